@@ -1,0 +1,60 @@
+"""The errors a user can meet. Each says what is wrong, where, and what to do; each knows whether a retry can help."""
+
+from __future__ import annotations
+
+
+class IrisError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Attributes:
+        retryable: whether running the same thing again can succeed without a change by the user.
+        exit_code: what a stage's process exits with when it stops on this error.
+    """
+
+    retryable = False
+    exit_code = 2
+
+
+class ConfigError(IrisError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(IrisError):
+    """The annotated data cannot be used as it is."""
+
+
+class ModelError(IrisError):
+    """The model folder is missing, incomplete, or lacks something the loop needs (a chat template)."""
+
+
+class StoreError(IrisError):
+    """The store cannot take or give back a stage's output."""
+
+
+class EvaluationError(IrisError):
+    """A benchmark is unknown or its data is not at hand."""
+
+
+class TrainingError(IrisError):
+    """Training cannot go on: a loss that is not a number, or a reference that is not the policy at step 0."""
+
+
+class ServiceError(IrisError):
+    """A server (MLflow, Prefect, the model hub) does not answer; trying again later may help."""
+
+    retryable = True
+    exit_code = 75
+
+
+class OutOfMemoryError(IrisError):
+    """The device's memory is exhausted; a retry with smaller micro-batches may fit."""
+
+    retryable = True
+    exit_code = 76
+
+
+class StageFailed(IrisError):
+    """A stage's process ended without a manifest (killed, lost, or crashed); a retry resumes its work."""
+
+    retryable = True
+    exit_code = 70

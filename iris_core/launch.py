@@ -1,0 +1,172 @@
+"""Starts a stage as a subprocess in its own process group and leaves no descendant of it alive.
+
+Three things end a stage: its own end, an exception in the starter (cancel, Ctrl-C), and the starter's death (the pipe
+the stage holds as a leash closes). Whatever the way, every process that carries this launch's mark in its environment
+is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from iris_core import errors
+from iris_core.errors import IrisError, StageFailed
+from iris_core.progress import FD_VARIABLE
+from iris_core.stage import LEASH_VARIABLE
+from iris_core.store import Manifest, Spec, read_manifest, write_atomic
+
+MARK_VARIABLE = "IRIS_LAUNCH"
+GRACE_S = 10.0
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def launch(
+    spec: Spec,
+    folder: Path,
+    on_progress: Listener = lambda event: None,
+    on_log: Callable[[str], None] = lambda line: None,
+) -> Manifest:
+    """Runs `python -m iris_core.<stage>` on `spec` in `folder` and waits for it.
+
+    Args:
+        spec: the stage's spec.
+        folder: the output folder; the stage resumes what it finds there.
+        on_progress: called with each progress event, on the calling thread.
+        on_log: called with each line the stage prints, on a thread of its own.
+
+    Returns:
+        The manifest. Its `reused` is set by `completed`, not here.
+
+    Raises:
+        IrisError: the stage's own error, rebuilt; StageFailed if it was killed or crashed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    request = folder / f".request-{uuid.uuid4().hex}.json"
+    write_atomic(request, spec.model_dump_json())
+    command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(folder)]
+    try:
+        error = _run(command, on_progress, on_log)
+    finally:
+        request.unlink(missing_ok=True)
+    manifest = read_manifest(folder)
+    if error is None and manifest is not None:
+        return manifest
+    raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")
+
+
+def _run(command: list[str], on_progress: Listener, on_log: Callable[[str], None]) -> IrisError | None:
+    """Runs `command` to its end; the error it reported, if it did."""
+    stage, mark = command[2].removeprefix("iris_core."), uuid.uuid4().hex
+    error: IrisError | None = None
+    with _pipes() as (leash, progress_in, progress_out):
+        environment = {
+            **TELEMETRY_OFF, **os.environ, MARK_VARIABLE: mark, "PYTHONUNBUFFERED": "1",
+            LEASH_VARIABLE: str(leash), FD_VARIABLE: str(progress_out),
+        }  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=(leash, progress_out),
+        )
+        os.close(progress_out)
+        assert process.stdout is not None
+        reader = threading.Thread(target=_forward, args=(process.stdout, on_log), daemon=True)
+        reader.start()
+        try:
+            for line in progress_in:
+                event = json.loads(line)
+                if event["event"] == "error":
+                    error = _rebuild(stage, event)
+                else:
+                    on_progress(event)
+            code = process.wait()
+        finally:
+            end(process, mark)
+            reader.join(timeout=GRACE_S)
+    if code != 0 and error is None:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        error = StageFailed(f"{stage} {how}: run again to resume")
+    return error
+
+
+def end(process: subprocess.Popen[str], mark: str) -> None:
+    """Ends `process` and all that carry `mark`: SIGTERM, `GRACE_S` seconds, then SIGKILL."""
+    marked = descendants(mark)
+    for descendant in marked:
+        _signal(descendant, signal.SIGTERM)
+    _, alive = psutil.wait_procs(marked, timeout=GRACE_S)
+    for survivor in {*alive, *descendants(mark)}:
+        _signal(survivor, signal.SIGKILL)
+    process.wait()
+
+
+def descendants(mark: str) -> list[psutil.Process]:
+    """Every live process with `mark` in its environment, wherever it went (also one that left its session)."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+@contextmanager
+def _pipes() -> Iterator[tuple[int, TextIO, int]]:
+    """The leash's reading end and both ends of the progress pipe. The leash's writing end closes with this process."""
+    leash_read, leash_write = os.pipe()
+    progress_read, progress_write = os.pipe()
+    try:
+        with os.fdopen(progress_read, encoding="utf-8") as progress_in:
+            yield leash_read, progress_in, progress_write
+    finally:
+        os.close(leash_write)
+        os.close(leash_read)
+
+
+def _forward(stream: TextIO, on_log: Callable[[str], None]) -> None:
+    for line in stream:
+        on_log(line.rstrip("\n"))
+
+
+def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
+    kind = getattr(errors, event["kind"], None)
+    if kind is None:
+        crash = StageFailed(f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)")
+        crash.retryable = False
+        return crash
+    return kind(event["message"])

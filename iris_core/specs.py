@@ -1,0 +1,129 @@
+"""The spec of every stage: what it needs, by content. Light to import, so that flows can build them without torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from iris_core.config import (
+    DataPart,
+    EvaluationPart,
+    GenerationPart,
+    ModelPart,
+    ObjectivePart,
+    SchedulePart,
+    TrainingPart,
+)
+from iris_core.store import Artifact, Policy, Spec, Strict
+
+
+class PrepareSpec(Spec):
+    """Resolve the model, read, check and split the annotated pairs.
+
+    Output `pairs`: Parquet with prompt_id, prompt, response, split ("train" or "heldout"), in training order.
+    Output `model`: a JSON file with the resolved model folder and its digest (see `iris_core.prepare.policy`).
+    """
+
+    stage: ClassVar[str] = "prepare"
+    model: ModelPart
+    data: DataPart
+    data_digest: str
+    heldout_digest: str | None
+    seed: int
+
+
+class GenerateSpec(Spec):
+    """Sample one response to every prompt of both splits.
+
+    Output `responses`: folder of Parquet shards with prompt_id, response, token_ids, finish_reason, split.
+    """
+
+    stage: ClassVar[str] = "generate"
+    policy: Policy
+    pairs: Artifact
+    generation: GenerationPart
+    system_prompt: str | None
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class TrainSpec(Spec):
+    """Fine-tune the policy, starting from `policy`, against `opponent`.
+
+    Outputs: `adapter` (LoRA) or `model` (full), `history` (JSON Lines, a row a step), `opponent_logprobs`, `heldout`
+    (Parquet, a row a held-out pair: log-probs of both responses under opponent and policy).
+    """
+
+    stage: ClassVar[str] = "train"
+    policy: Policy
+    opponent: Policy
+    pairs: Artifact
+    synthetic: list[Artifact]
+    objective: ObjectivePart
+    order: float
+    training: TrainingPart
+    learning_rate: float
+    system_prompt: str | None
+    max_response_tokens: int
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class EvaluateSpec(Spec):
+    """Score a policy on the benchmarks, and on held-out prompts by exact match.
+
+    Outputs: `scores` (folder, a JSON file a benchmark) and, with an answer pattern, `heldout` (Parquet).
+    """
+
+    stage: ClassVar[str] = "evaluate"
+    policy: Policy
+    evaluation: EvaluationPart
+    data: Artifact | None
+    pairs: Artifact
+    answer_pattern: str | None
+    system_prompt: str | None
+    max_new_tokens: int
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class Gap(Strict):
+    """The measured gap D̂ between data and opponent, in nats, with its bootstrap 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ScheduleSpec(Spec):
+    """Set the next order from the gaps measured so far (the last one is this iteration's).
+
+    Output `schedule`: a JSON file with order, next_order, converged and reason; the metrics hold the same.
+    """
+
+    stage: ClassVar[str] = "schedule"
+    schedule: SchedulePart
+    iteration: int
+    iterations: int
+    order: float
+    gaps: list[Gap]
+
+
+class RegisterSpec(Spec):
+    """Log one iteration to MLflow and register its model.
+
+    `iteration` is None for the initial model, which gets a run with its scores but no version.
+    Output `registration`: a JSON file with run_id, parent_run_id, version.
+    """
+
+    stage: ClassVar[str] = "register"
+    experiment: str
+    tracking_uri: str
+    registered_model: str
+    iteration: int | None
+    policy: Policy
+    stages: dict[str, Artifact]
+    recipe: str
+    identity: Literal["v1"] = "v1"

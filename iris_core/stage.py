@@ -1,0 +1,87 @@
+"""The command line that every stage shares: `python -m iris_core.<stage> --spec spec.json --out DIR`.
+
+Errors end the process with one line that says what to do and the exit code of `iris_core.errors`; a stage whose
+starter dies (the pipe of `IRIS_LEASH_FD` closes) ends itself and every process it started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pydantic
+
+from iris_core import progress
+from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
+from iris_core.store import Outcome, Spec, run_stage
+
+LEASH_VARIABLE = "IRIS_LEASH_FD"
+
+S = TypeVar("S", bound=Spec)
+
+
+def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
+    """Runs one stage from the command line and exits with its code."""
+    parser = argparse.ArgumentParser(description=f"Run the stage `{spec_type.stage}`.")
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file with the stage's spec")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the output; run again to resume")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _hold_leash()
+    try:
+        spec = read_spec(spec_type, arguments.spec)
+        manifest = run_stage(spec, arguments.out.absolute(), work)
+    except IrisError as error:
+        sys.exit(_report(error))
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            progress.emit("error", kind=type(error).__name__, message=str(error), exit_code=1)
+            raise
+        sys.exit(_report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
+    logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, manifest.folder)
+
+
+def read_spec(spec_type: type[S], path: Path) -> S:
+    """The spec in the JSON file at `path`.
+
+    Raises:
+        ConfigError: the file is missing or does not fit `spec_type`.
+    """
+    try:
+        return spec_type.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--spec: there is no file {path}") from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _report(error: IrisError) -> int:
+    progress.emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )  # fmt: skip
+
+
+def _hold_leash() -> None:
+    descriptor = os.environ.get(LEASH_VARIABLE)
+    if descriptor is not None:
+        threading.Thread(target=_end_with_starter, args=(int(descriptor),), daemon=True).start()
+
+
+def _end_with_starter(descriptor: int) -> None:
+    """Waits for the starter's end of the pipe to close, then ends this process group."""
+    os.read(descriptor, 1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,0 +1,306 @@
+"""The stage store: a stage turns a *spec* (JSON, content digests only) into a *folder* that a manifest completes.
+
+    <root>/objects/<stage>-<key>/            one folder per spec ever run; spec.json, files, manifest.json (last)
+    <root>/<experiment>/iteration-0/train    a link to the folder that holds iteration 0's training
+
+The key is the SHA-256 of everything in the spec that decides the output, so equal work is found again wherever it was
+asked for first, and a changed setting never overwrites what an earlier one produced. A folder with a valid manifest
+is complete; anything else is unfinished work which the same stage resumes. What a stage keeps only to be resumable
+lies in `work/` and goes when the manifest is in place.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import filelock
+from pydantic import BaseModel, ConfigDict, Field
+
+from iris_core.digest import file_digest, folder_digest, json_digest, model_digest
+from iris_core.errors import StoreError
+
+MANIFEST = "manifest.json"
+SPEC = "spec.json"
+WORK = "work"
+LOCK = ".lock"
+MIN_FREE_BYTES = 1 << 30
+
+log = logging.getLogger(__name__)
+
+
+class Strict(BaseModel):
+    """A pydantic model that refuses unknown keys and does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Artifact(Strict):
+    """A file or folder and the SHA-256 of its content. Only the digest enters a key."""
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The artifact at `path`, digested now: a model folder by its weights and settings, others whole."""
+        if path.is_file():
+            return cls(path=path, digest=file_digest(path))
+        is_model = any(path.glob("*.safetensors"))
+        return cls(path=path, digest=model_digest(path) if is_model else folder_digest(path))
+
+
+class Policy(Strict):
+    """What answers prompts: a model folder, and the LoRA adapter on it where there is one."""
+
+    model: Artifact
+    adapter: Artifact | None = None
+
+
+class Spec(Strict):
+    """Everything that determines a stage's output. Subclasses name the stage and add fields.
+
+    `execution` says how, never what (devices, micro-batches, threads): it stays out of the key.
+    """
+
+    stage: ClassVar[str]
+    versions: dict[str, str] = Field(default_factory=dict)
+    execution: dict[str, Any] = Field(default_factory=dict)
+
+    def key(self) -> str:
+        """SHA-256 of the canonical spec, artifacts by digest."""
+        content = self.model_dump(mode="json", exclude={"execution"})
+        return json_digest({"stage": self.stage, **_without_paths(content)})
+
+
+S = TypeVar("S", bound=Spec)
+
+
+class Output(Strict):
+    """A named file or folder inside a stage's folder."""
+
+    path: str
+    digest: str
+
+
+class Manifest(Strict):
+    """What a finished stage produced. `folder` is where it was read from and is not stored.
+
+    Attributes:
+        files: size and SHA-256 of each file, by name relative to the folder.
+        outputs: the parts that later stages take.
+        metrics: numbers and small values worth showing.
+        seconds: wall time of the run that completed it.
+    """
+
+    stage: str
+    key: str
+    spec: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    outputs: dict[str, Output]
+    metrics: dict[str, Any]
+    started: datetime.datetime
+    seconds: float
+    folder: Path = Field(default=Path(), exclude=True)
+    reused: bool = Field(default=False, exclude=True)
+
+    def artifact(self, name: str) -> Artifact:
+        """The output called `name`, as the next stage's input."""
+        output = self.outputs[name]
+        return Artifact(path=self.folder / output.path, digest=output.digest)
+
+
+class Outcome(Strict):
+    """What a stage's work returns: its outputs by name, its metrics."""
+
+    outputs: dict[str, Path]
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of those of `packages` that are installed, for the lineage and the key."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes `text` so that `path` holds either all of it or what it held before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a complete stage folder, or None if there is none that can be read."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest(**content, folder=folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def completed(folder: Path, key: str) -> Manifest | None:
+    """The manifest of `folder` if it belongs to `key` and every file still has its size and digest."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.key != key:
+        return None
+    for name, (size, digest) in manifest.files.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size or file_digest(file) != digest:
+            log.warning("%s has changed since it was written: %s runs again", file, manifest.stage)
+            (folder / MANIFEST).unlink()
+            file.unlink(missing_ok=True)
+            return None
+    return manifest.model_copy(update={"reused": True})
+
+
+def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Manifest:
+    """Runs `work` on `spec` in `folder`, or takes what a run before has finished there.
+
+    Raises:
+        StoreError: the folder belongs to another spec, is in use, or the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if manifest := completed(folder, spec.key()):
+            log.info("%s: reused %s", spec.stage, folder)
+            return manifest
+        _claim_folder(folder, spec)
+        check_free_space(folder)
+        started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+        try:
+            outcome = work(spec, folder)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise StoreError(f"the disk of {folder} is full: free some space, then run again to resume") from error
+            raise
+        manifest = _manifest(spec, folder, outcome, started, time.monotonic() - clock)
+        write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1))
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return manifest
+
+
+def check_free_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
+    """Raises StoreError if the disk of `folder` has less than `needed` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StoreError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
+            "free some space or set `store` to a folder on another disk"
+        )
+
+
+class Store:
+    """One experiment's view of the store.
+
+    Args:
+        root: the store's folder; created if missing.
+        experiment: the experiment's name, a folder under `root`.
+    """
+
+    def __init__(self, root: Path, experiment: str):
+        self.root = root.expanduser().absolute()
+        self.home = self.root / experiment
+
+    def claim(self, identity: dict[str, str]) -> None:
+        """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
+
+        Raises:
+            StoreError: the folder holds an experiment with another identity, or cannot be written.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder") from error
+        check_free_space(self.home)
+        mark = self.home / "experiment.json"
+        held = json.loads(mark.read_text()) if mark.exists() else identity
+        for name in identity:
+            if held.get(name) != identity[name]:
+                raise StoreError(
+                    f"store: {self.home} holds another experiment ({name} was {held.get(name)}, now {identity[name]}): "
+                    "give this one another `name`, or set `store` to another folder"
+                )
+        write_atomic(mark, json.dumps(identity, indent=1))
+
+    def folder(self, spec: Spec) -> Path:
+        """Where the output of `spec` lies or will lie."""
+        return self.root / "objects" / f"{spec.stage}-{spec.key()[:16]}"
+
+    def link(self, place: str, folder: Path) -> None:
+        """Makes `<experiment>/<place>` (as in "iteration-0/train") lead to a stage's folder."""
+        link = self.home / place
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+        temporary.replace(link)
+
+    def manifest(self, place: str) -> Manifest | None:
+        """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
+        return read_manifest((self.home / place).resolve())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=60)
+    except filelock.Timeout as error:
+        raise StoreError(f"{folder} is in use by another run: wait for it, or stop it") from error
+    with lock:
+        yield
+
+
+def _claim_folder(folder: Path, spec: Spec) -> None:
+    held = folder / SPEC
+    if held.exists():
+        key = type(spec).model_validate_json(held.read_text()).key()
+        if key != spec.key():
+            raise StoreError(f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out")
+    write_atomic(held, spec.model_dump_json(indent=1))
+
+
+def _manifest(spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float) -> Manifest:
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    kept = [name for name in names if name.parts[0] != WORK and not name.name.startswith(".")]
+    return Manifest(
+        stage=spec.stage,
+        key=spec.key(),
+        spec=spec.model_dump(mode="json"),
+        files={str(name): ((folder / name).stat().st_size, file_digest(folder / name)) for name in kept if str(name) != MANIFEST},
+        outputs={
+            name: Output(path=str(path.relative_to(folder)), digest=Artifact.of(path).digest)
+            for name, path in outcome.outputs.items()
+        },
+        metrics=outcome.metrics,
+        started=started,
+        seconds=seconds,
+        folder=folder,
+    )  # fmt: skip
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"path", "digest"}:
+            return value["digest"]
+        return {name: _without_paths(item) for name, item in value.items()}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
