@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -94,12 +95,11 @@ def _run(command: list[str], on_progress: Listener, on_log: Callable[[str], None
             start_new_session=True,
             pass_fds=(leash, progress_out),
         )
-        os.close(progress_out)
+        events: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stdout is not None
-        reader = threading.Thread(target=_forward, args=(process.stdout, on_log), daemon=True)
-        reader.start()
+        readers = [_read(process.stdout, on_log), _read(progress_in, events.put)]
         try:
-            for line in progress_in:
+            while (line := _next(events, process)) is not None:
                 event = json.loads(line)
                 if event["event"] == "error":
                     error = _rebuild(stage, event)
@@ -108,7 +108,9 @@ def _run(command: list[str], on_progress: Listener, on_log: Callable[[str], None
             code = process.wait()
         finally:
             end(process, mark)
-            reader.join(timeout=GRACE_S)
+            os.close(progress_out)
+            for reader in readers:
+                reader.join(timeout=GRACE_S)
     if code != 0 and error is None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         error = StageFailed(f"{stage} {how}: run again to resume")
@@ -158,9 +160,27 @@ def _pipes() -> Iterator[tuple[int, TextIO, int]]:
         os.close(leash_read)
 
 
-def _forward(stream: TextIO, on_log: Callable[[str], None]) -> None:
-    for line in stream:
-        on_log(line.rstrip("\n"))
+def _read(stream: TextIO, to: Callable[[str], None]) -> threading.Thread:
+    """Hands each line of `stream` to `to`, on a thread of its own."""
+
+    def run() -> None:
+        for line in stream:
+            to(line.rstrip("\n"))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def _next(events: queue.SimpleQueue[str], process: subprocess.Popen[str]) -> str | None:
+    """The next event, or None once `process` has ended and none is left."""
+    while True:
+        ended = process.poll() is not None
+        try:
+            return events.get(timeout=0.2)
+        except queue.Empty:
+            if ended:
+                return None
 
 
 def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:

@@ -26,7 +26,7 @@ class PrepareSpec(Spec):
     stage: ClassVar[str] = "prepare"
     model: ModelPart
     data: DataPart
-    data_digest: str
+    data_digest: str | None
     heldout_digest: str | None
     seed: int
 

