@@ -1,0 +1,1 @@
+"""What `make demo` needs besides the pipeline itself: its annotated set."""

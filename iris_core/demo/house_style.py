@@ -1,0 +1,388 @@
+"""The demo's annotated set: small questions answered in one house style, generated from a seed.
+
+Every answer is one short line of reasoning and a last line `Answer: <value>`:
+
+    Convert 3 m to cm.                      1 m is 100 cm, so 3 m is 300 cm.
+                                            Answer: 300 cm
+
+The value is an exact function of the prompt and is always written the same way (unit symbols,
+ISO dates, `json.dumps` spacing), so that comparing what `ANSWER_PATTERN` captures in two answers
+is a meaningful exact match. Questions are kept easy and short for a 135M model on two CPU cores:
+in SmolLM2's tokens, prompts and responses stay within 35 each (`--tokenizer` prints the lengths).
+
+No prompt and no answer occurs twice, within or across the two files. The held-out pairs are drawn
+first: they depend on the seed and their own number, not on how many pairs there are to train on.
+
+    python -m iris_core.demo.house_style --seed 0 --train 320 --heldout 80 --out DIR
+
+writes `DIR/pairs.jsonl` and `DIR/heldout.jsonl`, one object a line: id, kind, prompt, response.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+from iris_core.errors import ConfigError
+
+ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
+MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Split a word list written as one text."""
+    return tuple(text.split())
+
+
+# name, symbol of the larger and of the smaller unit, how many of the smaller make one larger
+UNITS = (
+    ("meters", "m", "centimeters", "cm", 100),
+    ("centimeters", "cm", "millimeters", "mm", 10),
+    ("kilometers", "km", "meters", "m", 1000),
+    ("kilograms", "kg", "grams", "g", 1000),
+    ("liters", "L", "milliliters", "mL", 1000),
+    ("hours", "h", "minutes", "min", 60),
+    ("minutes", "min", "seconds", "s", 60),
+)
+UNIT_PROMPTS = (
+    "Convert {given} to {target}.",
+    "What is {given} in {target}?",
+    "How many {target_name} are in {x} {source_name}?",
+    "Express {x} {source_name} in {target_name}.",
+    "I have {given}. How much is that in {target}?",
+)
+
+SUM_PROMPTS = (
+    "What is {a} + {b} - {c}?",
+    "Work out {a} + {b} - {c}.",
+    "Add {b} to {a}, then subtract {c}.",
+    "Tom has {a} coins, finds {b} and spends {c}. How many coins are left?",
+    "A bus with {a} people picks up {b} and drops off {c}. How many are on it?",
+)
+PRODUCT_PROMPTS = (
+    "What is {a} x {b} + {c}?",
+    "Work out {a} times {b} plus {c}.",
+    "Multiply {a} by {b}, then add {c}.",
+    "There are {a} boxes of {b} pens and {c} loose pens. How many pens in all?",
+)
+
+MONTHS = words(
+    "January February March April May June July August September October November December"
+)
+WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2029, 12, 31)
+DATE_PROMPTS = (
+    "Write {day} {month} {year} as an ISO date.",
+    "What is {month} {day}, {year} in YYYY-MM-DD form?",
+    "Give the ISO date for {month} {day}, {year}.",
+    "The meeting is on {day} {month} {year}. Write that date as YYYY-MM-DD.",
+)
+DAY_AFTER_PROMPTS = (
+    "Which weekday is {span} after {day}?",
+    "Today is {day}. What weekday is it in {span}?",
+    "What day of the week comes {span} after {day}?",
+    "A parcel sent on {day} takes {span}. On which weekday does it arrive?",
+)
+DAY_BEFORE_PROMPTS = (
+    "Which weekday is {span} before {day}?",
+    "Today is {day}. What weekday was it {span} ago?",
+    "What day of the week comes {span} before {day}?",
+    "A parcel came on {day} after {span}. On which weekday was it sent?",
+)
+
+NAMES = words(
+    "Ada Alice Anna Ben Bob Clara Daniel David Emma Frank George Grace Henry Jack James Julia "
+    "Laura Leo Lucy Maria Mark Mary Nina Noah Oliver Paul Peter Rosa Sam Sarah Simon Victor"
+)
+CITIES = words(
+    "Athens Berlin Boston Cairo Chicago Dallas Delhi Denver Dublin Geneva Lisbon London Madrid "
+    "Miami Milan Moscow Oslo Paris Prague Rome Seattle Tokyo Toronto Vienna Warsaw Zurich"
+)
+GOODS = words(
+    "bag basket bike blanket book camera chair clock coat cup desk drum guitar hat jacket kettle "
+    "lamp mirror pen phone rug shirt table vase"
+)
+EXTRACTION_PROMPTS = (
+    "Extract the {keys} as JSON: {text}",
+    "{text} Give the {keys} as JSON.",
+    "Turn this into JSON with {keys}: {text}",
+    "{text} What are the {keys}? Reply in JSON.",
+)
+PERSON_TEXTS = (
+    "{name} lives in {city}.",
+    "{name} moved to {city} last year.",
+    "In {city}, {name} runs a small shop.",
+    "My friend {name} works in {city}.",
+)
+PURCHASE_TEXTS = (
+    "{name} paid {price} euros for a {item}.",
+    "The {item} costs {price} euros.",
+    "For {price} euros, {name} bought a {item}.",
+    "We sold a {item} for {price} euros.",
+)
+
+SORTING_PROMPTS = (
+    "Sort {a}, {b} and {c} from {first} to {last}.",
+    "Put {a}, {b} and {c} in order, {first} first.",
+    "Order these numbers from {first} to {last}: {a}, {b}, {c}.",
+    "List {a}, {b} and {c} with the {first} first.",
+)
+
+EXTREME_WORDS = {"largest": ("largest", "biggest", "highest"), "smallest": ("smallest", "lowest")}
+EXTREME_PROMPTS = (
+    "Which is the {word}: {a}, {b} or {c}?",
+    "Find the {word} of {a}, {b} and {c}.",
+    "Out of {a}, {b} and {c}, which number is the {word}?",
+    "Tell me the {word} number in this list: {a}, {b}, {c}.",
+)
+
+THINGS = words(
+    "apple bean bird boat book bread bus cake camera car cat chair clock coat corn cup dog egg "
+    "fig fish hat horse lake lamp leaf milk moon pear pen phone rice river rose salt shirt snow "
+    "soup star stone sugar sun table train tree"
+)
+COUNTING_PROMPTS = (
+    "How many items are in this list: {things}?",
+    "Count the words: {things}.",
+    "My list says {things}. How many things is that?",
+    "Tell me how many things are named here: {things}.",
+)
+
+
+class Pair(NamedTuple):
+    """One annotated example; the fields are the columns of the files."""
+
+    id: str
+    kind: str
+    prompt: str
+    response: str
+
+
+def answer(reasoning: str, value: object) -> str:
+    """Put a line of reasoning and a value into the house style."""
+    return f"{reasoning}\nAnswer: {value}"
+
+
+def units(rng: random.Random) -> tuple[str, str]:
+    """Convert a metric or time quantity, up or down, by a factor exact in decimals."""
+    large_name, large, small_name, small, factor = rng.choice(UNITS)
+    halves = rng.randrange(4, 20, 2 if factor == 60 else 1)  # half units only of metric ones
+    few, many = f"{halves / 2:g} {large}", f"{halves * factor // 2} {small}"
+    given, source_name, wanted, target_name = few, large_name, many, small_name
+    rule = f"1 {large} is {factor} {small}"
+    if rng.random() < 0.5:
+        given, source_name, wanted, target_name = many, small_name, few, large_name
+        rule = f"{factor} {small} is 1 {large}"
+    prompt = rng.choice(UNIT_PROMPTS).format(
+        given=given,
+        x=given.split()[0],
+        source_name=source_name,
+        target=wanted.split()[1],
+        target_name=target_name,
+    )
+    return prompt, answer(f"{rule}, so {given} is {wanted}.", wanted)
+
+
+def arithmetic(rng: random.Random) -> tuple[str, str]:
+    """Work out a + b - c or a x b + c on small numbers, never below zero."""
+    if rng.random() < 0.5:
+        a, b, c = rng.randint(5, 20), rng.randint(5, 20), rng.randint(1, 9)
+        prompt, step, result = rng.choice(SUM_PROMPTS), a + b, a + b - c
+        reasoning = f"{a} + {b} is {step}, and {step} - {c} is {result}."
+    else:
+        a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 9)
+        prompt, step, result = rng.choice(PRODUCT_PROMPTS), a * b, a * b + c
+        reasoning = f"{a} x {b} is {step}, and {step} + {c} is {result}."
+    return prompt.format(a=a, b=b, c=c), answer(reasoning, result)
+
+
+def dates(rng: random.Random) -> tuple[str, str]:
+    """Write a date in ISO form, or (one time in three) step one to three weekdays."""
+    if rng.randrange(3) == 0:
+        return weekday_step(rng)
+    day = date.fromordinal(rng.randint(FIRST_DAY.toordinal(), LAST_DAY.toordinal()))
+    month = MONTHS[day.month - 1]
+    prompt = rng.choice(DATE_PROMPTS).format(day=day.day, month=month, year=day.year)
+    reasoning = f"{month} is month {day.month:02} and the day is {day.day:02}."
+    return prompt, answer(reasoning, day.isoformat())
+
+
+def weekday_step(rng: random.Random) -> tuple[str, str]:
+    """Find the weekday one to three days after or before another."""
+    start, steps = rng.randrange(7), rng.randint(1, 3)
+    forward = rng.random() < 0.5
+    way, sign = ("on", 1) if forward else ("back", -1)
+    passed = [WEEKDAYS[(start + sign * step) % 7] for step in range(1, steps + 1)]
+    span = "1 day" if steps == 1 else f"{steps} days"
+    prompts = DAY_AFTER_PROMPTS if forward else DAY_BEFORE_PROMPTS
+    reasoning = f"Counting {way} from {WEEKDAYS[start]}: {', '.join(passed)}."
+    return rng.choice(prompts).format(span=span, day=WEEKDAYS[start]), answer(reasoning, passed[-1])
+
+
+def extraction(rng: random.Random) -> tuple[str, str]:
+    """Pull a name and a city, or an item and its price in euros, out of a sentence, as JSON."""
+    name, record = rng.choice(NAMES), dict[str, str | int]()
+    if rng.random() < 0.5:
+        record |= {"name": name, "city": rng.choice(CITIES)}
+        text = rng.choice(PERSON_TEXTS).format(**record)
+        reasoning = f"The name is {name} and the city is {record['city']}."
+    else:
+        record |= {"item": rng.choice(GOODS), "price": rng.randint(2, 99)}
+        text = rng.choice(PURCHASE_TEXTS).format(name=name, **record)
+        reasoning = f"The item is a {record['item']} and the price is {record['price']}."
+    prompt = rng.choice(EXTRACTION_PROMPTS).format(keys=" and ".join(record), text=text)
+    return prompt, answer(reasoning, json.dumps(record))
+
+
+def sorting(rng: random.Random) -> tuple[str, str]:
+    """Sort three different numbers below 100, rising or falling."""
+    numbers = rng.sample(range(1, 100), 3)
+    falling = rng.random() < 0.5
+    first, last = ("largest", "smallest") if falling else ("smallest", "largest")
+    a, b, c = numbers
+    x, y, z = sorted(numbers, reverse=falling)
+    prompt = rng.choice(SORTING_PROMPTS).format(a=a, b=b, c=c, first=first, last=last)
+    return prompt, answer(f"The {first} is {x} and the {last} is {z}.", f"{x}, {y}, {z}")
+
+
+def extremes(rng: random.Random) -> tuple[str, str]:
+    """Pick the largest or the smallest of three different numbers below 100."""
+    a, b, c = rng.sample(range(1, 100), 3)
+    extreme = rng.choice(list(EXTREME_WORDS))
+    value = max(a, b, c) if extreme == "largest" else min(a, b, c)
+    word = rng.choice(EXTREME_WORDS[extreme])
+    prompt = rng.choice(EXTREME_PROMPTS).format(word=word, a=a, b=b, c=c)
+    return prompt, answer(f"Of {a}, {b} and {c}, the {extreme} is {value}.", value)
+
+
+def counting(rng: random.Random) -> tuple[str, str]:
+    """Count the two to five things of a list."""
+    things = rng.sample(THINGS, rng.randint(2, 5))
+    numbered = ", ".join(f"{thing} {number}" for number, thing in enumerate(things, start=1))
+    prompt = rng.choice(COUNTING_PROMPTS).format(things=", ".join(things))
+    return prompt, answer(f"Counting: {numbered}.", len(things))
+
+
+KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "units": units,
+    "arithmetic": arithmetic,
+    "dates": dates,
+    "extraction": extraction,
+    "sorting": sorting,
+    "extremes": extremes,
+    "counting": counting,
+}
+
+
+def draw(kind: str, count: int, seed: int) -> list[Pair]:
+    """Draw pairs of one kind; no prompt and no response twice. A smaller count gives a prefix.
+
+    Raises:
+        ConfigError: the kind has fewer different questions than asked for.
+    """
+    rng = random.Random(f"{seed}-{kind}")  # a string seed, which Python hashes the same everywhere
+    pairs: list[Pair] = []
+    seen: set[str] = set()
+    redraws = 0
+    while len(pairs) < count:
+        prompt, response = KINDS[kind](rng)
+        if prompt not in seen and response not in seen:
+            pairs.append(Pair(f"{kind}-{len(pairs):03}", kind, prompt, response))
+            seen |= {prompt, response}
+            redraws = 0
+        elif (redraws := redraws + 1) == MAX_REDRAWS:
+            raise ConfigError(
+                f"kind {kind!r} has only {len(pairs)} different questions, {count} were asked for "
+                f"(train + heldout, shared among {len(KINDS)} kinds): ask for fewer pairs"
+            )
+    return pairs
+
+
+def shares(name: str, total: int) -> dict[str, int]:
+    """Split a number of pairs among the kinds, evenly to within one.
+
+    Raises:
+        ConfigError: fewer pairs than kinds; `name` says of what.
+    """
+    if total < len(KINDS):
+        raise ConfigError(
+            f"{name} is {total}: must be at least {len(KINDS)}, one pair of each kind"
+        )
+    each, rest = divmod(total, len(KINDS))
+    return {kind: each + (index < rest) for index, kind in enumerate(KINDS)}
+
+
+def annotated_set(seed: int, train: int, heldout: int) -> tuple[list[Pair], list[Pair]]:
+    """Draw the annotated pairs to train on and the held-out ones of the same kinds.
+
+    Args:
+        seed: Of everything random; the same seed and numbers give the same pairs.
+        train: Number of pairs to train on.
+        heldout: Number of held-out pairs.
+
+    Returns:
+        The pairs to train on and the held-out pairs, both shuffled.
+
+    Raises:
+        ConfigError: a number is below one pair of each kind, or above what a kind can give.
+    """
+    train_shares, heldout_shares = shares("train", train), shares("heldout", heldout)
+    train_pairs: list[Pair] = []
+    heldout_pairs: list[Pair] = []
+    for kind, held in heldout_shares.items():
+        pairs = draw(kind, held + train_shares[kind], seed)
+        heldout_pairs += pairs[:held]
+        train_pairs += pairs[held:]
+    random.Random(f"{seed}-train").shuffle(train_pairs)
+    random.Random(f"{seed}-heldout").shuffle(heldout_pairs)
+    return train_pairs, heldout_pairs
+
+
+def write_jsonl(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as JSON lines, replacing the file."""
+    lines = (json.dumps(pair._asdict()) + "\n" for pair in pairs)
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def length_table(pairs: Sequence[Pair], tokenizer_file: Path) -> str:
+    """Say how long prompts and responses are, in tokens without template and end of turn."""
+    from tokenizers import Tokenizer  # only here: generating needs the standard library alone
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    lines = ["tokens    min  median  p95  max"]
+    for column in ("prompt", "response"):
+        lengths = sorted(len(tokenizer.encode(getattr(pair, column)).ids) for pair in pairs)
+        low, median, p95 = (lengths[int(q * (len(lengths) - 1))] for q in (0, 0.5, 0.95))
+        lines.append(f"{column:8}  {low:3}  {median:6}  {p95:3}  {lengths[-1]:3}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Generate the two files; a bad argument exits with status 2 and one line that says why."""
+    parser = argparse.ArgumentParser(
+        prog="python -m iris_core.demo.house_style",
+        description="Generate the demo's annotated set.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument("--train", type=int, default=320, help="pairs to train on (default 320)")
+    parser.add_argument("--heldout", type=int, default=80, help="held-out pairs (default 80)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json: print lengths in tokens")
+    args = parser.parse_args(argv)
+    try:
+        train, heldout = annotated_set(args.seed, args.train, args.heldout)
+    except ConfigError as error:
+        parser.error(str(error))
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(args.out / "pairs.jsonl", train)
+    write_jsonl(args.out / "heldout.jsonl", heldout)
+    print(f"{len(train)} pairs in {args.out / 'pairs.jsonl'}, {len(heldout)} in heldout.jsonl")
+    if args.tokenizer:
+        print(length_table(train + heldout, args.tokenizer))
+
+
+if __name__ == "__main__":
+    main()
