@@ -51,7 +51,9 @@ class DataPart(Part):
     heldout_path: str | None = Field(None, description="File with the held-out pairs; none: taken from `path`.")
     max_prompt_tokens: int = Field(1024, ge=1, description="Longest prompt, in tokens with its chat template.")
     max_response_tokens: int = Field(1024, ge=1, description="Longest annotated response, in tokens.")
-    on_long: Literal["error", "drop"] = Field("error", description="What to do with a pair over those limits.")
+    on_invalid: Literal["error", "drop"] = Field(
+        "error", description="What to do with a pair that is empty, duplicated or over those limits."
+    )
     answer_pattern: str | None = Field(
         None, description="Regular expression with one group: two answers match exactly if their last captures do."
     )

@@ -1,0 +1,147 @@
+"""Sampling engines: one function that turns token ids of prompts into sampled responses, by vLLM or by transformers.
+
+    sample = open_engine(spec)
+    samples = sample(prompts, seeds)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from iris_core import models
+from iris_core.errors import ConfigError
+from iris_core.specs import GenerateSpec
+
+HF_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response.
+
+    Attributes:
+        token_ids: the tokens, the end-of-turn token included where the model gave one.
+        finish_reason: "stop" (end of turn) or "length" (cut at `max_new_tokens`).
+    """
+
+    token_ids: list[int]
+    finish_reason: str
+
+
+Sampler = Callable[[list[list[int]], list[int]], list[Sample]]
+
+
+def backend(name: str) -> str:
+    """ "vllm" or "transformers"; "auto" is vLLM where it is installed.
+
+    Raises:
+        ConfigError: vLLM is asked for and not installed.
+    """
+    installed = importlib.util.find_spec("vllm") is not None
+    if name == "vllm" and not installed:
+        raise ConfigError("generation.backend: vllm is not installed here: install it, or use `transformers`")
+    return name if name != "auto" else ("vllm" if installed else "transformers")
+
+
+def open_engine(spec: GenerateSpec, longest_prompt: int) -> Sampler:
+    """Loads the policy of `spec` into its engine.
+
+    Args:
+        spec: policy, sampling settings, backend.
+        longest_prompt: tokens of the longest prompt; bounds the engine's memory.
+    """
+    if backend(spec.generation.backend) == "vllm":
+        return _open_vllm(spec, longest_prompt)
+    return _open_transformers(spec)
+
+
+def vllm_settings(policy_dtype: str) -> dict[str, Any]:
+    """Engine arguments that hold for every use of vLLM here; sets its environment on CPU."""
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    settings: dict[str, Any] = {"dtype": policy_dtype, "disable_log_stats": True}
+    if not torch.cuda.is_available():
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+        settings["enforce_eager"] = True
+    return settings
+
+
+def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
+    settings = vllm_settings(spec.dtype)
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    adapter = spec.policy.adapter
+    request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None
+    if adapter:
+        settings |= {"enable_lora": True, "max_lora_rank": max(8, _rank(adapter.path)), "max_loras": 1}
+    generation = spec.generation
+    llm = LLM(
+        str(spec.policy.model.path),
+        max_model_len=longest_prompt + generation.max_new_tokens,
+        enable_prefix_caching=True,
+        trust_remote_code=spec.trust_remote_code,
+        seed=0,
+        **settings,
+    )
+
+    def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
+        llm.reset_prefix_cache()  # a shard's responses depend on that shard alone
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts],
+            [
+                SamplingParams(
+                    temperature=generation.temperature, top_p=generation.top_p, max_tokens=generation.max_new_tokens,
+                    seed=seed, detokenize=False,
+                )
+                for seed in seeds
+            ],
+            lora_request=request,
+            use_tqdm=False,
+        )  # fmt: skip
+        completions = [output.outputs[0] for output in outputs]
+        return [Sample(list(item.token_ids), item.finish_reason or "length") for item in completions]
+
+    return sample
+
+
+def _open_transformers(spec: GenerateSpec) -> Sampler:
+    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    model = models.load_policy(spec.policy, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    generation, end = spec.generation, models.end_of_turn(tokenizer)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if generation.temperature > 0:
+        sampling = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+
+    @torch.inference_mode()
+    def batch(prompts: list[list[int]], seed: int) -> list[Sample]:
+        torch.manual_seed(seed)
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+        ids = model.generate(
+            **padded, max_new_tokens=generation.max_new_tokens, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )  # fmt: skip
+        return [_until(row, end) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
+
+    def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
+        starts = range(0, len(prompts), HF_BATCH)
+        return [item for start in starts for item in batch(prompts[start : start + HF_BATCH], seeds[start])]
+
+    return sample
+
+
+def _until(token_ids: list[int], end: int) -> Sample:
+    if end in token_ids:
+        return Sample(token_ids[: token_ids.index(end) + 1], "stop")
+    return Sample(token_ids, "length")
+
+
+def _rank(adapter: Any) -> int:
+    from peft import PeftConfig
+
+    return int(PeftConfig.from_pretrained(str(adapter)).r)  # type: ignore[attr-defined]

@@ -1,0 +1,148 @@
+"""Models and chat templates: resolve, load, and turn prompts and responses into tokens the one way used everywhere."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from iris_core.config import ModelPart
+from iris_core.errors import ModelError, ServiceError
+from iris_core.store import Artifact, Policy
+
+_MARK = "\u2042response\u2042"
+
+
+def resolve(model: ModelPart) -> Path:
+    """The local folder of `model`: as given, or a snapshot from the hub.
+
+    Raises:
+        ModelError: the folder is missing or holds no safetensors.
+        ServiceError: the hub cannot be reached.
+    """
+    folder = Path(model.path).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or model.path.startswith((".", "~")):
+            raise ModelError(f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name")
+        folder = _download(model)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model.path: {folder} holds no *.safetensors: load the model once and save it with "
+            "save_pretrained(folder, safe_serialization=True)"
+        )
+    return folder.absolute()
+
+
+def _download(model: ModelPart) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise ModelError(f"model.path: {model.path!r} is neither a folder nor a model on the hub") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ServiceError(
+            f"model.path: {model.path!r} is not a folder, and the Hugging Face hub cannot be reached: "
+            "give a local folder, or run again with a network"
+        ) from error
+
+
+def resolve_dtype(name: str) -> str:
+    """`name`, or for "auto" what this machine multiplies fast: "bfloat16" or "float32"."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast else "float32"
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`.
+
+    Raises:
+        ModelError: it has no chat template, or cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: {folder} has no tokenizer that can be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model.path: {folder} has no chat template: self-play starts from a chat model; "
+            "set tokenizer.chat_template and save it with tokenizer.save_pretrained(folder)"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    policy: Policy, dtype: str, *, trainable: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The model of `policy` on this machine's device, with its adapter (as a PeftModel) where it has one.
+
+    Args:
+        policy: model folder and adapter.
+        dtype: "bfloat16" or "float32".
+        trainable: whether an adapter's weights can be trained on.
+        trust_remote_code: run code from the model's folder.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        policy.model.path,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+    )
+    if policy.adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
+    return model.to(device()).eval()
+
+
+def verify(policy: Policy) -> None:
+    """Raises ModelError if a folder of `policy` no longer holds what its digest says."""
+    for artifact in filter(None, (policy.model, policy.adapter)):
+        if not artifact.path.is_dir() or Artifact.of(artifact.path).digest != artifact.digest:
+            raise ModelError(f"{artifact.path} is missing or has changed since this experiment began: restore it")
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str | None) -> list[int]:
+    """Token ids of `prompt` as a user's turn in the chat template, up to where the response starts."""
+    ids: Any = tokenizer.apply_chat_template(
+        _messages(prompt, system_prompt), add_generation_prompt=True, return_dict=False
+    )
+    return list(ids)
+
+
+def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
+    """Token ids of `response`, the end-of-turn token included."""
+    return [*tokenizer(response, add_special_tokens=False)["input_ids"], end_of_turn(tokenizer)]
+
+
+@functools.lru_cache(maxsize=4)
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that the chat template puts after an assistant's message, else the end-of-sequence token."""
+    messages = [*_messages("?", None), {"role": "assistant", "content": _MARK}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    after = tokenizer(text.partition(_MARK)[2], add_special_tokens=False)["input_ids"]
+    if after and after[0] in tokenizer.all_special_ids:
+        return after[0]
+    return tokenizer.eos_token_id
+
+
+def _messages(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return [*system, {"role": "user", "content": prompt}]

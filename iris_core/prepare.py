@@ -1,0 +1,83 @@
+"""Stage `prepare`: resolve the model, check the annotated pairs against its tokenizer, split them.
+
+    python -m iris_core.prepare --spec spec.json --out DIR
+
+Everything that can be wrong with the inputs is found here, before any stage that costs time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from iris_core import models
+from iris_core.data import Pair, check_pairs, read_pairs, split_pairs, write_pairs
+from iris_core.digest import model_digest
+from iris_core.errors import DataError, ModelError
+from iris_core.specs import PrepareSpec
+from iris_core.stage import main
+from iris_core.store import Outcome, write_atomic
+
+
+def prepare(spec: PrepareSpec, out: Path) -> Outcome:
+    """Checks and writes the experiment's inputs.
+
+    Raises:
+        ModelError: the model cannot be used; DataError: the data cannot.
+    """
+    folder = models.resolve(spec.model)
+    tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
+    _check_template(tokenizer, spec)
+
+    def lengths(pair: Pair) -> tuple[int, int]:
+        prompt = models.prompt_ids(tokenizer, pair.prompt, spec.data.system_prompt)
+        return len(prompt), len(models.response_ids(tokenizer, pair.response))
+
+    data, heldout, dropped = spec.data, None, {}
+    if data.heldout_path is not None:
+        heldout, _ = check_pairs(read_pairs(data, data.heldout_path), data, data.heldout_path, lengths)
+        _check_answers(heldout, spec, data.heldout_path)
+    taken = [pair.prompt_id for pair in heldout or ()]
+    kept, dropped = check_pairs(read_pairs(data, data.path), data, data.path, lengths, taken)
+    pairs = split_pairs(kept, heldout, data, spec.seed)
+    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
+    write_pairs(pairs, out / "pairs.parquet")
+    resolved = {
+        "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
+        "name": spec.model.path, "revision": spec.model.revision or _snapshot(folder),
+    }  # fmt: skip
+    write_atomic(out / "model.json", json.dumps(resolved, indent=1))
+    train = sum(pair.split == "train" for pair in pairs)
+    return Outcome(
+        outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"},
+        metrics={"train_pairs": train, "heldout_pairs": len(pairs) - train, "dropped": dict(dropped)},
+    )
+
+
+def _check_template(tokenizer, spec: PrepareSpec) -> None:  # type: ignore[no-untyped-def]
+    try:
+        models.prompt_ids(tokenizer, "?", spec.data.system_prompt)
+    except Exception as error:  # a template is a program; it may raise anything
+        raise ModelError(f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?") from error
+
+
+def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:
+    pattern = spec.data.answer_pattern
+    if pattern is None:
+        return
+    for pair in heldout:
+        if not re.search(pattern, pair.response):
+            raise DataError(
+                f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r} in {path}: "
+                "mend the pattern or the pair"
+            )
+
+
+def _snapshot(folder: Path) -> str | None:
+    """The commit of a hub snapshot, which is the name of its folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+if __name__ == "__main__":
+    main(PrepareSpec, prepare)
