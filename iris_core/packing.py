@@ -1,0 +1,106 @@
+"""Packed, prefix-shared rows: several [prompt | annotated | synthetic] groups in one row, each prompt computed once.
+
+A response sees its prompt and itself; positions restart after the prompt; there is no padding. A row's tensors are
+
+    input_ids, position_ids   [tokens]
+    mask                      [1, 1, tokens, tokens], True where a query (row) may see a key (column)
+    sources, targets          [response tokens]: where each response token is predicted from, and which it is
+    owners                    [response tokens]: the response it belongs to; 2g annotated, 2g + 1 synthetic of group g
+    pairs                     [groups]: which pair each group is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Row = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Token ids of one prompt and the responses to it (annotated, synthetic)."""
+
+    prompt: list[int]
+    responses: tuple[list[int], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
+    """First-fit decreasing: which groups go into which row so that no row exceeds `tokens_per_row`.
+
+    A group longer than that has a row of its own. Deterministic; rows keep their groups in ascending order.
+
+    Args:
+        lengths: tokens of each group.
+        tokens_per_row: budget.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = next((row for row, room in enumerate(free) if room >= lengths[index]), None)
+        if place is None:
+            rows.append([])
+            free.append(tokens_per_row)
+            place = len(rows) - 1
+        rows[place].append(index)
+        free[place] -= lengths[index]
+    return [sorted(row) for row in rows]
+
+
+def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
+    """The tensors of one row.
+
+    Args:
+        groups: what the row holds; no prompt is empty.
+        pairs: the index of each group's pair.
+    """
+    ids: list[int] = []
+    positions: list[int] = []
+    group_of: list[int] = []
+    part_of: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
+    per_group = len(groups[0].responses)
+    for number, group in enumerate(groups):
+        ids += group.prompt
+        positions += range(len(group.prompt))
+        part_of += [0] * len(group.prompt)
+        last_of_prompt = len(ids) - 1
+        for part, response in enumerate(group.responses):
+            start = len(ids)
+            sources += [last_of_prompt, *range(start, start + len(response) - 1)][: len(response)]
+            targets += response
+            owners += [per_group * number + part] * len(response)
+            ids += response
+            positions += range(len(group.prompt), len(group.prompt) + len(response))
+            part_of += [part + 1] * len(response)
+        group_of += [number] * len(group)
+    row = {
+        "input_ids": ids, "position_ids": positions, "sources": sources, "targets": targets, "owners": owners,
+        "pairs": list(pairs),
+    }  # fmt: skip
+    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
+    tensors["mask"] = attention_mask(torch.tensor(group_of), torch.tensor(part_of))
+    return tensors
+
+
+def attention_mask(group_of: Tensor, part_of: Tensor) -> Tensor:
+    """Who sees whom: the same group, not later, and either a prompt's token or one of the same response.
+
+    Args:
+        group_of: group of each token, shape [tokens].
+        part_of: 0 in the prompt, else the number of the response, shape [tokens].
+
+    Returns:
+        Boolean mask of shape [1, 1, tokens, tokens].
+    """
+    same_group = group_of[:, None] == group_of[None, :]
+    visible = (part_of[None, :] == 0) | (part_of[:, None] == part_of[None, :])
+    return (same_group & visible).tril()[None, None]
