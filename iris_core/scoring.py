@@ -1,0 +1,70 @@
+"""Log-probabilities of responses under a model, by packed prefix-shared rows: the numerics of training and measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from iris_core.logprobs import token_logprobs
+from iris_core.packing import Group, Row, build_row, pack
+
+
+def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
+    """Σ_t log p(y_t | x, y_<t) of every response in `row`, in nats, fp32.
+
+    Args:
+        model: a causal language model, with or without a PEFT adapter.
+        row: from `build_row`, on the model's device.
+
+    Returns:
+        Shape [groups, responses per group]; 0 for an empty response.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = causal.base_model(
+        input_ids=row["input_ids"][None],
+        position_ids=row["position_ids"][None],
+        attention_mask=row["mask"],
+        use_cache=False,
+    ).last_hidden_state[0]
+    logprobs = token_logprobs(hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"])
+    groups = len(row["pairs"])
+    sums = torch.zeros(groups * 2, dtype=torch.float32, device=logprobs.device)
+    return sums.index_add(0, row["owners"], logprobs).view(groups, 2)
+
+
+@torch.no_grad()
+def score(
+    model: PreTrainedModel,
+    groups: Sequence[Group],
+    tokens_per_row: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    on_row: Callable[[int], None] = lambda groups: None,
+) -> Tensor:
+    """Log-probabilities of both responses of each group, forward only.
+
+    Args:
+        model: the model, in evaluation mode.
+        groups: prompts with an annotated and a synthetic response.
+        tokens_per_row: packing budget.
+        precision: context manager of the training step (autocast or none).
+        on_row: called with the number of groups behind us after each row.
+
+    Returns:
+        Shape [groups, 2] on the CPU, fp32.
+    """
+    result = torch.empty(len(groups), 2)
+    for indices in pack([len(group) for group in groups], tokens_per_row):
+        row = to_device(build_row([groups[index] for index in indices], indices), model.device)
+        with precision():
+            result[indices] = response_logprobs(model, row).cpu()
+        on_row(len(indices))
+    return result
+
+
+def to_device(row: Row, device: torch.device) -> Row:
+    """`row` with its tensors on `device`."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in row.items()}

@@ -1,0 +1,256 @@
+"""Stage `train`: one iteration of fine-tuning against the opponent.
+
+    python -m iris_core.train --spec spec.json --out DIR
+
+The opponent's log-probabilities are computed once, with the numerics of the training step, and stored; no second model
+is ever in memory. A run that was killed goes on at its last checkpoint with the losses of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+
+from iris_core import models
+from iris_core.data import load_pairs
+from iris_core.errors import DataError
+from iris_core.gap import measure_gap, ratio_of_sums
+from iris_core.objectives import Normalizer
+from iris_core.packing import Group
+from iris_core.progress import Progress
+from iris_core.scoring import score
+from iris_core.specs import TrainSpec
+from iris_core.stage import main
+from iris_core.store import WORK, Outcome, write_atomic
+from iris_core.trainer import COMPLETE, Batches, SelfPlayTrainer, Settings
+
+STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def train(spec: TrainSpec, out: Path) -> Outcome:
+    """Fine-tunes the policy and measures the gap on held-out pairs."""
+    models.verify(spec.policy)
+    models.verify(spec.opponent)
+    work = out / WORK
+    work.mkdir(exist_ok=True)
+    set_seed(spec.seed)
+    groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
+    before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
+    model = trainable_policy(spec)
+    trainer = build_trainer(spec, model, groups["train"], before["train"], work)
+    trainer.train(resume_from_checkpoint=_resume(trainer, work))
+    model.eval()
+    after = score(model, groups["heldout"], _tokens_per_row(spec), _precision(spec))
+    name, folder = _save(spec, model, out)
+    shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
+    metrics = _measure(spec, groups["heldout"], before["heldout"], after, out / "heldout.parquet")
+    return Outcome(
+        outputs={
+            name: folder,
+            "history": out / "history.jsonl",
+            "heldout": out / "heldout.parquet",
+            "opponent_logprobs": out / "opponent_logprobs.parquet",
+        },
+        metrics={**metrics, "train": _summary(out / "history.jsonl")},
+    )
+
+
+def load_groups(spec: TrainSpec, split: str) -> list[Group]:
+    """Prompt, annotated and synthetic response of every pair of `split`; held-out pairs with the newest synthetic only.
+
+    Raises:
+        DataError: a prompt has no synthetic response.
+    """
+    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    groups = []
+    for source in spec.synthetic if split == "train" else spec.synthetic[:1]:
+        rows = pq.read_table(source.path, columns=["prompt_id", "token_ids"]).to_pylist()
+        synthetic = {row["prompt_id"]: row["token_ids"] for row in rows}
+        for pair in load_pairs(spec.pairs.path, split):
+            if pair.prompt_id not in synthetic:
+                raise DataError(f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again")
+            responses = (models.response_ids(tokenizer, pair.response), synthetic[pair.prompt_id])
+            prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
+            groups.append(Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses)))
+    return groups
+
+
+def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], path: Path) -> dict[str, Tensor]:
+    """Log-probs of both responses of each group under the opponent, by split, shape [pairs, 2]; stored at `path`."""
+    if not path.exists():
+        model = models.load_policy(spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
+        progress = Progress("train: opponent", sum(map(len, groups.values())))
+        tables = []
+        for split, items in groups.items():
+            sums = score(model, items, _tokens_per_row(spec), _precision(spec), progress.advance)
+            columns = {"annotated": sums[:, 0].numpy(), "synthetic": sums[:, 1].numpy(), "split": [split] * len(items)}
+            tables.append(pa.table(columns))
+        temporary = path.with_name(f".{path.name}")
+        pq.write_table(pa.concat_tables(tables), temporary)
+        temporary.replace(path)
+    stored = pq.read_table(path).to_pandas()
+    by_split = {split: stored[stored["split"] == split] for split in groups}
+    return {split: torch.tensor(rows[["annotated", "synthetic"]].to_numpy()) for split, rows in by_split.items()}
+
+
+def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
+    """The policy at the start of the iteration: all weights trainable, or the adapter only."""
+    dtype = _weights_dtype(spec)
+    model = models.load_policy(spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code)
+    if spec.training.method == "lora" and spec.policy.adapter is None:
+        from peft import LoraConfig, get_peft_model
+
+        lora = spec.training.lora
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+        model = get_peft_model(model, config)
+    return model
+
+
+def build_trainer(
+    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, work: Path
+) -> SelfPlayTrainer:
+    """The trainer on `groups`, with its checkpoints in `work`."""
+    training = spec.training
+    batches = Batches(groups, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed)
+    same = spec.policy == spec.opponent
+    settings = Settings(
+        opponent=opponent,
+        tokens=torch.tensor([[len(ids) for ids in group.responses] for group in groups]),
+        order=spec.order,
+        beta=spec.objective.beta,
+        clip=spec.objective.weight_clip,
+        normalizer=Normalizer(spec.objective.normalizer, spec.order),
+        step0_tolerance=STEP0_TOLERANCE[spec.dtype] if same else None,
+        precision=_precision(spec),
+    )
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=len(batches),
+        per_device_train_batch_size=1,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
+        warmup_steps=int(training.warmup_ratio * len(batches)),
+        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[training.optimizer],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        logging_steps=1,
+        save_steps=training.checkpoint_every,
+        save_total_limit=2,
+        seed=spec.seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    progress = Progress("train", len(batches))
+    return SelfPlayTrainer(
+        settings, work / "history.jsonl", progress, model=model, args=arguments, train_dataset=batches
+    )
+
+
+def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
+    """The newest whole checkpoint; the history is cut back to it."""
+    whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")}
+    step = max(whole, default=0)
+    for folder in work.glob("checkpoint-*"):
+        if folder not in whole.values():
+            shutil.rmtree(folder)
+    history = work / "history.jsonl"
+    rows = history.read_text().splitlines() if history.exists() else []
+    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
+    write_atomic(history, "".join(f"{row}\n" for row in kept))
+    if not step:
+        return None
+    trainer.settings.normalizer.load_state_dict(json.loads((whole[step] / COMPLETE).read_text()))
+    trainer.progress.advance(step)
+    return str(whole[step])
+
+
+def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path]:
+    """Writes what was trained as safetensors: the adapter, or the whole model with its tokenizer."""
+    if spec.training.method == "lora":
+        folder = out / "adapter"
+        for config in model.peft_config.values():  # type: ignore[attr-defined]
+            config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
+            config.inference_mode = True
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        return "adapter", folder
+    folder = out / "model"
+    model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
+    models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
+    return "model", folder
+
+
+def _measure(spec: TrainSpec, groups: list[Group], before: Tensor, after: Tensor, path: Path) -> dict[str, Any]:
+    """The gap and its companions on held-out pairs; the rows behind them go to `path`."""
+    tokens = torch.tensor([[len(ids) for ids in group.responses] for group in groups]).double().numpy()
+    old, new = before.double().numpy(), after.double().numpy()
+    rewards = spec.objective.beta * (new - old)
+    columns = {
+        f"{side}_{name}": values[:, index]
+        for index, side in enumerate(("annotated", "synthetic"))
+        for name, values in (("opponent", old), ("policy", new), ("tokens", tokens))
+    }
+    pq.write_table(pa.table(columns), path)
+    seed = spec.seed
+    return {
+        "gap": measure_gap(rewards[:, 0], rewards[:, 1], seed).model_dump(),
+        "heldout": {
+            "annotated_logprob_per_token": ratio_of_sums(new[:, 0], tokens[:, 0], seed).model_dump(),
+            "opponent_annotated_logprob_per_token": ratio_of_sums(old[:, 0], tokens[:, 0], seed).model_dump(),
+            "annotated_logprob_gain_per_token": ratio_of_sums((new - old)[:, 0], tokens[:, 0], seed).model_dump(),
+            "reward_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
+            "synthetic_kl_per_token": float((old - new)[:, 1].sum() / tokens[:, 1].sum()),
+        },
+    }
+
+
+def _summary(history: Path) -> dict[str, float]:
+    """Means over the steps of an iteration, and its last loss."""
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+
+    def mean(name: str) -> float:
+        return float(sum(row[name] for row in rows) / len(rows))
+
+    return {
+        "steps": len(rows),
+        "loss": rows[-1]["loss"],
+        "ess_annotated": mean("ess/annotated"),
+        "ess_synthetic": mean("ess/synthetic"),
+        "reward_margin": rows[-1]["reward/margin"],
+        "reward_accuracy": rows[-1]["reward/accuracy"],
+        "tokens_per_second": mean("tokens_per_second"),
+        "memory_gb": max(row["memory_gb"] for row in rows),
+    }
+
+
+def _tokens_per_row(spec: TrainSpec) -> int:
+    return int(spec.execution.get("tokens_per_batch", spec.training.tokens_per_batch))
+
+
+def _weights_dtype(spec: TrainSpec) -> str:
+    """Weights that are trained are kept in fp32; bfloat16 would round small updates away."""
+    return "float32" if spec.training.method == "full" else spec.dtype
+
+
+def _precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[object]]:
+    if spec.training.method == "full" and spec.dtype == "bfloat16":
+        return functools.partial(torch.autocast, models.device().type, dtype=torch.bfloat16)
+    return functools.partial(nullcontext)
+
+
+if __name__ == "__main__":
+    main(TrainSpec, train)

@@ -1,0 +1,221 @@
+"""The trainer: transformers' `Trainer` with the IRIS objective on packed rows.
+
+One item of its data set is a whole optimiser batch, already packed into rows under a token budget; `training_step`
+walks the rows. So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
+a resumed run skips exactly the batches behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer
+
+from iris_core.errors import TrainingError
+from iris_core.objectives import Normalizer, effective_sample_size, iris_loss, variational_bound
+from iris_core.packing import Group, Row, build_row, pack
+from iris_core.progress import Progress
+from iris_core.scoring import response_logprobs
+from iris_core.store import write_atomic
+
+COMPLETE = "normalizer.json"  # written last into a checkpoint: its presence says that the checkpoint is whole
+
+
+class Batches(Dataset[list[Row]]):
+    """Optimiser batches in training order, the same for the same seed.
+
+    Args:
+        groups: prompt, annotated and synthetic response of every pair.
+        epochs: passes over them, each in an order of its own.
+        batch_size: pairs per batch; the last one of an epoch may be smaller.
+        tokens_per_row: packing budget.
+        seed: of the order.
+    """
+
+    def __init__(self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int):
+        self.groups, self.tokens_per_row = groups, tokens_per_row
+        generator = torch.Generator().manual_seed(seed)
+        orders = [torch.randperm(len(groups), generator=generator).tolist() for _ in range(epochs)]
+        self.batches = [
+            order[start : start + batch_size] for order in orders for start in range(0, len(groups), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[Row]:
+        batch = self.batches[index]
+        packed = pack([len(self.groups[pair]) for pair in batch], self.tokens_per_row)
+        rows = [[batch[place] for place in places] for places in packed]
+        return [build_row([self.groups[pair] for pair in pairs], pairs) for pairs in rows]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the objective needs besides the rows.
+
+    Attributes:
+        opponent: log-probs of both responses of each pair under the opponent, shape [pairs, 2].
+        tokens: their lengths, shape [pairs, 2].
+        order: α.
+        beta: reward scale β.
+        clip: largest weight.
+        normalizer: state of the normaliser.
+        step0_tolerance: largest mean |log-ratio| per token at step 0, in nats; None if the policy is not the opponent.
+        precision: context manager around every forward.
+    """
+
+    opponent: Tensor
+    tokens: Tensor
+    order: float
+    beta: float
+    clip: float
+    normalizer: Normalizer
+    step0_tolerance: float | None
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+class SelfPlayTrainer(Trainer):
+    """Trains a policy to tell annotated from synthetic responses.
+
+    Args:
+        settings: the objective's inputs.
+        history: JSON Lines file that gets a row per optimiser step.
+        progress: counts the steps.
+        arguments: as for `Trainer`.
+    """
+
+    def __init__(self, settings: Settings, history: Path, progress: Progress, **arguments: Any):
+        super().__init__(data_collator=lambda items: items[0], **arguments)
+        self.settings, self.history, self.progress = settings, history, progress
+        self.model_accepts_loss_kwargs = False
+        self._metrics: dict[str, float] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward over the rows of one optimiser batch; returns the loss L_α of the batch."""
+        started = time.monotonic()
+        model.train()
+        rows: list[Row] = self._prepare_inputs(inputs)
+        normalizer = self.settings.normalizer
+        if normalizer.needs_whole_batch:
+            with torch.no_grad():
+                seen = torch.cat([self._logprobs(model, row) for row in rows])
+            normalizer.see(*self._rewards(seen, torch.cat([row["pairs"] for row in rows])))
+        pairs = torch.cat([row["pairs"] for row in rows])
+        logprobs = []
+        for row in rows:
+            loss, row_logprobs = self._row_loss(model, row)
+            self.accelerator.backward(loss / len(pairs))
+            logprobs.append(row_logprobs.detach())
+        return self._conclude(torch.cat(logprobs), pairs, rows, started)
+
+    def compute_loss(self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Sum of the per-pair losses of one row."""
+        loss, logprobs = self._row_loss(model, inputs)
+        return (loss, logprobs) if return_outputs else loss
+
+    def _row_loss(self, model: PreTrainedModel, row: Row) -> tuple[Tensor, Tensor]:
+        logprobs = self._logprobs(model, row)
+        annotated, synthetic = self._rewards(logprobs, row["pairs"])
+        settings = self.settings
+        losses, _, _ = iris_loss(annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip)
+        return losses.sum(), logprobs
+
+    def _logprobs(self, model: PreTrainedModel, row: Row) -> Tensor:
+        with self.settings.precision():
+            return response_logprobs(model, row)
+
+    def _rewards(self, logprobs: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        opponent = self.settings.opponent.to(logprobs.device)[pairs]
+        annotated, synthetic = (self.settings.beta * (logprobs - opponent)).unbind(dim=1)
+        return annotated, synthetic
+
+    def _conclude(self, logprobs: Tensor, pairs: Tensor, rows: list[Row], started: float) -> Tensor:
+        """Checks the batch, updates the normaliser and notes the metrics of the step."""
+        settings = self.settings
+        annotated, synthetic = self._rewards(logprobs, pairs)
+        loss = -variational_bound(annotated, synthetic, settings.order)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"training: the loss is {loss.item()} at step {self.state.global_step}: lower training.learning_rate "
+                "or objective.beta; the work up to the last checkpoint is kept"
+            )
+        tokens = settings.tokens.to(logprobs.device)[pairs]
+        if self.state.global_step == 0:
+            _check_step0(logprobs - settings.opponent.to(logprobs.device)[pairs], tokens, settings.step0_tolerance)
+        _, w, v = iris_loss(annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip)
+        if not settings.normalizer.needs_whole_batch:
+            settings.normalizer.see(annotated, synthetic)
+        per_token = logprobs.sum(dim=0) / tokens.sum(dim=0)
+        self._metrics = {
+            "loss": loss.item(),
+            "reward/annotated": annotated.mean().item(),
+            "reward/synthetic": synthetic.mean().item(),
+            "reward/margin": (annotated - synthetic).mean().item(),
+            "reward/accuracy": (annotated > synthetic).float().mean().item(),
+            "ess/annotated": effective_sample_size(w).item() / len(w),
+            "ess/synthetic": effective_sample_size(v).item() / len(v),
+            "weight_max/annotated": w.max().item(),
+            "weight_max/synthetic": v.max().item(),
+            "logprob/annotated": per_token[0].item(),
+            "logprob/synthetic": per_token[1].item(),
+            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / (time.monotonic() - started),
+            "memory_gb": _peak_memory_gb(),
+        }
+        return loss.detach()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Writes a step's row to the history and moves the progress on."""
+        super().log(logs, *args, **kwargs)
+        if "grad_norm" not in logs:
+            return
+        row = {
+            "step": self.state.global_step, "time": time.time(), "order": self.settings.order,
+            "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), **self._metrics,
+        }  # fmt: skip
+        if not math.isfinite(row["grad_norm"]):
+            raise TrainingError(
+                f"training: the gradient is {row['grad_norm']} at step {row['step']}: lower training.learning_rate; "
+                "the work up to the last checkpoint is kept"
+            )
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.progress.advance(loss=row["loss"], tokens_per_second=row["tokens_per_second"])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        write_atomic(folder / COMPLETE, json.dumps(self.settings.normalizer.state_dict()))
+
+
+def _check_step0(log_ratio: Tensor, tokens: Tensor, tolerance: float | None) -> None:
+    """The policy must be the opponent before the first update: |log-ratio| per token within `tolerance` nats."""
+    if tolerance is None:
+        return
+    drift = (log_ratio.abs().sum() / tokens.sum()).item()
+    if not drift <= tolerance:
+        raise TrainingError(
+            f"training: at step 0 the policy differs from its opponent by {drift:.2g} nats a token (at most {tolerance:.2g} "
+            "is rounding): the opponent's log-probabilities come from another model, adapter, chat template or dtype; "
+            "remove the folder of this stage and run again"
+        )
+
+
+def _peak_memory_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
