@@ -66,7 +66,7 @@ def launch(
     write_atomic(request, spec.model_dump_json())
     command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(folder)]
     try:
-        error = _run(command, on_progress, on_log)
+        error = supervise(spec.stage, command, on_progress, on_log)
     finally:
         request.unlink(missing_ok=True)
     manifest = read_manifest(folder)
@@ -75,9 +75,9 @@ def launch(
     raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")
 
 
-def _run(command: list[str], on_progress: Listener, on_log: Callable[[str], None]) -> IrisError | None:
-    """Runs `command` to its end; the error it reported, if it did."""
-    stage, mark = command[2].removeprefix("iris_core."), uuid.uuid4().hex
+def supervise(stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None]) -> IrisError | None:
+    """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
+    mark = uuid.uuid4().hex
     error: IrisError | None = None
     with _pipes() as (leash, progress_in, progress_out):
         environment = {

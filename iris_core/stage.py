@@ -82,6 +82,11 @@ def _hold_leash() -> None:
 
 
 def _end_with_starter(descriptor: int) -> None:
-    """Waits for the starter's end of the pipe to close, then ends this process group."""
+    """Waits for the starter's end of the pipe to close, then ends all that the launch has started, this process last."""
     os.read(descriptor, 1)
+    from iris_core.launch import MARK_VARIABLE, descendants  # it imports this module
+
+    for process in descendants(os.environ[MARK_VARIABLE]):
+        if process.pid != os.getpid():
+            process.kill()
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,0 +1,59 @@
+"""What is checked before anything heavy starts: the tracking server, the disk, and whose store it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iris_core import tracking
+from iris_core.config import Experiment
+from iris_core.errors import StoreError
+from iris_core.plan import Prepared, prepare_spec, recipe_yaml
+from iris_core.store import Store, check_free_space, write_atomic
+
+RECIPE = "recipe.yaml"
+
+
+def check_services(experiment: Experiment) -> Store:
+    """Finds out within seconds whether the store and MLflow can be used.
+
+    Returns:
+        The experiment's store.
+
+    Raises:
+        ServiceError, ConfigError: MLflow cannot be used at `tracking.uri`.
+        StoreError: the store cannot be written, or its disk is full.
+    """
+    store = Store(Path(experiment.store), experiment.name)
+    try:
+        store.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"store: cannot write {store.home} ({error.strerror}): set `store` to another folder"
+        ) from error
+    check_free_space(store.home)
+    tracking.check(experiment.tracking_uri)
+    return store
+
+
+def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
+    """Takes the experiment's folder for this model and this data, and keeps the recipe in it.
+
+    Where an earlier run of the name had other settings, its links go: the folder shows one recipe's iterations only.
+    What those stages produced stays in the store and is found again by content.
+
+    Raises:
+        StoreError: the folder belongs to another model or other data.
+    """
+    asked = prepare_spec(experiment)
+    identity = {
+        "model": prepared.initial.model.digest,
+        "data": asked.data_digest or "",
+        "heldout": asked.heldout_digest or "",
+    }
+    store.claim(identity)
+    recipe, kept = recipe_yaml(experiment), store.home / RECIPE
+    if kept.exists() and kept.read_text(encoding="utf-8") != recipe:
+        for link in store.home.glob("i*/*"):  # initial/… and iteration-…/…
+            if link.is_symlink():
+                link.unlink()
+    write_atomic(kept, recipe)

@@ -1,0 +1,58 @@
+"""The self-play loop as the Prefect flow `iris`: prepare, score the initial model, iterate, report.
+
+iris run deployments/recipes/demo.yaml
+prefect deployment run iris/full-loop --watch
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+
+from flows.artifacts import show_report, show_row, show_table
+from flows.checks import check_services, claim
+from flows.iteration import iteration
+from iris_core.config import Experiment
+from iris_core.plan import Prepared
+from iris_core.report import write_report
+from iris_core.store import Store
+from iris_core.summary import rows
+from tasks.evaluate import evaluate
+from tasks.prepare import prepare
+from tasks.register import register
+
+
+@flow(name="iris", flow_run_name="{experiment.name}")
+def iris(experiment: Experiment) -> Path:
+    """Improves a supervised fine-tuned model by self-play, iteration after iteration.
+
+    What an earlier run has finished is taken from the store, so running again resumes.
+
+    Args:
+        experiment: model, data, and every setting of the loop.
+
+    Returns:
+        The report.
+    """
+    store = check_services(experiment)
+    checked = prepare(experiment)
+    prepared = Prepared.of(checked.manifest())
+    claim(store, experiment, prepared)
+    if experiment.evaluation.initial:
+        _score_initial(experiment, prepared, store)
+    state = prepared.start(experiment)
+    while state.iteration < experiment.iterations and not state.converged:
+        state = iteration(experiment, prepared, state)
+    if state.converged:
+        get_run_logger().info("converged after iteration %d: the loop stops", state.iteration - 1)
+    report = write_report(store)
+    show_report(store, report)
+    return report
+
+
+def _score_initial(experiment: Experiment, prepared: Prepared, store: Store) -> None:
+    evaluated = evaluate(experiment, prepared, prepared.initial, None)
+    register(experiment, None, prepared.initial, {"evaluate": evaluated})
+    show_table(store)
+    show_row(rows(store)[0])

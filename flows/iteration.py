@@ -1,0 +1,55 @@
+"""One iteration: generate, train, evaluate, schedule, register."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+from prefect.serializers import JSONSerializer
+
+from flows.artifacts import show_row, show_table
+from iris_core.config import Experiment
+from iris_core.plan import LoopState, Prepared, next_state, trained_policy
+from iris_core.store import Store
+from iris_core.summary import rows
+from tasks.evaluate import evaluate
+from tasks.generate import generate
+from tasks.register import register
+from tasks.schedule import schedule
+from tasks.train import train
+
+
+@flow(
+    name="iris-iteration",
+    flow_run_name="{experiment.name} · iteration {state.iteration}",
+    persist_result=True,
+    result_serializer=JSONSerializer(),
+)
+def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> LoopState:
+    """Turns p_t into p_{t+1}.
+
+    Args:
+        experiment: the settings.
+        prepared: the checked inputs.
+        state: where the loop stands before this iteration.
+
+    Returns:
+        Where it stands after.
+    """
+    t = state.iteration
+    generated = generate(experiment, prepared, state)
+    trained = train(experiment, prepared, state, generated)
+    policy = trained_policy(state.policy, trained.manifest())
+    evaluated = evaluate(experiment, prepared, policy, t)
+    scheduled = schedule(experiment, state, trained)
+    stages = {
+        "generate": generated,
+        "train": trained,
+        "evaluate": evaluated,
+        "schedule": scheduled,
+    }
+    register(experiment, t, policy, stages)
+    store = Store(Path(experiment.store), experiment.name)
+    show_table(store)
+    show_row(next(row for row in rows(store) if row.iteration == t))
+    return next_state(state, generated.manifest(), trained.manifest(), scheduled.manifest())

@@ -1,0 +1,198 @@
+"""The experiment in one table: what each iteration did to the model, read from the manifests in the store.
+
+    store = Store(Path("iris-store"), "demo")
+    for row in rows(store):
+        print(cells(row))
+
+The same rows go to the terminal, the Prefect UI and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from iris_core.store import Manifest, Store
+
+HEADERS = (
+    "iteration",
+    "α",
+    "gap D̂ [95 %]",
+    "ESS annotated / synthetic",
+    "reward margin",
+    "log-prob / token [95 %]",
+    "exact match [95 %]",
+    "average",
+)
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The model after one iteration; before the first where `iteration` is None.
+
+    Attributes:
+        order: α of the iteration.
+        gap: D̂ between data and opponent, in nats.
+        ess_annotated: effective sample size of the weights on annotated responses, as training logs it.
+        ess_synthetic: the same on synthetic responses.
+        reward_margin: mean held-out reward of annotated minus synthetic responses.
+        logprob: held-out log-probability per token of annotated answers, in nats.
+        exact_match: share of held-out prompts answered exactly.
+        average: plain mean of the benchmarks, with its standard error.
+        label: "miniature" where the embedded benchmarks gave the scores.
+    """
+
+    iteration: int | None
+    order: float | None = None
+    gap: Interval | None = None
+    ess_annotated: float | None = None
+    ess_synthetic: float | None = None
+    reward_margin: float | None = None
+    logprob: Interval | None = None
+    exact_match: Interval | None = None
+    average: float | None = None
+    stderr: float | None = None
+    label: str | None = None
+    benchmarks: dict[str, float] = field(default_factory=dict)
+
+
+class Sample(NamedTuple):
+    """A held-out prompt, its annotated answer, and the model's before and after self-play."""
+
+    prompt: str
+    annotated: str
+    before: str
+    after: str
+
+
+def iterations(store: Store) -> Iterator[int]:
+    """The iterations of the experiment whose training has completed, in order."""
+    iteration = 0
+    while store.manifest(f"iteration-{iteration}/train") is not None:
+        yield iteration
+        iteration += 1
+
+
+def rows(store: Store) -> list[Row]:
+    """One row for the initial model, where something is known of it, and one for each iteration that trained."""
+    trained = [store.manifest(f"iteration-{t}/train") for t in iterations(store)]
+    initial = _scores(store.manifest("initial/evaluate"))
+    if trained and trained[0] is not None:
+        held = trained[0].metrics["heldout"]
+        initial["logprob"] = _interval(held.get("opponent_annotated_logprob_per_token"))
+    found = [Row(iteration=None, **initial)] if initial else []
+    for t, manifest in enumerate(trained):
+        assert manifest is not None
+        scores = _scores(store.manifest(f"iteration-{t}/evaluate"))
+        found.append(Row(iteration=t, **_training(manifest), **scores))
+    return found
+
+
+def cells(row: Row) -> list[str]:
+    """The row as text, a cell for each of `HEADERS`."""
+    ess = "" if row.ess_annotated is None else f"{row.ess_annotated:.3g} / {row.ess_synthetic:.3g}"
+    average = (
+        "" if row.average is None else f"{100 * row.average:.1f} ± {100 * (row.stderr or 0):.1f}"
+    )
+    return [
+        "initial" if row.iteration is None else str(row.iteration),
+        "" if row.order is None else f"{row.order:.3g}",
+        _text(row.gap, 3),
+        ess,
+        "" if row.reward_margin is None else f"{row.reward_margin:.3g}",
+        _text(row.logprob, 3),
+        _text(row.exact_match, 2),
+        average,
+    ]
+
+
+def headers(found: list[Row]) -> list[str]:
+    """`HEADERS`, with the average labelled where its benchmarks are the miniature."""
+    label = next((row.label for row in found if row.label), None)
+    return [*HEADERS[:-1], f"{label} average, %" if label else "average, %"]
+
+
+def markdown(found: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    names = headers(found)
+    lines = [names, ["---:"] * len(names), *map(cells, found)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def samples(store: Store, count: int = 5) -> list[Sample]:
+    """`count` held-out prompts, evenly spread, answered by the initial and by the last model.
+
+    Returns:
+        Nothing where one of the two models was not asked (no answer pattern, or no initial evaluation).
+    """
+    last = max(iterations(store), default=-1)
+    before = _answers(store.manifest("initial/evaluate"))
+    after = _answers(store.manifest(f"iteration-{last}/evaluate"))
+    prompts = [prompt for prompt in before if prompt in after]
+    step = max(1, len(prompts) // count)
+    return [
+        Sample(
+            prompt,
+            before[prompt]["annotated"],
+            before[prompt]["response"],
+            after[prompt]["response"],
+        )
+        for prompt in prompts[::step][:count]
+    ]
+
+
+def _training(manifest: Manifest) -> dict[str, Any]:
+    held, train = manifest.metrics["heldout"], manifest.metrics["train"]
+    return {
+        "order": manifest.spec["order"],
+        "gap": _interval(manifest.metrics["gap"]),
+        "ess_annotated": train["ess_annotated"],
+        "ess_synthetic": train["ess_synthetic"],
+        "reward_margin": held["reward_margin"],
+        "logprob": _interval(held["annotated_logprob_per_token"]),
+    }
+
+
+def _scores(manifest: Manifest | None) -> dict[str, Any]:
+    if manifest is None:
+        return {}
+    average = manifest.metrics.get("average") or {}
+    return {
+        "average": average.get("value"),
+        "stderr": average.get("stderr"),
+        "label": manifest.metrics.get("label"),
+        "benchmarks": {
+            name: score["value"] for name, score in manifest.metrics["benchmarks"].items()
+        },
+        "exact_match": _interval(manifest.metrics.get("heldout", {}).get("exact_match")),
+    }
+
+
+def _answers(manifest: Manifest | None) -> dict[str, dict[str, str]]:
+    """The rows of an evaluation's held-out answers, by prompt."""
+    if manifest is None or "heldout" not in manifest.outputs:
+        return {}
+    import pyarrow.parquet as parquet  # only here: the table needs the standard library alone
+
+    table = parquet.read_table(manifest.artifact("heldout").path)
+    return {row["prompt"]: row for row in table.to_pylist()}
+
+
+def _interval(found: dict[str, float] | None) -> Interval | None:
+    return Interval(found["value"], found["low"], found["high"]) if found else None
+
+
+def _text(interval: Interval | None, digits: int) -> str:
+    if interval is None:
+        return ""
+    value, low, high = (f"{number:.{digits}f}" for number in interval)
+    return f"{value} [{low}, {high}]"

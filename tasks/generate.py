@@ -1,0 +1,14 @@
+"""The stage `generate` as a task: the opponent answers every prompt."""
+
+from __future__ import annotations
+
+from iris_core.config import Experiment
+from iris_core.plan import LoopState, Prepared, generate_spec
+from tasks.stage import Finished, perform, stage_task
+
+
+@stage_task("generate", gpu=True)
+def generate(experiment: Experiment, prepared: Prepared, state: LoopState) -> Finished:
+    """Samples the synthetic responses of one iteration."""
+    spec = generate_spec(experiment, prepared, state)
+    return perform(spec, experiment, f"iteration-{state.iteration}/generate")

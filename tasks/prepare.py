@@ -1,0 +1,13 @@
+"""The stage `prepare` as a task: resolve the model, check and split the annotated pairs."""
+
+from __future__ import annotations
+
+from iris_core.config import Experiment
+from iris_core.plan import prepare_spec
+from tasks.stage import Finished, perform, stage_task
+
+
+@stage_task("prepare")
+def prepare(experiment: Experiment) -> Finished:
+    """Finds out everything that can be wrong with the inputs."""
+    return perform(prepare_spec(experiment), experiment, "prepare")

@@ -1,0 +1,18 @@
+"""The stage `register` as a task: MLflow's record of an iteration, and its model version."""
+
+from __future__ import annotations
+
+from iris_core.config import Experiment
+from iris_core.plan import register_spec
+from iris_core.store import Policy
+from tasks.stage import Finished, perform, place_of, stage_task
+
+
+@stage_task("register")
+def register(
+    experiment: Experiment, iteration: int | None, policy: Policy, stages: dict[str, Finished]
+) -> Finished:
+    """Logs one iteration to MLflow (None: the initial model, which gets no version)."""
+    manifests = {name: finished.manifest() for name, finished in stages.items()}
+    spec = register_spec(experiment, iteration, policy, manifests)
+    return perform(spec, experiment, f"{place_of(iteration)}/register")

@@ -1,0 +1,273 @@
+"""What every stage task shares: reuse before launch, progress, log lines, and the retries that can help.
+
+The work happens in `python -m iris_core.<stage>`, a subprocess; this process never imports torch. A stage whose output
+is already in the store ends in the state `Reused`. Only small JSON passes between tasks: `Finished`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, Self, cast
+from uuid import UUID
+
+import httpx
+from prefect import Task, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.logging import get_run_logger
+from prefect.serializers import JSONSerializer
+from prefect.states import Completed, State
+from prefect.tasks import exponential_backoff
+
+from iris_core.config import Experiment
+from iris_core.errors import IrisError, OutOfMemoryError, StoreError
+from iris_core.launch import launch
+from iris_core.store import Manifest, Spec, Store, Strict, completed, read_manifest, write_atomic
+
+EXECUTION = ".execution.json"
+UPDATE_EVERY_S = 1.0
+LEVELS = {
+    "DEBUG": logging.DEBUG,
+    "WARNING": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+}
+
+P = ParamSpec("P")
+
+
+class Finished(Strict):
+    """What passes between tasks: where a stage's output lies and its numbers. Its manifest has the rest."""
+
+    stage: str
+    folder: Path
+    key: str
+    seconds: float
+    reused: bool
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The short form of a manifest."""
+        return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
+
+    def manifest(self) -> Manifest:
+        """The whole manifest.
+
+        Raises:
+            StoreError: it is no longer there.
+        """
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise StoreError(
+                f"the output of {self.stage} in {self.folder} is gone: run again to make it anew"
+            )
+        return manifest
+
+
+class Watcher(Protocol):
+    """Sees what the stages of this process do; the terminal's progress display is one."""
+
+    def started(self, place: str) -> None:
+        """The stage at `place` ("iteration-0/train") was launched."""
+
+    def progressed(self, place: str, event: dict[str, Any]) -> None:
+        """It reported progress."""
+
+    def ended(self, place: str, finished: Finished | None) -> None:
+        """It completed, or failed (None)."""
+
+
+_WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Stages run inside report to `watcher`."""
+    token = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(token)
+
+
+def stage_task(
+    stage: str, gpu: bool = False
+) -> Callable[[Callable[P, Finished]], Task[P, Finished]]:
+    """Makes a function the Prefect task of a stage.
+
+    Args:
+        stage: its name.
+        gpu: it wants the accelerator; the tag `gpu` lets a concurrency limit count such tasks.
+    """
+    return task(
+        name=stage,
+        task_run_name=lambda parameters: " · ".join(filter(None, (stage, _where(parameters)))),
+        tags=["gpu"] if gpu else None,
+        retries=3,
+        retry_delay_seconds=exponential_backoff(backoff_factor=5),
+        retry_jitter_factor=0.2,
+        retry_condition_fn=can_help,
+        cache_policy=NO_CACHE,  # the store knows what is done, by content
+        persist_result=True,
+        result_serializer=JSONSerializer(),
+    )
+
+
+def can_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether running the stage again without a change by the user can succeed."""
+    return isinstance(state.data, IrisError) and state.data.retryable
+
+
+def perform(spec: Spec, experiment: Experiment, place: str) -> Finished:
+    """Takes the output of `spec` from the store, or launches the stage; links it at `place`.
+
+    Args:
+        spec: the stage's spec.
+        experiment: whose store it is.
+        place: where in the experiment's folder the output is linked, as "iteration-0/train".
+
+    Raises:
+        IrisError: the stage's own.
+    """
+    store = Store(Path(experiment.store), experiment.name)
+    folder = store.folder(spec)
+    if manifest := completed(folder, spec.key()):
+        store.link(place, folder)
+        finished = Finished.of(manifest)
+        _tell_end(place, finished)
+        # Prefect turns a returned state into the task's own and gives the caller its data
+        return cast(
+            Finished, Completed(name="Reused", message=f"{folder} has it already", data=finished)
+        )
+    finished = Finished.of(_launch(spec, folder, place, log_file(store, place)))
+    store.link(place, folder)
+    _tell_end(place, finished)
+    return finished
+
+
+def place_of(iteration: int | None) -> str:
+    """The folder of an iteration, or of the initial model (None), in the experiment's folder."""
+    return "initial" if iteration is None else f"iteration-{iteration}"
+
+
+def log_file(store: Store, place: str) -> Path:
+    """Where the log lines of the stage at `place` go."""
+    return store.home / "logs" / f"{place.replace('/', '-')}.log"
+
+
+def describe(event: dict[str, Any]) -> str:
+    """A progress event as text: "3 of 40, loss 0.61, tokens per second 812"."""
+    values = {
+        name: value
+        for name, value in event.items()
+        if name not in ("event", "stage", "done", "total")
+    }
+    numbers = (f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+               for name, value in values.items())  # fmt: skip
+    return ", ".join([f"{event['done']} of {event['total']}", *numbers])
+
+
+def _where(parameters: dict[str, Any]) -> str:
+    if "state" in parameters:
+        return f"iteration {parameters['state'].iteration}"
+    if "iteration" in parameters:
+        iteration = parameters["iteration"]
+        return "initial model" if iteration is None else f"iteration {iteration}"
+    return ""
+
+
+def _tell_end(place: str, finished: Finished | None) -> None:
+    if watcher := _WATCHER.get():
+        watcher.ended(place, finished)
+
+
+def _launch(spec: Spec, folder: Path, place: str, log: Path) -> Manifest:
+    logger, watcher, bar = get_run_logger(), _WATCHER.get(), _ProgressArtifact(place)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if watcher:
+        watcher.started(place)
+
+    def on_progress(event: dict[str, Any]) -> None:
+        bar.move(event)
+        if watcher:
+            watcher.progressed(place, event)
+
+    try:
+        with log.open("a", encoding="utf-8", buffering=1) as file:
+
+            def on_log(line: str) -> None:  # on a thread of its own
+                file.write(line + "\n")
+                logger.log(_level(line), line)
+
+            manifest = launch(_eased(spec, folder), folder, on_progress, on_log)
+    except BaseException as error:
+        if isinstance(error, OutOfMemoryError):
+            _ease(spec, folder)
+        _tell_end(place, None)
+        raise
+    bar.end()
+    return manifest
+
+
+def _level(line: str) -> int:
+    """The level that a log line of a stage names, near its start."""
+    found = re.search(r"\b(DEBUG|WARNING|ERROR|CRITICAL)\b", line[:60])
+    return LEVELS[found[1]] if found else logging.INFO
+
+
+def _eased(spec: Spec, folder: Path) -> Spec:
+    """`spec` with the smaller micro-batch that an earlier try without enough memory has asked for."""
+    wish = folder / EXECUTION
+    if not wish.exists():
+        return spec
+    return spec.model_copy(update={"execution": {**spec.execution, **json.loads(wish.read_text())}})
+
+
+def _ease(spec: Spec, folder: Path) -> None:
+    """Asks the next try for half the micro-batch. It lies beside the spec, so a later run starts with it, too."""
+    training = getattr(spec, "training", None)
+    if training is not None:
+        tokens = _eased(spec, folder).execution.get("tokens_per_batch", training.tokens_per_batch)
+        write_atomic(folder / EXECUTION, json.dumps({"tokens_per_batch": max(1, tokens // 2)}))
+
+
+class _ProgressArtifact:
+    """The stage's bar in the Prefect UI, moved once a second at most; a bar that cannot move stops no stage."""
+
+    def __init__(self, place: str):
+        self.key = f"progress-{place.replace('/', '-')}"
+        self.id: UUID | None = None
+        self.moved = 0.0
+        self.event: dict[str, Any] | None = None
+
+    def move(self, event: dict[str, Any]) -> None:
+        """To what `event` says."""
+        self.event = event
+        if time.monotonic() - self.moved > UPDATE_EVERY_S:
+            self._show(100 * event["done"] / max(1, event["total"]))
+
+    def end(self) -> None:
+        """To the end, if it ever moved."""
+        if self.event is not None:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        assert self.event is not None
+        self.moved = time.monotonic()
+        text = f"{self.event['stage']}: {describe(self.event)}"
+        try:
+            if self.id is None:
+                self.id = create_progress_artifact(percent, self.key, text)
+            else:
+                update_progress_artifact(self.id, percent, text)
+        except httpx.HTTPError as error:
+            get_run_logger().warning("the progress bar could not be moved: %s", error)

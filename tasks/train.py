@@ -1,0 +1,16 @@
+"""The stage `train` as a task: the policy learns to tell annotated from synthetic responses."""
+
+from __future__ import annotations
+
+from iris_core.config import Experiment
+from iris_core.plan import LoopState, Prepared, train_spec
+from tasks.stage import Finished, perform, stage_task
+
+
+@stage_task("train", gpu=True)
+def train(
+    experiment: Experiment, prepared: Prepared, state: LoopState, generated: Finished
+) -> Finished:
+    """Fine-tunes the policy of one iteration; out of memory, it tries again with half the micro-batch."""
+    spec = train_spec(experiment, prepared, state, generated.manifest())
+    return perform(spec, experiment, f"iteration-{state.iteration}/train")

@@ -1,0 +1,185 @@
+"""The launcher against real processes: errors come back, and nothing it started outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from iris_core import launch as launcher
+from iris_core.config import SchedulePart
+from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
+from iris_core.launch import MARK_VARIABLE, launch, supervise
+from iris_core.specs import Gap, ScheduleSpec
+
+SLOW = Path(__file__).with_name("slow_stage.py")
+ROOT = Path(__file__).parents[2]
+FAMILY_VARIABLE = "IRIS_TEST_FAMILY"  # survives what a launch does to the environment
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Marks every process of one test; none may be left when the test has ended."""
+    name = str(tmp_path)
+    monkeypatch.setenv(FAMILY_VARIABLE, name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    yield name
+    for process in alive(name):
+        process.kill()
+
+
+def alive(family: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.pid != os.getpid()
+                and process.environ().get(FAMILY_VARIABLE) == family
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def none_left(family: str, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while alive(family):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def command(tmp_path: Path, action: str) -> list[str]:
+    spec = tmp_path / "spec.json"
+    spec.write_text(f'{{"action": "{action}"}}')
+    return [sys.executable, str(SLOW), "--spec", str(spec), "--out", str(tmp_path / "out")]
+
+
+def run(tmp_path: Path, action: str) -> tuple[IrisError | None, list[str]]:
+    lines: list[str] = []
+    error = supervise("slow", command(tmp_path, action), lambda event: None, lines.append)
+    return error, lines
+
+
+def schedule_spec() -> ScheduleSpec:
+    gap = Gap(value=1.0, low=0.5, high=1.5)
+    return ScheduleSpec(schedule=SchedulePart(), iteration=0, iterations=2, order=2.0, gaps=[gap])
+
+
+def test_real_stage_gives_its_manifest_and_log(tmp_path: Path) -> None:
+    lines: list[str] = []
+    manifest = launch(schedule_spec(), tmp_path, on_log=lines.append)
+    assert manifest.metrics["next_order"] == 2.0
+    assert manifest.artifact("schedule").path.exists()
+    assert any("schedule is complete" in line for line in lines)
+    assert not list(tmp_path.glob(".request-*"))
+
+
+def test_error_is_rebuilt(tmp_path: Path, family: str) -> None:
+    error, lines = run(tmp_path, "refuse")
+    assert isinstance(error, DataError)
+    assert str(error) == "data.path: no rows: give some"
+    assert not error.retryable
+    assert "doing refuse" in lines
+
+
+def test_error_of_launch_is_raised(tmp_path: Path) -> None:
+    launch(schedule_spec(), tmp_path)
+    other = schedule_spec().model_copy(update={"order": 1.5})
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(IrisError, match="unfinished work of another spec"):
+        launch(other, tmp_path)
+
+
+def test_memory_exhausted_may_be_tried_again(tmp_path: Path, family: str) -> None:
+    error, _ = run(tmp_path, "exhaust")
+    assert isinstance(error, OutOfMemoryError)
+    assert error.retryable
+
+
+def test_crash_is_not_tried_again_and_its_traceback_is_in_the_log(
+    tmp_path: Path, family: str
+) -> None:
+    error, lines = run(tmp_path, "crash")
+    assert isinstance(error, StageFailed)
+    assert "ZeroDivisionError: of a bug" in str(error)
+    assert not error.retryable
+    assert any("Traceback" in line for line in lines)
+
+
+def test_stage_that_dies_takes_its_children_along(tmp_path: Path, family: str) -> None:
+    error, _ = run(tmp_path, "die")
+    assert isinstance(error, StageFailed)
+    assert "SIGABRT" in str(error)
+    assert error.retryable
+    assert none_left(family, within_s=0)
+
+
+def test_what_a_finished_stage_leaves_behind_is_ended(tmp_path: Path, family: str) -> None:
+    error, _ = run(tmp_path, "leave")
+    assert error is None
+    assert none_left(family, within_s=0)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_exception_in_the_starter_ends_every_descendant(
+    tmp_path: Path,
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+    interruption: type[BaseException],
+) -> None:
+    monkeypatch.setattr(launcher, "GRACE_S", 1.0)  # one descendant ignores SIGTERM
+    seen = 0
+
+    def interrupt(event: dict[str, object]) -> None:
+        nonlocal seen
+        seen = len(alive(family))
+        raise interruption
+
+    with pytest.raises(interruption):
+        supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)
+    assert seen == 4  # the stage and its three children, two of them in sessions of their own
+    assert none_left(family, within_s=0)
+
+
+def test_death_of_the_starter_ends_every_descendant(tmp_path: Path, family: str) -> None:
+    """SIGKILL gives the starter no chance: the stage must notice by its leash."""
+    code = (
+        "import sys; from iris_core.launch import supervise\n"
+        "supervise('slow', sys.argv[1:], lambda event: print(event, flush=True), lambda line: None)"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, *command(tmp_path, "endless")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert starter.stdout is not None
+    assert "progress" in starter.stdout.readline()
+    assert len(alive(family)) == 5
+    starter.send_signal(signal.SIGKILL)
+    starter.wait()
+    assert none_left(family, within_s=5)
+
+
+def test_mark_differs_from_launch_to_launch(tmp_path: Path, family: str) -> None:
+    """Ending one launch leaves another alone."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(1000)"],
+        env={**os.environ, MARK_VARIABLE: "another"},
+    )
+    run(tmp_path, "refuse")
+    assert other.poll() is None
+    other.kill()
+    other.wait()
