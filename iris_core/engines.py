@@ -61,13 +61,19 @@ def open_engine(spec: GenerateSpec, longest_prompt: int) -> Sampler:
     return _open_transformers(spec)
 
 
-def vllm_settings(policy_dtype: str) -> dict[str, Any]:
-    """Engine arguments that hold for every use of vLLM here; sets its environment on CPU."""
+def vllm_settings(dtype: str) -> dict[str, Any]:
+    """Engine arguments that hold for every use of vLLM here; call before vLLM is imported.
+
+    On a CPU the engine runs inside this process (a stage is a process of its own already): vLLM's default there keeps
+    one core busy waiting and imports everything three times over.
+    """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    settings: dict[str, Any] = {"dtype": policy_dtype, "disable_log_stats": True}
+    settings: dict[str, Any] = {"dtype": dtype, "disable_log_stats": True, "enable_prefix_caching": True}
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        settings["enforce_eager"] = True
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        settings |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
     return settings
 
 
@@ -84,7 +90,6 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
     llm = LLM(
         str(spec.policy.model.path),
         max_model_len=longest_prompt + generation.max_new_tokens,
-        enable_prefix_caching=True,
         trust_remote_code=spec.trust_remote_code,
         seed=0,
         **settings,
