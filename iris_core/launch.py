@@ -128,12 +128,12 @@ def end(process: subprocess.Popen[str], mark: str) -> None:
     process.wait()
 
 
-def descendants(mark: str) -> list[psutil.Process]:
+def descendants(mark: str, variable: str = MARK_VARIABLE) -> list[psutil.Process]:
     """Every live process with `mark` in its environment, wherever it went (also one that left its session)."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK_VARIABLE) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue

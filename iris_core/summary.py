@@ -109,7 +109,7 @@ def cells(row: Row) -> list[str]:
         _text(row.gap, 3),
         ess,
         "" if row.reward_margin is None else f"{row.reward_margin:.3g}",
-        _text(row.logprob, 3),
+        _text(row.logprob, 2),
         _text(row.exact_match, 2),
         average,
     ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from iris_core.config import Experiment
 from iris_core.plan import Prepared, evaluate_spec
 from iris_core.store import Policy
-from tasks.stage import Finished, perform, place_of, stage_task
+from tasks.stage import Result, perform, place_of, stage_task
 
 
 @stage_task("evaluate", gpu=True)
 def evaluate(
     experiment: Experiment, prepared: Prepared, policy: Policy, iteration: int | None
-) -> Finished:
+) -> Result:
     """Scores the policy that `iteration` has trained, or the initial one (None)."""
     spec = evaluate_spec(experiment, prepared, policy)
     return perform(spec, experiment, f"{place_of(iteration)}/evaluate")

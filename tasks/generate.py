@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from iris_core.config import Experiment
 from iris_core.plan import LoopState, Prepared, generate_spec
-from tasks.stage import Finished, perform, stage_task
+from tasks.stage import Result, perform, stage_task
 
 
 @stage_task("generate", gpu=True)
-def generate(experiment: Experiment, prepared: Prepared, state: LoopState) -> Finished:
+def generate(experiment: Experiment, prepared: Prepared, state: LoopState) -> Result:
     """Samples the synthetic responses of one iteration."""
     spec = generate_spec(experiment, prepared, state)
     return perform(spec, experiment, f"iteration-{state.iteration}/generate")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from iris_core.config import Experiment
 from iris_core.plan import prepare_spec
-from tasks.stage import Finished, perform, stage_task
+from tasks.stage import Result, perform, stage_task
 
 
 @stage_task("prepare")
-def prepare(experiment: Experiment) -> Finished:
+def prepare(experiment: Experiment) -> Result:
     """Finds out everything that can be wrong with the inputs."""
     return perform(prepare_spec(experiment), experiment, "prepare")

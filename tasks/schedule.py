@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from iris_core.config import Experiment
 from iris_core.plan import LoopState, schedule_spec
-from tasks.stage import Finished, perform, stage_task
+from tasks.stage import Finished, Result, perform, stage_task
 
 
 @stage_task("schedule")
-def schedule(experiment: Experiment, state: LoopState, trained: Finished) -> Finished:
+def schedule(experiment: Experiment, state: LoopState, trained: Finished) -> Result:
     """Sets the order of the next iteration."""
     spec = schedule_spec(experiment, state, trained.manifest())
     return perform(spec, experiment, f"iteration-{state.iteration}/schedule")

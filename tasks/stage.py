@@ -6,6 +6,7 @@ is already in the store ends in the state `Reused`. Only small JSON passes betwe
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
@@ -41,8 +42,6 @@ LEVELS = {
     "CRITICAL": logging.CRITICAL,
 }
 
-P = ParamSpec("P")
-
 
 class Finished(Strict):
     """What passes between tasks: where a stage's output lies and its numbers. Its manifest has the rest."""
@@ -73,6 +72,10 @@ class Finished(Strict):
         return manifest
 
 
+P = ParamSpec("P")
+Result = Finished | State[Finished]
+
+
 class Watcher(Protocol):
     """Sees what the stages of this process do; the terminal's progress display is one."""
 
@@ -101,25 +104,39 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 def stage_task(
     stage: str, gpu: bool = False
-) -> Callable[[Callable[P, Finished]], Task[P, Finished]]:
-    """Makes a function the Prefect task of a stage.
+) -> Callable[[Callable[P, Result]], Callable[P, Finished]]:
+    """Makes a function that performs a stage a Prefect task; calling it gives what the stage finished.
 
     Args:
         stage: its name.
         gpu: it wants the accelerator; the tag `gpu` lets a concurrency limit count such tasks.
     """
-    return task(
-        name=stage,
-        task_run_name=lambda parameters: " · ".join(filter(None, (stage, _where(parameters)))),
-        tags=["gpu"] if gpu else None,
-        retries=3,
-        retry_delay_seconds=exponential_backoff(backoff_factor=5),
-        retry_jitter_factor=0.2,
-        retry_condition_fn=can_help,
-        cache_policy=NO_CACHE,  # the store knows what is done, by content
-        persist_result=True,
-        result_serializer=JSONSerializer(),
-    )
+
+    def run_name(parameters: dict[str, Any]) -> str:
+        return " · ".join([stage, *_where(parameters)])
+
+    def decorate(function: Callable[P, Result]) -> Callable[P, Finished]:
+        made = task(
+            name=stage,
+            task_run_name=run_name,  # type: ignore[arg-type]  # Prefect's protocol has a class method
+            tags=["gpu"] if gpu else None,
+            retries=3,
+            retry_delay_seconds=exponential_backoff(backoff_factor=5),
+            retry_jitter_factor=0.2,
+            retry_condition_fn=can_help,
+            cache_policy=NO_CACHE,  # the store knows what is done, by content
+            persist_result=True,
+            result_serializer=JSONSerializer(),
+        )(function)
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> Finished:
+            result = made(*args, **kwargs)
+            return result.result() if isinstance(result, State) else result
+
+        return run
+
+    return decorate
 
 
 def can_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -127,7 +144,7 @@ def can_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.data, IrisError) and state.data.retryable
 
 
-def perform(spec: Spec, experiment: Experiment, place: str) -> Finished:
+def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     """Takes the output of `spec` from the store, or launches the stage; links it at `place`.
 
     Args:
@@ -144,10 +161,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Finished:
         store.link(place, folder)
         finished = Finished.of(manifest)
         _tell_end(place, finished)
-        # Prefect turns a returned state into the task's own and gives the caller its data
-        return cast(
-            Finished, Completed(name="Reused", message=f"{folder} has it already", data=finished)
-        )
+        return Completed(name="Reused", message=f"{folder} has it already", data=finished)
     finished = Finished.of(_launch(spec, folder, place, log_file(store, place)))
     store.link(place, folder)
     _tell_end(place, finished)
@@ -176,13 +190,13 @@ def describe(event: dict[str, Any]) -> str:
     return ", ".join([f"{event['done']} of {event['total']}", *numbers])
 
 
-def _where(parameters: dict[str, Any]) -> str:
+def _where(parameters: dict[str, Any]) -> list[str]:
     if "state" in parameters:
-        return f"iteration {parameters['state'].iteration}"
+        return [f"iteration {parameters['state'].iteration}"]
     if "iteration" in parameters:
         iteration = parameters["iteration"]
-        return "initial model" if iteration is None else f"iteration {iteration}"
-    return ""
+        return ["initial model" if iteration is None else f"iteration {iteration}"]
+    return []
 
 
 def _tell_end(place: str, finished: Finished | None) -> None:
@@ -266,7 +280,7 @@ class _ProgressArtifact:
         text = f"{self.event['stage']}: {describe(self.event)}"
         try:
             if self.id is None:
-                self.id = create_progress_artifact(percent, self.key, text)
+                self.id = cast(UUID, create_progress_artifact(percent, self.key, text))
             else:
                 update_progress_artifact(self.id, percent, text)
         except httpx.HTTPError as error:

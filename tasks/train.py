@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from iris_core.config import Experiment
 from iris_core.plan import LoopState, Prepared, train_spec
-from tasks.stage import Finished, perform, stage_task
+from tasks.stage import Finished, Result, perform, stage_task
 
 
 @stage_task("train", gpu=True)
 def train(
     experiment: Experiment, prepared: Prepared, state: LoopState, generated: Finished
-) -> Finished:
+) -> Result:
     """Fine-tunes the policy of one iteration; out of memory, it tries again with half the micro-batch."""
     spec = train_spec(experiment, prepared, state, generated.manifest())
     return perform(spec, experiment, f"iteration-{state.iteration}/train")

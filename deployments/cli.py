@@ -1,0 +1,213 @@
+"""The command `iris`: run a recipe, the demo, the report, a look at the machine, the services.
+
+iris run deployments/recipes/demo.yaml --set training.epochs=1
+iris demo --seed 1
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from iris_core.config import Experiment, load_recipe
+from iris_core.errors import ConfigError, IrisError
+
+app = typer.Typer(
+    help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+P = ParamSpec("P")
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in training.epochs=1."),
+]
+StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
+STORE = Path("iris-store")
+
+
+def told(command: Callable[P, None]) -> Callable[P, None]:
+    """An IrisError ends the command with its message and exit code 2, Ctrl-C with 130; neither with a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except IrisError as error:
+            errors.print(
+                f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            errors.print(f"stopped. To resume: [bold]{escape(_again())}[/]", highlight=False)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command("run")
+@told
+def run_command(
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")
+    ],
+    set_: Settings = None,
+) -> None:
+    """Run the loop on a recipe; run it again to resume."""
+    from deployments.demo import recipe_path
+
+    run_loop(load_recipe(recipe_path(recipe), _overrides(set_)))
+
+
+@app.command()
+@told
+def demo(
+    seed: Annotated[int, typer.Option(help="Of the annotated set and everything random.")] = 0,
+    set_: Settings = None,
+) -> None:
+    """Watch a real 135M chat model improve by self-play."""
+    from deployments.demo import RECIPES, make_inputs
+
+    console.print("making the demo's model and annotated set", style="dim")
+    overrides = {**make_inputs(seed), **_overrides(set_)}
+    run_loop(load_recipe(RECIPES / "demo.yaml", overrides))
+
+
+@app.command()
+@told
+def report(
+    name: Annotated[str, typer.Argument(help="The experiment's name.")],
+    store: StoreOption = STORE,
+) -> None:
+    """Write an experiment's report again and show its table."""
+    from iris_core.report import write_report
+
+    from iris_core.store import Store
+
+    found = Store(store, name)
+    if not found.home.is_dir():
+        held = ", ".join(sorted(mark.parent.name for mark in found.root.glob("*/experiment.json")))
+        raise ConfigError(f"{found.root} holds no experiment {name!r}; it holds: {held or 'none'}")
+    path = write_report(found)
+    from deployments.terminal import show_result
+
+    show_result(console, found)
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+@told
+def doctor() -> None:
+    """Show what this machine has, what is missing, and what to type."""
+    from iris_core import doctor as examination
+
+    examination.main()
+
+
+@app.command()
+@told
+def up(
+    store: StoreOption = STORE,
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+) -> None:
+    """Start a Prefect server, MLflow and a worker, and apply the deployments."""
+    from deployments import demo as inputs
+    from deployments import services
+
+    say = functools.partial(console.print, style="dim")
+    inputs.make_inputs(seed=0)  # the deployment's default parameters name them
+    running = services.up(store, prefect_port, mlflow_port, say=say)
+    console.print(f"Prefect  {running.prefect}", highlight=False)
+    console.print(f"MLflow   {running.mlflow}", highlight=False)
+    if prefect_port != 4200:  # the port in prefect.toml
+        console.print(f"type     export PREFECT_API_URL={running.api}", highlight=False)
+    console.print("run      prefect deployment run iris/full-loop --watch", highlight=False)
+    console.print("stop     iris down", highlight=False)
+
+
+@app.command()
+@told
+def down() -> None:
+    """Stop what `iris up` started, its flow runs included."""
+    from deployments import services
+
+    services.down(say=functools.partial(console.print, style="dim"))
+
+
+def run_loop(experiment: Experiment) -> None:
+    """Runs the loop in this process and shows it in the terminal.
+
+    Raises:
+        IrisError: what stopped the loop; a crashed stage's last log lines are printed first.
+    """
+    from deployments.server import prefect_api
+
+    signal.signal(signal.SIGTERM, _terminate)
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
+    with prefect_api(Path(experiment.store)):
+        from deployments import terminal
+        from flows.iris import iris
+        from iris_core.store import Store
+        from tasks.stage import log_file, watched_by
+
+        store, display = Store(Path(experiment.store), experiment.name), terminal.Display(console)
+        try:
+            with display.live(), watched_by(display):
+                path = iris(experiment)
+        except IrisError as error:
+            if display.failed and error.exit_code == 70:
+                errors.print(
+                    escape(terminal.end_of_log(log_file(store, display.failed))), style="dim"
+                )
+            raise
+        finally:
+            terminal.send_the_rest()
+    terminal.show_result(console, store)
+    terminal.show_places(console, store, path, _again())
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE settings, values in YAML.
+
+    Raises:
+        ConfigError: a setting without "=", or a value that is not YAML.
+    """
+    found = {}
+    for setting in settings or []:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: write KEY=VALUE, as in --set training.epochs=1")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: the value is not YAML: quote it") from None
+    return found
+
+
+def _again() -> str:
+    """The command line that was typed."""
+    return shlex.join(["iris", *sys.argv[1:]])
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,44 @@
+"""What `iris demo` and the default parameters of the deployment need: the demo's model and annotated set in the cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from iris_core.demo import house_style, model
+
+RECIPES = Path(__file__).parent / "recipes"
+TRAIN_PAIRS = 320
+HELDOUT_PAIRS = 80
+
+
+def recipe_path(name: str) -> Path:
+    """The file called `name`, or the recipe of that name that comes with IRIS."""
+    own = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    return own if own.is_file() and not Path(name).is_file() else Path(name)
+
+
+def data_folder(seed: int) -> Path:
+    """Where the annotated set of `seed` lies: `$IRIS_CACHE/demo/…`, or `~/.cache/iris/demo/…`."""
+    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
+    return Path(cache).expanduser() / "demo" / f"seed-{seed}"
+
+
+def make_inputs(seed: int) -> dict[str, object]:
+    """Makes the demo's model and annotated set where they are missing.
+
+    Returns:
+        The settings of `recipes/demo.yaml` that depend on the place and the seed.
+    """
+    folder = data_folder(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    train, heldout = house_style.annotated_set(seed, TRAIN_PAIRS, HELDOUT_PAIRS)
+    house_style.write_jsonl(folder / "pairs.jsonl", train)
+    house_style.write_jsonl(folder / "heldout.jsonl", heldout)
+    return {
+        "name": "demo" if seed == 0 else f"demo-seed-{seed}",
+        "seed": seed,
+        "model.path": str(model.ensure()),
+        "data.path": str(folder / "pairs.jsonl"),
+        "data.heldout_path": str(folder / "heldout.jsonl"),
+    }

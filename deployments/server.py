@@ -1,0 +1,115 @@
+"""A Prefect API for `iris run`: the one that is there already, or a server of its own for as long as the loop runs.
+
+The server keeps its runs in the store (`.prefect/`), where `iris up` shows them later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import httpx
+
+from deployments import services
+from iris_core.errors import ServiceError
+from iris_core.launch import GRACE_S, TELEMETRY_OFF
+
+PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def prefect_api(store: Path) -> Iterator[str]:
+    """Sets this process's Prefect settings; to be entered before Prefect is imported.
+
+    Args:
+        store: the experiment's store.
+
+    Yields:
+        The address of the API: PREFECT_API_URL where it is set, that of `iris up` where it runs on `store`, else that
+        of a server which ends with this context.
+
+    Raises:
+        ServiceError: PREFECT_API_URL is set and does not answer, or the server does not start.
+    """
+    store = store.expanduser().absolute()
+    os.environ.update(TELEMETRY_OFF)
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        _check(given)
+        yield given
+        return
+    shared = services.running()
+    if shared and shared.store == store:
+        os.environ.update(services.prefect_environment(store, shared.api))
+        yield shared.api
+        return
+    port = _free_port()
+    os.environ.update(services.prefect_environment(store, f"http://{services.HOST}:{port}/api"))
+    with _server(store, port) as api:
+        yield api
+
+
+@contextmanager
+def _server(store: Path, port: int) -> Iterator[str]:
+    home = store / ".prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    api, log = os.environ["PREFECT_API_URL"], home / "server.log"
+    with filelock.FileLock(home / "start.lock"):  # two at once would both make the tables
+        with log.open("a") as file:
+            process = subprocess.Popen(
+                services.prefect_server(port),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the loop, which still has to report its end
+                preexec_fn=_end_with_parent,
+            )
+        try:
+            services.wait_healthy("the Prefect server", f"{api}/health", process, log)
+        except BaseException:
+            process.kill()
+            raise
+    try:
+        yield api
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[Any]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when the one that started it is gone, however that came about."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _check(url: str) -> None:
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
+            "or unset it to run with a server of its own"
+        ) from error
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((services.HOST, 0))
+        return int(probe.getsockname()[1])

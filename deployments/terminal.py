@@ -1,0 +1,177 @@
+"""What a person sees in the terminal while the loop runs, and at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from iris_core.store import Store
+from iris_core.summary import cells, rows, samples
+from tasks.stage import Finished, describe
+
+SAY_EVERY_S = 20.0  # where there is no terminal to draw in
+LOG_LINES = 15
+NARROW_HEADERS = (  # those of `iris_core.summary`, for 80 columns
+    "iter.",
+    "α",
+    "gap D̂\n[95 %]",
+    "ESS\nann.\nsyn.",
+    "reward\nmargin",
+    "log-prob\n/ token\n[95 %]",
+    "exact\nmatch\n[95 %]",
+)
+
+
+class Display:
+    """A line for each stage that has ended, a moving bar for the one that runs. A `tasks.stage.Watcher`."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.failed: str | None = None
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", style="dim"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.bar: TaskID | None = None
+        self.begun = self.said = 0.0
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draws while inside."""
+        with self.progress:
+            yield
+
+    def started(self, place: str) -> None:
+        """A bar appears."""
+        self.begun = self.said = time.monotonic()
+        self.bar = self.progress.add_task(_name(place), total=None, text="starting")
+
+    def progressed(self, place: str, event: dict[str, Any]) -> None:
+        """The bar moves; without a terminal, a line now and then."""
+        text = describe(event)
+        phase = event["stage"].partition(": ")[2]
+        if self.bar is not None:
+            shown = f"{phase} {text}".strip()
+            self.progress.update(
+                self.bar, total=event["total"], completed=event["done"], text=shown
+            )
+        if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
+            self.said = time.monotonic()
+            self.console.print(f"  … {_name(place)}  {phase} {text}", highlight=False)
+
+    def ended(self, place: str, finished: Finished | None) -> None:
+        """The bar gives way to a line that stays."""
+        if self.bar is not None:
+            self.progress.remove_task(self.bar)
+            self.bar = None
+        if finished is None:
+            self.failed = place
+            return
+        seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
+        line = f"[green]✓[/] {_name(place):<24} {seconds:>7}  [dim]{escape(gist(finished))}[/]"
+        self.console.print(line, highlight=False)
+
+
+def gist(finished: Finished) -> str:
+    """A finished stage's most telling numbers."""
+    found = finished.metrics
+    if finished.stage == "prepare":
+        return f"{found['train_pairs']} pairs to train on, {found['heldout_pairs']} held out"
+    if finished.stage == "generate":
+        return f"{found['prompts']} answers, {found['mean_tokens']:.0f} tokens each"
+    if finished.stage == "train":
+        margin = found["heldout"]["reward_margin"]
+        return f"gap {found['gap']['value']:.3f}, held-out reward margin {margin:.3f}"
+    if finished.stage == "evaluate":
+        match = found.get("heldout", {}).get("exact_match")
+        exact = f", exact match {match['value']:.2f}" if match else ""
+        average = found.get("average")
+        return f"average {100 * average['value']:.1f} %{exact}" if average else exact.lstrip(", ")
+    if finished.stage == "schedule":
+        return f"next α {found['next_order']:.3g}: {found['reason']}"
+    version = found.get("version")
+    return f"model version {version}" if version else ""
+
+
+def show_result(console: Console, store: Store) -> None:
+    """The table of iterations, and some answers before and after."""
+    found = rows(store)
+    label = "miniature" if any(row.label for row in found) else "average"
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in (*NARROW_HEADERS, f"{label}\n%"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in found:
+        table.add_row(*map(_narrow, cells(row)))
+    console.print(f"\n[bold]{store.home.name}[/]: the model after each iteration", highlight=False)
+    console.print(table)
+    for sample in samples(store):
+        answers = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        answers.add_row("annotated", escape(sample.annotated))
+        answers.add_row("before", escape(sample.before), style="yellow")
+        answers.add_row("after", escape(sample.after), style="green")
+        console.print(f"[bold]{escape(sample.prompt)}[/]", highlight=False)
+        console.print(answers)
+        console.print()
+
+
+def show_places(console: Console, store: Store, report: Path, again: str) -> None:
+    """Where the report and the UIs are, and what to type."""
+    up = (
+        "iris up"
+        if store.root == Path("iris-store").absolute()
+        else f"iris up --store {store.root}"
+    )
+    for line in (
+        f"report   {report}",
+        f"MLflow   http://127.0.0.1:5000  runs, metrics, model versions; type: {up}",
+        f"Prefect  http://127.0.0.1:4200  flow runs, logs, artifacts; type: {up}",
+        f"again    {again}  (what is finished is reused)",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def send_the_rest() -> None:
+    """Sends the log lines and states that Prefect still holds, before its server may end."""
+    APILogHandler().flush()
+    EventsWorker.drain_all()
+
+
+def end_of_log(log: Path) -> str:
+    """The last lines of a stage's log."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
+
+
+def _narrow(text: str) -> str:
+    """A cell on two lines: the value, and below it the interval or the second value."""
+    for mark in (" [", " / ", " ± "):
+        text = text.replace(mark, f"\n{mark.strip()}" if mark != " / " else "\n")
+    return text
+
+
+def _name(place: str) -> str:
+    """ "iteration 0 · train" for "iteration-0/train"."""
+    return place.replace("iteration-", "iteration ").replace("/", " · ")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
