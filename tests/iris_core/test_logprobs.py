@@ -1,0 +1,47 @@
+"""The log-prob kernel against log_softmax on whole logits."""
+
+import pytest
+import torch
+
+from iris_core import logprobs
+from iris_core.logprobs import token_logprobs
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("train_head", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [4 * 50, 4 * 50 * 3, 1 << 20])
+def test_equals_log_softmax_in_value_and_gradient(train_head, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNK_BYTES", chunk_bytes)  # 1, 3 and all rows a chunk
+    torch.manual_seed(0)
+    hidden = torch.randn(8, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=train_head)
+    targets = torch.randint(0, 50, (8,))
+    leaves = (hidden, weight) if train_head else (hidden,)
+    slow = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    fast = token_logprobs(hidden, weight, targets)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
+    outer = torch.randn(8)
+    for one, other in zip(
+        torch.autograd.grad(fast @ outer, leaves), torch.autograd.grad(slow @ outer, leaves), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_finite_differences_agree():
+    torch.manual_seed(0)
+    hidden = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    weight, targets = torch.randn(9, 6, dtype=torch.float64), torch.tensor([0, 3, 8, 3])
+    step = 1e-2
+    gradient = torch.autograd.grad(token_logprobs(hidden, weight, targets).sum(), hidden)[0]
+    moved = hidden.detach().clone()
+    moved[2, 1] += step
+    other = hidden.detach().clone()
+    other[2, 1] -= step
+    difference = (token_logprobs(moved, weight, targets) - token_logprobs(other, weight, targets)).sum() / (2 * step)
+    assert gradient[2, 1].item() == pytest.approx(difference.item(), abs=1e-3)
+
+
+def test_no_tokens_no_logprobs():
+    empty = token_logprobs(torch.randn(0, 4), torch.randn(5, 4), torch.empty(0, dtype=torch.long))
+    assert empty.shape == (0,)
