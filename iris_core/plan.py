@@ -12,6 +12,7 @@ import yaml
 
 from iris_core import miniature
 from iris_core.config import Experiment
+from iris_core.digest import model_digest
 from iris_core.errors import DataError, EvaluationError
 from iris_core.specs import EvaluateSpec, Gap, GenerateSpec, PrepareSpec, RegisterSpec, ScheduleSpec, TrainSpec
 from iris_core.store import Artifact, Manifest, Policy, Strict, versions
@@ -56,13 +57,14 @@ class Prepared(Strict):
 
 
 def prepare_spec(experiment: Experiment) -> PrepareSpec:
-    """Digests the data and asks for the model to be resolved.
+    """Digests the data and a local model, and asks for the model to be resolved.
 
     Raises:
         DataError: the data file is missing.
     """
     return PrepareSpec(
         model=experiment.model,
+        model_digest=_model_digest(experiment.model.path),
         data=experiment.data,
         data_digest=_data_digest("data.path", experiment.data.path),
         heldout_digest=_data_digest("data.heldout_path", experiment.data.heldout_path),
@@ -177,6 +179,12 @@ def register_spec(
 def recipe_yaml(experiment: Experiment) -> str:
     """The experiment as a recipe, complete with defaults."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def _model_digest(path: str) -> str | None:
+    """Digest of a local model folder; None for a name on the hub."""
+    folder = Path(path).expanduser()
+    return model_digest(folder) if folder.is_dir() else None
 
 
 def _data_digest(field: str, path: str | None) -> str | None:

@@ -25,6 +25,7 @@ class PrepareSpec(Spec):
 
     stage: ClassVar[str] = "prepare"
     model: ModelPart
+    model_digest: str | None
     data: DataPart
     data_digest: str | None
     heldout_digest: str | None

@@ -1,0 +1,98 @@
+"""Generation on a tiny real model: resuming, counting, and the adapter's being served."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from iris_core import engines, generate as generate_module, plan
+from iris_core.config import parse_experiment
+from iris_core.engines import Sample
+from iris_core.errors import ConfigError, ModelError
+from iris_core.generate import generate, summarize
+from iris_core.prepare import prepare
+from iris_core.store import run_stage
+
+
+def experiment(tiny_model, pairs_file, backend="transformers", **generation):
+    return parse_experiment(
+        {
+            "name": "test",
+            "model": {"path": str(tiny_model), "dtype": "float32"},
+            "data": {"path": str(pairs_file), "heldout": 4},
+            "generation": {"backend": backend, "max_new_tokens": 12, "shard_size": 10, **generation},
+        }
+    )
+
+
+def spec_of(config, tmp_path):
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), tmp_path / "prepare", prepare))
+    return plan.generate_spec(config, prepared, prepared.start(config))
+
+
+def responses(manifest):
+    return pq.read_table(manifest.artifact("responses").path).to_pylist()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(tiny_model, pairs_file, tmp_path, backend, monkeypatch):
+    spec = spec_of(experiment(tiny_model, pairs_file, backend), tmp_path)
+    whole = run_stage(spec, tmp_path / "whole", generate)
+    assert whole.metrics["prompts"] == 24
+    assert len({tuple(row["token_ids"]) for row in responses(whole)}) > 12  # each prompt has a seed of its own
+    written = []
+    right = generate_module._write_shard
+
+    def dies(path, *arguments):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(path)
+        right(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, "_write_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(spec, tmp_path / "killed", generate)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "responses").glob("shard-*")}
+    assert len(kept) == 1
+    resumed = run_stage(spec, tmp_path / "killed", generate)
+    assert responses(resumed) == responses(whole)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert resumed.outputs["responses"].digest == whole.outputs["responses"].digest
+
+
+@pytest.mark.unit
+def test_counts_of_responses():
+    rows = [
+        {"token_ids": [5, 2], "response": "a", "finish_reason": "stop"},
+        {"token_ids": [2], "response": " ", "finish_reason": "stop"},
+        {"token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
+    ]
+    assert summarize(rows) == {
+        "prompts": 3, "tokens": 6, "mean_tokens": 2.0, "truncated": 1, "empty": 1,
+        "finish_reasons": {"stop": 2, "length": 1},
+    }  # fmt: skip
+
+
+@pytest.mark.unit
+def test_a_response_ends_with_its_end_of_turn():
+    assert engines._until([5, 6, 2, 0, 0], 2) == Sample([5, 6, 2], "stop")
+    assert engines._until([5, 6], 2) == Sample([5, 6], "length")
+
+
+@pytest.mark.unit
+def test_vllm_asked_for_and_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"generation.backend: vllm is not installed"):
+        engines.backend("vllm")
+    assert engines.backend("auto") == "transformers"
+
+
+@pytest.mark.integration
+def test_a_model_that_changed_is_refused(tiny_model, pairs_file, tmp_path):
+    spec = spec_of(experiment(tiny_model, pairs_file), tmp_path)
+    wrong = spec.policy.model.model_copy(update={"digest": "0" * 64})
+    spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"model": wrong})})
+    with pytest.raises(ModelError, match="is missing or has changed"):
+        run_stage(spec, tmp_path / "out", generate)

@@ -1,0 +1,114 @@
+"""The stage store: keys, manifests, reuse, resume, and its refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from iris_core.errors import StoreError
+from iris_core.store import Artifact, Outcome, Spec, Store, completed, read_manifest, run_stage
+
+pytestmark = pytest.mark.unit
+
+
+class CountSpec(Spec):
+    stage: ClassVar[str] = "count"
+    text: Artifact
+    times: int = 1
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "text").write_text("one two")
+    return CountSpec(text=Artifact.of(tmp_path / "text"))
+
+
+def work(spec: CountSpec, out: Path) -> Outcome:
+    words = len(spec.text.path.read_text().split()) * spec.times
+    (out / "words.json").write_text(json.dumps(words))
+    (out / "work").mkdir()
+    (out / "work" / "scratch").write_text("x")
+    return Outcome(outputs={"words": out / "words.json"}, metrics={"words": words})
+
+
+def never(spec: CountSpec, out: Path) -> Outcome:
+    raise AssertionError("must be reused")
+
+
+def test_the_key_is_of_content_not_of_places(spec, tmp_path):
+    shutil.copy(tmp_path / "text", tmp_path / "other")
+    moved = CountSpec(text=Artifact.of(tmp_path / "other"), execution={"threads": 2})
+    assert moved.key() == spec.key()
+    assert spec.model_copy(update={"times": 2}).key() != spec.key()
+    assert spec.model_copy(update={"versions": {"torch": "2"}}).key() != spec.key()
+    (tmp_path / "other").write_text("changed")
+    assert CountSpec(text=Artifact.of(tmp_path / "other")).key() != spec.key()
+
+
+def test_runs_once_and_is_reused(spec, tmp_path):
+    first = run_stage(spec, tmp_path / "out", work)
+    assert first.metrics == {"words": 2}
+    assert not first.reused
+    assert set(first.files) == {"spec.json", "words.json"}
+    assert not (tmp_path / "out" / "work").exists()
+    again = run_stage(spec, tmp_path / "out", never)
+    assert again.reused
+    assert again.artifact("words").path.read_text() == "2"
+
+
+def test_a_file_that_changed_is_made_again(spec, tmp_path):
+    run_stage(spec, tmp_path / "out", work)
+    (tmp_path / "out" / "words.json").write_text("9")
+    assert completed(tmp_path / "out", spec.key()) is None
+    again = run_stage(spec, tmp_path / "out", work)
+    assert again.artifact("words").path.read_text() == "2"
+
+
+def test_unfinished_work_is_resumed_in_place(spec, tmp_path):
+    def dies(spec, out):
+        (out / "half").write_text("kept")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(spec, tmp_path / "out", dies)
+    assert read_manifest(tmp_path / "out") is None
+    manifest = run_stage(spec, tmp_path / "out", work)
+    assert "half" in manifest.files
+
+
+def test_another_specs_unfinished_work_is_refused(spec, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(spec, tmp_path / "out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(StoreError, match="unfinished work of another spec"):
+        run_stage(spec.model_copy(update={"times": 3}), tmp_path / "out", work)
+
+
+def test_a_full_disk_is_named_before_work_begins(spec, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    with pytest.raises(StoreError, match=r"has 0.0 GB free, 1.1 GB are needed: free some space"):
+        run_stage(spec, tmp_path / "out", never)
+
+
+def test_a_store_of_another_experiment_is_refused(tmp_path):
+    Store(tmp_path, "mine").claim({"model": "a", "data": "b"})
+    Store(tmp_path, "mine").claim({"model": "a", "data": "b"})
+    with pytest.raises(StoreError, match=r"holds another experiment \(model was a, now c\): give this one another `name`"):
+        Store(tmp_path, "mine").claim({"model": "c", "data": "b"})
+    Store(tmp_path, "other").claim({"model": "c", "data": "b"})
+
+
+def test_links_make_the_store_walkable(spec, tmp_path):
+    store = Store(tmp_path / "store", "mine")
+    folder = store.folder(spec)
+    run_stage(spec, folder, work)
+    store.link("iteration-0/count", folder)
+    store.link("iteration-0/count", folder)
+    assert json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"] == spec.key()
+    assert store.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
+    assert store.manifest("iteration-1/count") is None

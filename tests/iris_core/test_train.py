@@ -1,0 +1,171 @@
+"""The training stage on a tiny real model: what it learns, and that resuming, packing and micro-batches change nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from iris_core import plan, train as train_module
+from iris_core.config import Experiment, parse_experiment
+from iris_core.errors import TrainingError
+from iris_core.generate import generate
+from iris_core.prepare import prepare
+from iris_core.store import Manifest, run_stage
+from iris_core.train import train
+from iris_core.trainer import SelfPlayTrainer
+
+pytestmark = pytest.mark.integration
+
+
+def experiment(tiny_model: Path, pairs_file: Path, **training: object) -> Experiment:
+    settings = {"learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "tokens_per_batch": 256, "checkpoint_every": 2}
+    return parse_experiment(
+        {
+            "name": "test",
+            "model": {"path": str(tiny_model), "dtype": "float32"},
+            "data": {"path": str(pairs_file), "heldout": 4},
+            "generation": {"backend": "transformers", "max_new_tokens": 8},
+            "objective": {"beta": 0.5, "normalizer": training.pop("normalizer", "unit")},
+            "training": {**settings, **training},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_model, pairs_file, tmp_path_factory):
+    """The stages before training, run once."""
+    folder = tmp_path_factory.mktemp("inputs")
+    base = experiment(tiny_model, pairs_file)
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(base), folder / "prepare", prepare))
+    state = prepared.start(base)
+    generated = run_stage(plan.generate_spec(base, prepared, state), folder / "generate", generate)
+    return prepared, state, generated
+
+
+def run(inputs, config: Experiment, folder: Path) -> Manifest:
+    prepared, state, generated = inputs
+    return run_stage(plan.train_spec(config, prepared, state, generated), folder, train)
+
+
+def history(manifest: Manifest) -> list[dict]:
+    return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
+
+
+COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
+
+
+def compared(manifest: Manifest) -> list[list[float]]:
+    return [[row[name] for name in COMPARED] for row in history(manifest)]
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tiny_model, pairs_file, tmp_path_factory):
+    """An uninterrupted run."""
+    return run(inputs, experiment(tiny_model, pairs_file), tmp_path_factory.mktemp("whole") / "train")
+
+
+def test_learns_to_tell_annotated_from_synthetic(whole):
+    rows = history(whole)
+    assert len(rows) == 6  # 20 pairs in batches of 8, two epochs
+    assert rows[0]["loss"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["ess/annotated"] == pytest.approx(1, abs=1e-4)
+    assert rows[-1]["reward/margin"] > 0.1
+    assert rows[-1]["reward/accuracy"] > 0.8
+    heldout = whole.metrics["heldout"]
+    assert heldout["annotated_logprob_per_token"]["value"] > heldout["opponent_annotated_logprob_per_token"]["value"]
+    assert whole.metrics["gap"]["low"] <= whole.metrics["gap"]["value"] <= whole.metrics["gap"]["high"]
+    assert not (whole.folder / "work").exists()
+    assert {Path(name).suffix for name in whole.files} <= {".safetensors", ".json", ".jsonl", ".parquet"}
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):
+    step = SelfPlayTrainer.training_step
+
+    def dies(self, *arguments, **options):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **options)
+
+    config = experiment(tiny_model, pairs_file)
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfPlayTrainer, "training_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, config, tmp_path / "train")
+    half_written = tmp_path / "train" / "work" / "checkpoint-5"
+    shutil.copytree(tmp_path / "train" / "work" / "checkpoint-4", half_written)
+    (half_written / "normalizer.json").unlink()
+    resumed = run(inputs, config, tmp_path / "train")
+    assert compared(resumed) == compared(whole)
+    assert resumed.outputs["adapter"].digest == whole.outputs["adapter"].digest
+
+
+@pytest.mark.parametrize("normalizer", ["unit", "batch", "running", "anchored"])
+def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp_path, normalizer):
+    one_row = run(inputs, experiment(tiny_model, pairs_file, normalizer=normalizer, tokens_per_batch=4096), tmp_path / "a")
+    many = run(inputs, experiment(tiny_model, pairs_file, normalizer=normalizer, tokens_per_batch=16), tmp_path / "b")
+    for one, other in zip(compared(one_row), compared(many), strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+
+
+def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tmp_path):
+    manifest = run(inputs, experiment(tiny_model, pairs_file, method="full", optimizer="adamw"), tmp_path / "train")
+    folder = manifest.artifact("model").path
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {p.name for p in folder.iterdir()}
+    assert history(manifest)[-1]["reward/margin"] > 0
+    policy = plan.trained_policy(inputs[1].policy, manifest)
+    assert policy.adapter is None
+    assert policy.model.digest != inputs[1].policy.model.digest
+
+
+def test_gradient_checkpointing_changes_nothing(inputs, whole, tiny_model, pairs_file, tmp_path):
+    manifest = run(inputs, experiment(tiny_model, pairs_file, gradient_checkpointing=True), tmp_path / "train")
+    for one, other in zip(compared(manifest), compared(whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+
+
+def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_path, monkeypatch):
+    right = train_module.opponent_logprobs
+
+    def wrong(*arguments):
+        return {split: values - 1.0 for split, values in right(*arguments).items()}
+
+    monkeypatch.setattr(train_module, "opponent_logprobs", wrong)
+    with pytest.raises(TrainingError, match="at step 0 the policy differs from its opponent"):
+        run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
+
+
+def test_a_loss_that_is_not_a_number_stops(inputs, tiny_model, pairs_file, tmp_path, monkeypatch):
+    right = SelfPlayTrainer._logprobs
+
+    def broken(self, model, row):
+        values = right(self, model, row)
+        return values * torch.nan if self.state.global_step == 2 else values
+
+    monkeypatch.setattr(SelfPlayTrainer, "_logprobs", broken)
+    with pytest.raises(TrainingError, match="the loss is nan at step 2"):
+        run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
+
+
+def test_the_next_iteration_goes_on_with_the_adapter(inputs, whole, tiny_model, pairs_file, tmp_path):
+    """p_{t+1} is both start and opponent: rewards are 0 at its first step, though the adapter is not."""
+    prepared, state, generated = inputs
+    config = experiment(tiny_model, pairs_file)
+    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
+    manifest = run_stage(plan.train_spec(config, prepared, later, generated), tmp_path / "train", train)
+    rows = history(manifest)
+    assert rows[0]["loss"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["logprob/annotated"] > history(whole)[0]["logprob/annotated"]
+
+
+def test_the_initial_opponent_is_recorded_and_allowed_to_differ(inputs, whole, tiny_model, pairs_file, tmp_path):
+    prepared, state, generated = inputs
+    base = experiment(tiny_model, pairs_file)
+    config = base.model_copy(update={"objective": base.objective.model_copy(update={"opponent": "initial"})})
+    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
+    spec = plan.train_spec(config, prepared, later, generated)
+    assert spec.opponent == prepared.initial != spec.policy
+    assert history(run_stage(spec, tmp_path / "train", train))[0]["reward/margin"] > 0.1
