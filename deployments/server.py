@@ -8,18 +8,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 import httpx
 
-from deployments import services
+from deployments import processes, services
 from iris_core.errors import ServiceError
 from iris_core.launch import GRACE_S, TELEMETRY_OFF
 
@@ -49,11 +48,11 @@ def prefect_api(store: Path) -> Iterator[str]:
         return
     shared = services.running()
     if shared and shared.store == store:
-        os.environ.update(services.prefect_environment(store, shared.api))
+        os.environ.update(processes.prefect_environment(store, shared.api))
         yield shared.api
         return
-    port = _free_port()
-    os.environ.update(services.prefect_environment(store, f"http://{services.HOST}:{port}/api"))
+    port = processes.free_port()
+    os.environ.update(processes.prefect_environment(store, f"http://{processes.HOST}:{port}/api"))
     with _server(store, port) as api:
         yield api
 
@@ -66,7 +65,7 @@ def _server(store: Path, port: int) -> Iterator[str]:
     with filelock.FileLock(home / "start.lock"):  # two at once would both make the tables
         with log.open("a") as file:
             process = subprocess.Popen(
-                services.prefect_server(port),
+                processes.prefect_server(port),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -74,7 +73,7 @@ def _server(store: Path, port: int) -> Iterator[str]:
                 preexec_fn=_end_with_parent,
             )
         try:
-            services.wait_healthy("the Prefect server", f"{api}/health", process, log)
+            processes.wait_healthy("the Prefect server", f"{api}/health", process, log)
         except BaseException:
             process.kill()
             raise
@@ -107,9 +106,3 @@ def _check(url: str) -> None:
             f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
             "or unset it to run with a server of its own"
         ) from error
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind((services.HOST, 0))
-        return int(probe.getsockname()[1])

@@ -10,30 +10,31 @@ import datetime
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 from pydantic import ValidationError
 
+from deployments import processes
+from deployments.processes import (
+    HOST,
+    START_S,
+    check_port,
+    end_of,
+    prefect_environment,
+    wait_healthy,
+)
 from iris_core.errors import ConfigError, ServiceError
 from iris_core.launch import GRACE_S, TELEMETRY_OFF, descendants
 from iris_core.store import Strict, write_atomic
 
 CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
-HOST = "127.0.0.1"
-START_S = 180.0
 WORKER_GRACE_S = 45.0  # Prefect's worker gives its flow runs 30 s
-LOG_LINES = 15
 
 Say = Callable[[str], None]
 
@@ -135,12 +136,12 @@ def down(say: Say = print) -> bool:
     if worker and "worker" in services.alive():  # first, so that its runs can still tell the server
         say("stopping the worker and its runs")
         _signal(worker, signal.SIGTERM)
-        _wait_end(lambda: "worker" not in services.alive(), WORKER_GRACE_S)
+        _wait(lambda: "worker" not in services.alive(), WORKER_GRACE_S)
     say("stopping Prefect and MLflow")
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in descendants(services.mark, MARK_VARIABLE):
             _signal(process.pid, number)
-        if _wait_end(lambda: not descendants(services.mark, MARK_VARIABLE), GRACE_S):
+        if _wait(lambda: not descendants(services.mark, MARK_VARIABLE), GRACE_S):
             break
     (home() / "services.json").unlink(missing_ok=True)
     return True
@@ -152,28 +153,12 @@ def environment(services: Services) -> dict[str, str]:
         **os.environ,
         **TELEMETRY_OFF,
         **prefect_environment(services.store, services.api),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges and scorers: not used, and costly to start
         MARK_VARIABLE: services.mark,
         "IRIS_STORE": str(services.store),
         "IRIS_CACHE": str(home().parent),
         "PWD": str(CHECKOUT),  # prefect.yaml makes it the working directory of runs
     }
-
-
-def prefect_environment(store: Path, api: str) -> dict[str, str]:
-    """Prefect's settings for a server that keeps its runs in `store`, and for its clients."""
-    return {
-        "PREFECT_HOME": str(store / ".prefect"),
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_CLI_PROMPT": "false",
-        "DO_NOT_TRACK": "1",
-    }
-
-
-def prefect_server(port: int) -> list[str]:
-    """The command that serves Prefect's API and UI on `port`."""
-    serve = ["server", "start", "--host", HOST, "--port", str(port)]
-    return [sys.executable, "-m", "prefect", *serve]
 
 
 def deploy(services: Services) -> None:
@@ -182,9 +167,8 @@ def deploy(services: Services) -> None:
     Raises:
         ServiceError: Prefect refuses it; has its message.
     """
-    command = ["--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", *command],
+        processes.apply_deployments(),
         cwd=CHECKOUT,
         env=environment(services),
         stdin=subprocess.DEVNULL,
@@ -194,36 +178,7 @@ def deploy(services: Services) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise ServiceError(f"deployments/prefect.yaml was not applied:\n{_end_of(done.stdout)}")
-
-
-def check_port(port: int, option: str) -> None:
-    """Raises ConfigError if something listens on `port`."""
-    with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} is taken{_holder(port)}: stop what uses it, or choose another with --{option}"
-            ) from error
-
-
-def wait_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path) -> None:
-    """Waits until `url` answers with success.
-
-    Raises:
-        ServiceError: `process` has ended, or there is no answer in time.
-    """
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise ServiceError(f"{name} did not start; {log} ends with:\n{_end_of(log.read_text())}")
+        raise ServiceError(f"deployments/prefect.yaml was not applied:\n{end_of(done.stdout)}")
 
 
 def _start(services: Services, say: Say) -> Services:
@@ -232,42 +187,22 @@ def _start(services: Services, say: Say) -> Services:
     store = services.store
     store.mkdir(parents=True, exist_ok=True)
     say("starting Prefect and MLflow")
-    prefect, services = _spawn(services, "prefect", prefect_server(services.prefect_port))
-    mlflow, services = _spawn(services, "mlflow", _mlflow_server(services))
+    serve_mlflow = processes.mlflow_server(services.mlflow_port, store)
+    prefect, services = _spawn(services, "prefect", processes.prefect_server(services.prefect_port))
+    mlflow, services = _spawn(services, "mlflow", serve_mlflow)
     wait_healthy("the Prefect server", f"{services.api}/health", prefect, _log("prefect"))
     pool.make(services.api)
     pool.end_lost_runs(services.api)
-    say("applying the deployments")
-    deploy(services)
-    say("starting the worker")
+    say("starting the worker and applying the deployments")
     started = datetime.datetime.now(datetime.UTC)
-    start = [
-        "worker",
-        "start",
-        "--pool",
-        pool.NAME,
-        "--type",
-        "process",
-        "--name",
-        pool.worker_name(),
-    ]
-    worker, services = _spawn(services, "worker", [sys.executable, "-m", "prefect", *start])
-    if not _wait_end(
-        lambda: worker.poll() is not None or pool.online(services.api, started), START_S
-    ):
-        raise ServiceError(f"the worker does not answer; see {_log('worker')}")
-    if worker.poll() is not None:
-        raise ServiceError(f"the worker did not start:\n{_end_of(_log('worker').read_text())}")
+    work = processes.worker(pool.NAME, pool.worker_name())
+    worker, services = _spawn(services, "worker", work)
+    deploy(services)
+    _wait(lambda: worker.poll() is not None or pool.online(services.api, started), START_S)
+    if worker.poll() is not None or not pool.online(services.api, started):
+        raise ServiceError(f"the worker did not start:\n{end_of(_log('worker').read_text())}")
     wait_healthy("MLflow", f"{services.mlflow}/health", mlflow, _log("mlflow"))
     return services
-
-
-def _mlflow_server(services: Services) -> list[str]:
-    return [
-        sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(services.mlflow_port),
-        "--backend-store-uri", f"sqlite:///{services.store / 'mlflow.db'}",
-        "--artifacts-destination", str(services.store / "mlflow-artifacts"), "--workers", "1",
-    ]  # fmt: skip
 
 
 def _spawn(
@@ -311,10 +246,6 @@ def _log(name: str) -> Path:
     return home() / f"{name}.log"
 
 
-def _end_of(text: str) -> str:
-    return "\n".join(text.strip().splitlines()[-LOG_LINES:])
-
-
 def _signal(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
@@ -322,21 +253,10 @@ def _signal(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def _wait_end(reached: Callable[[], bool], seconds: float) -> bool:
+def _wait(reached: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not reached():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.3)
     return True
-
-
-def _holder(port: int) -> str:
-    """Who listens on `port`, as far as this user may know."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.pid:
-                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except (psutil.AccessDenied, psutil.NoSuchProcess):
-        pass
-    return ""

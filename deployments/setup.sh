@@ -133,6 +133,36 @@ make_venv() {
 
 pip() { "$VENV/bin/python" -m pip "$@" --disable-pip-version-check --no-input; }
 
+install_lock() {
+    # pip's own output is a thousand lines; a line shows the package it is at, and the log keeps the rest.
+    total=$(grep -c '^[a-z]' "$lock")
+    log=$VENV/.iris-setup.log
+    say "2/4 $total packages of $lock, most of the time for torch and vLLM"
+    { pip install --no-deps -r "$lock" --progress-bar off 2>&1 && echo "setup: ok"; } | tee "$log" | show_progress
+    tail -n 1 "$log" | grep -q '^setup: ok' && return
+    grep -v '^WARNING' "$log" | tail -n 15 >&2
+    die "pip failed; its output is in $log. When the cause is mended (often the network), run this again."
+}
+
+show_progress() {
+    n=0
+    while read -r verb what rest; do
+        case $verb in
+        Collecting | Processing | Requirement | Ignoring) n=$((n + 1)) ;;
+        Downloading) what="$what $rest" ;;
+        Installing) what="all fetched, unpacking: a minute or more" ;;
+        *) continue ;;
+        esac
+        what=${what##*/}
+        if [ -t 1 ]; then
+            printf '\r\033[Ksetup:     %d/%d %.90s' "$n" "$total" "$what"
+        elif [ "$verb" = Installing ] || { [ "$verb" != Downloading ] && [ $((n % 25)) = 0 ]; }; then
+            say "    $n/$total $what"
+        fi
+    done
+    if [ -t 1 ]; then echo; fi
+}
+
 complete_torch() {
     # The CPU lock leaves the CUDA libraries out. An index that has only torch's CUDA build (PyPI, on Linux) gives one
     # that does not load without them, so they are added at the GPU lock's versions.
@@ -147,8 +177,7 @@ install() {
     make_venv
     rm -f "$stamp"
     : >"$busy"
-    say "2/4 $(grep -c '^[a-z]' "$lock") packages of $lock: some minutes, most of it torch and vLLM"
-    pip install --no-deps -r "$lock"
+    install_lock
     complete_torch
     say "3/4 this project, editable"
     pip install --quiet --no-deps --no-build-isolation --editable .

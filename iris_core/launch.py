@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import psutil
 
@@ -160,7 +160,7 @@ def _pipes() -> Iterator[tuple[int, TextIO, int]]:
         os.close(leash_read)
 
 
-def _read(stream: TextIO, to: Callable[[str], None]) -> threading.Thread:
+def _read(stream: IO[str], to: Callable[[str], None]) -> threading.Thread:
     """Hands each line of `stream` to `to`, on a thread of its own."""
 
     def run() -> None:

@@ -1,0 +1,113 @@
+"""The commands of the servers and the worker, what they are started with, and how to tell that they answer."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from iris_core.errors import ConfigError, ServiceError
+
+HOST = "127.0.0.1"
+START_S = 180.0
+LOG_LINES = 15
+
+
+def prefect_environment(store: Path, api: str) -> dict[str, str]:
+    """Prefect's settings for a server that keeps its runs in `store`, and for its clients."""
+    return {
+        "PREFECT_HOME": str(store / ".prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def prefect_server(port: int) -> list[str]:
+    """The command that serves Prefect's API and UI on `port`."""
+    return [*_python("prefect"), "server", "start", "--host", HOST, "--port", str(port)]
+
+
+def mlflow_server(port: int, store: Path) -> list[str]:
+    """The command that serves MLflow on `port` from the database in `store`."""
+    return [
+        *_python("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}",
+        "--artifacts-destination", str(store / "mlflow-artifacts"),
+    ]  # fmt: skip
+
+
+def worker(pool: str, name: str) -> list[str]:
+    """The command of a worker that runs the flows of `pool` as processes of this machine."""
+    start = ["worker", "start", "--type", "process"]
+    return [*_python("prefect"), *start, "--pool", pool, "--name", name]
+
+
+def apply_deployments() -> list[str]:
+    """The command that applies `prefect.yaml`."""
+    file = ["--prefect-file", "deployments/prefect.yaml"]
+    return [*_python("prefect"), "--no-prompt", "deploy", "--all", *file]
+
+
+def check_port(port: int, option: str) -> None:
+    """Raises ConfigError if something listens on `port`."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} is taken{_holder(port)}: stop what uses it, or choose another with --{option}"
+            ) from error
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path) -> None:
+    """Waits until `url` answers with success.
+
+    Raises:
+        ServiceError: `process` has ended, or there is no answer in time.
+    """
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=2).is_success:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise ServiceError(f"{name} did not start; {log} ends with:\n{end_of(log.read_text())}")
+
+
+def end_of(text: str) -> str:
+    """The last lines of a log."""
+    return "\n".join(text.strip().splitlines()[-LOG_LINES:])
+
+
+def _python(module: str) -> list[str]:
+    return [sys.executable, "-m", module]
+
+
+def _holder(port: int) -> str:
+    """Who listens on `port`, as far as this user may know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        pass
+    return ""
