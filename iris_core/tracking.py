@@ -1,0 +1,217 @@
+"""Where MLflow is: whether it can be used, and how to talk to it. What is logged there is in `mlflow_runs`.
+
+    check("http://localhost:5000")                  # answers within seconds, or says what to do
+    client = connect("sqlite:////data/mlflow.db")
+
+MLflow is imported only by `connect` (it takes seconds): `check` and `redact` are cheap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import filelock
+import httpx
+
+from iris_core.errors import ConfigError, ServiceError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHECK_TIMEOUT_S = 3.0
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
+_SECRET_FIELD = re.compile(
+    r"(?i)\b((?:password|passwd|token|secret|api_?key|access_?key)=)[^&\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """`text` without the credentials that URIs in it carry."""
+    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def check(uri: str) -> None:
+    """Finds out within seconds whether MLflow can be used at `uri`, before anything heavy starts.
+
+    Raises:
+        ConfigError: a file store, an unknown scheme, or credentials the server refuses.
+        ServiceError: nothing answers there, or what answers is not MLflow.
+    """
+    scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
+    if uri.startswith("databricks"):
+        return
+    if scheme in ("", "file"):
+        raise ConfigError(
+            f"tracking.uri: {redact(uri)!r} is a file store, which cannot hold model versions: use sqlite:////folder/mlflow.db, "
+            "the URL of an MLflow server, or leave it out for SQLite inside the store"
+        )
+    if scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme == "sqlite":
+        _check_sqlite(uri)
+    elif scheme in DATABASE_PORTS:
+        _check_port(uri, DATABASE_PORTS[scheme])
+    else:
+        raise ConfigError(
+            f"tracking.uri: {redact(uri)!r}: unknown scheme; known: http, https, sqlite, {', '.join(DATABASE_PORTS)}"
+        )
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for tracking and registry at `uri`, checked; a new SQLite database gets its tables.
+
+    `uri` becomes this process's default too: MLflow's registry looks models up there when it makes a version.
+
+    Raises:
+        ConfigError, ServiceError: as `check`.
+    """
+    check(uri)
+    from mlflow import MlflowClient, set_tracking_uri
+
+    set_tracking_uri(uri)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with service_errors(uri):
+        if not uri.startswith("sqlite:"):
+            client.search_experiments(max_results=1)
+            return client
+        with filelock.FileLock(
+            f"{_sqlite_file(uri)}.lock"
+        ):  # two processes must not both make the tables
+            client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def service_errors(uri: str) -> Iterator[None]:
+    """Turns a server that went away, and a database that cannot be used, into a ServiceError that may be retried."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        text = redact(str(error))
+        if "out-of-date database schema" in text:
+            raise ServiceError(
+                f"tracking.uri: {redact(uri)} was made by another MLflow: type `mlflow db upgrade {redact(uri)}`"
+            ) from error
+        lost = isinstance(error, requests.RequestException) or error.error_code in (
+            "INTERNAL_ERROR",
+            "TEMPORARILY_UNAVAILABLE",
+        )
+        if not lost:
+            raise
+        raise ServiceError(
+            f"tracking.uri: MLflow at {redact(uri)} failed ({text[:300]}): {_remedy(uri)}"
+        ) from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = redact(
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            )
+    return flat
+
+
+def artifact_folder(uri: str, otherwise: Path) -> Path:
+    """Where artifacts of runs at `uri` lie when no server keeps them: beside a SQLite file, else `otherwise`."""
+    return (
+        _sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise
+    ) / "mlflow-artifacts"
+
+
+def _remedy(uri: str) -> str:
+    if uri.startswith("http"):
+        return "start the server (`make up`), correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
+    return "correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
+
+
+def _check_server(uri: str) -> None:
+    """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
+    headers = (
+        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
+        if "MLFLOW_TRACKING_TOKEN" in os.environ
+        else {}
+    )
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    address = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
+    try:
+        answer = httpx.get(
+            address,
+            params={"experiment_name": "Default"},
+            headers=headers,
+            auth=login,
+            timeout=CHECK_TIMEOUT_S,
+            verify=not insecure,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
+        ) from error
+    if answer.status_code in (401, 403):
+        raise ConfigError(
+            f"tracking.uri: {redact(uri)} refuses these credentials ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if answer.status_code >= 500 or not _is_mlflow(answer):
+        raise ServiceError(
+            f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): {_remedy(uri)}"
+        )
+
+
+def _is_mlflow(answer: httpx.Response) -> bool:
+    try:
+        return bool({"experiment", "error_code"} & set(answer.json()))
+    except ValueError:
+        return False
+
+
+def _sqlite_file(uri: str) -> Path:
+    return Path(re.sub(r"^sqlite(\+\w+)?:///", "", uri).split("?")[0])
+
+
+def _check_sqlite(uri: str) -> None:
+    file = _sqlite_file(uri)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            sqlite3.connect(f"file:{file}?mode=rw", uri=True, timeout=CHECK_TIMEOUT_S).execute(
+                "pragma schema_version"
+            ).close()
+        elif not os.access(file.parent, os.W_OK):
+            raise PermissionError(f"cannot write in {file.parent}")
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): {_remedy(uri)}"
+        ) from error
+
+
+def _check_port(uri: str, port: int) -> None:
+    parts = urlsplit(uri)
+    try:
+        socket.create_connection(
+            (parts.hostname or "localhost", parts.port or port), timeout=CHECK_TIMEOUT_S
+        ).close()
+    except OSError as error:
+        raise ServiceError(
+            f"tracking.uri: no database answers at {redact(uri)} ({error}): {_remedy(uri)}"
+        ) from error

@@ -1,0 +1,191 @@
+"""A finished experiment in miniature for tests: real specs, real manifests, made-up stages that take milliseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from iris_core import plan
+from iris_core.config import Experiment, parse_experiment
+from iris_core.plan import LoopState, Prepared
+from iris_core.specs import RegisterSpec
+from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
+
+STEPS = 6
+PROMPTS = 8
+STARTED = 1_790_000_000.0
+
+
+class SmallExperiment:
+    """Runs the loop's stages as quick fakes, linked in a store as the flow does.
+
+    Args:
+        root: a temporary folder; the store and the inputs go there.
+        averages: the benchmark average after each iteration; None: that evaluation gave no score.
+        settings: overrides of the experiment, as for a recipe.
+    """
+
+    def __init__(self, root: Path, averages: list[float | None], **settings: Any):
+        self.root, self.averages = root, averages
+        (root / "model").mkdir(parents=True, exist_ok=True)
+        save_file({"w": np.zeros(3, np.float32)}, root / "model" / "model.safetensors")
+        (root / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+        self.experiment: Experiment = parse_experiment({
+            "name": "small", "iterations": len(averages), "store": str(root / "store"),
+            "model": {"path": str(root / "model")}, "data": {"path": str(root / "pairs.jsonl"), "answer_pattern": "(.+)"},
+            "evaluation": {"benchmarks": ["gsm8k", "mmlu"], "limit": 10},
+            **settings,
+        })  # fmt: skip
+        self.store = Store(root / "store", self.experiment.name)
+        self.prepared = Prepared.of(
+            self.run(plan.prepare_spec(self.experiment), "prepare", self.prepare)
+        )
+
+    def run(self, spec: Spec, place: str, work: Any) -> Manifest:
+        folder = self.store.folder(spec)
+        manifest = run_stage(spec, folder, work)
+        self.store.link(place, folder)
+        return manifest
+
+    def initial(self) -> RegisterSpec:
+        policy = self.prepared.initial
+        spec = plan.evaluate_spec(self.experiment, self.prepared, policy)
+        evaluated = self.run(spec, "initial/evaluate", self.evaluate(0.2, 0.1))
+        return plan.register_spec(self.experiment, None, policy, {"evaluate": evaluated})
+
+    def iterations(self, count: int | None = None) -> list[RegisterSpec]:
+        """Runs `count` iterations (all of them) and gives the specs of their stage `register`."""
+        state, specs = self.prepared.start(self.experiment), []
+        for _ in range(len(self.averages) if count is None else count):
+            state, spec = self.iteration(state)
+            specs.append(spec)
+        return specs
+
+    def iteration(self, state: LoopState) -> tuple[LoopState, RegisterSpec]:
+        t, at = state.iteration, f"iteration-{state.iteration}"
+        generate = plan.generate_spec(self.experiment, self.prepared, state)
+        generated = self.run(generate, f"{at}/generate", self.generate)
+        train = plan.train_spec(self.experiment, self.prepared, state, generated)
+        trained = self.run(train, f"{at}/train", self.train(t))
+        policy = plan.trained_policy(state.policy, trained)
+        evaluate = plan.evaluate_spec(self.experiment, self.prepared, policy)
+        evaluated = self.run(
+            evaluate, f"{at}/evaluate", self.evaluate(self.averages[t], 0.3 + 0.2 * t)
+        )
+        scheduled = self.run(
+            plan.schedule_spec(self.experiment, state, trained), f"{at}/schedule", self.schedule
+        )
+        stages = {
+            "generate": generated,
+            "train": trained,
+            "evaluate": evaluated,
+            "schedule": scheduled,
+        }
+        spec = plan.register_spec(self.experiment, t, policy, stages)
+        return plan.next_state(state, generated, trained, scheduled), spec
+
+    def policy(self, t: int) -> Policy:
+        trained = self.store.manifest(f"iteration-{t}/train")
+        assert trained is not None
+        return plan.trained_policy(self.prepared.initial, trained)
+
+    def prepare(self, spec: Any, out: Path) -> Outcome:
+        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i}", "split": "heldout"}
+                for i in range(PROMPTS)]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows), out / "pairs.parquet")
+        model = {
+            "path": str(self.root / "model"),
+            "digest": plan.Artifact.of(self.root / "model").digest,
+            "dtype": "float32",
+        }
+        (out / "model.json").write_text(json.dumps(model))
+        metrics = {"train_pairs": 40, "heldout_pairs": PROMPTS, "dropped": {}}
+        return Outcome(
+            outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"}, metrics=metrics
+        )
+
+    def generate(self, spec: Any, out: Path) -> Outcome:
+        (out / "responses").mkdir()
+        rows = [{"prompt_id": str(i), "response": "?", "token_ids": [i], "finish_reason": "stop", "split": "train"}
+                for i in range(PROMPTS)]  # fmt: skip
+        pq.write_table(pa.Table.from_pylist(rows), out / "responses" / "0.parquet")
+        metrics = {"prompts": PROMPTS, "tokens": 80, "mean_tokens": 10.0, "truncated": 1, "empty": 0,
+                   "tokens_per_second": 123.4, "finish_reasons": {"stop": 7, "length": 1}}  # fmt: skip
+        return Outcome(outputs={"responses": out / "responses"}, metrics=metrics)
+
+    def train(self, t: int) -> Any:
+        def work(spec: Any, out: Path) -> Outcome:
+            (out / "adapter").mkdir(exist_ok=True)
+            save_file(
+                {"a": np.full(3, t, np.float32)}, out / "adapter" / "adapter_model.safetensors"
+            )
+            (out / "adapter" / "adapter_config.json").write_text("{}")
+            rows = [history_row(t, step) for step in range(1, STEPS + 1)]
+            (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            gap = 0.8 / (t + 1)
+            log = -1.5 + 0.2 * t
+            metrics = {
+                "gap": {"value": gap, "low": gap - 0.1, "high": gap + 0.1},
+                "heldout": {
+                    "annotated_logprob_per_token": {"value": log, "low": log - 0.1, "high": log + 0.1},
+                    "opponent_annotated_logprob_per_token": {"value": log - 0.2, "low": log - 0.3, "high": log - 0.1},
+                    "reward_margin": 0.3 + 0.1 * t, "synthetic_kl_per_token": 0.05,
+                },
+                "train": {"loss": -0.1, "ess_annotated": 50.0, "ess_synthetic": 40.0, "reward_margin": 0.4,
+                          "tokens_per_second": 200.0, "steps": STEPS},
+            }  # fmt: skip
+            return Outcome(
+                outputs={"adapter": out / "adapter", "history": out / "history.jsonl"},
+                metrics=metrics,
+            )
+
+        return work
+
+    def evaluate(self, average: float | None, exact: float) -> Any:
+        def work(spec: Any, out: Path) -> Outcome:
+            (out / "scores").mkdir(exist_ok=True)
+            scores = {} if average is None else {"gsm8k": average - 0.1, "mmlu": average + 0.1}
+            for name, score in scores.items():
+                (out / "scores" / f"{name}.json").write_text(
+                    json.dumps({"value": score, "shots": 5})
+                )
+            rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "annotated": f"Answer: {2 * i}",
+                     "response": f"<b>{exact:.1f}</b> & {i}", "correct": i < exact * PROMPTS} for i in range(PROMPTS)]  # fmt: skip
+            pq.write_table(pa.Table.from_pylist(rows), out / "heldout.parquet")
+            metrics = {
+                "average": None if average is None else {"value": average, "stderr": 0.01},
+                "benchmarks": {name: {"value": score, "stderr": 0.02, "n": 10} for name, score in scores.items()},
+                "label": "miniature",
+                "heldout": {"exact_match": {"value": exact, "low": exact - 0.1, "high": exact + 0.1}, "n": PROMPTS},
+            }  # fmt: skip
+            return Outcome(
+                outputs={"scores": out / "scores", "heldout": out / "heldout.parquet"},
+                metrics=metrics,
+            )
+
+        return work
+
+    def schedule(self, spec: Any, out: Path) -> Outcome:
+        (out / "schedule.json").write_text("{}")
+        metrics = {"order": spec.order, "next_order": max(1.0, spec.order - 0.5), "converged": False, "stop": False,
+                   "reason": "gap fell"}  # fmt: skip
+        return Outcome(outputs={"schedule": out / "schedule.json"}, metrics=metrics)
+
+
+def history_row(t: int, step: int) -> dict[str, float]:
+    """One training step: everything moves a little, as it would."""
+    x = step / STEPS
+    return {
+        "step": step, "time": STARTED + 100 * t + step, "loss": -0.1 * x, "learning_rate": 1e-4 * (1 - x),
+        "reward/annotated": 0.2 * x, "reward/synthetic": -0.3 * x, "reward/margin": 0.5 * x, "reward/accuracy": 0.5 + 0.4 * x,
+        "ess/annotated": 64 - 4 * x, "ess/synthetic": 64 - 20 * math.sqrt(x), "weight_max/annotated": 1 + x,
+        "weight_max/synthetic": 1 + 2 * x, "logprob/annotated": -1.5 + 0.3 * x, "logprob/synthetic": -0.7 - 0.3 * x,
+        "grad_norm": 0.9, "tokens_per_second": 200.0, "memory_gb": 2.5,
+    }  # fmt: skip

@@ -1,0 +1,278 @@
+"""The stage `register` against a real MLflow on SQLite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from iris_core import registry, tracking
+from iris_core.register import register
+from iris_core.registry import Score, challenge
+from iris_core.specs import RegisterSpec
+from iris_core.store import read_manifest, run_stage
+from tests.iris_core.small_experiment import STEPS, SmallExperiment
+
+
+def client_of(small: SmallExperiment) -> MlflowClient:
+    uri = small.experiment.tracking_uri
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """A SQLite database with MLflow's tables and nothing in them; making one takes seconds, copying it none."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, database) -> Path:
+    (tmp_path / "store").mkdir()
+    shutil.copy(database, tmp_path / "store" / "mlflow.db")
+    return tmp_path
+
+
+def do(small: SmallExperiment, spec: RegisterSpec):
+    return run_stage(spec, small.store.folder(spec), register)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An initial model and three iterations, registered; averages rise, then tie."""
+    small = SmallExperiment(tmp_path_factory.mktemp("finished"), [0.30, 0.40, 0.40])
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    return small, manifests
+
+
+def runs(small: SmallExperiment):
+    client = client_of(small)
+    experiment = client.get_experiment_by_name("small").experiment_id
+    found = client.search_runs([experiment])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def test_one_parent_one_child_an_iteration(finished):
+    small, manifests = finished
+    found = runs(small)
+    assert set(found) == {"small", "initial", "iteration-0", "iteration-1", "iteration-2"}
+    parent = found.pop("small")
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    assert {run.info.status for run in found.values()} == {"FINISHED"} == {parent.info.status}
+    assert manifests[0].metrics == {
+        "run_id": found["initial"].info.run_id, "parent_run_id": parent.info.run_id, "version": None,
+    }  # fmt: skip
+    assert [manifest.metrics["version"] for manifest in manifests] == [None, 1, 2, 3]
+
+
+def test_steps_of_training_keep_their_step_and_time(finished):
+    small, _ = finished
+    run = runs(small)["iteration-1"]
+    history = client_of(small).get_metric_history(run.info.run_id, "reward/margin")
+    assert [(m.step, m.timestamp) for m in history] == [
+        (step, int((1_790_000_000 + 100 + step) * 1000)) for step in range(1, STEPS + 1)
+    ]
+    assert run.data.metrics["gap"] == pytest.approx(0.4)
+    assert run.data.metrics["miniature/average"] == pytest.approx(0.4)
+    assert "step" not in run.data.metrics
+    assert "benchmark/average" not in run.data.metrics
+
+
+def test_parent_has_a_point_an_iteration(finished):
+    small, _ = finished
+    client, parent = client_of(small), runs(small)["small"].info.run_id
+
+    def series(name: str) -> list[tuple[int, float]]:
+        return sorted((m.step, round(m.value, 3)) for m in client.get_metric_history(parent, name))
+
+    assert series("gap") == [(0, 0.8), (1, 0.4), (2, 0.267)]
+    assert series("order") == [(0, 2.0), (1, 1.5), (2, 1.0)]
+    assert series("miniature/average") == [(-1, 0.2), (0, 0.3), (1, 0.4), (2, 0.4)]
+    assert series("exact_match") == [(-1, 0.1), (0, 0.3), (1, 0.5), (2, 0.7)]
+    assert series("miniature/gsm8k_stderr") == [(-1, 0.02), (0, 0.02), (1, 0.02), (2, 0.02)]
+
+
+def test_inputs_params_and_artifacts(finished):
+    small, _ = finished
+    client, run = client_of(small), runs(small)["iteration-0"]
+    trained = small.store.manifest("iteration-0/train")
+    inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}
+    assert inputs["annotated"].dataset.digest == trained.spec["pairs"]["digest"][:36]
+    assert inputs["synthetic"].dataset.digest == trained.spec["synthetic"][0]["digest"][:36]
+    assert {tag.value for entry in inputs.values() for tag in entry.tags} == {"train"}
+    assert run.data.params["training.learning_rate"] == "5e-07"
+    assert run.data.params["order"] == "2.0"
+    names = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert names == {"manifests", "scores", "recipe.yaml", "history.jsonl", "heldout.parquet"}
+    scores = {item.path for item in client.list_artifacts(run.info.run_id, "scores")}
+    assert scores == {"scores/gsm8k.json", "scores/mmlu.json"}
+
+
+def test_versions_carry_lineage_and_the_adapter(finished):
+    small, _ = finished
+    client = client_of(small)
+    first, second, third = registry.versions(client, "small")
+    assert [v.tags["parent_version"] for v in (first, second, third)] == ["initial", "1", "2"]
+    assert second.tags["adapter_digest"] == small.policy(1).adapter.digest
+    assert second.tags["model_digest"] == small.prepared.initial.model.digest
+    assert second.tags["label"] == "miniature"
+    assert float(second.tags["average"]) == 0.4
+    folder = client.get_model_version_download_uri("small", "2")
+    assert {p.name for p in Path(folder).iterdir()} == {
+        "MLmodel",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert second.run_id == runs(small)["iteration-1"].info.run_id
+    model = client.get_logged_model(second.source.removeprefix("models:/"))
+    assert model.status == "READY"
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": 2}]
+    assert {m.key: m.value for m in model.metrics}["miniature/average"] == pytest.approx(0.4)
+    assert [o.model_id for o in runs(small)["iteration-1"].outputs.model_outputs] == [
+        model.model_id
+    ]
+
+
+def test_latest_is_the_newest_and_a_tie_leaves_the_champion(finished):
+    small, _ = finished
+    client = client_of(small)
+    assert client.get_model_version_by_alias("small", "latest").version == 3
+    assert client.get_model_version_by_alias("small", "champion").version == 2
+    notes = [version.tags["champion_note"] for version in registry.versions(client, "small")]
+    assert notes == [
+        "champion until version 2",
+        "champion: 0.4000, before it 0.3000",
+        "not better than the champion: 0.4000, champion 0.4000",
+    ]
+
+
+def test_again_after_the_manifest_was_lost_changes_nothing(finished):
+    small, manifests = finished
+
+    def everything() -> dict:
+        client = client_of(small)
+        found = runs(small)
+        return {
+            "runs": {name: run.info.run_id for name, run in found.items()},
+            "points": {
+                (name, key): sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+                for name, run in found.items() for key in run.data.metrics
+            },
+            "inputs": {name: len(run.inputs.dataset_inputs) for name, run in found.items()},
+            "outputs": {name: len(run.outputs.model_outputs) for name, run in found.items() if run.outputs},
+            "versions": [(v.version, v.source) for v in registry.versions(client, "small")],
+            "models": len(client.search_logged_models([found["small"].info.experiment_id])),
+        }  # fmt: skip
+
+    before = everything()
+    for manifest in manifests:
+        (manifest.folder / "manifest.json").unlink()
+        do(small, RegisterSpec.model_validate(manifest.spec))
+    assert everything() == before
+
+
+@pytest.mark.parametrize("where", ["claim_model", "claim_version", "seek_title", "champion_of"])
+def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, where):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, where, die)
+        with pytest.raises(KeyboardInterrupt):
+            do(small, spec)
+    assert read_manifest(small.store.folder(spec)) is None
+    manifest = do(small, spec)
+    client = client_of(small)
+    assert [v.version for v in registry.versions(client, "small")] == [1]
+    assert len(runs(small)) == 2
+    assert client.get_model_version_by_alias("small", "champion").version == 1
+    assert len(client.get_metric_history(manifest.metrics["run_id"], "loss")) == STEPS
+    assert len(client.get_metric_history(manifest.metrics["parent_run_id"], "gap")) == 1
+
+
+def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+
+    def die(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "finalize_logged_model", die)
+        with pytest.raises(KeyboardInterrupt):
+            do(small, spec)
+    do(small, spec)
+    client = client_of(small)
+    [model] = client.search_logged_models([runs(small)["small"].info.experiment_id])
+    assert model.status == "READY"
+
+
+def test_more_iterations_go_on_in_the_same_runs(root):
+    small = SmallExperiment(root, [0.3, 0.4])
+    for spec in small.iterations(1):
+        do(small, spec)
+    longer = SmallExperiment(root, [0.3, 0.4, 0.5], iterations=3)
+    for spec in longer.iterations():
+        do(longer, spec)
+    found = runs(longer)
+    assert set(found) == {"small", "iteration-0", "iteration-1", "iteration-2"}
+    assert found["iteration-0"].data.tags["changed.iterations"] == "3"
+    assert [v.version for v in registry.versions(client_of(longer), "small")] == [1, 2, 3]
+    assert len(client_of(longer).get_metric_history(found["small"].info.run_id, "gap")) == 3
+
+
+def test_a_failed_evaluation_never_becomes_champion(root):
+    small = SmallExperiment(root, [None, 0.3])
+    for spec in small.iterations():
+        do(small, spec)
+    first, second = registry.versions(client_of(small), "small")
+    assert "no benchmark average" in first.tags["champion_note"]
+    assert (
+        client_of(small).get_model_version_by_alias("small", "champion").version == second.version
+    )
+
+
+def test_other_settings_are_not_compared(root):
+    small = SmallExperiment(root, [0.3])
+    do(small, *small.iterations())
+    other = SmallExperiment(root, [0.9], evaluation={"benchmarks": ["gsm8k", "mmlu"], "limit": 20})
+    do(other, *other.iterations())
+    first, second = registry.versions(client_of(other), "small")
+    assert client_of(other).get_model_version_by_alias("small", "champion").version == first.version
+    assert "limit: 10, here 20" in second.tags["champion_note"]
+
+
+def test_credentials_of_a_recipe_are_not_logged(root):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    secret = spec.model_copy(
+        update={"recipe": spec.recipe.replace("uri: null", "uri: http://me:hunter2@host:5000")}
+    )
+    assert "hunter2" in secret.recipe
+    manifest = do(small, secret)
+    run = client_of(small).get_run(manifest.metrics["run_id"])
+    assert run.data.params["tracking.uri"] == "http://***@host:5000"
+    files = (
+        path for path in (small.root / "store" / "mlflow-artifacts").rglob("*") if path.is_file()
+    )
+    assert not any(b"hunter2" in path.read_bytes() for path in files)
+
+
+def test_challenge():
+    settings = json.dumps({"limit": 10})
+    best = Score(average=0.4, settings=settings)
+    assert challenge(Score(average=0.41, settings=settings), best)[0]
+    assert challenge(best, None)[0]
+    assert not challenge(Score(average=0.4, settings=settings), best)[0]
+    assert not challenge(Score(average=float("nan"), settings=settings), None)[0]
+    assert not challenge(Score(average=None, settings=settings), None)[0]
+    assert not challenge(Score(average=0.9, settings="{}"), best)[0]
+    assert not challenge(best, Score(average=None, settings=settings))[0]
