@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import ValidationError
 
 from deployments import processes
@@ -34,7 +35,7 @@ from iris_core.store import Strict, write_atomic
 
 CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
-WORKER_GRACE_S = 45.0  # Prefect's worker gives its flow runs 30 s
+RUN_GRACE_S = 30.0
 
 Say = Callable[[str], None]
 
@@ -132,12 +133,13 @@ def down(say: Say = print) -> bool:
     if services is None:
         say("nothing is running")
         return False
-    worker = services.pids.get("worker")
-    if worker and "worker" in services.alive():  # first, so that its runs can still tell the server
-        say("stopping the worker and its runs")
-        _signal(worker, signal.SIGTERM)
-        _wait(lambda: "worker" not in services.alive(), WORKER_GRACE_S)
-    say("stopping Prefect and MLflow")
+    flow_runs = _flow_runs(services)
+    if flow_runs:  # first, so that they can still tell the server that they ended
+        say("stopping the flow runs")
+        for process in flow_runs:
+            _signal(process.pid, signal.SIGTERM)
+        _wait(lambda: not _flow_runs(services), RUN_GRACE_S)
+    say("stopping Prefect, MLflow and the worker")
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in descendants(services.mark, MARK_VARIABLE):
             _signal(process.pid, number)
@@ -244,6 +246,18 @@ def _same(services: Services, store: Path, prefect_port: int, mlflow_port: int) 
 
 def _log(name: str) -> Path:
     return home() / f"{name}.log"
+
+
+def _flow_runs(services: Services) -> list[psutil.Process]:
+    """The processes of flow runs that the worker has started."""
+    found = []
+    for process in descendants(services.mark, MARK_VARIABLE):
+        try:
+            if "prefect.engine" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
