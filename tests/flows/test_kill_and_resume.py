@@ -1,0 +1,145 @@
+"""The whole loop by its command, killed (SIGKILL) in the middle of each long stage: nothing is lost, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from iris_core.launch import MARK_VARIABLE
+from iris_core.store import Store
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+
+STAGES = ("generate", "train", "evaluate")
+PATIENCE_S = 400.0
+
+
+def write_recipe(folder: Path, tiny_model: Path, pairs_file: Path) -> Path:
+    recipe = {
+        "name": "killed",
+        "iterations": 1,
+        "store": str(folder / "store"),
+        "model": {"path": str(tiny_model), "dtype": "float32"},
+        "data": {"path": str(pairs_file), "heldout": 4, "answer_pattern": r"(?m)^Answer: (.+)$"},
+        "generation": {"backend": "transformers", "max_new_tokens": 48, "shard_size": 2},
+        "training": {
+            "batch_size": 2, "epochs": 4, "tokens_per_batch": 128, "learning_rate": 1e-3, "checkpoint_every": 2,
+        },
+        "evaluation": {
+            "benchmarks": ["gsm8k", "winogrande", "hellaswag"], "data_dir": "miniature", "backend": "hf",
+            "max_gen_tokens": 64, "initial": False,
+        },
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def start(recipe: Path) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with (recipe.parent / "run.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "run", str(recipe)],
+            env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def finish(recipe: Path) -> Store:
+    process = start(recipe)
+    assert process.wait(PATIENCE_S) == 0, (recipe.parent / "run.log").read_text()[-4000:]
+    return Store(recipe.parent / "store", "killed")
+
+
+def units_done(store: Path, stage: str) -> dict[Path, int]:
+    """The stage's finished units (shards, checkpoints, scores) and when each was written."""
+    patterns = {
+        "generate": "generate-*/responses/shard-*.parquet",
+        "train": "train-*/work/checkpoint-*/normalizer.json",
+        "evaluate": "evaluate-*/scores/*.json",
+    }
+    return {path: path.stat().st_mtime_ns for path in (store / "objects").glob(patterns[stage])}
+
+
+def kill_in(recipe: Path, stage: str) -> dict[Path, int]:
+    """Starts the loop, kills it once `stage` has finished a unit; what was finished then."""
+    store = recipe.parent / "store"
+    process = start(recipe)
+    until = time.monotonic() + PATIENCE_S
+    while not units_done(store, stage):
+        assert process.poll() is None, (recipe.parent / "run.log").read_text()[-4000:]
+        assert time.monotonic() < until, f"{stage} did not begin"
+        time.sleep(0.02)
+    done = units_done(store, stage)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not stages_alive(store))
+    assert not list((store / "objects").glob(f"{stage}-*/manifest.json")), f"{stage} was over before it was killed"
+    return done
+
+
+def stages_alive(store: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if MARK_VARIABLE in process.environ() and str(store) in " ".join(process.cmdline()):
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "a stage outlived the process that started it"
+        time.sleep(0.1)
+
+
+def history(store: Store) -> list[dict]:
+    manifest = store.manifest("iteration-0/train")
+    assert manifest is not None
+    return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, pairs_file, tmp_path_factory) -> Store:
+    """The store of a run that nothing interrupted."""
+    return finish(write_recipe(tmp_path_factory.mktemp("whole"), tiny_model, pairs_file))
+
+
+def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_path):
+    recipe = write_recipe(tmp_path, tiny_model, pairs_file)
+    kept = {}
+    for stage in STAGES:
+        kept[stage] = kill_in(recipe, stage)
+    resumed = finish(recipe)
+
+    for place in ("iteration-0/train", "iteration-0/generate"):
+        one, other = resumed.manifest(place), whole.manifest(place)
+        assert one is not None and other is not None
+        name = "adapter" if "adapter" in one.outputs else "responses"
+        assert one.outputs[name].digest == other.outputs[name].digest
+    for stage in ("generate", "evaluate"):  # a unit that was finished is not done again
+        assert all(path.stat().st_mtime_ns == written for path, written in kept[stage].items())
+    at = max(int(path.parent.name.rpartition("-")[2]) for path in kept["train"])
+    checkpoint_written = max(kept["train"].values()) / 1e9
+    assert all(row["time"] <= checkpoint_written for row in history(resumed)[:at])
+    assert [row["loss"] for row in history(resumed)] == [row["loss"] for row in history(whole)]
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len([run for run in runs if run.data.tags.get("iris.iteration") == "0"]) == 1
+    assert len(client.search_model_versions("name = 'killed'")) == 1
