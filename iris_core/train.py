@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core import models
 from iris_core.data import load_pairs
@@ -155,9 +155,11 @@ def build_trainer(
         remove_unused_columns=False,
     )
     progress = Progress("train", len(batches))
-    return SelfPlayTrainer(
+    trainer = SelfPlayTrainer(
         settings, work / "history.jsonl", progress, model=model, args=arguments, train_dataset=batches
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
@@ -185,7 +187,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
         for config in model.peft_config.values():  # type: ignore[attr-defined]
             config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
             config.inference_mode = True
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         return "adapter", folder
     folder = out / "model"

@@ -105,8 +105,9 @@ def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pa
 
 @pytest.mark.parametrize("normalizer", ["unit", "batch", "running", "anchored"])
 def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp_path, normalizer):
-    one_row = run(inputs, experiment(tiny_model, pairs_file, normalizer=normalizer, tokens_per_batch=4096), tmp_path / "a")
-    many = run(inputs, experiment(tiny_model, pairs_file, normalizer=normalizer, tokens_per_batch=16), tmp_path / "b")
+    gentle = {"normalizer": normalizer, "learning_rate": 5e-4, "epochs": 1}  # rounding is not amplified much
+    one_row = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=4096, **gentle), tmp_path / "a")
+    many = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b")
     for one, other in zip(compared(one_row), compared(many), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
