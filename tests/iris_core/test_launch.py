@@ -19,8 +19,8 @@ from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
 from iris_core.launch import MARK_VARIABLE, launch, supervise
 from iris_core.specs import Gap, ScheduleSpec
 
-SLOW = Path(__file__).with_name("slow_stage.py")
 ROOT = Path(__file__).parents[2]
+SLOW = ROOT / "tests" / "stages" / "slow.py"
 FAMILY_VARIABLE = "IRIS_TEST_FAMILY"  # survives what a launch does to the environment
 
 pytestmark = pytest.mark.unit
@@ -104,7 +104,7 @@ def test_error_of_launch_is_raised(tmp_path: Path) -> None:
 
 
 def test_memory_exhausted_may_be_tried_again(tmp_path: Path, family: str) -> None:
-    error, _ = run(tmp_path, "exhaust")
+    error, _ = run(tmp_path, "need")
     assert isinstance(error, OutOfMemoryError)
     assert error.retryable
 

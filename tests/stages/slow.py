@@ -1,4 +1,4 @@
-"""A stage for the tests of the launcher: it does what its spec says, slowly. Run as a script, like a real stage."""
+"""A stage for tests of what launches stages: it does what its spec says. It is run as a real stage is, as a process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
-from iris_core.errors import DataError
+from iris_core.config import TrainingPart
+from iris_core.errors import DataError, ServiceError
 from iris_core.progress import Progress
 from iris_core.stage import main
 from iris_core.store import Outcome, Spec
 
+FITS = 150  # tokens per batch that the action "need" has memory for
 ENDLESS = [sys.executable, "-c", "import time; time.sleep(1000)"]
 STUBBORN = [
     sys.executable,
@@ -25,23 +27,35 @@ STUBBORN = [
 class SlowSpec(Spec):
     stage: ClassVar[str] = "slow"
     action: str
+    training: TrainingPart = TrainingPart(tokens_per_batch=200)
 
 
 def work(spec: SlowSpec, out: Path) -> Outcome:
     print(f"doing {spec.action}")
+    tries = out / "tries"
+    tries.write_text(f"{tries.read_text() if tries.exists() else ''}{spec.execution}\n")
     if spec.action == "refuse":
         raise DataError("data.path: no rows: give some")
     if spec.action == "crash":
         raise ZeroDivisionError("of a bug")
-    if spec.action == "exhaust":
+    if spec.action == "need" and spec.execution.get("tokens_per_batch", 200) > FITS:
         raise MemoryError("no more")
+    if spec.action == "reconnect" and len(tries.read_text().splitlines()) == 1:
+        raise ServiceError("no answer: try later")
     if spec.action == "die":
         subprocess.Popen(ENDLESS, start_new_session=True)
         os.abort()
-    if spec.action == "leave":  # ends well, and leaves a process behind
-        subprocess.Popen(ENDLESS, start_new_session=True)
-        (out / "done").write_text("yes")
-        return Outcome(outputs={"done": out / "done"}, metrics={"answer": 42})
+    if spec.action == "endless":
+        go_on()
+    subprocess.Popen(ENDLESS, start_new_session=True)  # ends well, and leaves a process behind
+    progress = Progress("slow", total=2)
+    for _ in range(2):
+        progress.advance(1, loss=0.5)
+    return Outcome(outputs={"tries": tries}, metrics={"answer": 42})
+
+
+def go_on() -> None:
+    """With a family of processes, two of them in sessions of their own and one deaf to SIGTERM."""
     subprocess.Popen(ENDLESS)
     subprocess.Popen(ENDLESS, start_new_session=True)
     subprocess.Popen(STUBBORN, start_new_session=True)
