@@ -41,7 +41,7 @@ QUANTISATION_MARKS = (
 def default_path() -> Path:
     """Where the demo model lives: `$IRIS_CACHE/models/…`, or `~/.cache/iris/models/…`."""
     cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
-    return Path(cache) / "models" / NAME
+    return Path(cache).expanduser() / "models" / NAME
 
 
 def ensure(out: Path | None = None) -> Path:
