@@ -37,7 +37,7 @@ from iris_core.stage import main
 from iris_core.store import Manifest, Outcome, read_manifest, write_atomic
 
 INITIAL_STEP = -1
-SCORE_SETTINGS = ("benchmarks", "limit", "backend", "apply_chat_template", "max_gen_tokens")
+SCORE_SETTINGS = ("label", "limit", "backend", "apply_chat_template", "dtype", "data", "lm_eval")
 USE = """```python
 from iris_core.load import load_model
 
@@ -239,15 +239,13 @@ def version_tags(record: Record) -> dict[str, str]:
 
 def score_settings(evaluated: Manifest) -> str:
     """The settings that a benchmark average depends on, as JSON: only equal ones are compared."""
-    spec = evaluated.spec
-    settings = {name: spec["evaluation"].get(name) for name in SCORE_SETTINGS}
-    settings["scored"] = sorted(evaluated.metrics.get("benchmarks", {}))
-    settings["label"] = evaluated.metrics.get("label")
-    settings["data"] = spec["data"]["digest"] if spec.get("data") else "hub"
-    settings["lm-eval"] = spec["versions"].get("lm-eval")
-    if "scores" in evaluated.outputs:
-        files = sorted(evaluated.artifact("scores").path.glob("*.json"))
-        settings["shots"] = {file.stem: json.loads(file.read_text()).get("shots") for file in files}
+    files = sorted(evaluated.artifact("scores").path.glob("*.json"))
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    settings = {
+        name: records[0]["settings"].get(name) if records else None for name in SCORE_SETTINGS
+    }
+    settings["benchmarks"] = sorted(record["settings"]["benchmark"] for record in records)
+    settings["protocol"] = (evaluated.metrics.get("average") or {}).get("protocol")
     return json.dumps(settings, sort_keys=True)
 
 

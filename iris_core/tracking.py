@@ -79,16 +79,13 @@ def connect(uri: str) -> MlflowClient:
     check(uri)
     from mlflow import MlflowClient, set_tracking_uri
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     set_tracking_uri(uri)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     with service_errors(uri):
-        if not uri.startswith("sqlite:"):
-            client.search_experiments(max_results=1)
-            return client
-        with filelock.FileLock(
-            f"{_sqlite_file(uri)}.lock"
-        ):  # two processes must not both make the tables
-            client.search_experiments(max_results=1)
+        if uri.startswith("sqlite:"):
+            _make_database(_sqlite_file(uri))
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
     return client
 
 
@@ -187,6 +184,19 @@ def _is_mlflow(answer: httpx.Response) -> bool:
 
 def _sqlite_file(uri: str) -> Path:
     return Path(re.sub(r"^sqlite(\+\w+)?:///", "", uri).split("?")[0])
+
+
+def _make_database(file: Path) -> None:
+    """Gives a missing SQLite file MLflow's tables, whole or not at all: a kill between its migrations leaves a wreck."""
+    from mlflow import MlflowClient
+
+    with filelock.FileLock(f"{file}.lock"):
+        if file.exists():
+            return
+        unfinished = file.with_name(f".{file.name}.new")
+        unfinished.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        unfinished.rename(file)
 
 
 def _check_sqlite(uri: str) -> None:
