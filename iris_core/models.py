@@ -109,6 +109,7 @@ def load_policy(
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
+        model.active_peft_config.base_model_name_or_path = str(policy.model.path)
     return model.to(device()).eval()
 
 

@@ -154,6 +154,7 @@ def build_trainer(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one device; more processes on more
     progress = Progress("train", len(batches))
     trainer = SelfPlayTrainer(
         settings, work / "history.jsonl", progress, model=model, args=arguments, train_dataset=batches
