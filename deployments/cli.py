@@ -54,7 +54,9 @@ def told(command: Callable[P, None]) -> Callable[P, None]:
             )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            errors.print(f"stopped. To resume: [bold]{escape(_again())}[/]", highlight=False)
+            errors.print(
+                f"stopped. To resume: {_again()}", markup=False, highlight=False, soft_wrap=True
+            )
             raise typer.Exit(130) from None
 
     return run
@@ -172,9 +174,8 @@ def run_loop(experiment: Experiment) -> None:
                 path = iris(experiment)
         except IrisError as error:
             if display.failed and error.exit_code == 70:
-                errors.print(
-                    escape(terminal.end_of_log(log_file(store, display.failed))), style="dim"
-                )
+                log = terminal.end_of_log(log_file(store, display.failed))
+                errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
             raise
         finally:
             terminal.send_the_rest()

@@ -86,7 +86,7 @@ class Display:
             return
         seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
         line = f"[green]✓[/] {_name(place):<24} {seconds:>7}  [dim]{escape(gist(finished))}[/]"
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def gist(finished: Finished) -> str:
@@ -114,7 +114,7 @@ def show_result(console: Console, store: Store) -> None:
     """The table of iterations, and some answers before and after."""
     found = rows(store)
     label = "miniature" if any(row.label for row in found) else "average"
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in (*NARROW_HEADERS, f"{label}\n%"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:

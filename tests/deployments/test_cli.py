@@ -1,0 +1,125 @@
+"""The command `iris`: one line and exit code 2 for what a user can get wrong, before anything heavy starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from iris_core.config import load_recipe
+from tests.iris_core.small_experiment import SmallExperiment
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    content = {
+        "name": "e",
+        "store": str(tmp_path / "store"),
+        "model": {"path": str(tmp_path / "model")},
+        "data": {"path": str(tmp_path / "pairs.jsonl")},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(*arguments: str, code: int = 2) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def test_missing_recipe() -> None:
+    assert "there is no recipe nowhere.yaml" in run("run", "nowhere.yaml")
+
+
+def test_unknown_key_names_the_known_ones(recipe: Path) -> None:
+    said = run("run", str(recipe), "--set", "training.epoch=1")
+    assert "training.epoch: unknown key" in said
+    assert "epochs" in said
+
+
+def test_value_out_of_range(recipe: Path) -> None:
+    assert "objective.beta" in run("run", str(recipe), "--set", "objective.beta=-1")
+
+
+@pytest.mark.parametrize("setting", ["training.epochs", "training.epochs=[1"])
+def test_setting_that_is_none(recipe: Path, setting: str) -> None:
+    assert f"--set {setting}" in run("run", str(recipe), "--set", setting)
+
+
+def test_prefect_server_that_does_not_answer(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    said = run("run", str(recipe))
+    assert "PREFECT_API_URL" in said
+    assert "unset it" in said
+
+
+def test_report_of_an_unknown_experiment_names_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known" / "experiment.json").write_text("{}")
+    assert "it holds: known" in run("report", "other", "--store", str(tmp_path))
+
+
+def test_report_shows_the_table(tmp_path: Path) -> None:
+    small = SmallExperiment(tmp_path, [0.3])
+    small.initial()
+    small.iterations()
+    said = run("report", "small", "--store", str(tmp_path / "store"), code=0)
+    assert "-1.50" in said
+    assert "What is 0 + 0?" in said
+    assert "report:" in said
+
+
+def test_down_with_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
+    assert "nothing is running" in run("down", code=0)
+
+
+def test_starting_the_command_is_quick_and_light() -> None:
+    """Help must not wait for Prefect, torch or MLflow."""
+    code = "import sys, deployments.cli; print({'prefect', 'torch', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "deployments" / "recipes").glob("*.yaml")))
+def test_recipes_are_experiments(path: Path) -> None:
+    experiment = load_recipe(path)
+    assert experiment.name == path.stem
+
+
+def test_recipe_that_comes_with_iris_is_found_by_name() -> None:
+    from deployments.demo import recipe_path
+
+    assert recipe_path("demo").is_file()
+    assert recipe_path("demo.yaml").is_file()
+    assert recipe_path("other.yaml") == Path("other.yaml")
+
+
+def test_demo_inputs_are_made_once_and_by_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    from deployments import demo
+    from iris_core.demo import model
+
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
+    os.symlink(tiny_model, tmp_path / "made")
+    (tmp_path / "models").mkdir()
+    os.symlink(tiny_model, model.default_path())  # complete, so nothing is converted
+    zero, one = demo.make_inputs(0), demo.make_inputs(1)
+    assert (zero["name"], one["name"]) == ("demo", "demo-seed-1")
+    files = [Path(str(inputs["data.path"])) for inputs in (zero, one)]
+    assert files[0].read_text() != files[1].read_text()
+    experiment = load_recipe(demo.RECIPES / "demo.yaml", zero)
+    assert Path(experiment.model.path) == model.default_path()

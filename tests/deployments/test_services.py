@@ -1,0 +1,242 @@
+"""`iris up` and `iris down` with real servers and a real worker: deployments, reuse, cancelling, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
+
+from deployments import pool, processes, services
+from deployments.services import CHECKOUT, MARK_VARIABLE, Services
+from iris_core import launch
+from iris_core.config import Experiment, parse_experiment
+from iris_core.errors import ConfigError
+
+STAGES = {"prepare", "generate", "train", "evaluate", "schedule", "register"}
+
+
+def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, Any]:
+    """The parameters of a real loop that takes a minute."""
+    return {
+        "name": "small",
+        "iterations": 1,
+        "store": str(store),
+        "model": {"path": str(model), "dtype": "float32"},
+        "data": {"path": str(pairs), "heldout": 6, "answer_pattern": "Answer: (.+)"},
+        "generation": {"backend": "transformers", "max_new_tokens": 12, "shard_size": 8},
+        "training": {
+            "epochs": 1,
+            "batch_size": 4,
+            "tokens_per_batch": 256,
+            "learning_rate": 1e-3,
+            "optimizer": "adamw",
+        },
+        "evaluation": {
+            "benchmarks": ["musr"],
+            "data_dir": "miniature",
+            "backend": "hf",
+            "limit": 2,
+        },
+        **settings,
+    }
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The services on ports and a store of their own."""
+    folder = tmp_path_factory.mktemp("services")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IRIS_CACHE", str(folder / "cache"))
+        patch.setenv("HOME", str(folder))
+        try:
+            yield services.up(folder / "store", processes.free_port(), processes.free_port())
+        finally:
+            services.down()
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"still waiting after {seconds} s")
+        time.sleep(0.2)
+    return found
+
+
+def start(client: SyncPrefectClient, parameters: dict[str, Any]) -> FlowRun:
+    deployment = client.read_deployment_by_name("iris/full-loop")
+    return client.create_flow_run_from_deployment(
+        deployment.id, parameters={"experiment": parameters}
+    )
+
+
+def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
+    found = client.read_flow_run(run.id)
+    return found if found.state is not None and found.state.is_final() else None
+
+
+def stages_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, str]:
+    """State names of the stages of a run and of its iterations, by task run name."""
+    iterations = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [run.id]}})
+    )
+    ids = FlowRunFilterId(any_=[run.id, *(child.id for child in iterations)])
+    found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=ids))
+    return {task.name: task.state_name or "" for task in found if task.name.split(" ")[0] in STAGES}
+
+
+def marked() -> list[psutil.Process]:
+    """Processes that belong to any launch of a stage under the services."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+        if launch.MARK_VARIABLE in environment and MARK_VARIABLE in environment:
+            found.append(process)
+    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.unit
+def test_default_parameters_are_an_experiment() -> None:
+    content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
+    by_name = {item["name"]: item for item in content["deployments"]}
+    assert set(by_name) == {"full-loop", "benchmarks"}
+    assert by_name["full-loop"]["entrypoint"] == "flows/iris.py:iris"
+    for item in by_name.values():
+        parameters = yaml.safe_dump(item["parameters"]["experiment"])
+        assert parse_experiment(yaml.safe_load(parameters))
+        assert not re.search(r"[: ]/\w", parameters)  # no absolute path
+
+
+@pytest.mark.unit
+def test_taken_port_is_named() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind((processes.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is taken.*--prefect-port"):
+            processes.check_port(port, "prefect-port")
+
+
+@pytest.mark.integration
+def test_up_again_keeps_what_runs(up: Services) -> None:
+    again = services.up(up.store, up.prefect_port, up.mlflow_port)
+    assert again == up
+    with pytest.raises(ConfigError, match="iris down"):
+        services.up(up.store / "other", up.prefect_port, up.mlflow_port)
+
+
+@pytest.mark.integration
+def test_deployments_show_a_described_form(up: Services) -> None:
+    with SyncPrefectClient(up.api) as client:
+        loop = client.read_deployment_by_name("iris/full-loop")
+        client.read_deployment_by_name("iris-evaluate/benchmarks")
+        assert client.read_work_pool(pool.NAME).concurrency_limit == 1
+    Experiment.model_validate(loop.parameters["experiment"])
+    assert loop.parameters["experiment"]["store"] == str(up.store)
+    schema = str(loop.parameter_openapi_schema)
+    assert "Sampling temperature; 1 samples the opponent itself." in schema
+    assert "exclusiveMinimum" in schema
+
+
+@pytest.mark.integration
+def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(
+    up: Services, tiny_model: Path, pairs_file: Path
+) -> None:
+    slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 2}
+    parameters = small(up.store, tiny_model, pairs_file, name="cancelled", generation=slow)
+    with SyncPrefectClient(up.api) as client:
+        first = start(client, parameters)
+        shards = up.store.glob("objects/generate-*/responses/shard-*.parquet")
+        wait_for(lambda: list(up.store.glob("objects/generate-*/responses/shard-*.parquet")), 180)
+        assert marked()
+        client.set_flow_run_state(first.id, Cancelling())
+        state = wait_for(lambda: ended(client, first), 60).state
+        assert state.type.value == "CANCELLED"
+        assert marked() == []
+        shards = {
+            path: path.stat().st_mtime_ns
+            for path in up.store.glob("objects/generate-*/responses/shard-*.parquet")
+        }
+        assert 0 < len(shards) < 12
+        second = start(client, parameters)
+        assert wait_for(lambda: ended(client, second), 600).state.name == "Completed"
+        assert all(path.stat().st_mtime_ns == time for path, time in shards.items())
+        assert stages_of(client, second)["prepare"] == "Reused"
+        assert stages_of(client, second)["generate · iteration 0"] == "Completed"
+
+
+@pytest.mark.integration
+def test_death_of_the_flow_process_ends_its_stage(
+    up: Services, tiny_model: Path, pairs_file: Path
+) -> None:
+    slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
+    parameters = small(up.store, tiny_model, pairs_file, name="killed", generation=slow)
+    with SyncPrefectClient(up.api) as client:
+        run = start(client, parameters)
+        stage = wait_for(lambda: [p for p in marked() if "iris_core.generate" in p.cmdline()], 180)[
+            0
+        ]
+        flow = stage.parent()
+        assert flow is not None
+        assert "prefect.engine" in flow.cmdline()
+        flow.kill()
+        assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
+        wait_for(lambda: not marked(), 10)
+
+
+@pytest.mark.integration
+def test_loop_completes_and_is_reused_within_a_minute(
+    up: Services, tiny_model: Path, pairs_file: Path
+) -> None:
+    parameters = small(up.store, tiny_model, pairs_file, iterations=2)
+    with SyncPrefectClient(up.api) as client:
+        first = start(client, parameters)
+        assert wait_for(lambda: ended(client, first), 600).state.name == "Completed"
+        begun = time.monotonic()
+        second = start(client, parameters)
+        assert wait_for(lambda: ended(client, second), 120).state.name == "Completed"
+        assert time.monotonic() - begun < 60
+        states = stages_of(client, second)
+        assert len(states) == 3 + 2 * 5  # prepare, the initial model's two, five an iteration
+        assert set(states.values()) == {"Reused"}
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    assert {"iterations", "report", "initial-model", "iteration-1"} <= keys
+    assert "progress-iteration-0-train" in keys
+
+
+@pytest.mark.integration
+def test_runs_of_a_lost_worker_do_not_hold_the_pool(up: Services) -> None:
+    from prefect.states import Running
+
+    with SyncPrefectClient(up.api) as client:
+        run = start(client, {})
+        client.set_flow_run_state(run.id, Running(), force=True)
+        assert pool.end_lost_runs(up.api) >= 1
+        state = client.read_flow_run(run.id).state
+        assert state is not None
+        assert state.type.value == "CRASHED"
+
+
+@pytest.mark.integration
+def test_down_leaves_nothing(up: Services) -> None:
+    assert services.down()
+    assert launch.descendants(up.mark, MARK_VARIABLE) == []
+    assert services.running() is None
+    assert os.listdir(services.home())  # the logs stay
+    assert not services.down()
