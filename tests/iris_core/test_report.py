@@ -1,0 +1,198 @@
+"""The report: complete, self-contained, the same for the same store, and useful before the experiment is over."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from iris_core import figures
+from iris_core.report import write_report
+from iris_core.report_data import sentence
+from iris_core.summary import Interval, Row
+from tests.iris_core.small_experiment import STEPS, SmallExperiment
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Collects ids, links and open tags of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.plots: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [
+            values[name]
+            for name in ("src", "href", "xlink:href", "data", "action")
+            if name in values
+        ]
+        if values.get("role") == "img":
+            self.plots.append(values["aria-label"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    small = SmallExperiment(tmp_path_factory.mktemp("report"), [0.3, 0.4, 0.5])
+    small.initial()
+    small.iterations()
+    path = write_report(small.store)
+    return (
+        small,
+        path.read_text(encoding="utf-8"),
+        json.loads((path.parent / "report.json").read_text(encoding="utf-8")),
+    )
+
+
+def test_the_page_is_well_formed_and_asks_nobody_for_anything(finished):
+    page = Page(finished[1])
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {link for link in page.links if not link.startswith("#")} == {"data:,", "report.json"}
+    assert not re.search(r"url\((?!#)|@import|<script|<iframe|<img", finished[1])
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+def test_every_plot_has_words_and_the_colours_of_the_page(finished):
+    page = Page(finished[1])
+    assert len(page.plots) == 3 + 3 + 3
+    assert all(len(words) > 30 for words in page.plots)
+    drawn = re.findall(r"<svg.*?</svg>", finished[1], re.DOTALL)
+    assert len(drawn) == 9
+    assert {colour for svg in drawn for colour in re.findall(r"(?:fill|stroke): (#\w+)", svg)} <= {
+        "#000000"
+    }
+
+
+def test_answers_of_a_model_are_text_not_markup(finished):
+    text = finished[1]
+    assert "<b>0.7</b>" not in text
+    assert html.escape("<b>0.7</b> & 3") in text
+
+
+def test_the_data_beside_it_holds_every_figure(finished):
+    _, _, data = finished
+    assert data["experiment"] == "small"
+    assert [model["name"] for model in data["models"]] == ["initial", "0", "1", "2"]
+    assert data["models"][1]["gap"] == pytest.approx([0.8, 0.7, 0.9])
+    assert data["models"][3]["benchmarks"] == pytest.approx({"gsm8k": 0.4, "mmlu": 0.6})
+    assert len(data["steps"]["columns"]["reward/margin"]) == 3 * STEPS
+    assert data["steps"]["starts"] == [0, STEPS, 2 * STEPS]
+    assert len(data["samples"]) >= 5
+    assert data["samples"][3]["before_correct"] is False
+    assert data["samples"][3]["after_correct"] is True
+    assert len(data["table"]["rows"]) == 4
+
+
+def test_the_lineage_has_every_key_digest_version_and_setting(finished):
+    small, text, _ = finished
+    for place in (
+        "prepare",
+        "initial/evaluate",
+        "iteration-2/generate",
+        "iteration-2/train",
+        "iteration-2/evaluate",
+    ):
+        manifest = small.store.manifest(place)
+        assert manifest.key in text
+        assert all(output.digest in text for output in manifest.outputs.values())
+        assert all(
+            f"{name} {version}" in text for name, version in manifest.spec["versions"].items()
+        )
+    assert "lm-eval 0.4.13" in text
+    assert "temperature" in text
+    assert "our reconstruction" in text
+    assert "2604.20933" in text
+    assert "miniature" in text
+
+
+def test_the_same_store_gives_the_same_bytes(finished):
+    small, text, _ = finished
+    data = (small.store.home / "report.json").read_bytes()
+    assert write_report(small.store).read_text(encoding="utf-8") == text
+    assert (small.store.home / "report.json").read_bytes() == data
+
+
+def test_the_result_names_both_ends_and_their_intervals(finished):
+    assert (
+        finished[2]["result"]
+        .replace("\xa0", " ")
+        .startswith(
+            "After 3 iterations of self-play, exact match on held-out prompts rose from 0.10 [0.00, 0.20] to 0.70 [0.60, 0.80]; "
+        )
+    )
+
+
+def test_a_change_within_its_intervals_is_not_called_a_rise():
+    rows = [
+        Row(None, exact_match=Interval(0.3, 0.2, 0.4)),
+        Row(0, exact_match=Interval(0.35, 0.25, 0.45)),
+    ]
+    assert "moved within its intervals from 0.30" in sentence(rows)
+
+
+@pytest.mark.parametrize("stage", ["nothing", "initial", "one iteration"])
+def test_an_unfinished_experiment_has_a_report(tmp_path, stage):
+    small = SmallExperiment(tmp_path, [0.3, 0.4])
+    if stage != "nothing":
+        small.initial()
+    if stage == "one iteration":
+        small.iterations(1)
+        (small.store.home / "iteration-1").mkdir()
+    (small.store.home / "recipe.yaml").write_text(
+        "iterations: 2\ntracking:\n  uri: http://me:hunter2@host\n"
+    )
+    text = write_report(small.store).read_text(encoding="utf-8")
+    assert Page(text).open == []
+    assert f"Unfinished: {1 if stage == 'one iteration' else 0} of 2 iterations" in text
+    assert "hunter2" not in text
+    if stage == "one iteration":
+        assert "After 1 iteration of self-play" in text
+        assert re.search(r"iteration-1/train</strong> <span class=\"hint\">not finished", text)
+
+
+def test_without_scores_and_without_an_answer_pattern(tmp_path):
+    small = SmallExperiment(tmp_path, [None, None])
+    small.evaluate = lambda average, exact: lambda spec, out: bare(out)
+
+    def bare(out):
+        from iris_core.store import Outcome
+
+        (out / "scores").mkdir()
+        return Outcome(
+            outputs={"scores": out / "scores"}, metrics={"benchmarks": {}, "label": None}
+        )
+
+    small.initial()
+    small.iterations()
+    path = write_report(small.store)
+    data = json.loads((path.parent / "report.json").read_text())
+    assert len(data["samples"]) >= 5
+    assert data["samples"][0]["how"].startswith("sampled by the opponents of iterations 0 and 1")
+    assert Page(path.read_text()).open == []
+
+
+def test_a_history_with_a_number_missing_is_drawn_with_a_hole():
+    svg = figures.curves("x", {"annotated": [0.1, float("nan"), 0.3]}, [0], "y")
+    assert svg.startswith("<svg")
+    assert "NaN" not in svg
