@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 
 from iris_core import registry, tracking
+from iris_core.errors import ServiceError
 from iris_core.register import register
 from iris_core.registry import Score, challenge
 from iris_core.specs import RegisterSpec
-from iris_core.store import read_manifest, run_stage
+from iris_core.store import Artifact, read_manifest, run_stage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 
@@ -264,6 +273,72 @@ def test_credentials_of_a_recipe_are_not_logged(root):
         path for path in (small.root / "store" / "mlflow-artifacts").rglob("*") if path.is_file()
     )
     assert not any(b"hunter2" in path.read_bytes() for path in files)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real MLflow server, on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+               "--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--artifacts-destination", str(tmp_path / "served")]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    uri, patience = f"http://127.0.0.1:{port}", time.monotonic() + 180
+    while True:
+        try:
+            tracking.check(uri)
+            break
+        except ServiceError:
+            assert process.poll() is None
+            assert time.monotonic() < patience
+            time.sleep(0.5)
+    yield uri
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.integration
+def test_a_server_holds_the_same(server, tmp_path):
+    small = SmallExperiment(tmp_path, [0.3, 0.4], tracking={"uri": server})
+    specs = [small.initial(), *small.iterations()]
+    for _ in range(2):
+        for spec in specs:
+            manifest = do(small, spec)
+            (manifest.folder / "manifest.json").unlink()
+    client, found = client_of(small), runs(small)
+    assert set(found) == {"small", "initial", "iteration-0", "iteration-1"}
+    assert len(client.get_metric_history(found["iteration-1"].info.run_id, "loss")) == STEPS
+    assert len(client.get_metric_history(found["small"].info.run_id, "exact_match")) == 3
+    assert [v.version for v in registry.versions(client, "small")] == ["1", "2"]
+    assert client.get_model_version_by_alias("small", "champion").version == "2"
+    assert client.get_model_version_by_alias("small", "latest").version == "2"
+    assert len(found["iteration-0"].inputs.dataset_inputs) == 2
+    assert len(found["iteration-0"].outputs.model_outputs) == 1
+    folder = Path(
+        download_artifacts(
+            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=server
+        )
+    )
+    assert Artifact.of(folder).digest == small.policy(1).adapter.digest
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_gives_an_error_worth_a_retry(server, tmp_path, monkeypatch):
+    small = SmallExperiment(
+        tmp_path, [0.3], tracking={"uri": server.replace("127.0.0.1", "me:hunter2@127.0.0.1")}
+    )
+    [spec] = small.iterations()
+
+    def die(*args: object) -> None:
+        raise requests.ConnectionError("http://me:hunter2@127.0.0.1 is gone")
+
+    monkeypatch.setattr(registry, "claim_model", die)
+    with pytest.raises(ServiceError, match=r"tracking\.uri: MLflow at http://\*\*\*@127") as caught:
+        do(small, spec)
+    assert caught.value.retryable
+    assert "hunter2" not in str(caught.value)
 
 
 def test_challenge():
