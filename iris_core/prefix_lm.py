@@ -1,0 +1,128 @@
+"""lm-evaluation-harness's transformers model, with every shared prefix computed once.
+
+Log-likelihoods run on the rows of `iris_core.prefix_tree`; a batch that generates starts from one copy of what its
+prompts share (the few-shot examples). The numbers are those of the harness's own model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import DynamicCache
+
+from iris_core.prefix_tree import ROW_TOKENS, Request, Row, rows
+
+MIN_SHARED = 16
+LOGIT_ROWS = 256
+GPU_ROW_TOKENS = 4096
+
+
+class PrefixLM(HFLM):
+    """`HFLM` for a causal model that is already loaded, with SDPA attention.
+
+    Args:
+        model: a transformers model, or a PEFT model around one.
+        tokenizer: its tokenizer.
+        batch_size: prompts that generate together.
+        max_length: tokens that the model reads at once; None: what its configuration says.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None):
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """As the harness's, without its progress bar."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """As the harness's, without its progress bar."""
+        return super().generate_until(requests, disable_tqdm=True)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None
+    ) -> Any:
+        items = [Request(context, continuation) for _, context, continuation in requests]
+        if not self._can_share(items):
+            return super()._loglikelihood_tokens(
+                requests, disable_tqdm=True, override_bs=override_bs
+            )
+        logprobs, greedy = [0.0] * len(items), [True] * len(items)
+        row_tokens = ROW_TOKENS if self.device.type == "cpu" else GPU_ROW_TOKENS
+        for row in rows(items, self.max_length, row_tokens):
+            for owner, logprob, is_top in zip(row.owners, *self._score(row), strict=True):
+                logprobs[owner] += logprob
+                greedy[owner] &= is_top
+        return list(zip(logprobs, greedy, strict=True))
+
+    def _can_share(self, items: list[Request]) -> bool:
+        """Whether a tree row means the same to the model as separate rows: full attention over the whole prompt."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None) or self.max_length
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        longest = max(len(item.inputs(self.max_length)) for item in items)
+        return longest <= window and kinds <= {"full_attention", "sliding_attention"}
+
+    def _score(self, row: Row) -> tuple[list[float], list[bool]]:
+        """Log-probability in nats of each scored token, and whether it is the most likely one."""
+        places, back = torch.tensor(row.sources).unique(return_inverse=True)
+        logits = self.model(
+            input_ids=torch.tensor([row.input_ids], device=self.device),
+            position_ids=torch.tensor([row.positions], device=self.device),
+            attention_mask=row.mask().to(self.device),
+            logits_to_keep=places.to(self.device),
+            use_cache=False,
+        ).logits[0]
+        targets, back = torch.tensor(row.targets, device=self.device), back.to(self.device)
+        logprobs, top = torch.empty(len(targets), device=self.device), logits.argmax(dim=-1)
+        for start in range(
+            0, len(targets), LOGIT_ROWS
+        ):  # a row of choices may repeat one place many times
+            part = slice(start, start + LOGIT_ROWS)
+            chosen = logits[back[part]].float()
+            logprobs[part] = chosen.gather(1, targets[part, None])[:, 0] - chosen.logsumexp(dim=-1)
+        return logprobs.tolist(), (top[back] == targets).tolist()
+
+    @torch.inference_mode()
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
+    ) -> Tensor:
+        attention = settings.get("attention_mask")
+        shared = 0 if attention is None or len(context) == 1 else _shared_prefix(context, attention)
+        if shared < MIN_SHARED:
+            return super()._model_generate(context, max_length, stop, **settings)
+        context, settings["attention_mask"] = _prefix_first(context, attention, shared)
+        cache = DynamicCache(config=self.model.config)
+        self.model(
+            input_ids=context[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache.batch_repeat_interleave(len(context))
+        return super()._model_generate(context, max_length, stop, past_key_values=cache, **settings)
+
+
+def _shared_prefix(context: Tensor, attention: Tensor) -> int:
+    """How many tokens all rows of a left-padded batch begin with, at least one token of each left over."""
+    prompts = [row[mask.bool()].tolist() for row, mask in zip(context, attention, strict=True)]
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def _prefix_first(context: Tensor, attention: Tensor, shared: int) -> tuple[Tensor, Tensor]:
+    """Moves the padding of a left-padded batch behind the `shared` first tokens of each row."""
+    context, attention = context.clone(), attention.clone()
+    for row, mask in zip(context, attention, strict=True):
+        padding = len(mask) - int(mask.sum())
+        prefix, pad = row[padding : padding + shared].clone(), row[:padding].clone()
+        row[:shared], row[shared : shared + padding] = prefix, pad
+        mask[:shared], mask[shared : shared + padding] = 1, 0
+    return context, attention

@@ -1,0 +1,366 @@
+"""The stage `evaluate`: settings and messages at once, and the real stage on a tiny model with the miniature."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from iris_core import evaluate, harness, miniature
+from iris_core.benchmarks import BENCHMARKS, benchmark
+from iris_core.config import EvaluationPart
+from iris_core.data import Pair, write_pairs
+from iris_core.errors import DataError, EvaluationError
+from iris_core.mirror import write_card, write_rows
+from iris_core.specs import EvaluateSpec
+from iris_core.store import Artifact, Manifest, Policy, run_stage
+
+PATTERN = r"Answer: *(.+)"
+unit = pytest.mark.unit
+integration = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    rows = [
+        Pair(f"id{i}", f"What is {i} + 1?", f"It is {i + 1}.\nAnswer: {i + 1}", "heldout")
+        for i in range(5)
+    ]
+    write_pairs(
+        [
+            Pair("t", "train only", "Answer: 0"),
+            *rows,
+            Pair("n", "Why?", "No pattern here", "heldout"),
+        ],
+        path,
+    )
+    return Artifact.of(path)
+
+
+def make_spec(
+    model: Path,
+    pairs: Artifact,
+    names: list[str],
+    data: Path | None = miniature.FOLDER,
+    **changes: Any,
+) -> EvaluateSpec:
+    part = {
+        "benchmarks": names,
+        "data_dir": "miniature",
+        "backend": "hf",
+        "max_gen_tokens": 8,
+    } | changes.pop("part", {})
+    fields = {
+        "policy": Policy(model=Artifact.of(model)), "evaluation": EvaluationPart(**part), "data": data and Artifact.of(data),
+        "pairs": pairs, "answer_pattern": None, "system_prompt": None, "max_new_tokens": 8, "dtype": "float32", "seed": 0,
+    }  # fmt: skip
+    return EvaluateSpec(**(fields | changes))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache of prepared data for this session, apart from the user's."""
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path_factory.getbasetemp() / "iris-cache"))
+
+
+@unit
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Answer: 1\nno\nAnswer:  42 ", "42"),
+        ("The end", None),
+        ("Answer: x", "x"),
+    ],
+)
+def test_the_last_capture_counts(text: str, found: str | None) -> None:
+    assert evaluate.extract(PATTERN, text) == found
+
+
+@unit
+def test_a_pattern_without_a_group_counts_whole() -> None:
+    assert evaluate.extract(r"\d+", "1 and 23") == "23"
+
+
+@unit
+def test_held_out_pairs_are_those_with_an_answer(tiny_model: Path, pairs: Artifact) -> None:
+    assert evaluate.heldout_pairs(make_spec(tiny_model, pairs, [])) == []
+    found = evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern=PATTERN))
+    assert [pair.prompt_id for pair in found] == [f"id{i}" for i in range(5)]
+    with pytest.raises(
+        DataError, match=r"answer_pattern: 'Result=.*found in no annotated held-out answer"
+    ):
+        evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern="Result=(.*)"))
+
+
+@unit
+def test_the_protocol_tells_scores_apart_by_settings_not_by_model(
+    tiny_model: Path, pairs: Artifact
+) -> None:
+    def of(**changes: Any) -> dict[str, Any]:
+        return evaluate.settings(
+            make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr")
+        )
+
+    other = Policy(model=Artifact(path=tiny_model, digest="another"))
+    assert of() == of(policy=other) == of(seed=7)
+    for change in (
+        {"part": {"limit": 2}},
+        {"part": {"apply_chat_template": True}},
+        {"dtype": "bfloat16"},
+        {"data": None},
+    ):
+        assert of() != of(**change)
+    assert of()["label"] == "miniature"
+    assert of(data=None)["label"] is None
+    assert of()["max_gen_tokens"] is None  # it decides nothing where nothing is generated
+
+
+@unit
+def test_the_average_is_the_plain_mean_with_its_error() -> None:
+    # (0.2 + 0.5) / 2 = 0.35; sqrt(0.03^2 + 0.04^2) / 2 = 0.025
+    keys = dict.fromkeys(("n", "metric", "shots", "task", "recorded", "label"))
+    records = {
+        "musr": {**keys, "value": 0.2, "stderr": 0.03, "protocol": "a"},
+        "gpqa": {**keys, "value": 0.5, "stderr": 0.04, "protocol": "b"},
+    }
+    average = evaluate.summarize(records)["average"]
+    assert average["value"] == pytest.approx(0.35)
+    assert average["stderr"] == pytest.approx(0.025)
+    assert average["benchmarks"] == 2
+    assert "average" not in evaluate.summarize({})
+
+
+@unit
+def test_auto_is_hf_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert harness.resolve_backend("auto") == "hf"
+    assert harness.resolve_backend("hf") == "hf"
+
+
+@unit
+def test_a_missing_mirror_says_how_to_make_one(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    gone = Artifact(path=tmp_path / "gone", digest="0")
+    with pytest.raises(
+        EvaluationError, match=r"there is no folder .*gone: make a mirror .*iris_core.mirror --out"
+    ):
+        evaluate.evaluate(
+            make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": gone}), tmp_path
+        )
+
+
+@unit
+def test_a_changed_mirror_is_noticed(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
+    changed = Artifact(path=miniature.FOLDER, digest="0")
+    with pytest.raises(EvaluationError, match="has changed since this spec was made"):
+        evaluate.evaluate(
+            make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": changed}), tmp_path
+        )
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the engine was opened")
+
+    monkeypatch.setattr(harness, "open_model", fail)
+
+
+@unit
+@pytest.mark.usefixtures("no_engine")
+def test_missing_data_is_named_before_the_engine_opens(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    mirror = tmp_path / "mirror"
+    write_rows(mirror / "openai/gsm8k/main", {"train": [{"question": "?", "answer": "#### 1"}]})
+    write_card(mirror / "openai/gsm8k")
+    with pytest.raises(
+        EvaluationError,
+        match=r"gsm8k cannot read .*openai/gsm8k, config main, splits test, train.*--benchmarks gsm8k",
+    ):
+        evaluate.evaluate(make_spec(tiny_model, pairs, ["gsm8k"], mirror), tmp_path)
+    with pytest.raises(EvaluationError, match=r"has no data set TAUR-Lab/MuSR.*--benchmarks musr"):
+        evaluate.evaluate(make_spec(tiny_model, pairs, ["musr"], mirror), tmp_path)
+
+
+@unit
+@pytest.mark.usefixtures("no_engine")
+def test_no_hub_and_no_mirror_is_one_message(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        EvaluationError,
+        match=r"musr needs TAUR-Lab/MuSR, which cannot be loaded from the hub.*or to `miniature`",
+    ):
+        evaluate.evaluate(make_spec(tiny_model, pairs, ["musr"], None), tmp_path)
+
+
+@integration
+def test_the_ten_load_from_the_miniature_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"asked the network: {args}")
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    here = Path.cwd()
+    tasks = harness.load_tasks(list(BENCHMARKS), Artifact.of(miniature.FOLDER))
+    assert Path.cwd() == here
+    assert {name: len(found["tasks"]) for name, found in tasks.items()} == {
+        "gsm8k": 1, "math": 7, "musr": 3, "mmlu": 57, "mmlu_pro": 1, "gpqa": 3, "hellaswag": 1, "winogrande": 1,
+        "bbh": 24, "ifeval": 1,
+    }  # fmt: skip
+
+
+def run(spec: EvaluateSpec, out: Path) -> Manifest:
+    return run_stage(spec, out, evaluate.evaluate)
+
+
+@integration
+def test_the_stage_scores_answers_and_reports(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny_model, pairs, ["gsm8k", "musr", "ifeval"], answer_pattern=PATTERN)
+    manifest = run(spec, tmp_path / "out")
+    assert set(manifest.outputs) == {"scores", "heldout"}
+    assert manifest.metrics["label"] == "miniature"
+    assert manifest.metrics["average"]["benchmarks"] == 3
+    assert manifest.metrics["benchmarks"]["gsm8k"]["recorded"].keys() == {
+        "exact_match,flexible-extract"
+    }
+    record = json.loads((tmp_path / "out/scores/gsm8k.json").read_text())
+    expected = {
+        "model": spec.policy.model.digest, "adapter": None, "benchmark": "gsm8k", "task": "gsm8k", "task_version": 3.0,
+        "lm_eval": "0.4.13", "shots": 5, "limit": None, "apply_chat_template": False, "fewshot_seed": 1234,
+        "filter": "strict-match", "backend": "hf", "n": 6, "metric": "exact_match", "max_gen_tokens": 8,
+        "label": "miniature",
+    }  # fmt: skip
+    assert {key: record[key] for key in expected} == expected
+    assert len(record["items"]) == 6
+    rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
+    assert [row["prompt_id"] for row in rows] == [f"id{i}" for i in range(5)]
+    found = manifest.metrics["heldout"]
+    assert found["n"] == 5
+    assert (
+        found["exact_match"]["low"] <= found["exact_match"]["value"] <= found["exact_match"]["high"]
+    )
+    assert run(spec, tmp_path / "out").reused
+
+
+@integration
+def test_scores_are_those_of_the_harness_s_own_model(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    names = ["musr", "winogrande", "gpqa", "mmlu_pro"]
+    manifest = run(make_spec(tiny_model, pairs, names), tmp_path)
+    theirs = HFLM(pretrained=str(tiny_model), device="cpu", dtype="float32", batch_size=1)
+    for name in names:
+        item = benchmark(name)
+        tasks = harness.load_tasks([name], Artifact.of(miniature.FOLDER))[name]
+        loaded = list(tasks["groups"].values()) or list(tasks["tasks"].values())
+        found = lm_eval.simple_evaluate(
+            theirs, tasks=loaded[:1], num_fewshot=item.shots, task_manager=harness.task_manager((name,)), bootstrap_iters=0
+        )  # fmt: skip
+        assert found is not None
+        ours = json.loads((manifest.folder / f"scores/{name}.json").read_text())
+        key = f"{item.metric},{item.filter}"
+        assert ours["value"] == pytest.approx(found["results"][item.task][key])
+        assert ours["items"] == [
+            s[item.metric] for samples in found["samples"].values() for s in samples
+        ]
+
+
+@integration
+def test_a_killed_stage_redoes_no_benchmark_that_has_a_record(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny_model, pairs, ["musr", "bbh", "gpqa"])
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    out, first = tmp_path / "out", tmp_path / "out/scores/musr.json"
+    command = [
+        sys.executable,
+        "-m",
+        "iris_core.evaluate",
+        "--spec",
+        str(tmp_path / "spec.json"),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, start_new_session=True)
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "manifest.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in (out / "scores").glob("*.json")}
+    assert first in kept
+    manifest = run(spec, out)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    whole = run(spec, tmp_path / "uninterrupted")
+    assert manifest.metrics == whole.metrics
+
+
+@integration
+def test_a_record_made_with_other_settings_is_redone(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    spec = make_spec(tiny_model, pairs, ["musr", "gpqa"])
+    folder = tmp_path / "scores"
+    run(spec, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    record = json.loads((folder / "gpqa.json").read_text())
+    (folder / "gpqa.json").write_text(json.dumps(record | {"backend": "vllm", "value": 2.0}))
+    kept = (folder / "musr.json").stat().st_mtime_ns
+    assert run(spec, tmp_path).metrics["benchmarks"]["gpqa"]["value"] == record["value"]
+    assert (folder / "musr.json").stat().st_mtime_ns == kept
+
+
+@integration
+def test_the_chat_template_changes_the_prompts_and_the_protocol(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    plain = run(make_spec(tiny_model, pairs, ["winogrande"]), tmp_path / "plain")
+    chat = run(
+        make_spec(tiny_model, pairs, ["winogrande"], part={"apply_chat_template": True}),
+        tmp_path / "chat",
+    )
+    scores = [manifest.metrics["benchmarks"]["winogrande"] for manifest in (plain, chat)]
+    assert scores[0]["protocol"] != scores[1]["protocol"]
+    assert scores[0]["n"] == scores[1]["n"] == 6
+
+
+@integration
+def test_an_adapter_is_served_on_its_base(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    policy = Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(tmp_path / "adapter"))
+    with_adapter = run(make_spec(tiny_model, pairs, ["mmlu_pro"], policy=policy), tmp_path / "out")
+    record = json.loads((with_adapter.folder / "scores/mmlu_pro.json").read_text())
+    assert record["adapter"] == policy.adapter.digest  # type: ignore[union-attr]

@@ -1,0 +1,163 @@
+"""Rows of shared prefixes, and the harness model on them against the harness's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iris_core.prefix_tree import Request, Row, rows
+
+pytestmark = pytest.mark.unit
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=6)
+
+
+def branch(row: Row, index: int) -> list[int]:
+    """The tokens that the token at `index` sees, by the row's mask."""
+    return [row.input_ids[i] for i in row.mask()[0, 0, index].nonzero()[:, 0].tolist()]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    pairs=st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12),
+    row_tokens=st.sampled_from([1, 8, 100]),
+)
+def test_every_scored_token_sees_what_it_would_see_alone(
+    pairs: list[tuple[list[int], list[int]]], row_tokens: int
+) -> None:
+    requests = [Request(*pair) for pair in pairs]
+    scored: dict[int, list[int]] = {}
+    for row in rows(requests, 100, row_tokens):
+        for source, target, owner in zip(row.sources, row.targets, row.owners, strict=True):
+            before = requests[owner].context + scored.setdefault(owner, [])
+            assert branch(row, source) == before
+            assert row.positions[source] == len(before) - 1
+            scored[owner].append(target)
+    assert [scored[owner] for owner in range(len(requests))] == [
+        request.continuation for request in requests
+    ]
+
+
+def test_a_shared_question_stands_once() -> None:
+    # 10 tokens of question; choices [1], [2] need no input of their own, [3, 4] and [3, 5] share their first
+    question = list(range(10, 20))
+    (row,) = rows([Request(question, choice) for choice in ([1], [2], [3, 4], [3, 5])], 100)
+    assert len(row) == 11
+    assert row.positions == list(range(11))
+
+
+def test_rows_keep_to_their_budget() -> None:
+    requests = [
+        Request([a, *range(20)], [b]) for a in range(30) for b in range(4)
+    ]  # 21 tokens each
+    found = list(rows(requests, 100, row_tokens=64))
+    assert all(len(row) <= 64 for row in found)
+    assert sum(map(len, found)) == 30 * 21
+
+
+def test_a_long_question_is_not_repeated_for_its_choices() -> None:
+    requests = [Request(list(range(100)), [choice, choice]) for choice in range(19)]
+    assert [len(row) for row in rows(requests, 1000, row_tokens=64)] == [119]
+
+
+def test_long_prompts_are_cut_on_the_left() -> None:
+    (row,) = rows([Request(list(range(50)), [7, 8])], max_length=10)
+    assert row.input_ids == [*range(41, 50), 7]
+    assert row.positions == list(range(10))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(params=["full", "adapter"])
+def policy(request: pytest.FixtureRequest, model: Any, tiny_model: Path) -> Any:
+    if request.param == "full":
+        return model
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
+    return get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
+
+
+def both(policy: Any, tokenizer: Any, max_length: int | None = None) -> tuple[Any, Any]:
+    """Our model of the harness and the harness's own."""
+    from lm_eval.models.huggingface import HFLM
+
+    from iris_core.prefix_lm import PrefixLM
+
+    ours = PrefixLM(policy, tokenizer, batch_size=8, max_length=max_length)
+    return ours, HFLM(
+        pretrained=policy,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=3,
+        max_length=max_length,
+    )
+
+
+def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, item, index) for index, item in enumerate(arguments)]
+
+
+@pytest.mark.parametrize("max_length", [None, 48])
+def test_log_likelihoods_are_the_harness_s(
+    policy: Any, tokenizer: Any, max_length: int | None
+) -> None:
+    contexts = [
+        "Q: What is it?\nA: a cat\n\n" * shots + f"Q: What is {x}?\nA:"
+        for shots in (0, 1, 3)
+        for x in "ab"
+    ]
+    choices = (" A", " B", " (A)", " (B)", " a cat and a dog", " What")
+    requests = instances(
+        "loglikelihood", [(context, choice) for context in contexts for choice in choices]
+    )
+    ours, theirs = both(policy, tokenizer, max_length)
+    for (logprob, greedy), (expected, was_greedy) in zip(
+        ours.loglikelihood(requests), theirs.loglikelihood(requests, disable_tqdm=True), strict=True
+    ):
+        assert logprob == pytest.approx(expected, rel=1e-4)
+        assert greedy == was_greedy
+
+
+def test_generation_from_a_shared_prefix_is_the_harness_s(policy: Any, tokenizer: Any) -> None:
+    shots = "Question: What is the sum of two and three?\nAnswer: 5\n\n"
+    prompts = [
+        shots + f"Question: {question}\nAnswer:"
+        for question in ("What?", "What is the sum of a and b?", "Why so?")
+    ]
+    arguments = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
+    requests = instances("generate_until", [(prompt, dict(arguments)) for prompt in prompts])
+    ours, theirs = both(policy, tokenizer)
+    assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)
+
+
+def test_a_sliding_window_shorter_than_the_prompts_is_left_to_the_harness(
+    tokenizer: Any, model: Any, monkeypatch: Any
+) -> None:
+    ours, _ = both(model, tokenizer)
+    items = [Request(list(range(30)), [1])]
+    assert ours._can_share(items)
+    monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
+    assert not ours._can_share(items)
