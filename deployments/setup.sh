@@ -119,7 +119,9 @@ make_venv() {
         # A half-done install, or one of the other lock, is begun afresh.
         if [ ! -f "$busy" ] && [ "$(cat "$made")" = "$LOCK" ] && [ -x "$VENV/bin/python" ]; then return; fi
         say "$VENV holds an unfinished or another install: starting afresh"
-        rm -rf "$VENV"
+        rm -rf "$VENV.old" # renamed first: a half-removed environment must not look like a whole one
+        mv "$VENV" "$VENV.old"
+        rm -rf "$VENV.old"
     elif [ -x "$VENV/bin/python" ]; then
         return # the user's own environment is only added to
     elif [ -n "$(ls -A "$VENV" 2>/dev/null)" ]; then
@@ -173,12 +175,30 @@ complete_torch() {
     "$VENV/bin/python" -c 'import torch' || die "torch does not load; see the error above."
 }
 
+provide_numa() {
+    # vLLM's CPU engine does not load without libnuma, which few bare machines have.
+    [ "$LOCK" = cpu ] && [ "$(uname)" = Linux ] || return 0
+    "$VENV/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null && return 0
+    say "no libnuma here: building a stand-in for it (a machine with several sockets wants the real one: apt install libnuma1)"
+    folder=$(cd "$VENV" && pwd)/lib
+    cat >"$folder/libnuma.map" <<'MAP'
+libnuma_1.1 { numa_available; numa_migrate_pages; numa_set_strict; };
+libnuma_1.2 { numa_bitmask_free; numa_get_mems_allowed; numa_parse_nodestring; numa_set_interleave_mask; numa_set_membind; } libnuma_1.1;
+MAP
+    "$compiler" -shared -fPIC -o "$folder/libnuma.so.1" -Wl,-soname,libnuma.so.1 \
+        -Wl,--version-script="$folder/libnuma.map" deployments/libnuma.c
+    # Loaded when Python starts, it is found by its name when vLLM asks for it.
+    packages=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "import ctypes; ctypes.CDLL('$folder/libnuma.so.1')" >"$packages/iris-libnuma.pth"
+}
+
 install() {
     make_venv
     rm -f "$stamp"
     : >"$busy"
     install_lock
     complete_torch
+    provide_numa
     say "3/4 this project, editable"
     pip install --quiet --no-deps --no-build-isolation --editable .
     if [ "$DEMO_MODEL" != 0 ]; then
