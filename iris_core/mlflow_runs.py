@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from iris_core.errors import ConfigError
 
+KIND = "custom_model_development"  # the UI opens on training runs, not on traces of an application
 PARENT_TAG = "mlflow.parentRunId"
 METRICS_A_REQUEST = 1000  # MLflow's limits
 PARAMS_A_REQUEST = 100
@@ -42,7 +43,8 @@ def claim_experiment(client: MlflowClient, name: str, artifacts: Path) -> str:
     if found is None:
         served = client.tracking_uri.startswith(("http", "databricks"))
         try:
-            return str(client.create_experiment(name, None if served else str(artifacts / name)))
+            place = None if served else str(artifacts / name)
+            return str(client.create_experiment(name, place, {"mlflow.experimentKind": KIND}))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:

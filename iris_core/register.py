@@ -203,38 +203,44 @@ def register_model(record: Record) -> tuple[int | None, str | None]:
     tags = version_tags(record)
     name = f"{spec.experiment}-{run_name(spec.iteration)}"
     model = registry.claim_model(client, record.experiment, record.child, name, tags, spec.policy)
-    version = registry.claim_version(
-        client, spec.registered_model, model, tags, USE.format(name=spec.registered_model)
-    )
+    about = describe(spec.registered_model, tags)
+    version = registry.claim_version(client, spec.registered_model, model, tags, about)
     registry.seek_title(client, version)
     client.set_tag(record.child, "iris.version", f"{spec.registered_model}/{version.version}")
     return int(version.version), model.model_id
 
 
 def version_tags(record: Record) -> dict[str, str]:
-    """What a version tells about itself: order, gap, scores, digests, lineage."""
-    spec = record.spec
+    """What a version tells about itself: scores, order, gap, lineage, digests. The most telling come first."""
+    spec, manifests = record.spec, record.manifests
+    trained, evaluated = manifests.get("train"), manifests.get("evaluate")
+    average = (evaluated.metrics.get("average") if evaluated else None) or {}
+    gap = trained.metrics["gap"] if trained else {}
     tags = {
-        registry.KEY: content_key(spec, record.manifests),
-        "iteration": str(spec.iteration),
-        "experiment": spec.experiment,
-        "model_path": str(spec.policy.model.path),
-        "model_digest": spec.policy.model.digest,
+        "iteration": spec.iteration,
+        "average": average.get("value"),
+        "average_stderr": average.get("stderr"),
+        "label": evaluated.metrics.get("label") if evaluated else None,
+        "order": trained.spec["order"] if trained else None,
+        **_spread("gap", {name: f"{value:.6g}" for name, value in gap.items()}),
         "parent_version": _parent_version(record),
+        "experiment": spec.experiment,
+        "dtype": trained.spec["dtype"] if trained else None,
+        "model_path": spec.policy.model.path,
+        "model_digest": spec.policy.model.digest,
+        "adapter_digest": spec.policy.adapter.digest if spec.policy.adapter else None,
+        "evaluation_settings": score_settings(evaluated) if evaluated else None,
+        registry.KEY: content_key(spec, manifests),
     }
-    if spec.policy.adapter:
-        tags["adapter_digest"] = spec.policy.adapter.digest
-    if trained := record.manifests.get("train"):
-        gap = trained.metrics["gap"]
-        tags |= {"order": str(trained.spec["order"]), "dtype": trained.spec["dtype"]}
-        tags |= {"gap": str(gap["value"]), "gap_low": str(gap["low"]), "gap_high": str(gap["high"])}
-    if evaluated := record.manifests.get("evaluate"):
-        tags["evaluation_settings"] = score_settings(evaluated)
-        if average := evaluated.metrics.get("average"):
-            tags |= {"average": str(average["value"]), "average_stderr": str(average["stderr"])}
-        if evaluated.metrics.get("label"):
-            tags["label"] = evaluated.metrics["label"]
-    return tags
+    return {name: str(value) for name, value in tags.items() if value is not None}
+
+
+def describe(name: str, tags: dict[str, str]) -> str:
+    """A version in a sentence, and how to use it."""
+    label = f"{tags['label']} average" if "label" in tags else "benchmark average"
+    score = f", {label} {100 * float(tags['average']):.1f} %" if "average" in tags else ""
+    gap = f", gap {tags['gap']} [{tags['gap_low']}, {tags['gap_high']}]" if "gap" in tags else ""
+    return f"Iteration {tags['iteration']}: order {tags.get('order')}{gap}{score}.\n\n{USE.format(name=name)}"
 
 
 def score_settings(evaluated: Manifest) -> str:
@@ -312,7 +318,7 @@ def _parent_version(record: Record) -> str:
     kind = "adapter_digest" if start["adapter"] else "model_digest"
     known = registry.versions(record.client, record.spec.registered_model)
     return next(
-        (v.version for v in reversed(known) if v.tags.get(kind) == digest), f"sha256:{digest}"
+        (str(v.version) for v in reversed(known) if v.tags.get(kind) == digest), f"sha256:{digest}"
     )
 
 
