@@ -19,6 +19,7 @@ from iris_core.errors import ConfigError
 from iris_core.specs import GenerateSpec
 
 HF_BATCH = 32
+CPU_BATCHED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,12 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
     if adapter:
         settings |= {"enable_lora": True, "max_lora_rank": max(8, _rank(adapter.path)), "max_loras": 1}
     generation = spec.generation
+    longest = longest_prompt + generation.max_new_tokens
+    if not torch.cuda.is_available():  # a prompt split over two steps fails there if it has a seed of its own
+        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS)}
     llm = LLM(
         str(spec.policy.model.path),
-        max_model_len=longest_prompt + generation.max_new_tokens,
+        max_model_len=longest,
         trust_remote_code=spec.trust_remote_code,
         seed=0,
         **settings,
