@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -273,6 +275,51 @@ def test_credentials_of_a_recipe_are_not_logged(root):
         path for path in (small.root / "store" / "mlflow-artifacts").rglob("*") if path.is_file()
     )
     assert not any(b"hunter2" in path.read_bytes() for path in files)
+
+
+@pytest.mark.integration
+def test_the_command_killed_again_and_again_leaves_one_of_everything(root):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    (root / "spec.json").write_text(spec.model_dump_json())
+    folder = small.store.folder(spec)
+    command = [
+        sys.executable,
+        "-m",
+        "iris_core.register",
+        "--spec",
+        str(root / "spec.json"),
+        "--out",
+        str(folder),
+    ]
+    milestones = [("runs", 1), ("runs", 2), ("params", 60), ("inputs", 2), ("logged_models", 1), ("model_versions", 1),
+                  ("model_version_tags", 15), ("metrics", 30)]  # fmt: skip
+    for table, count in milestones:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and rows_in(root, table) < count:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    manifest = read_manifest(folder)
+    found, client = runs(small), client_of(small)
+    assert set(found) == {"small", "iteration-0"}
+    assert manifest.metrics["run_id"] == found["iteration-0"].info.run_id
+    assert [v.version for v in registry.versions(client, "small")] == [1]
+    assert len(client.search_logged_models([found["small"].info.experiment_id])) == 1
+    for run in found.values():
+        for name in run.data.metrics:
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            assert len(steps) == len(set(steps)), name
+    assert len(found["iteration-0"].inputs.dataset_inputs) == 2
+    assert len(found["iteration-0"].outputs.model_outputs) == 1
+
+
+def rows_in(root: Path, table: str) -> int:
+    with closing(
+        sqlite3.connect(f"file:{root}/store/mlflow.db?mode=ro", uri=True, timeout=10)
+    ) as database:
+        return database.execute(f"select count(*) from {table}").fetchone()[0]
 
 
 @pytest.fixture
