@@ -96,14 +96,12 @@ check_compiler() {
     problem "no C compiler found (looked for ${CC:-cc, gcc, clang}). Install one (Debian, Ubuntu: apt install build-essential; Fedora: dnf install gcc gcc-c++; macOS: xcode-select --install)"
 }
 
-check_disk() {
-    need=${MIN_FREE_GB:-}
-    if [ -z "$need" ]; then if [ "$LOCK" = gpu ]; then need=30; else need=8; fi; fi
+check_disk() { # check_disk GB
     folder=$VENV
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     free=$(df -Pk "$folder" | awk 'NR == 2 { printf "%d", $4 / 1048576 }')
-    [ "$free" -ge "$need" ] ||
-        problem "$free GB of disk are free under $(cd "$folder" && pwd); $need GB are needed. Free some, or put the environment on another disk: make setup VENV=/path/to/venv"
+    [ "$free" -ge "$1" ] ||
+        problem "$free GB of disk are free under $(cd "$folder" && pwd); $1 GB are needed. Free some, or put the environment on another disk: make setup VENV=/path/to/venv"
 }
 
 problems=0
@@ -170,7 +168,9 @@ complete_torch() {
     # that does not load without them, so they are added at the GPU lock's versions.
     [ "$LOCK" = cpu ] || return 0
     "$VENV/bin/python" -c 'import torch' >/dev/null 2>&1 && return 0
-    say "torch came as its CUDA build: adding the libraries it loads, about 3 GB. (To avoid them, remove $VENV and set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index first.)"
+    say "torch came as its CUDA build: adding the libraries it loads, 4 GB on disk. (To avoid them, remove $VENV and set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index first.)"
+    check_disk 7
+    [ "$problems" = 0 ] || exit 1
     pip install --constraint requirements/gpu.lock "$(grep '^torch==' "$lock")"
     "$VENV/bin/python" -c 'import torch' || die "torch does not load; see the error above."
 }
@@ -216,7 +216,8 @@ if current; then exit 0; fi
 find_python
 check_venv_module
 check_compiler
-check_disk
+if [ "$LOCK" = gpu ]; then need=30; else need=8; fi
+check_disk "${MIN_FREE_GB:-$need}"
 [ "$problems" = 0 ] || exit 1
 
 mkdir -p "$(dirname "$VENV")"
