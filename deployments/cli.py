@@ -98,7 +98,6 @@ def report(
 ) -> None:
     """Write an experiment's report again and show its table."""
     from iris_core.report import write_report
-
     from iris_core.store import Store
 
     found = Store(store, name)
