@@ -263,9 +263,10 @@ def _range(interval: Interval, digits: int) -> str:
 
 
 def _percent(row: Row) -> Interval | None:
-    if row.average is None:
+    """The average with its 95 % interval; None where the error is unknown, for then no change can be claimed."""
+    if row.average is None or row.stderr is None:
         return None
-    center, spread = 100 * row.average, 196 * (row.stderr or 0)
+    center, spread = 100 * row.average, 196 * row.stderr
     return Interval(center, center - spread, center + spread)
 
 

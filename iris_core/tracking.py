@@ -80,6 +80,9 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient, set_tracking_uri
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
+    )  # MLflow's 7 take minutes; a stage is retried anyway
     set_tracking_uri(uri)
     with service_errors(uri):
         if uri.startswith("sqlite:"):
