@@ -1,13 +1,14 @@
 """What a user can set: one `Experiment`, as a recipe (YAML), as flow parameters, and as the form in the Prefect UI.
 
-    from iris_core.config import load_recipe
-    experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
+from iris_core.config import load_recipe
+experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import yaml
@@ -30,42 +31,73 @@ class Part(BaseModel):
 class ModelPart(Part):
     """The supervised fine-tuned model that self-play starts from."""
 
-    path: str = Field(description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub.")
-    revision: str | None = Field(None, description="Commit or tag on the hub; the resolved commit is recorded.")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it fast."
+    path: str = Field(
+        description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub."
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that the model's folder brings along.")
+    revision: str | None = Field(
+        None, description="Commit or tag on the hub; the resolved commit is recorded."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it fast.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the model's folder brings along."
+    )
 
 
 class DataPart(Part):
     """The annotated prompt/response pairs."""
 
-    path: str = Field(description="JSON Lines, Parquet or CSV file, or the name of a data set on the Hugging Face hub.")
+    path: str = Field(
+        description="JSON Lines, Parquet or CSV file, or the name of a data set on the Hugging Face hub."
+    )
     split: str = Field("train", description="Split to read of a hub data set.")
     prompt_column: str = Field("prompt", description="Column with the user's message.")
     response_column: str = Field("response", description="Column with the annotated answer.")
-    system_prompt: str | None = Field(None, description="System message put before every prompt; none: the template's own.")
-    max_pairs: int | None = Field(None, ge=2, description="Use only the first so many pairs of a seeded shuffle.")
-    heldout: int = Field(64, ge=2, description="Pairs never trained on: they measure the gap and the exact match.")
-    heldout_path: str | None = Field(None, description="File with the held-out pairs; none: taken from `path`.")
-    max_prompt_tokens: int = Field(1024, ge=1, description="Longest prompt, in tokens with its chat template.")
-    max_response_tokens: int = Field(1024, ge=1, description="Longest annotated response, in tokens.")
+    system_prompt: str | None = Field(
+        None, description="System message put before every prompt; none: the template's own."
+    )
+    max_pairs: int | None = Field(
+        None, ge=2, description="Use only the first so many pairs of a seeded shuffle."
+    )
+    heldout: int = Field(
+        64, ge=2, description="Pairs never trained on: they measure the gap and the exact match."
+    )
+    heldout_path: str | None = Field(
+        None, description="File with the held-out pairs; none: taken from `path`."
+    )
+    max_prompt_tokens: int = Field(
+        1024, ge=1, description="Longest prompt, in tokens with its chat template."
+    )
+    max_response_tokens: int = Field(
+        1024, ge=1, description="Longest annotated response, in tokens."
+    )
     on_invalid: Literal["error", "drop"] = Field(
-        "error", description="What to do with a pair that is empty, duplicated or over those limits."
+        "error",
+        description="What to do with a pair that is empty, duplicated or over those limits.",
     )
     answer_pattern: str | None = Field(
-        None, description="Regular expression with one group: two answers match exactly if their last captures do."
+        None,
+        description="Regular expression with one group: two answers match exactly if their last captures do.",
     )
-    mix_previous: bool = Field(False, description="Train on the synthetic responses of this and the previous iteration.")
+    mix_previous: bool = Field(
+        False, description="Train on the synthetic responses of this and the previous iteration."
+    )
 
 
 class GenerationPart(Part):
     """How the opponent answers the prompts."""
 
-    backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it is installed.")
-    temperature: float = Field(1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself.")
+    backend: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it is installed."
+    )
+    temperature: float = Field(
+        1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself."
+    )
     max_new_tokens: int = Field(256, ge=1, description="Longest synthetic response, in tokens.")
     shard_size: int = Field(1024, ge=1, description="Prompts per shard, the unit of resuming.")
 
@@ -74,24 +106,38 @@ class ObjectivePart(Part):
     """The loss that tells annotated from synthetic responses."""
 
     name: Literal["iris"] = Field("iris", description="The objective; see docs/objective.md.")
-    beta: float = Field(0.1, gt=0, le=100, description="Reward scale β: reward = β · log-ratio of policy to opponent.")
+    beta: float = Field(
+        0.1,
+        gt=0,
+        le=100,
+        description="Reward scale β: reward = β · log-ratio of policy to opponent.",
+    )
     normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
         "unit", description="How the exponential weights are normalised; see docs/objective.md."
     )
-    weight_clip: float = Field(5.0, gt=0, description="Largest weight, where 1 is the mean of uniform weights.")
+    weight_clip: float = Field(
+        5.0, gt=0, description="Largest weight, where 1 is the mean of uniform weights."
+    )
     opponent: Literal["previous", "initial"] = Field(
-        "previous", description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first."
+        "previous",
+        description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
     )
 
 
 class SchedulePart(Part):
     """How the order α moves over the iterations."""
 
-    kind: Literal["adaptive", "constant", "linear", "cosine"] = Field("adaptive", description="Rule for the next order.")
+    kind: Literal["adaptive", "constant", "linear", "cosine"] = Field(
+        "adaptive", description="Rule for the next order."
+    )
     max_order: float = Field(2.0, gt=-50, lt=50, description="α of iteration 0.")
     min_order: float = Field(1.0, gt=-50, lt=50, description="α near convergence.")
-    allow_rising: bool = Field(False, description="Let the adaptive order rise again when the gap grows.")
-    stop_when_converged: bool = Field(False, description="End the loop when the gap's 95 % interval contains 0.")
+    allow_rising: bool = Field(
+        False, description="Let the adaptive order rise again when the gap grows."
+    )
+    stop_when_converged: bool = Field(
+        False, description="End the loop when the gap's 95 % interval contains 0."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SchedulePart:
@@ -107,39 +153,64 @@ class LoraPart(Part):
 
     rank: int = Field(16, ge=1, description="Rank r of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    targets: str | list[str] = Field("all-linear", description="Names of the layers adapted, or all-linear.")
+    targets: str | list[str] = Field(
+        "all-linear", description="Names of the layers adapted, or all-linear."
+    )
 
 
 class TrainingPart(Part):
     """How the policy is fine-tuned in one iteration."""
 
     method: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
-    lora: LoraPart = Field(default_factory=LoraPart, description="Adapter settings for method lora.")
+    lora: LoraPart = Field(
+        default_factory=LoraPart, description="Adapter settings for method lora."
+    )
     epochs: int = Field(2, ge=1, description="Passes over the pairs in one iteration.")
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all devices.")
-    tokens_per_batch: int = Field(4096, ge=16, description="Tokens in one packed micro-batch row; lower it to save memory.")
+    tokens_per_batch: int = Field(
+        4096, ge=16, description="Tokens in one packed micro-batch row; lower it to save memory."
+    )
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
     learning_rate: float = Field(5e-7, gt=0, lt=1, description="Peak learning rate.")
-    learning_rate_decay: float = Field(1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next.")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of an iteration's steps with rising learning rate.")
-    lr_scheduler: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
+    learning_rate_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of an iteration's steps with rising learning rate."
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Learning rate after the warm-up."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
-    checkpoint_every: int = Field(50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward to save memory."
+    )
+    checkpoint_every: int = Field(
+        50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming."
+    )
 
 
 class EvaluationPart(Part):
     """Which benchmarks score the model, and how."""
 
-    benchmarks: list[Benchmark] = Field(list(TEN), description="Which of the ten benchmarks to run.")
-    data_dir: str | None = Field(
-        None, description="Local mirror of the data sets, or `miniature` for the embedded one; none: the hub."
+    benchmarks: list[Benchmark] = Field(
+        list(TEN), description="Which of the ten benchmarks to run."
     )
-    backend: Literal["auto", "vllm", "hf"] = Field("auto", description="Engine under lm-evaluation-harness.")
+    data_dir: str | None = Field(
+        None,
+        description="Local mirror of the data sets, or `miniature` for the embedded one; none: the hub.",
+    )
+    backend: Literal["auto", "vllm", "hf"] = Field(
+        "auto", description="Engine under lm-evaluation-harness."
+    )
     limit: int | None = Field(None, ge=1, description="Items per task; none: all of them.")
-    apply_chat_template: bool = Field(False, description="Wrap benchmark prompts in the model's chat template.")
-    max_gen_tokens: int | None = Field(None, ge=1, description="Cap on generated tokens; none: each task's own.")
+    apply_chat_template: bool = Field(
+        False, description="Wrap benchmark prompts in the model's chat template."
+    )
+    max_gen_tokens: int | None = Field(
+        None, ge=1, description="Cap on generated tokens; none: each task's own."
+    )
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
 
 
@@ -147,21 +218,32 @@ class TrackingPart(Part):
     """Where runs and model versions go."""
 
     uri: str | None = Field(None, description="MLflow tracking URI; none: SQLite inside the store.")
-    registered_model: str | None = Field(None, description="Name in the model registry; none: the experiment's name.")
+    registered_model: str | None = Field(
+        None, description="Name in the model registry; none: the experiment's name."
+    )
 
 
 class Experiment(Part):
     """A whole self-play experiment: model, data and everything that decides its outcome."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name, a folder in the store and a run in MLflow.")
-    iterations: int = Field(3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name, a folder in the store and a run in MLflow.",
+    )
+    iterations: int = Field(
+        3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register."
+    )
     seed: int = Field(0, ge=0, description="Seeds sampling, shuffling and initialisation.")
     store: str = Field("./iris-store", description="Folder for everything the experiment produces.")
     model: ModelPart = Field(description="The model that self-play starts from.")
     data: DataPart = Field(description="The annotated pairs.")
-    generation: GenerationPart = Field(default_factory=GenerationPart, description="How the opponent answers.")
+    generation: GenerationPart = Field(
+        default_factory=GenerationPart, description="How the opponent answers."
+    )
     objective: ObjectivePart = Field(default_factory=ObjectivePart, description="The loss.")
-    schedule: SchedulePart = Field(default_factory=SchedulePart, description="The order α over iterations.")
+    schedule: SchedulePart = Field(
+        default_factory=SchedulePart, description="The order α over iterations."
+    )
     training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
@@ -169,7 +251,10 @@ class Experiment(Part):
     @property
     def tracking_uri(self) -> str:
         """The MLflow URI: as set, or a SQLite file in the store."""
-        return self.tracking.uri or f"sqlite:///{Path(self.store).expanduser().absolute() / 'mlflow.db'}"
+        return (
+            self.tracking.uri
+            or f"sqlite:///{Path(self.store).expanduser().absolute() / 'mlflow.db'}"
+        )
 
     @property
     def registered_model(self) -> str:
@@ -186,11 +271,15 @@ def load_recipe(path: Path, overrides: dict[str, object] | None = None) -> Exper
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/") from error
+        raise ConfigError(
+            f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}")
+        raise ConfigError(
+            f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}"
+        )
     for name, value in (overrides or {}).items():
         *parents, last = name.split(".")
         part = content
@@ -205,10 +294,12 @@ def parse_experiment(content: dict[str, object], source: str = "experiment") -> 
     try:
         return Experiment.model_validate(content)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {_explain(item)}" for item in error.errors())) from None
+        raise ConfigError(
+            "\n".join(f"{source}: {_explain(item)}" for item in error.errors())
+        ) from None
 
 
-def _explain(item: dict) -> str:
+def _explain(item: Mapping[str, Any]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _fields_beside(item["loc"])

@@ -47,12 +47,22 @@ def read_pairs(data: DataPart, path: str) -> list[Pair]:
     pairs = []
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         text = _text(prompt, "user", path, row, data.prompt_column)
-        pairs.append(Pair(text_digest(text)[:16], text, _text(response, "assistant", path, row, data.response_column)))
+        pairs.append(
+            Pair(
+                text_digest(text)[:16],
+                text,
+                _text(response, "assistant", path, row, data.response_column),
+            )
+        )
     return pairs
 
 
 def check_pairs(
-    pairs: list[Pair], data: DataPart, path: str, lengths: Callable[[Pair], tuple[int, int]], taken: Iterable[str] = ()
+    pairs: list[Pair],
+    data: DataPart,
+    path: str,
+    lengths: Callable[[Pair], tuple[int, int]],
+    taken: Iterable[str] = (),
 ) -> tuple[list[Pair], Counter[str]]:
     """The pairs that can be used, and how many were dropped for which reason.
 
@@ -75,14 +85,18 @@ def check_pairs(
             continue
         reason, detail = problem
         if data.on_invalid == "error":
-            raise DataError(f"{path}, row {row}: {detail}; prompt {pair.prompt[:60]!r}: mend it, or set data.on_invalid: drop")
+            raise DataError(
+                f"{path}, row {row}: {detail}; prompt {pair.prompt[:60]!r}: mend it, or set data.on_invalid: drop"
+            )
         dropped[reason] += 1
     if not kept:
         raise DataError(f"{path} has no usable pair: {dict(dropped) or 'it is empty'}")
     return kept, dropped
 
 
-def split_pairs(pairs: list[Pair], heldout: list[Pair] | None, data: DataPart, seed: int) -> list[Pair]:
+def split_pairs(
+    pairs: list[Pair], heldout: list[Pair] | None, data: DataPart, seed: int
+) -> list[Pair]:
     """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
 
     Raises:
@@ -96,7 +110,10 @@ def split_pairs(pairs: list[Pair], heldout: list[Pair] | None, data: DataPart, s
                 f"{data.path} has {len(shuffled)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
             )
         heldout, shuffled = shuffled[: data.heldout], shuffled[data.heldout :]
-    marked = [Pair(pair.prompt_id, pair.prompt, pair.response, "heldout") for pair in heldout[: data.heldout]]
+    marked = [
+        Pair(pair.prompt_id, pair.prompt, pair.response, "heldout")
+        for pair in heldout[: data.heldout]
+    ]
     return shuffled[: data.max_pairs] + marked
 
 
@@ -119,13 +136,17 @@ def _load(data: DataPart, path: str) -> Any:
         if file.is_file():
             reader = READERS.get(file.suffix)
             if reader is None:
-                raise DataError(f"{path}: cannot read {file.suffix!r} files: give one of {', '.join(READERS)}")
+                raise DataError(
+                    f"{path}: cannot read {file.suffix!r} files: give one of {', '.join(READERS)}"
+                )
             return datasets.Dataset.from_parquet(str(file)) if reader == "parquet" else datasets.load_dataset(
                 reader, data_files=str(file), split="train"
             )  # fmt: skip
         return datasets.load_dataset(path, split=data.split)
     except ConnectionError as error:
-        raise ServiceError(f"{path} is not a file, and the Hugging Face hub cannot be reached") from error
+        raise ServiceError(
+            f"{path} is not a file, and the Hugging Face hub cannot be reached"
+        ) from error
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds; its message names the line or column
@@ -135,7 +156,9 @@ def _load(data: DataPart, path: str) -> Any:
 def _text(value: Any, role: str, path: str, row: int, column: str) -> str:
     """`value` if it is text, or the first message of `role` if it is a conversation."""
     if isinstance(value, list):
-        value = next((message.get("content") for message in value if message.get("role") == role), None)
+        value = next(
+            (message.get("content") for message in value if message.get("role") == role), None
+        )
     if not isinstance(value, str):
         raise DataError(
             f"{path}, row {row}: column {column!r} holds {value!r} ({type(value).__name__}), text is needed: "
@@ -155,7 +178,13 @@ def _problem(
         return "duplicated prompt", "the prompt stands there twice"
     prompt, response = lengths(pair)
     if prompt > data.max_prompt_tokens:
-        return "long prompt", f"the prompt has {prompt} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}"
+        return (
+            "long prompt",
+            f"the prompt has {prompt} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}",
+        )
     if response > data.max_response_tokens:
-        return "long response", f"the response has {response} tokens, data.max_response_tokens is {data.max_response_tokens}"
+        return (
+            "long response",
+            f"the response has {response} tokens, data.max_response_tokens is {data.max_response_tokens}",
+        )
     return None

@@ -1,7 +1,7 @@
 """Sampling engines: one function that turns token ids of prompts into sampled responses, by vLLM or by transformers.
 
-    sample = open_engine(spec)
-    samples = sample(prompts, seeds)
+sample = open_engine(spec)
+samples = sample(prompts, seeds)
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def backend(name: str) -> str:
     """
     installed = importlib.util.find_spec("vllm") is not None
     if name == "vllm" and not installed:
-        raise ConfigError("generation.backend: vllm is not installed here: install it, or use `transformers`")
+        raise ConfigError(
+            "generation.backend: vllm is not installed here: install it, or use `transformers`"
+        )
     return name if name != "auto" else ("vllm" if installed else "transformers")
 
 
@@ -69,7 +71,11 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
     one core busy waiting and imports everything three times over.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    settings: dict[str, Any] = {"dtype": dtype, "disable_log_stats": True, "enable_prefix_caching": True}
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+    }
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -86,11 +92,20 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
     adapter = spec.policy.adapter
     request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None
     if adapter:
-        settings |= {"enable_lora": True, "max_lora_rank": max(8, _rank(adapter.path)), "max_loras": 1}
+        settings |= {
+            "enable_lora": True,
+            "max_lora_rank": max(8, _rank(adapter.path)),
+            "max_loras": 1,
+        }
     generation = spec.generation
     longest = longest_prompt + generation.max_new_tokens
-    if not torch.cuda.is_available():  # a prompt split over two steps fails there if it has a seed of its own
-        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS)}
+    if (
+        not torch.cuda.is_available()
+    ):  # a prompt split over two steps fails there if it has a seed of its own
+        settings |= {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
+        }
     llm = LLM(
         str(spec.policy.model.path),
         max_model_len=longest,
@@ -114,7 +129,9 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
             use_tqdm=False,
         )  # fmt: skip
         completions = [output.outputs[0] for output in outputs]
-        return [Sample(list(item.token_ids), item.finish_reason or "length") for item in completions]
+        return [
+            Sample(list(item.token_ids), item.finish_reason or "length") for item in completions
+        ]
 
     return sample
 
@@ -125,12 +142,19 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
     generation, end = spec.generation, models.end_of_turn(tokenizer)
     sampling: dict[str, Any] = {"do_sample": False}
     if generation.temperature > 0:
-        sampling = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
+        sampling = {
+            "do_sample": True,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "top_k": 0,
+        }
 
     @torch.inference_mode()
     def batch(prompts: list[list[int]], seed: int) -> list[Sample]:
         torch.manual_seed(seed)
-        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(
+            model.device
+        )
         ids = model.generate(
             **padded, max_new_tokens=generation.max_new_tokens, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
             **sampling,
@@ -139,7 +163,11 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
         starts = range(0, len(prompts), HF_BATCH)
-        return [item for start in starts for item in batch(prompts[start : start + HF_BATCH], seeds[start])]
+        return [
+            item
+            for start in starts
+            for item in batch(prompts[start : start + HF_BATCH], seeds[start])
+        ]
 
     return sample
 
@@ -153,4 +181,4 @@ def _until(token_ids: list[int], end: int) -> Sample:
 def _rank(adapter: Any) -> int:
     from peft import PeftConfig
 
-    return int(PeftConfig.from_pretrained(str(adapter)).r)  # type: ignore[attr-defined]
+    return int(PeftConfig.from_pretrained(str(adapter)).r)

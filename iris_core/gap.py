@@ -28,12 +28,16 @@ def variational_gap(annotated: Floats, synthetic: Floats) -> Floats:
 
 def measure_gap(annotated: Floats, synthetic: Floats, seed: int) -> Gap:
     """D̂ with its 95 % interval, resampling pairs."""
-    return interval(lambda rows: variational_gap(annotated[rows], synthetic[rows]), len(annotated), seed)
+    return interval(
+        lambda rows: variational_gap(annotated[rows], synthetic[rows]), len(annotated), seed
+    )
 
 
 def ratio_of_sums(values: Floats, counts: Floats, seed: int) -> Gap:
     """Σ values / Σ counts (a log-probability per token) with its 95 % interval, resampling pairs."""
-    return interval(lambda rows: values[rows].sum(axis=-1) / counts[rows].sum(axis=-1), len(values), seed)
+    return interval(
+        lambda rows: values[rows].sum(axis=-1) / counts[rows].sum(axis=-1), len(values), seed
+    )
 
 
 def interval(statistic: Callable[[NDArray[np.int64]], Floats], size: int, seed: int) -> Gap:

@@ -44,7 +44,10 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     folder.mkdir(exist_ok=True)
     pairs = load_pairs(spec.pairs.path)
     size = spec.generation.shard_size
-    shards = {folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size] for start in range(0, len(pairs), size)}
+    shards = {
+        folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size]
+        for start in range(0, len(pairs), size)
+    }
     missing = {path: shard for path, shard in shards.items() if not path.exists()}
     started = time.monotonic()
     tokens = _sample_shards(spec, missing, len(pairs)) if missing else 0
@@ -92,7 +95,9 @@ def _sample_shards(spec: GenerateSpec, shards: dict[Path, list[Pair]], total: in
     return tokens
 
 
-def _write_shard(path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase) -> None:
+def _write_shard(
+    path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase
+) -> None:
     rows = [
         {
             "prompt_id": pair.prompt_id,

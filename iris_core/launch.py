@@ -66,7 +66,15 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     request = folder / f".request-{uuid.uuid4().hex}.json"
     write_atomic(request, spec.model_dump_json())
-    command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        f"iris_core.{spec.stage}",
+        "--spec",
+        str(request),
+        "--out",
+        str(folder),
+    ]
     try:
         error = supervise(spec.stage, command, on_progress, on_log)
     finally:
@@ -74,10 +82,14 @@ def launch(
     manifest = read_manifest(folder)
     if error is None and manifest is not None:
         return manifest
-    raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")
+    raise error or StageFailed(
+        f"{spec.stage} ended without a manifest in {folder}: run again to resume"
+    )
 
 
-def supervise(stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None]) -> IrisError | None:
+def supervise(
+    stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None]
+) -> IrisError | None:
     """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
     mark = uuid.uuid4().hex
     error: IrisError | None = None
@@ -114,7 +126,11 @@ def supervise(stage: str, command: list[str], on_progress: Listener, on_log: Cal
             for reader in readers:
                 reader.join(timeout=GRACE_S)
     if code != 0 and error is None:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         error = StageFailed(f"{stage} {how}: run again to resume")
     return error
 
@@ -188,7 +204,9 @@ def _next(events: queue.SimpleQueue[str], process: subprocess.Popen[str]) -> str
 def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
     kind = getattr(errors, event["kind"], None)
     if kind is None:
-        crash = StageFailed(f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)")
+        crash = StageFailed(
+            f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)"
+        )
         crash.retryable = False
         return crash
     return kind(event["message"])

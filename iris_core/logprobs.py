@@ -26,7 +26,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         fp32 log-probabilities in nats, shape [tokens]; differentiable in `hidden` and `weight`.
     """
-    return _TokenLogprobs.apply(hidden, weight, targets)  # type: ignore[no-untyped-call, no-any-return]
+    return _TokenLogprobs.apply(hidden, weight, targets)
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from iris_core.config import ModelPart
 from iris_core.errors import ModelError, ServiceError
@@ -26,7 +31,9 @@ def resolve(model: ModelPart) -> Path:
     folder = Path(model.path).expanduser()
     if not folder.is_dir():
         if folder.is_absolute() or model.path.startswith((".", "~")):
-            raise ModelError(f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name")
+            raise ModelError(
+                f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name"
+            )
         folder = _download(model)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -38,13 +45,19 @@ def resolve(model: ModelPart) -> Path:
 
 def _download(model: ModelPart) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
     try:
         return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
     except (HFValidationError, RepositoryNotFoundError) as error:
-        raise ModelError(f"model.path: {model.path!r} is neither a folder nor a model on the hub") from error
+        raise ModelError(
+            f"model.path: {model.path!r} is neither a folder nor a model on the hub"
+        ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise ServiceError(
             f"model.path: {model.path!r} is not a folder, and the Hugging Face hub cannot be reached: "
@@ -76,7 +89,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model.path: {folder} has no tokenizer that can be loaded: {error}") from error
+        raise ModelError(
+            f"model.path: {folder} has no tokenizer that can be loaded: {error}"
+        ) from error
     if not tokenizer.chat_template:
         raise ModelError(
             f"model.path: {folder} has no chat template: self-play starts from a chat model; "
@@ -117,10 +132,14 @@ def verify(policy: Policy) -> None:
     """Raises ModelError if a folder of `policy` no longer holds what its digest says."""
     for artifact in filter(None, (policy.model, policy.adapter)):
         if not artifact.path.is_dir() or Artifact.of(artifact.path).digest != artifact.digest:
-            raise ModelError(f"{artifact.path} is missing or has changed since this experiment began: restore it")
+            raise ModelError(
+                f"{artifact.path} is missing or has changed since this experiment began: restore it"
+            )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str | None) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str | None
+) -> list[int]:
     """Token ids of `prompt` as a user's turn in the chat template, up to where the response starts."""
     ids: Any = tokenizer.apply_chat_template(
         _messages(prompt, system_prompt), add_generation_prompt=True, return_dict=False

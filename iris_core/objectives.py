@@ -34,7 +34,9 @@ def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
     spread = reward.detach().abs().max().clamp(min=1.0).item() if reward.numel() else 1.0
     if abs(tilt) * spread < SERIES_BELOW:
         centred = reward - reward.mean()
-        return reward.mean() + tilt / 2 * centred.square().mean() + tilt**2 / 6 * centred.pow(3).mean()
+        return (
+            reward.mean() + tilt / 2 * centred.square().mean() + tilt**2 / 6 * centred.pow(3).mean()
+        )
     return log_mean_exp(tilt * reward) / tilt
 
 
@@ -118,7 +120,11 @@ class Normalizer:
 
 
 def iris_loss(
-    annotated: Tensor, synthetic: Tensor, order: float, log_normalizers: tuple[float, float] = (0.0, 0.0), clip: float = 5.0
+    annotated: Tensor,
+    synthetic: Tensor,
+    order: float,
+    log_normalizers: tuple[float, float] = (0.0, 0.0),
+    clip: float = 5.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per-pair losses −w·r + v·r' whose mean has the gradient of L_α, and the weights w and v.
 

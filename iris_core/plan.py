@@ -9,12 +9,21 @@ import json
 from pathlib import Path
 
 import yaml
+from pydantic import Field
 
 from iris_core import miniature
 from iris_core.config import Experiment
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, EvaluationError
-from iris_core.specs import EvaluateSpec, Gap, GenerateSpec, PrepareSpec, RegisterSpec, ScheduleSpec, TrainSpec
+from iris_core.specs import (
+    EvaluateSpec,
+    Gap,
+    GenerateSpec,
+    PrepareSpec,
+    RegisterSpec,
+    ScheduleSpec,
+    TrainSpec,
+)
 from iris_core.store import Artifact, Manifest, Policy, Strict, versions
 
 
@@ -32,7 +41,7 @@ class LoopState(Strict):
     iteration: int
     policy: Policy
     order: float
-    gaps: list[Gap] = []
+    gaps: list[Gap] = Field(default_factory=list)
     previous: Artifact | None = None
     converged: bool = False
 
@@ -49,7 +58,9 @@ class Prepared(Strict):
         """From the manifest of the stage `prepare`."""
         found = json.loads(manifest.artifact("model").path.read_text())
         model = Artifact(path=Path(found["path"]), digest=found["digest"])
-        return cls(initial=Policy(model=model), pairs=manifest.artifact("pairs"), dtype=found["dtype"])
+        return cls(
+            initial=Policy(model=model), pairs=manifest.artifact("pairs"), dtype=found["dtype"]
+        )
 
     def start(self, experiment: Experiment) -> LoopState:
         """The state before iteration 0."""
@@ -87,7 +98,9 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
     )
 
 
-def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest) -> TrainSpec:
+def train_spec(
+    experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest
+) -> TrainSpec:
     """The policy learns to tell annotated from synthetic responses."""
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
@@ -149,7 +162,9 @@ def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -
     )
 
 
-def next_state(state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest) -> LoopState:
+def next_state(
+    state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest
+) -> LoopState:
     """The state before the next iteration."""
     return LoopState(
         iteration=state.iteration + 1,
@@ -171,7 +186,10 @@ def register_spec(
         registered_model=experiment.registered_model,
         iteration=iteration,
         policy=policy,
-        stages={name: Artifact.of(manifest.folder / "manifest.json") for name, manifest in stages.items()},
+        stages={
+            name: Artifact.of(manifest.folder / "manifest.json")
+            for name, manifest in stages.items()
+        },
         recipe=recipe_yaml(experiment),
     )
 

@@ -11,6 +11,8 @@ import json
 import re
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from iris_core import models
 from iris_core.data import Pair, check_pairs, read_pairs, split_pairs, write_pairs
 from iris_core.digest import model_digest
@@ -34,9 +36,11 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
         prompt = models.prompt_ids(tokenizer, pair.prompt, spec.data.system_prompt)
         return len(prompt), len(models.response_ids(tokenizer, pair.response))
 
-    data, heldout, dropped = spec.data, None, {}
+    data, heldout = spec.data, None
     if data.heldout_path is not None:
-        heldout, _ = check_pairs(read_pairs(data, data.heldout_path), data, data.heldout_path, lengths)
+        heldout, _ = check_pairs(
+            read_pairs(data, data.heldout_path), data, data.heldout_path, lengths
+        )
         _check_answers(heldout, spec, data.heldout_path)
     taken = [pair.prompt_id for pair in heldout or ()]
     kept, dropped = check_pairs(read_pairs(data, data.path), data, data.path, lengths, taken)
@@ -51,15 +55,21 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     train = sum(pair.split == "train" for pair in pairs)
     return Outcome(
         outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"},
-        metrics={"train_pairs": train, "heldout_pairs": len(pairs) - train, "dropped": dict(dropped)},
+        metrics={
+            "train_pairs": train,
+            "heldout_pairs": len(pairs) - train,
+            "dropped": dict(dropped),
+        },
     )
 
 
-def _check_template(tokenizer, spec: PrepareSpec) -> None:  # type: ignore[no-untyped-def]
+def _check_template(tokenizer: PreTrainedTokenizerBase, spec: PrepareSpec) -> None:
     try:
         models.prompt_ids(tokenizer, "?", spec.data.system_prompt)
     except Exception as error:  # a template is a program; it may raise anything
-        raise ModelError(f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?") from error
+        raise ModelError(
+            f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?"
+        ) from error
 
 
 def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:

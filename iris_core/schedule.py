@@ -17,7 +17,9 @@ from iris_core.stage import main
 from iris_core.store import Outcome, write_atomic
 
 
-def next_order(schedule: SchedulePart, iteration: int, iterations: int, order: float, gaps: list[Gap]) -> tuple[float, str]:
+def next_order(
+    schedule: SchedulePart, iteration: int, iterations: int, order: float, gaps: list[Gap]
+) -> tuple[float, str]:
     """α_{t+1} and the reason for it.
 
     adaptive: α_{t+1} = α_min + (α_max − α_min)·min(1, D̂_t / D̂_0), not above α_t unless rising is allowed. Linear and
@@ -37,7 +39,9 @@ def next_order(schedule: SchedulePart, iteration: int, iterations: int, order: f
     if schedule.kind == "linear":
         return high + (low - high) * done, f"linear, {done:.0%} of the way"
     if schedule.kind == "cosine":
-        return low + (high - low) * (1 + math.cos(math.pi * done)) / 2, f"cosine, {done:.0%} of the way"
+        return low + (high - low) * (
+            1 + math.cos(math.pi * done)
+        ) / 2, f"cosine, {done:.0%} of the way"
     first, last = gaps[0].value, gaps[-1].value
     share = min(1.0, max(0.0, last / first)) if first > 0 else 0.0
     proposed = low + (high - low) * share
@@ -49,7 +53,9 @@ def next_order(schedule: SchedulePart, iteration: int, iterations: int, order: f
 
 def schedule(spec: ScheduleSpec, out: Path) -> Outcome:
     """Decides the next order and whether the loop has converged."""
-    order, reason = next_order(spec.schedule, spec.iteration, spec.iterations, spec.order, spec.gaps)
+    order, reason = next_order(
+        spec.schedule, spec.iteration, spec.iterations, spec.order, spec.gaps
+    )
     gap = spec.gaps[-1]
     converged = gap.low <= 0 <= gap.high
     decision = {

@@ -30,7 +30,9 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         attention_mask=row["mask"],
         use_cache=False,
     ).last_hidden_state[0]
-    logprobs = token_logprobs(hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"])
+    logprobs = token_logprobs(
+        hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"]
+    )
     groups = len(row["pairs"])
     sums = torch.zeros(groups * 2, dtype=torch.float32, device=logprobs.device)
     return sums.index_add(0, row["owners"], logprobs).view(groups, 2)

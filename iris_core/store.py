@@ -190,7 +190,9 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
             outcome = work(spec, folder)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise StoreError(f"the disk of {folder} is full: free some space, then run again to resume") from error
+                raise StoreError(
+                    f"the disk of {folder} is full: free some space, then run again to resume"
+                ) from error
             raise
         manifest = _manifest(spec, folder, outcome, started, time.monotonic() - clock)
         write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1))
@@ -229,7 +231,9 @@ class Store:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder") from error
+            raise StoreError(
+                f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder"
+            ) from error
         check_free_space(self.home)
         mark = self.home / "experiment.json"
         held = json.loads(mark.read_text()) if mark.exists() else identity
@@ -275,11 +279,15 @@ def _claim_folder(folder: Path, spec: Spec) -> None:
     if held.exists():
         key = type(spec).model_validate_json(held.read_text()).key()
         if key != spec.key():
-            raise StoreError(f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out")
+            raise StoreError(
+                f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out"
+            )
     write_atomic(held, spec.model_dump_json(indent=1))
 
 
-def _manifest(spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float) -> Manifest:
+def _manifest(
+    spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float
+) -> Manifest:
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     kept = [name for name in names if name.parts[0] != WORK and not name.name.startswith(".")]
     return Manifest(

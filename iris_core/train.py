@@ -78,40 +78,59 @@ def load_groups(spec: TrainSpec, split: str) -> list[Group]:
         synthetic = {row["prompt_id"]: row["token_ids"] for row in rows}
         for pair in load_pairs(spec.pairs.path, split):
             if pair.prompt_id not in synthetic:
-                raise DataError(f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again")
+                raise DataError(
+                    f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
+                )
             responses = (models.response_ids(tokenizer, pair.response), synthetic[pair.prompt_id])
             prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
-            groups.append(Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses)))
+            groups.append(
+                Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
+            )
     return groups
 
 
-def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], path: Path) -> dict[str, Tensor]:
+def opponent_logprobs(
+    spec: TrainSpec, groups: dict[str, list[Group]], path: Path
+) -> dict[str, Tensor]:
     """Log-probs of both responses of each group under the opponent, by split, shape [pairs, 2]; stored at `path`."""
     if not path.exists():
-        model = models.load_policy(spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
+        model = models.load_policy(
+            spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
+        )
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
         for split, items in groups.items():
             sums = score(model, items, _tokens_per_row(spec), _precision(spec), progress.advance)
-            columns = {"annotated": sums[:, 0].numpy(), "synthetic": sums[:, 1].numpy(), "split": [split] * len(items)}
+            columns = {
+                "annotated": sums[:, 0].numpy(),
+                "synthetic": sums[:, 1].numpy(),
+                "split": [split] * len(items),
+            }
             tables.append(pa.table(columns))
         temporary = path.with_name(f".{path.name}")
         pq.write_table(pa.concat_tables(tables), temporary)
         temporary.replace(path)
     stored = pq.read_table(path).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
-    return {split: torch.tensor(rows[["annotated", "synthetic"]].to_numpy()) for split, rows in by_split.items()}
+    return {
+        split: torch.tensor(rows[["annotated", "synthetic"]].to_numpy())
+        for split, rows in by_split.items()
+    }
 
 
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
     """The policy at the start of the iteration: all weights trainable, or the adapter only."""
     dtype = _weights_dtype(spec)
-    model = models.load_policy(spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code)
+    model = models.load_policy(
+        spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code
+    )
     if spec.training.method == "lora" and spec.policy.adapter is None:
         from peft import LoraConfig, get_peft_model
 
         lora = spec.training.lora
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
+        )
         model = get_peft_model(model, config)
     return model
 
@@ -121,7 +140,9 @@ def build_trainer(
 ) -> SelfPlayTrainer:
     """The trainer on `groups`, with its checkpoints in `work`."""
     training = spec.training
-    batches = Batches(groups, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed)
+    batches = Batches(
+        groups, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed
+    )
     same = spec.policy == spec.opponent
     settings = Settings(
         opponent=opponent,
@@ -138,7 +159,9 @@ def build_trainer(
         max_steps=len(batches),
         per_device_train_batch_size=1,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(training.lr_scheduler, training.lr_scheduler),
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
+            training.lr_scheduler, training.lr_scheduler
+        ),
         warmup_steps=int(training.warmup_ratio * len(batches)),
         optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[training.optimizer],
         weight_decay=training.weight_decay,
@@ -154,10 +177,17 @@ def build_trainer(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one device; more processes on more
+    arguments._n_gpu = min(
+        1, arguments.n_gpu
+    )  # one process trains on one device; more processes on more
     progress = Progress("train", len(batches))
     trainer = SelfPlayTrainer(
-        settings, work / "history.jsonl", progress, model=model, args=arguments, train_dataset=batches
+        settings,
+        work / "history.jsonl",
+        progress,
+        model=model,
+        args=arguments,
+        train_dataset=batches,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -165,7 +195,10 @@ def build_trainer(
 
 def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
     """The newest whole checkpoint; the history is cut back to it."""
-    whole = {int(path.parent.name.rpartition("-")[2]): path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")}
+    whole = {
+        int(path.parent.name.rpartition("-")[2]): path.parent
+        for path in work.glob(f"checkpoint-*/{COMPLETE}")
+    }
     step = max(whole, default=0)
     for folder in work.glob("checkpoint-*"):
         if folder not in whole.values():
@@ -185,7 +218,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
     """Writes what was trained as safetensors: the adapter, or the whole model with its tokenizer."""
     if spec.training.method == "lora":
         folder = out / "adapter"
-        for config in model.peft_config.values():  # type: ignore[attr-defined]
+        for config in model.peft_config.values():
             config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
             config.inference_mode = True
         model.save_pretrained(folder, save_embedding_layers=False)
@@ -197,9 +230,13 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
     return "model", folder
 
 
-def _measure(spec: TrainSpec, groups: list[Group], before: Tensor, after: Tensor, path: Path) -> dict[str, Any]:
+def _measure(
+    spec: TrainSpec, groups: list[Group], before: Tensor, after: Tensor, path: Path
+) -> dict[str, Any]:
     """The gap and its companions on held-out pairs; the rows behind them go to `path`."""
-    tokens = torch.tensor([[len(ids) for ids in group.responses] for group in groups]).double().numpy()
+    tokens = (
+        torch.tensor([[len(ids) for ids in group.responses] for group in groups]).double().numpy()
+    )
     old, new = before.double().numpy(), after.double().numpy()
     rewards = spec.objective.beta * (new - old)
     columns = {
@@ -212,9 +249,15 @@ def _measure(spec: TrainSpec, groups: list[Group], before: Tensor, after: Tensor
     return {
         "gap": measure_gap(rewards[:, 0], rewards[:, 1], seed).model_dump(),
         "heldout": {
-            "annotated_logprob_per_token": ratio_of_sums(new[:, 0], tokens[:, 0], seed).model_dump(),
-            "opponent_annotated_logprob_per_token": ratio_of_sums(old[:, 0], tokens[:, 0], seed).model_dump(),
-            "annotated_logprob_gain_per_token": ratio_of_sums((new - old)[:, 0], tokens[:, 0], seed).model_dump(),
+            "annotated_logprob_per_token": ratio_of_sums(
+                new[:, 0], tokens[:, 0], seed
+            ).model_dump(),
+            "opponent_annotated_logprob_per_token": ratio_of_sums(
+                old[:, 0], tokens[:, 0], seed
+            ).model_dump(),
+            "annotated_logprob_gain_per_token": ratio_of_sums(
+                (new - old)[:, 0], tokens[:, 0], seed
+            ).model_dump(),
             "reward_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
             "synthetic_kl_per_token": float((old - new)[:, 1].sum() / tokens[:, 1].sum()),
         },

@@ -43,12 +43,16 @@ class Batches(Dataset[list[Row]]):
         seed: of the order.
     """
 
-    def __init__(self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int):
+    def __init__(
+        self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int
+    ):
         self.groups, self.tokens_per_row = groups, tokens_per_row
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(groups), generator=generator).tolist() for _ in range(epochs)]
         self.batches = [
-            order[start : start + batch_size] for order in orders for start in range(0, len(groups), batch_size)
+            order[start : start + batch_size]
+            for order in orders
+            for start in range(0, len(groups), batch_size)
         ]
 
     def __len__(self) -> int:
@@ -105,7 +109,9 @@ class SelfPlayTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
-    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: Any, inputs: list[Row], num_items_in_batch: Any = None
+    ) -> Tensor:
         """Forward and backward over the rows of one optimiser batch; returns the loss L_α of the batch."""
         started = time.monotonic()
         model.train()
@@ -123,7 +129,9 @@ class SelfPlayTrainer(Trainer):
             logprobs.append(row_logprobs.detach())
         return self._conclude(torch.cat(logprobs), pairs, rows, started)
 
-    def compute_loss(self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Sum of the per-pair losses of one row."""
         loss, logprobs = self._row_loss(model, inputs)
         return (loss, logprobs) if return_outputs else loss
@@ -132,7 +140,9 @@ class SelfPlayTrainer(Trainer):
         logprobs = self._logprobs(model, row)
         annotated, synthetic = self._rewards(logprobs, row["pairs"])
         settings = self.settings
-        losses, _, _ = iris_loss(annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip)
+        losses, _, _ = iris_loss(
+            annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip
+        )
         return losses.sum(), logprobs
 
     def _logprobs(self, model: PreTrainedModel, row: Row) -> Tensor:
@@ -156,8 +166,14 @@ class SelfPlayTrainer(Trainer):
             )
         tokens = settings.tokens.to(logprobs.device)[pairs]
         if self.state.global_step == 0:
-            _check_step0(logprobs - settings.opponent.to(logprobs.device)[pairs], tokens, settings.step0_tolerance)
-        _, w, v = iris_loss(annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip)
+            _check_step0(
+                logprobs - settings.opponent.to(logprobs.device)[pairs],
+                tokens,
+                settings.step0_tolerance,
+            )
+        _, w, v = iris_loss(
+            annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip
+        )
         if not settings.normalizer.needs_whole_batch:
             settings.normalizer.see(annotated, synthetic)
         per_token = logprobs.sum(dim=0) / tokens.sum(dim=0)
@@ -173,7 +189,8 @@ class SelfPlayTrainer(Trainer):
             "weight_max/synthetic": v.max().item(),
             "logprob/annotated": per_token[0].item(),
             "logprob/synthetic": per_token[1].item(),
-            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / (time.monotonic() - started),
+            "tokens_per_second": sum(len(row["input_ids"]) for row in rows)
+            / (time.monotonic() - started),
             "memory_gb": _peak_memory_gb(),
         }
         return loss.detach()

@@ -16,10 +16,22 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
     [
         ({"objective": {"beta": 0}}, r"objective.beta: Input should be greater than 0 \(got 0\)"),
         ({"objective": {"bta": 1}}, r"objective.bta: unknown key; known here: name, beta"),
-        ({"training": {"lora": {"rnk": 1}}}, r"training.lora.rnk: unknown key; known here: rank, alpha, targets"),
-        ({"schedule": {"min_order": 3}}, r"min_order is 3.0, above max_order 2.0: lower schedule.min_order"),
-        ({"schedule": {"max_order": 99}}, r"schedule.max_order: Input should be less than 50 \(got 99\)"),
-        ({"evaluation": {"benchmarks": ["gsm9k"]}}, r"evaluation.benchmarks.0: Input should be 'gsm8k'"),
+        (
+            {"training": {"lora": {"rnk": 1}}},
+            r"training.lora.rnk: unknown key; known here: rank, alpha, targets",
+        ),
+        (
+            {"schedule": {"min_order": 3}},
+            r"min_order is 3.0, above max_order 2.0: lower schedule.min_order",
+        ),
+        (
+            {"schedule": {"max_order": 99}},
+            r"schedule.max_order: Input should be less than 50 \(got 99\)",
+        ),
+        (
+            {"evaluation": {"benchmarks": ["gsm9k"]}},
+            r"evaluation.benchmarks.0: Input should be 'gsm8k'",
+        ),
         ({"name": "a/b"}, r"name: String should match pattern"),
         ({"colour": 1}, r"colour: unknown key; known here: name, iterations"),
     ],
@@ -32,7 +44,11 @@ def test_wrong_values(change, message):
 def test_every_wrong_field_is_named_at_once():
     with pytest.raises(ConfigError) as caught:
         parse_experiment({"name": "x", "model": {}, "objective": {"beta": -1}})
-    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["model.path", "data", "objective.beta"]
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "model.path",
+        "data",
+        "objective.beta",
+    ]
 
 
 def test_a_recipe_with_overrides(tmp_path):

@@ -10,7 +10,9 @@ pytestmark = pytest.mark.unit
 
 def test_gap_by_hand():
     """mean(1, 3) − log((e^0 + e^{log 3})/2) = 2 − log 2."""
-    assert variational_gap(np.array([1.0, 3.0]), np.array([0.0, np.log(3)])) == pytest.approx(2 - np.log(2))
+    assert variational_gap(np.array([1.0, 3.0]), np.array([0.0, np.log(3)])) == pytest.approx(
+        2 - np.log(2)
+    )
 
 
 def test_equal_rewards_have_no_gap():
@@ -26,4 +28,6 @@ def test_interval_of_a_mean_is_about_two_standard_errors():
 
 
 def test_ratio_of_sums_weighs_by_tokens():
-    assert ratio_of_sums(np.array([-2.0, -10.0]), np.array([1.0, 9.0]), seed=0).value == pytest.approx(-1.2)
+    assert ratio_of_sums(
+        np.array([-2.0, -10.0]), np.array([1.0, 9.0]), seed=0
+    ).value == pytest.approx(-1.2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from iris_core import engines, generate as generate_module, plan
+from iris_core import engines, plan
+from iris_core import generate as generate_module
 from iris_core.config import parse_experiment
 from iris_core.engines import Sample
 from iris_core.errors import ConfigError, ModelError
@@ -20,7 +21,12 @@ def experiment(tiny_model, pairs_file, backend="transformers", **generation):
             "name": "test",
             "model": {"path": str(tiny_model), "dtype": "float32"},
             "data": {"path": str(pairs_file), "heldout": 4},
-            "generation": {"backend": backend, "max_new_tokens": 12, "shard_size": 10, **generation},
+            "generation": {
+                "backend": backend,
+                "max_new_tokens": 12,
+                "shard_size": 10,
+                **generation,
+            },
         }
     )
 
@@ -36,11 +42,15 @@ def responses(manifest):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])
-def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(tiny_model, pairs_file, tmp_path, backend, monkeypatch):
+def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
+    tiny_model, pairs_file, tmp_path, backend, monkeypatch
+):
     spec = spec_of(experiment(tiny_model, pairs_file, backend), tmp_path)
     whole = run_stage(spec, tmp_path / "whole", generate)
     assert whole.metrics["prompts"] == 24
-    assert len({tuple(row["token_ids"]) for row in responses(whole)}) > 12  # each prompt has a seed of its own
+    assert (
+        len({tuple(row["token_ids"]) for row in responses(whole)}) > 12
+    )  # each prompt has a seed of its own
     written = []
     right = generate_module._write_shard
 
@@ -54,7 +64,10 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(tiny_model, p
         patch.setattr(generate_module, "_write_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             run_stage(spec, tmp_path / "killed", generate)
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "responses").glob("shard-*")}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "killed" / "responses").glob("shard-*")
+    }
     assert len(kept) == 1
     resumed = run_stage(spec, tmp_path / "killed", generate)
     assert responses(resumed) == responses(whole)

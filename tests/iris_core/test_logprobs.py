@@ -23,7 +23,9 @@ def test_equals_log_softmax_in_value_and_gradient(train_head, chunk_bytes, monke
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
     outer = torch.randn(8)
     for one, other in zip(
-        torch.autograd.grad(fast @ outer, leaves), torch.autograd.grad(slow @ outer, leaves), strict=True
+        torch.autograd.grad(fast @ outer, leaves),
+        torch.autograd.grad(slow @ outer, leaves),
+        strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
@@ -38,7 +40,9 @@ def test_finite_differences_agree():
     moved[2, 1] += step
     other = hidden.detach().clone()
     other[2, 1] -= step
-    difference = (token_logprobs(moved, weight, targets) - token_logprobs(other, weight, targets)).sum() / (2 * step)
+    difference = (
+        token_logprobs(moved, weight, targets) - token_logprobs(other, weight, targets)
+    ).sum() / (2 * step)
     assert gradient[2, 1].item() == pytest.approx(difference.item(), abs=1e-3)
 
 

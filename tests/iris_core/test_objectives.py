@@ -31,13 +31,18 @@ def test_worked_numbers_of_two_outcomes():
     reward = torch.tensor([1.8, 0.2], dtype=torch.float64).log()
     assert log_mean_exp(-0.5 * reward).exp().item() == pytest.approx(1.4907, abs=1e-4)
     assert log_mean_exp(0.5 * reward).exp().item() == pytest.approx(0.8944, abs=1e-4)
-    assert variational_bound(reward, reward, 0.5).item() == pytest.approx(-2 * math.log(1.490712) - 2 * math.log(0.894427), abs=1e-5)
+    assert variational_bound(reward, reward, 0.5).item() == pytest.approx(
+        -2 * math.log(1.490712) - 2 * math.log(0.894427), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("order", [0.5, 1.0, 1.5, 2.0])
 def test_supremum_is_the_renyi_divergence_over_its_order(order):
     """At g = log q/p, J = D_α(q‖p)/α; q = (.5, .3, .2), p = (.2, .3, .5). For α = 2 it is ½·log(1 + χ²)."""
-    q, p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    q, p = (
+        torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64),
+        torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64),
+    )
     ratio = (q / p).log()
     if order == 1.0:
         divergence = (q * ratio).sum()
@@ -70,12 +75,16 @@ def test_tilted_risk_is_smooth_at_zero():
 def test_weighted_losses_have_the_gradient_of_the_bound():
     """With Z = mean e^{s r} and no clip, ∇ mean(losses) = ∇L_α by definition of the weights."""
     torch.manual_seed(0)
-    annotated, synthetic = (torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    annotated, synthetic = (
+        torch.randn(7, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     normalizer = Normalizer("batch", 1.7)
     normalizer.see(annotated.detach(), synthetic.detach())
     losses, _, _ = iris_loss(annotated, synthetic, 1.7, normalizer.log_values(), clip=1e9)
     by_weights = torch.autograd.grad(losses.mean(), (annotated, synthetic))
-    by_bound = torch.autograd.grad(-variational_bound(annotated, synthetic, 1.7), (annotated, synthetic))
+    by_bound = torch.autograd.grad(
+        -variational_bound(annotated, synthetic, 1.7), (annotated, synthetic)
+    )
     for one, other in zip(by_weights, by_bound, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
 
@@ -102,7 +111,10 @@ def test_no_overflow_for_huge_rewards_in_fp32():
 
 def test_effective_sample_size_falls_with_the_tilt_and_ignores_shifts():
     reward = torch.tensor([0.1, -0.4, 1.3, 0.8, -2.0])
-    sizes = [effective_sample_size(tilted_weights(reward, tilt, 0.0, 1e9)).item() for tilt in (0, 0.5, 1, 2, 4)]
+    sizes = [
+        effective_sample_size(tilted_weights(reward, tilt, 0.0, 1e9)).item()
+        for tilt in (0, 0.5, 1, 2, 4)
+    ]
     assert sizes[0] == pytest.approx(5)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] >= 1

@@ -24,7 +24,11 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
     path = tmp_path / f"pairs{suffix}"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = parse_experiment(
-        {"name": "t", "model": {"path": str(model or tiny_model)}, "data": {"path": str(path), "heldout": 3, **data}}
+        {
+            "name": "t",
+            "model": {"path": str(model or tiny_model)},
+            "data": {"path": str(path), "heldout": 3, **data},
+        }
     )
     return run_stage(spec := plan.prepare_spec(config), tmp_path / spec.key()[:16], prepare)
 
@@ -43,15 +47,31 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "data", "message"),
     [
-        (GOOD, {"response_column": "answer"}, r"no column 'answer'; it has 'prompt', 'response': set data"),
+        (
+            GOOD,
+            {"response_column": "answer"},
+            r"no column 'answer'; it has 'prompt', 'response': set data",
+        ),
         ([*GOOD, GOOD[4]], {}, r"row 12: the prompt stands there twice; prompt 'Question 4\?'"),
         ([*GOOD, {"prompt": "  ", "response": "a"}], {}, r"row 12: the prompt is empty"),
         ([*GOOD, {"prompt": "a", "response": ""}], {}, r"row 12: the annotated response is empty"),
-        ([{"prompt": "a", "response": 5}], {}, r"row 0: column 'response' holds 5 \(int\), text is needed"),
-        (GOOD, {"max_response_tokens": 3}, r"the response has \d+ tokens, data.max_response_tokens is 3"),
+        (
+            [{"prompt": "a", "response": 5}],
+            {},
+            r"row 0: column 'response' holds 5 \(int\), text is needed",
+        ),
+        (
+            GOOD,
+            {"max_response_tokens": 3},
+            r"the response has \d+ tokens, data.max_response_tokens is 3",
+        ),
         (GOOD, {"max_prompt_tokens": 5}, r"the prompt has \d+ tokens, data.max_prompt_tokens is 5"),
         (GOOD[:3], {}, r"has 3 usable pairs, data.heldout takes 3 of them: lower data.heldout"),
-        (GOOD, {"answer_pattern": "Result: (.*)"}, r"data.answer_pattern 'Result: \(.\*\)' does not match"),
+        (
+            GOOD,
+            {"answer_pattern": "Result: (.*)"},
+            r"data.answer_pattern 'Result: \(.\*\)' does not match",
+        ),
     ],
 )
 def test_bad_data_is_named(tiny_model, tmp_path, rows, data, message):
@@ -62,13 +82,21 @@ def test_bad_data_is_named(tiny_model, tmp_path, rows, data, message):
 def test_invalid_pairs_can_be_dropped_and_are_counted(tiny_model, tmp_path):
     rows = [*GOOD, GOOD[0], {"prompt": "", "response": "x"}, {"prompt": "y", "response": " "}]
     manifest = run(tiny_model, tmp_path, rows, on_invalid="drop")
-    assert manifest.metrics["dropped"] == {"duplicated prompt": 1, "empty prompt": 1, "empty response": 1}
+    assert manifest.metrics["dropped"] == {
+        "duplicated prompt": 1,
+        "empty prompt": 1,
+        "empty response": 1,
+    }
     assert manifest.metrics["train_pairs"] == 9
 
 
 def test_unreadable_file_and_unknown_suffix(tiny_model, tmp_path):
     (tmp_path / "pairs.txt").write_text("x")
-    config = {"name": "t", "model": {"path": str(tiny_model)}, "data": {"path": str(tmp_path / "pairs.txt")}}
+    config = {
+        "name": "t",
+        "model": {"path": str(tiny_model)},
+        "data": {"path": str(tmp_path / "pairs.txt")},
+    }
     with pytest.raises(DataError, match=r"cannot read '.txt' files: give one of .jsonl"):
         run_stage(plan.prepare_spec(parse_experiment(config)), tmp_path / "out", prepare)
     config["data"] = {"path": str(tmp_path / "missing.jsonl")}
@@ -78,11 +106,19 @@ def test_unreadable_file_and_unknown_suffix(tiny_model, tmp_path):
 
 def test_first_turn_of_conversations(tiny_model, tmp_path):
     rows = [
-        {"prompt": row["prompt"], "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": row["response"]}]}
+        {
+            "prompt": row["prompt"],
+            "messages": [
+                {"role": "user", "content": "?"},
+                {"role": "assistant", "content": row["response"]},
+            ],
+        }
         for row in GOOD
     ]
     manifest = run(tiny_model, tmp_path, rows, response_column="messages")
-    assert {pair.response for pair in load_pairs(manifest.artifact("pairs").path)} == {row["response"] for row in GOOD}
+    assert {pair.response for pair in load_pairs(manifest.artifact("pairs").path)} == {
+        row["response"] for row in GOOD
+    }
 
 
 def test_a_model_without_a_chat_template(tiny_model, tmp_path):
@@ -105,7 +141,8 @@ def test_response_tokens_end_as_the_chat_template_ends_a_turn(tiny_model):
     tokenizer = models.load_tokenizer(Path(tiny_model))
     prompt = models.prompt_ids(tokenizer, "Hi", None)
     whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}], return_dict=False
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],
+        return_dict=False,
     )
     mine = [*prompt, *models.response_ids(tokenizer, "Yes")]
     assert whole[: len(mine)] == mine

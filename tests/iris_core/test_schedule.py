@@ -29,7 +29,9 @@ def test_adaptive_rises_only_if_allowed():
     order, reason = next_order(SchedulePart(), 2, 5, 1.25, history)
     assert order == 1.25
     assert "does not rise" in reason
-    assert next_order(SchedulePart(allow_rising=True), 2, 5, 1.25, history)[0] == pytest.approx(1.75)
+    assert next_order(SchedulePart(allow_rising=True), 2, 5, 1.25, history)[0] == pytest.approx(
+        1.75
+    )
 
 
 def test_linear_cosine_and_constant():
@@ -42,9 +44,15 @@ def test_linear_cosine_and_constant():
 def test_stage_stops_when_the_interval_contains_zero_and_it_was_asked_to(tmp_path):
     for stop in (True, False):
         spec = ScheduleSpec(
-            schedule=SchedulePart(stop_when_converged=stop), iteration=1, iterations=3, order=2.0, gaps=gaps(0.5, 0.05)
+            schedule=SchedulePart(stop_when_converged=stop),
+            iteration=1,
+            iterations=3,
+            order=2.0,
+            gaps=gaps(0.5, 0.05),
         )
         manifest = run_stage(spec, tmp_path / str(stop), schedule)
         assert manifest.metrics["converged"] is True
         assert manifest.metrics["stop"] is stop
-        assert json.loads(manifest.artifact("schedule").path.read_text())["next_order"] == pytest.approx(1.1)
+        assert json.loads(manifest.artifact("schedule").path.read_text())[
+            "next_order"
+        ] == pytest.approx(1.1)

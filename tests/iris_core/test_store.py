@@ -98,7 +98,10 @@ def test_a_full_disk_is_named_before_work_begins(spec, tmp_path, monkeypatch):
 def test_a_store_of_another_experiment_is_refused(tmp_path):
     Store(tmp_path, "mine").claim({"model": "a", "data": "b"})
     Store(tmp_path, "mine").claim({"model": "a", "data": "b"})
-    with pytest.raises(StoreError, match=r"holds another experiment \(model was a, now c\): give this one another `name`"):
+    with pytest.raises(
+        StoreError,
+        match=r"holds another experiment \(model was a, now c\): give this one another `name`",
+    ):
         Store(tmp_path, "mine").claim({"model": "c", "data": "b"})
     Store(tmp_path, "other").claim({"model": "c", "data": "b"})
 
@@ -109,6 +112,9 @@ def test_links_make_the_store_walkable(spec, tmp_path):
     run_stage(spec, folder, work)
     store.link("iteration-0/count", folder)
     store.link("iteration-0/count", folder)
-    assert json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"] == spec.key()
+    assert (
+        json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"]
+        == spec.key()
+    )
     assert store.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
     assert store.manifest("iteration-1/count") is None

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from iris_core import plan, train as train_module
+from iris_core import plan
+from iris_core import train as train_module
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import TrainingError
 from iris_core.generate import generate
@@ -22,7 +23,13 @@ pytestmark = pytest.mark.integration
 
 
 def experiment(tiny_model: Path, pairs_file: Path, **training: object) -> Experiment:
-    settings = {"learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "tokens_per_batch": 256, "checkpoint_every": 2}
+    settings = {
+        "learning_rate": 5e-3,
+        "batch_size": 8,
+        "epochs": 2,
+        "tokens_per_batch": 256,
+        "checkpoint_every": 2,
+    }
     return parse_experiment(
         {
             "name": "test",
@@ -55,7 +62,14 @@ def history(manifest: Manifest) -> list[dict]:
     return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
 
 
-COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
+COMPARED = (
+    "loss",
+    "reward/margin",
+    "logprob/annotated",
+    "logprob/synthetic",
+    "grad_norm",
+    "ess/annotated",
+)
 
 
 def compared(manifest: Manifest) -> list[list[float]]:
@@ -65,7 +79,9 @@ def compared(manifest: Manifest) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def whole(inputs, tiny_model, pairs_file, tmp_path_factory):
     """An uninterrupted run."""
-    return run(inputs, experiment(tiny_model, pairs_file), tmp_path_factory.mktemp("whole") / "train")
+    return run(
+        inputs, experiment(tiny_model, pairs_file), tmp_path_factory.mktemp("whole") / "train"
+    )
 
 
 def test_learns_to_tell_annotated_from_synthetic(whole):
@@ -76,13 +92,25 @@ def test_learns_to_tell_annotated_from_synthetic(whole):
     assert rows[-1]["reward/margin"] > 0.1
     assert rows[-1]["reward/accuracy"] > 0.8
     heldout = whole.metrics["heldout"]
-    assert heldout["annotated_logprob_per_token"]["value"] > heldout["opponent_annotated_logprob_per_token"]["value"]
-    assert whole.metrics["gap"]["low"] <= whole.metrics["gap"]["value"] <= whole.metrics["gap"]["high"]
+    assert (
+        heldout["annotated_logprob_per_token"]["value"]
+        > heldout["opponent_annotated_logprob_per_token"]["value"]
+    )
+    assert (
+        whole.metrics["gap"]["low"] <= whole.metrics["gap"]["value"] <= whole.metrics["gap"]["high"]
+    )
     assert not (whole.folder / "work").exists()
-    assert {Path(name).suffix for name in whole.files} <= {".safetensors", ".json", ".jsonl", ".parquet"}
+    assert {Path(name).suffix for name in whole.files} <= {
+        ".safetensors",
+        ".json",
+        ".jsonl",
+        ".parquet",
+    }
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_with_the_same_losses(
+    inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
+):
     step = SelfPlayTrainer.training_step
 
     def dies(self, *arguments, **options):
@@ -105,17 +133,31 @@ def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pa
 
 @pytest.mark.parametrize("normalizer", ["unit", "batch", "running", "anchored"])
 def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp_path, normalizer):
-    gentle = {"normalizer": normalizer, "learning_rate": 5e-4, "epochs": 1}  # rounding is not amplified much
-    one_row = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=4096, **gentle), tmp_path / "a")
-    many = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b")
+    gentle = {
+        "normalizer": normalizer,
+        "learning_rate": 5e-4,
+        "epochs": 1,
+    }  # rounding is not amplified much
+    one_row = run(
+        inputs, experiment(tiny_model, pairs_file, tokens_per_batch=4096, **gentle), tmp_path / "a"
+    )
+    many = run(
+        inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b"
+    )
     for one, other in zip(compared(one_row), compared(many), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
 
 def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tmp_path):
-    manifest = run(inputs, experiment(tiny_model, pairs_file, method="full", optimizer="adamw"), tmp_path / "train")
+    manifest = run(
+        inputs,
+        experiment(tiny_model, pairs_file, method="full", optimizer="adamw"),
+        tmp_path / "train",
+    )
     folder = manifest.artifact("model").path
-    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {p.name for p in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
+        p.name for p in folder.iterdir()
+    }
     assert history(manifest)[-1]["reward/margin"] > 0
     policy = plan.trained_policy(inputs[1].policy, manifest)
     assert policy.adapter is None
@@ -123,7 +165,9 @@ def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tm
 
 
 def test_gradient_checkpointing_changes_nothing(inputs, whole, tiny_model, pairs_file, tmp_path):
-    manifest = run(inputs, experiment(tiny_model, pairs_file, gradient_checkpointing=True), tmp_path / "train")
+    manifest = run(
+        inputs, experiment(tiny_model, pairs_file, gradient_checkpointing=True), tmp_path / "train"
+    )
     for one, other in zip(compared(manifest), compared(whole), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
@@ -151,22 +195,34 @@ def test_a_loss_that_is_not_a_number_stops(inputs, tiny_model, pairs_file, tmp_p
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
 
 
-def test_the_next_iteration_goes_on_with_the_adapter(inputs, whole, tiny_model, pairs_file, tmp_path):
+def test_the_next_iteration_goes_on_with_the_adapter(
+    inputs, whole, tiny_model, pairs_file, tmp_path
+):
     """p_{t+1} is both start and opponent: rewards are 0 at its first step, though the adapter is not."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file)
-    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
-    manifest = run_stage(plan.train_spec(config, prepared, later, generated), tmp_path / "train", train)
+    later = state.model_copy(
+        update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)}
+    )
+    manifest = run_stage(
+        plan.train_spec(config, prepared, later, generated), tmp_path / "train", train
+    )
     rows = history(manifest)
     assert rows[0]["loss"] == pytest.approx(0, abs=1e-4)
     assert rows[0]["logprob/annotated"] > history(whole)[0]["logprob/annotated"]
 
 
-def test_the_initial_opponent_is_recorded_and_allowed_to_differ(inputs, whole, tiny_model, pairs_file, tmp_path):
+def test_the_initial_opponent_is_recorded_and_allowed_to_differ(
+    inputs, whole, tiny_model, pairs_file, tmp_path
+):
     prepared, state, generated = inputs
     base = experiment(tiny_model, pairs_file)
-    config = base.model_copy(update={"objective": base.objective.model_copy(update={"opponent": "initial"})})
-    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
+    config = base.model_copy(
+        update={"objective": base.objective.model_copy(update={"opponent": "initial"})}
+    )
+    later = state.model_copy(
+        update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)}
+    )
     spec = plan.train_spec(config, prepared, later, generated)
     assert spec.opponent == prepared.initial != spec.policy
     assert history(run_stage(spec, tmp_path / "train", train))[0]["reward/margin"] > 0.1
