@@ -247,10 +247,8 @@ def score_settings(evaluated: Manifest) -> str:
     """The settings that a benchmark average depends on, as JSON: only equal ones are compared."""
     files = sorted(evaluated.artifact("scores").path.glob("*.json"))
     records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    settings = {
-        name: records[0]["settings"].get(name) if records else None for name in SCORE_SETTINGS
-    }
-    settings["benchmarks"] = sorted(record["settings"]["benchmark"] for record in records)
+    settings = {name: records[0].get(name) if records else None for name in SCORE_SETTINGS}
+    settings["benchmarks"] = sorted(record["benchmark"] for record in records)
     settings["protocol"] = (evaluated.metrics.get("average") or {}).get("protocol")
     return json.dumps(settings, sort_keys=True)
 

@@ -156,7 +156,7 @@ class SmallExperiment:
             for name, score in scores.items():
                 settings = {"benchmark": name, "shots": 5, "limit": spec.evaluation.limit, "label": "miniature",
                             "backend": "hf", "lm_eval": "0.4.13"}  # fmt: skip
-                record = {"value": score, "settings": settings, "protocol": json_digest(settings)}
+                record = {"value": score, **settings, "protocol": json_digest(settings)}
                 (out / "scores" / f"{name}.json").write_text(json.dumps(record))
             rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "annotated": f"Answer: {2 * i}",
                      "response": f"<b>{exact:.1f}</b> & {i}", "correct": i < exact * PROMPTS} for i in range(PROMPTS)]  # fmt: skip
