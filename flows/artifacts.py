@@ -8,16 +8,17 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from iris_core.store import Store
 from iris_core.summary import Row, cells, headers, markdown, rows, samples
+from tasks.stage import artifact_key
 
 
-def show_row(row: Row) -> None:
+def show_row(store: Store, row: Row) -> None:
     """One row of the table, with each benchmark's score, as a table artifact."""
     shown = dict(zip(headers([row]), cells(row), strict=True))
     shown |= {name: f"{100 * score:.1f}" for name, score in row.benchmarks.items()}
     where = "initial-model" if row.iteration is None else f"iteration-{row.iteration}"
     create_table_artifact(
         [{"quantity": name, "value": value} for name, value in shown.items() if value],
-        key=where,
+        key=artifact_key(store.home.name, where),
         description=where.replace("-", " "),
     )
 
@@ -26,7 +27,7 @@ def show_table(store: Store) -> None:
     """The table of all iterations so far as a Markdown artifact; the latest version is the current one."""
     create_markdown_artifact(
         f"# {store.home.name}\n\n{markdown(rows(store))}\n",
-        key="iterations",
+        key=artifact_key(store.home.name, "iterations"),
         description="iterations",
     )
 
@@ -41,7 +42,8 @@ def show_report(store: Store, report: Path) -> None:
             f"- after: {_inline(sample.after)}",
         ]
     parts.append(f"The whole report, with plots: `{report}`")
-    create_markdown_artifact("\n\n".join(parts), key="report", description="report")
+    key = artifact_key(store.home.name, "report")
+    create_markdown_artifact("\n\n".join(parts), key=key, description="report")
 
 
 def _inline(text: str) -> str:

@@ -28,5 +28,5 @@ def evaluation(experiment: Experiment) -> dict[str, Any]:
     store = check_services(experiment)
     prepared = Prepared.of(prepare(experiment).manifest())
     evaluated = evaluate(experiment, prepared, prepared.initial, None)
-    show_row(rows(store)[0])
+    show_row(store, rows(store)[0])
     return evaluated.metrics

@@ -55,4 +55,4 @@ def _score_initial(experiment: Experiment, prepared: Prepared, store: Store) -> 
     evaluated = evaluate(experiment, prepared, prepared.initial, None)
     register(experiment, None, prepared.initial, {"evaluate": evaluated})
     show_table(store)
-    show_row(rows(store)[0])
+    show_row(store, rows(store)[0])

@@ -51,5 +51,5 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
     register(experiment, t, policy, stages)
     store = Store(Path(experiment.store), experiment.name)
     show_table(store)
-    show_row(next(row for row in rows(store) if row.iteration == t))
+    show_row(store, next(row for row in rows(store) if row.iteration == t))
     return next_state(state, generated.manifest(), trained.manifest(), scheduled.manifest())

@@ -78,6 +78,7 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
         EvaluationError: a data set is not at hand or cannot be read; the message names it and the remedy.
         ServiceError: the hub cannot be reached.
     """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a line for each of a hundred tasks
     if data is not None:
         _check_folders(names, data.path)
     if "ifeval" in names:
@@ -128,7 +129,6 @@ def score(
     lm_eval.api.task.tqdm = functools.partial(
         tqdm.tqdm, disable=True
     )  # a bar for each of a hundred tasks
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     random.seed(LOAD_SEED)
     np.random.seed(FEWSHOT_SEED)
     torch.manual_seed(FEWSHOT_SEED)
@@ -171,13 +171,21 @@ def answer(
 def _answer_batch(
     lm: Any, prompts: list[list[int]], max_new_tokens: int, end: int
 ) -> list[list[int]]:
+    from iris_core.prefix_lm import half_the_threads, prefill
+
     padded = lm.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(
         lm.device
     )
-    ids = lm.model.generate(
-        **padded, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end,
-        pad_token_id=lm.tokenizer.pad_token_id,
-    )  # fmt: skip
+    cache = prefill(lm.model, padded["input_ids"], padded["attention_mask"], shared=0)
+    with half_the_threads():
+        ids = lm.model.generate(
+            **padded,
+            past_key_values=cache,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=end,
+            pad_token_id=lm.tokenizer.pad_token_id,
+        )
     return [_before(row, end) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
 
@@ -187,8 +195,9 @@ def _before(token_ids: list[int], end: int) -> list[int]:
 
 def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
     settings = vllm_settings(dtype)
-    from lm_eval.models.vllm_causallms import VLLM
     from transformers import AutoConfig
+
+    from iris_core.prefix_vllm import PrefixVLLM
 
     config = AutoConfig.from_pretrained(
         policy.model.path, trust_remote_code=trust_remote_code
@@ -199,10 +208,11 @@ def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
         rank = PeftConfig.from_pretrained(str(policy.adapter.path)).r
         settings |= {"lora_local_path": str(policy.adapter.path)}
         settings |= {"max_lora_rank": next(served for served in LORA_RANKS if served >= rank)}
-    return VLLM(
+    if not torch.cuda.is_available():
+        settings["block_size"] = 32  # of the prefix cache; 128 by default, half a few-shot prompt
+    return PrefixVLLM(
         str(policy.model.path),
         max_model_len=min(getattr(config, "max_position_embeddings", MAX_LENGTH), MAX_LENGTH),
-        enable_prefix_caching=True,
         trust_remote_code=trust_remote_code,
         **settings,
     )

@@ -6,6 +6,8 @@ prompts share (the few-shot examples). The numbers are those of the harness's ow
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,20 @@ from iris_core.prefix_tree import ROW_TOKENS, Request, Row, rows
 MIN_SHARED = 16
 LOGIT_ROWS = 256
 GPU_ROW_TOKENS = 4096
+
+
+@contextmanager
+def half_the_threads() -> Iterator[None]:
+    """For token-by-token generation on a CPU: it waits for memory, and for the slowest thread at every step.
+
+    Two threads on two idle cores gain a quarter over one; where anything else runs, they lose up to nine tenths.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class PrefixLM(HFLM):
@@ -66,11 +82,9 @@ class PrefixLM(HFLM):
 
     def _can_share(self, items: list[Request]) -> bool:
         """Whether a tree row means the same to the model as separate rows: full attention over the whole prompt."""
-        config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None) or self.max_length
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         longest = max(len(item.inputs(self.max_length)) for item in items)
-        return longest <= window and kinds <= {"full_attention", "sliding_attention"}
+        return self._full_attention() and longest <= (window or longest)
 
     def _score(self, row: Row) -> tuple[list[float], list[bool]]:
         """Log-probability in nats of each scored token, and whether it is the most likely one."""
@@ -97,24 +111,58 @@ class PrefixLM(HFLM):
         self, context: Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> Tensor:
         attention = settings.get("attention_mask")
-        shared = 0 if attention is None or len(context) == 1 else _shared_prefix(context, attention)
-        if shared < MIN_SHARED:
+        if attention is None or not self._full_attention():
             return super()._model_generate(context, max_length, stop, **settings)
-        context, settings["attention_mask"] = _prefix_first(context, attention, shared)
-        cache = DynamicCache(config=self.model.config)
-        self.model(
-            input_ids=context[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        shared = _shared_prefix(context, attention)
+        context, attention = _prefix_first(context, attention, shared)
+        cache = prefill(self.model, context, attention, shared)
+        settings |= {"attention_mask": attention, "past_key_values": cache}
+        with half_the_threads():
+            return super()._model_generate(context, max_length, stop, **settings)
+
+    def _full_attention(self) -> bool:
+        """Whether every layer attends to all tokens before, or to a window of them."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
+        return set(kinds or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+
+
+def prefill(model: Any, context: Tensor, attention: Tensor, shared: int) -> DynamicCache:
+    """The cache of all but the last token of each prompt, the `shared` first tokens computed once for all.
+
+    Args:
+        model: a causal language model.
+        context: token ids, shape [prompts, tokens]; padding stands anywhere after the shared tokens.
+        attention: 1 for tokens, 0 for padding, the same shape.
+        shared: tokens that all rows begin with.
+    """
+    cache = DynamicCache(config=model.config)
+    if shared:
+        model(input_ids=context[:1, :shared], past_key_values=cache, logits_to_keep=1)
         cache.batch_repeat_interleave(len(context))
-        return super()._model_generate(context, max_length, stop, past_key_values=cache, **settings)
+    if context.shape[1] - 1 > shared:
+        positions = (attention.cumsum(dim=-1) - 1).clamp_min(0)
+        model(
+            input_ids=context[:, shared:-1],
+            attention_mask=attention[:, :-1],
+            position_ids=positions[:, shared:-1],
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+    return cache
 
 
 def _shared_prefix(context: Tensor, attention: Tensor) -> int:
-    """How many tokens all rows of a left-padded batch begin with, at least one token of each left over."""
+    """How many tokens all rows of a left-padded batch begin with, at least one token of each left over.
+
+    0 where that is not worth a forward pass of its own.
+    """
+    if len(context) == 1:
+        return 0
     prompts = [row[mask.bool()].tolist() for row, mask in zip(context, attention, strict=True)]
     first, last = min(prompts), max(prompts)
     limit = min(map(len, prompts)) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return shared if shared >= MIN_SHARED else 0
 
 
 def _prefix_first(context: Tensor, attention: Tensor, shared: int) -> tuple[Tensor, Tensor]:

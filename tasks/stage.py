@@ -162,7 +162,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
         finished = Finished.of(manifest)
         _tell_end(place, finished)
         return Completed(name="Reused", message=f"{folder} has it already", data=finished)
-    finished = Finished.of(_launch(spec, folder, place, log_file(store, place)))
+    finished = Finished.of(_launch(spec, store, place))
     store.link(place, folder)
     _tell_end(place, finished)
     return finished
@@ -176,6 +176,11 @@ def place_of(iteration: int | None) -> str:
 def log_file(store: Store, place: str) -> Path:
     """Where the log lines of the stage at `place` go."""
     return store.home / "logs" / f"{place.replace('/', '-')}.log"
+
+
+def artifact_key(experiment: str, name: str) -> str:
+    """Under what an experiment's artifact appears in the Prefect UI: lower case, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", f"{experiment}-{name}".lower()).strip("-")
 
 
 def describe(event: dict[str, Any]) -> str:
@@ -204,8 +209,9 @@ def _tell_end(place: str, finished: Finished | None) -> None:
         watcher.ended(place, finished)
 
 
-def _launch(spec: Spec, folder: Path, place: str, log: Path) -> Manifest:
-    logger, watcher, bar = get_run_logger(), _WATCHER.get(), _ProgressArtifact(place)
+def _launch(spec: Spec, store: Store, place: str) -> Manifest:
+    folder, log, bar = store.folder(spec), log_file(store, place), _ProgressArtifact(store, place)
+    logger, watcher = get_run_logger(), _WATCHER.get()
     log.parent.mkdir(parents=True, exist_ok=True)
     if watcher:
         watcher.started(place)
@@ -257,8 +263,8 @@ def _ease(spec: Spec, folder: Path) -> None:
 class _ProgressArtifact:
     """The stage's bar in the Prefect UI, moved once a second at most; a bar that cannot move stops no stage."""
 
-    def __init__(self, place: str):
-        self.key = f"progress-{place.replace('/', '-')}"
+    def __init__(self, store: Store, place: str):
+        self.key = artifact_key(store.home.name, f"{place}-progress")
         self.id: UUID | None = None
         self.moved = 0.0
         self.event: dict[str, Any] | None = None

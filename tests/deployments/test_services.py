@@ -220,8 +220,8 @@ def test_loop_completes_and_is_reused_within_a_minute(
         assert len(states) == 3 + 2 * 5  # prepare, the initial model's two, five an iteration
         assert set(states.values()) == {"Reused"}
         keys = {artifact.key for artifact in client.read_artifacts()}
-    assert {"iterations", "report", "initial-model", "iteration-1"} <= keys
-    assert "progress-iteration-0-train" in keys
+    shown = {"iterations", "report", "initial-model", "iteration-1", "iteration-0-train-progress"}
+    assert {f"small-{name}" for name in shown} <= keys
 
 
 @pytest.mark.integration

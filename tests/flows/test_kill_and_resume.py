@@ -47,7 +47,9 @@ def write_recipe(folder: Path, tiny_model: Path, pairs_file: Path) -> Path:
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    }
     with (recipe.parent / "run.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "deployments.cli", "run", str(recipe)],
@@ -84,7 +86,9 @@ def kill_in(recipe: Path, stage: str) -> dict[Path, int]:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not stages_alive(store))
-    assert not list((store / "objects").glob(f"{stage}-*/manifest.json")), f"{stage} was over before it was killed"
+    assert not list((store / "objects").glob(f"{stage}-*/manifest.json")), (
+        f"{stage} was over before it was killed"
+    )
     return done
 
 
@@ -127,7 +131,8 @@ def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_pa
 
     for place in ("iteration-0/train", "iteration-0/generate"):
         one, other = resumed.manifest(place), whole.manifest(place)
-        assert one is not None and other is not None
+        assert one is not None
+        assert other is not None
         name = "adapter" if "adapter" in one.outputs else "responses"
         assert one.outputs[name].digest == other.outputs[name].digest
     for stage in ("generate", "evaluate"):  # a unit that was finished is not done again

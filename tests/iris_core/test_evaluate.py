@@ -23,6 +23,7 @@ from iris_core.errors import DataError, EvaluationError
 from iris_core.mirror import write_card, write_rows
 from iris_core.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
+from tests.conftest import build_model
 
 PATTERN = r"Answer: *(.+)"
 unit = pytest.mark.unit
@@ -364,3 +365,25 @@ def test_an_adapter_is_served_on_its_base(
     with_adapter = run(make_spec(tiny_model, pairs, ["mmlu_pro"], policy=policy), tmp_path / "out")
     record = json.loads((with_adapter.folder / "scores/mmlu_pro.json").read_text())
     assert record["adapter"] == policy.adapter.digest  # type: ignore[union-attr]
+
+
+@integration
+def test_vllm_gives_the_scores_of_transformers(pairs: Artifact, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    model = tmp_path / "model"
+    build_model(model, hidden_size=128)  # vLLM's attention on CPU wants heads of 32 or more
+    names = ["gsm8k", "musr", "mmlu_pro", "hellaswag", "winogrande"]
+    found = {}
+    for backend in ("vllm", "hf"):
+        spec = make_spec(model, pairs, names, answer_pattern=PATTERN, part={"backend": backend})
+        (tmp_path / "spec.json").write_text(spec.model_dump_json())
+        out = tmp_path / backend
+        command = [sys.executable, "-m", "iris_core.evaluate"]
+        subprocess.run(
+            [*command, "--spec", str(tmp_path / "spec.json"), "--out", str(out)], check=True
+        )
+        answers = pq.read_table(out / "heldout.parquet")["response"].to_pylist()
+        records = [json.loads((out / f"scores/{name}.json").read_text()) for name in names]
+        assert {record["backend"] for record in records} == {backend}
+        found[backend] = [record["items"] for record in records], answers
+    assert found["vllm"] == found["hf"]

@@ -18,7 +18,16 @@ from prefect.serializers import JSONSerializer
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import DataError, StageFailed
 from iris_core.store import Store
-from tasks.stage import Finished, Result, describe, log_file, perform, stage_task, watched_by
+from tasks.stage import (
+    Finished,
+    Result,
+    artifact_key,
+    describe,
+    log_file,
+    perform,
+    stage_task,
+    watched_by,
+)
 from tests.stages.slow import SlowSpec
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server", "slow_stage")]
@@ -85,7 +94,7 @@ def test_stage_runs_once_and_is_reused_then(experiment: Experiment, tmp_path: Pa
 def test_progress_becomes_an_artifact(experiment: Experiment) -> None:
     run, _ = one(experiment, "leave")
     (bar,) = artifacts(run)
-    assert bar.key == "progress-iteration-0-slow"
+    assert bar.key == "e-iteration-0-slow-progress"
     assert bar.data == 100.0
     assert bar.description == "slow: 2 of 2, loss 0.5"
 
@@ -157,6 +166,10 @@ def test_result_passes_through_json(experiment: Experiment) -> None:
     _, finished = one(experiment, "leave")
     serializer = JSONSerializer()
     assert serializer.loads(serializer.dumps(finished)) == finished
+
+
+def test_artifact_keys_suit_prefect() -> None:
+    assert artifact_key("My_run.2", "iteration-0/train") == "my-run-2-iteration-0-train"
 
 
 def test_events_in_words() -> None:
