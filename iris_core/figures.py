@@ -29,6 +29,7 @@ STYLE = {
     "text.color": INK, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8,
 }  # fmt: skip
 WIDTH, HEIGHT = 4.2, 2.7  # inches; small, so that texts stay readable on a phone
+LEAST_PERCENT = 20  # percentage points on a benchmark's axis: noise should not look like news
 MOST_NAMES = 12  # on an axis
 MOST_POINTS = 1500  # of a curve; a longer one is thinned
 
@@ -72,6 +73,9 @@ def benchmark(name: str, names: Sequence[str], values: Sequence[Spread]) -> str:
         _spreads(axes, names, [None if v is None else [100 * x for x in v] for v in values], ACCENT)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.12)
+        low, high = axes.get_ylim()
+        middle, half = (low + high) / 2, max(high - low, LEAST_PERCENT) / 2
+        axes.set_ylim(max(middle - half, -2), min(middle + half, 102))
 
     return _svg(f"benchmark-{name}", draw, width=2.5, height=1.6)
 

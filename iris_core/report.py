@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from iris_core import figures
+from iris_core.benchmarks import BENCHMARKS
 from iris_core.report_data import collect
 from iris_core.store import Store, write_atomic
 
@@ -138,9 +139,16 @@ def benchmark_plots(data: dict[str, Any]) -> list[Plot]:
             _around(m["benchmarks"].get(benchmark), m["errors"].get(benchmark)) for m in models
         ]
     return [
-        Plot(f"{name}{label}", Markup(figures.benchmark(name, names, values)), _last(values), f"{name}{label}: {_say(names, values)}")
+        Plot(
+            f"{_title(name)}{label}", Markup(figures.benchmark(name, names, values)), _last(values),
+            f"{_title(name)}{label}: {_say(names, values)}",
+        )
         for name, values in shown.items() if any(values)
     ]  # fmt: skip
+
+
+def _title(name: str) -> str:
+    return BENCHMARKS[name].title if name in BENCHMARKS else name
 
 
 def _label(data: dict[str, Any]) -> str | None:

@@ -240,7 +240,12 @@ def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
     pairs = [
         ("held-out exact match", first.exact_match, last.exact_match, 2),
         ("held-out log-prob per token", first.logprob, last.logprob, 3),
-        ("gap D̂ (first, last iteration)", trained[0].gap, last.gap, 3),
+        (
+            "gap D̂, first and last iteration",
+            trained[0].gap if len(trained) > 1 else None,
+            last.gap,
+            3,
+        ),
         (label, _percent(first), _percent(last), 1),
     ]
     return [
