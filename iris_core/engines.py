@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,15 +53,16 @@ def backend(name: str) -> str:
     return name if name != "auto" else ("vllm" if installed else "transformers")
 
 
-def open_engine(spec: GenerateSpec, longest_prompt: int) -> Sampler:
+def open_engine(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     """Loads the policy of `spec` into its engine.
 
     Args:
         spec: policy, sampling settings, backend.
         longest_prompt: tokens of the longest prompt; bounds the engine's memory.
+        work: folder for what only the engine needs; it goes when the stage is complete.
     """
     if backend(spec.generation.backend) == "vllm":
-        return _open_vllm(spec, longest_prompt)
+        return _open_vllm(spec, longest_prompt, work)
     return _open_transformers(spec)
 
 
@@ -84,12 +86,15 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
     return settings
 
 
-def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
+def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     settings = vllm_settings(spec.dtype)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    adapter = spec.policy.adapter
+    folder, adapter = spec.policy.model.path, spec.policy.adapter
+    if adapter and not torch.cuda.is_available():
+        # vLLM's LoRA operators on CPU copy the adapter for every token: added to the weights it costs nothing.
+        folder, adapter = _merge(spec, work / "merged"), None
     request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None
     if adapter:
         settings |= {
@@ -107,7 +112,7 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
             "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
         }
     llm = LLM(
-        str(spec.policy.model.path),
+        str(folder),
         max_model_len=longest,
         trust_remote_code=spec.trust_remote_code,
         seed=0,
@@ -134,6 +139,14 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int) -> Sampler:
         ]
 
     return sample
+
+
+def _merge(spec: GenerateSpec, folder: Path) -> Path:
+    """Saves the model of `spec` with its adapter added to the weights."""
+    model = models.load_policy(spec.policy, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    model.merge_and_unload().save_pretrained(folder)
+    models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
+    return folder
 
 
 def _open_transformers(spec: GenerateSpec) -> Sampler:

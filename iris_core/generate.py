@@ -24,7 +24,7 @@ from iris_core.engines import Sample, open_engine
 from iris_core.progress import Progress
 from iris_core.specs import GenerateSpec
 from iris_core.stage import main
-from iris_core.store import Outcome
+from iris_core.store import WORK, Outcome
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +50,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     }
     missing = {path: shard for path, shard in shards.items() if not path.exists()}
     started = time.monotonic()
-    tokens = _sample_shards(spec, missing, len(pairs)) if missing else 0
+    tokens = _sample_shards(spec, missing, len(pairs), out / WORK) if missing else 0
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
     if tokens:
         metrics["tokens_per_second"] = tokens / (time.monotonic() - started)
@@ -75,7 +75,9 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
     return int(text_digest(f"{seed}:{prompt_id}")[:8], 16) >> 1
 
 
-def _sample_shards(spec: GenerateSpec, shards: dict[Path, list[Pair]], total: int) -> int:
+def _sample_shards(
+    spec: GenerateSpec, shards: dict[Path, list[Pair]], total: int, work: Path
+) -> int:
     """Fills the missing `shards`; returns the tokens sampled."""
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     prompts = {
@@ -84,7 +86,7 @@ def _sample_shards(spec: GenerateSpec, shards: dict[Path, list[Pair]], total: in
         for pair in shard
     }
     progress = Progress("generate", total, done=total - len(prompts))
-    sample = open_engine(spec, max(map(len, prompts.values())))
+    sample = open_engine(spec, max(map(len, prompts.values())), work)
     tokens, started = 0, time.monotonic()
     for path, shard in shards.items():
         seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]

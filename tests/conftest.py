@@ -51,7 +51,7 @@ def build_model(folder: Path, seed: int = 0, **config: object) -> None:
     torch.manual_seed(seed)
     settings: dict[str, object] = {
         "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True,
         "initializer_range": 0.1,
     }  # fmt: skip

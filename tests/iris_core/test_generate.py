@@ -12,7 +12,7 @@ from iris_core.engines import Sample
 from iris_core.errors import ConfigError, ModelError
 from iris_core.generate import generate, summarize
 from iris_core.prepare import prepare
-from iris_core.store import run_stage
+from iris_core.store import Artifact, run_stage
 
 
 def experiment(tiny_model, pairs_file, backend="transformers", **generation):
@@ -109,3 +109,36 @@ def test_a_model_that_changed_is_refused(tiny_model, pairs_file, tmp_path):
     spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"model": wrong})})
     with pytest.raises(ModelError, match="is missing or has changed"):
         run_stage(spec, tmp_path / "out", generate)
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_path):
+    """Greedy answers of base + adapter are the same by vLLM and transformers, and not those of the base."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), settings).save_pretrained(
+        tmp_path / "adapter"
+    )
+    adapter = Artifact.of(tmp_path / "adapter")
+    answers = {}
+    for backend, adapted in (("transformers", False), ("transformers", True), ("vllm", True)):
+        spec = spec_of(
+            experiment(tiny_model, pairs_file, backend, temperature=0.0, max_new_tokens=6), tmp_path
+        )
+        if adapted:
+            policy = spec.policy.model_copy(update={"adapter": adapter})
+            spec = spec.model_copy(update={"policy": policy})
+        manifest = run_stage(spec, tmp_path / f"{backend}-{adapted}", generate)
+        assert not any("merged" in name for name in manifest.files)
+        answers[backend, adapted] = {
+            row["prompt_id"]: row["token_ids"] for row in responses(manifest)
+        }
+    assert answers["vllm", True] == answers["transformers", True]
+    assert answers["transformers", True] != answers["transformers", False]
