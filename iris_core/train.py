@@ -221,6 +221,8 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
         for config in model.peft_config.values():
             config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
             config.inference_mode = True
+            if isinstance(config.target_modules, set):  # in the order of this process's hashes
+                config.target_modules = sorted(config.target_modules)
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
         return "adapter", folder
