@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec
 
+import httpx
 import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from iris_core.config import Experiment, load_recipe
-from iris_core.errors import ConfigError, IrisError
+from iris_core.errors import ConfigError, IrisError, ServiceError
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
@@ -161,7 +162,7 @@ def run_loop(experiment: Experiment) -> None:
 
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
-    with prefect_api(Path(experiment.store)):
+    with prefect_api(Path(experiment.store)) as api:
         from deployments import terminal
         from flows.iris import iris
         from iris_core.store import Store
@@ -176,6 +177,10 @@ def run_loop(experiment: Experiment) -> None:
                 log = terminal.end_of_log(log_file(store, display.failed))
                 errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
             raise
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"Prefect: {api} no longer answers ({error!r}): run again to resume"
+            ) from error
         finally:
             terminal.send_the_rest()
     terminal.show_result(console, store)

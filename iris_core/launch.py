@@ -95,7 +95,7 @@ def supervise(
     error: IrisError | None = None
     with _pipes() as (leash, progress_in, progress_out):
         environment = {
-            **TELEMETRY_OFF, **QUIET_THREADS, **os.environ, MARK_VARIABLE: mark, "PYTHONUNBUFFERED": "1",
+            **TELEMETRY_OFF, **QUIET_THREADS, **os.environ, MARK_VARIABLE: mark, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1",
             LEASH_VARIABLE: str(leash), FD_VARIABLE: str(progress_out),
         }  # fmt: skip
         process = subprocess.Popen(

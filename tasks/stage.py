@@ -31,10 +31,12 @@ from prefect.tasks import exponential_backoff
 from iris_core.config import Experiment
 from iris_core.errors import IrisError, OutOfMemoryError, StoreError
 from iris_core.launch import launch
+from iris_core.specs import EvaluateSpec
 from iris_core.store import Manifest, Spec, Store, Strict, completed, read_manifest, write_atomic
 
 EXECUTION = ".execution.json"
 UPDATE_EVERY_S = 1.0
+EVALUATION_BATCH = 16  # iris_core.harness.BATCH_SIZE, whose module needs torch
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "WARNING": logging.WARNING,
@@ -254,10 +256,14 @@ def _eased(spec: Spec, folder: Path) -> Spec:
 
 def _ease(spec: Spec, folder: Path) -> None:
     """Asks the next try for half the micro-batch. It lies beside the spec, so a later run starts with it, too."""
-    training = getattr(spec, "training", None)
-    if training is not None:
-        tokens = _eased(spec, folder).execution.get("tokens_per_batch", training.tokens_per_batch)
-        write_atomic(folder / EXECUTION, json.dumps({"tokens_per_batch": max(1, tokens // 2)}))
+    if isinstance(spec, EvaluateSpec):
+        name, first = "batch_size", EVALUATION_BATCH
+    elif training := getattr(spec, "training", None):
+        name, first = "tokens_per_batch", training.tokens_per_batch
+    else:
+        return
+    size = _eased(spec, folder).execution.get(name, first)
+    write_atomic(folder / EXECUTION, json.dumps({name: max(1, size // 2)}))
 
 
 class _ProgressArtifact:
