@@ -6,7 +6,6 @@ experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -218,10 +217,7 @@ class EvaluationPart(Part):
 class TrackingPart(Part):
     """Where runs and model versions go."""
 
-    uri: str | None = Field(
-        None,
-        description="MLflow tracking URI; none: MLFLOW_TRACKING_URI, else SQLite inside the store.",
-    )
+    uri: str | None = Field(None, description="MLflow tracking URI; none: SQLite inside the store.")
     registered_model: str | None = Field(
         None, description="Name in the model registry; none: the experiment's name."
     )
@@ -254,9 +250,11 @@ class Experiment(Part):
 
     @property
     def tracking_uri(self) -> str:
-        """The MLflow URI: as set here, or in MLFLOW_TRACKING_URI, or a SQLite file in the store."""
-        local = f"sqlite:///{Path(self.store).expanduser().absolute() / 'mlflow.db'}"
-        return self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+        """The MLflow URI: as set, or a SQLite file in the store."""
+        return (
+            self.tracking.uri
+            or f"sqlite:///{Path(self.store).expanduser().absolute() / 'mlflow.db'}"
+        )
 
     @property
     def registered_model(self) -> str:

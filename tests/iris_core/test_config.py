@@ -76,15 +76,3 @@ def test_every_field_has_a_description():
             walk(part)
 
     walk(Experiment.model_json_schema())
-
-
-def test_where_mlflow_is(monkeypatch):
-    """The setting first, then the environment, then a file in the store."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert parse_experiment(BASE).tracking_uri == "http://mlflow:5000"
-    assert (
-        parse_experiment({**BASE, "tracking": {"uri": "sqlite:///x.db"}}).tracking_uri
-        == "sqlite:///x.db"
-    )
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert parse_experiment({**BASE, "store": "/s"}).tracking_uri == "sqlite:////s/mlflow.db"
