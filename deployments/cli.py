@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from iris_core.config import Experiment, load_recipe
-from iris_core.errors import ConfigError, IrisError, ServiceError
+from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
@@ -133,7 +133,10 @@ def up(
     from deployments import services
 
     say = functools.partial(console.print, style="dim")
-    inputs.make_inputs(seed=0)  # the deployment's default parameters name them
+    try:
+        inputs.make_inputs(seed=0)  # the deployments' default parameters name them
+    except ModelError as error:
+        say(f"the deployments' default parameters will not run: {error}", markup=False)
     running = services.up(store, prefect_port, mlflow_port, say=say)
     console.print(f"Prefect  {running.prefect}", highlight=False)
     console.print(f"MLflow   {running.mlflow}", highlight=False)
