@@ -3,7 +3,7 @@
 #   VENV=DIR      the virtual environment           (default .venv)
 #   PYTHON=PATH   the interpreter to build it with  (default: the first python3 that fits)
 #   LOCK=cpu|gpu  which lock to install             (default: gpu where nvidia-smi finds a GPU)
-#   ARGS="…"      more arguments for demo, test (pytest) and bench
+#   ARGS="…"      more arguments for demo and test (pytest)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test lint format lock bench up down clean
+.PHONY: help setup demo test lint format lock up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -56,10 +56,6 @@ lock: setup ## resolve requirements/*.in into cpu.lock and gpu.lock
 	    --universal --python-version 3.11 --no-annotate --no-emit-index-url --quiet \
 	    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) || exit 1; \
 	done
-
-bench: setup ## speed and memory, side by side with the peers
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
-	$(BIN)/python -m benchmarks $(ARGS)
 
 up: setup ## start a Prefect server, MLflow and a worker, and apply the deployments
 	$(BIN)/iris up
