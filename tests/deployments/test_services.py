@@ -205,17 +205,15 @@ def test_death_of_the_flow_process_ends_its_stage(
 
 
 @pytest.mark.integration
-def test_loop_completes_and_is_reused_within_a_minute(
+def test_loop_completes_and_is_reused(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
     parameters = small(up.store, tiny_model, pairs_file, iterations=2)
     with SyncPrefectClient(up.api) as client:
         first = start(client, parameters)
         assert wait_for(lambda: ended(client, first), 600).state.name == "Completed"
-        begun = time.monotonic()
         second = start(client, parameters)
         assert wait_for(lambda: ended(client, second), 120).state.name == "Completed"
-        assert time.monotonic() - begun < 60
         states = stages_of(client, second)
         assert len(states) == 3 + 2 * 5  # prepare, the initial model's two, five an iteration
         assert set(states.values()) == {"Reused"}
