@@ -205,9 +205,7 @@ def test_death_of_the_flow_process_ends_its_stage(
 
 
 @pytest.mark.integration
-def test_loop_completes_and_is_reused(
-    up: Services, tiny_model: Path, pairs_file: Path
-) -> None:
+def test_loop_completes_and_is_reused(up: Services, tiny_model: Path, pairs_file: Path) -> None:
     parameters = small(up.store, tiny_model, pairs_file, iterations=2)
     with SyncPrefectClient(up.api) as client:
         first = start(client, parameters)
