@@ -1,0 +1,26 @@
+"""`iris_core` is usable alone: it imports where Prefect is not installed."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import importlib, pkgutil, sys
+sys.modules["prefect"] = None  # importing it fails, as if it were not installed
+import iris_core
+names = [module.name for module in pkgutil.walk_packages(iris_core.__path__, "iris_core.")]
+for name in names:
+    if name != "iris_core.prefix_vllm":  # needs vLLM, which takes long to import
+        importlib.import_module(name)
+print(len(names))
+"""
+
+
+@pytest.mark.integration
+def test_every_module_imports_without_prefect():
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) > 30
