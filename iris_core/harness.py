@@ -105,6 +105,8 @@ def open_model(
 
     tokenizer = models.load_tokenizer(policy.model.path, trust_remote_code)
     model = models.load_policy(policy, dtype, trust_remote_code=trust_remote_code)
+    if policy.adapter is not None and dtype == "float32":  # in bf16, merging would round
+        model = model.merge_and_unload()
     return PrefixLM(model, tokenizer, batch_size)
 
 

@@ -2,7 +2,8 @@
 
 The harness asks vLLM for the log-probabilities of whole prompts, once a choice; vLLM computes such a prompt afresh each
 time. A short choice needs no more than a few next-token distributions: those are asked for instead, as one-token
-generations, and the question (and the examples before it) come from vLLM's prefix cache.
+generations, and the question (and the examples before it) come from vLLM's prefix cache. With an adapter every choice
+goes that way: vLLM gives wrong log-probabilities of prompts then, or fails (vllm-project/vllm 16668, 51594).
 """
 
 from __future__ import annotations
@@ -59,12 +60,11 @@ class PrefixVLLM(VLLM):
         )
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        longest = self.max_length - 1
         short: list[int] = []
         other: list[int] = []
-        for index, (_, context, continuation) in enumerate(requests):
-            fits = len(context) + len(continuation) <= longest and len(continuation) <= SHORT
-            (short if fits else other).append(index)
+        for index, (_, _, continuation) in enumerate(requests):
+            stepwise = self.lora_request is not None or len(continuation) <= SHORT
+            (short if stepwise else other).append(index)
         found: dict[int, tuple[float, bool]] = {}
         if other:
             scored = super()._loglikelihood_tokens([requests[i] for i in other], disable_tqdm=True)
@@ -78,7 +78,7 @@ class PrefixVLLM(VLLM):
     def _score(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation after its context, and whether it is the greedy one."""
         wanted: dict[tuple[int, ...], dict[int, None]] = {}
-        steps = [_steps(context, continuation) for context, continuation in pairs]
+        steps = [_steps(*pair, self.max_length - 1) for pair in pairs]
         for prefix, token in (step for path in steps for step in path):
             wanted.setdefault(prefix, {})[token] = None
         settings = [
@@ -101,6 +101,10 @@ class PrefixVLLM(VLLM):
         ]
 
 
-def _steps(context: list[int], continuation: list[int]) -> list[tuple[tuple[int, ...], int]]:
-    """What each token of `continuation` is predicted from, and the token."""
-    return [((*context, *continuation[:index]), token) for index, token in enumerate(continuation)]
+def _steps(
+    context: list[int], continuation: list[int], longest: int
+) -> list[tuple[tuple[int, ...], int]]:
+    """What each token of `continuation` is predicted from, and the token; cut on the left to `longest` in all."""
+    tokens = tuple(context + continuation)[-longest:]
+    start = len(tokens) - len(continuation)
+    return [(tokens[:index], tokens[index]) for index in range(start, len(tokens))]

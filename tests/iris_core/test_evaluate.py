@@ -264,30 +264,51 @@ def test_the_stage_scores_answers_and_reports(
     assert run(spec, tmp_path / "out").reused
 
 
+def build_adapter(model: Path, folder: Path) -> Path:
+    """Saves a LoRA adapter on `model` that changes what it says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(folder)
+    return folder
+
+
 @integration
+@pytest.mark.parametrize("adapted", [False, True], ids=["base", "adapter"])
 def test_scores_are_those_of_the_harness_s_own_model(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
+    tiny_model: Path, pairs: Artifact, tmp_path: Path, adapted: bool
 ) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    names = ["musr", "winogrande", "gpqa", "mmlu_pro"]
-    manifest = run(make_spec(tiny_model, pairs, names), tmp_path)
-    theirs = HFLM(pretrained=str(tiny_model), device="cpu", dtype="float32", batch_size=1)
+    adapter = build_adapter(tiny_model, tmp_path / "adapter") if adapted else None
+    policy = Policy(model=Artifact.of(tiny_model), adapter=adapter and Artifact.of(adapter))
+    names = ["musr", "winogrande", "gpqa", "mmlu_pro", "gsm8k"]
+    manifest = run(make_spec(tiny_model, pairs, names, policy=policy), tmp_path / "out")
+    theirs = HFLM(
+        pretrained=str(tiny_model), peft=adapter and str(adapter), device="cpu", dtype="float32"
+    )
     for name in names:
         item = benchmark(name)
         tasks = harness.load_tasks([name], Artifact.of(miniature.FOLDER))[name]
-        loaded = list(tasks["groups"].values()) or list(tasks["tasks"].values())
         found = lm_eval.simple_evaluate(
-            theirs, tasks=loaded[:1], num_fewshot=item.shots, task_manager=harness.task_manager((name,)), bootstrap_iters=0
-        )  # fmt: skip
+            theirs,
+            tasks=(list(tasks["groups"].values()) or list(tasks["tasks"].values()))[:1],
+            num_fewshot=item.shots,
+            gen_kwargs={"max_gen_toks": 8} if item.generates else None,
+            task_manager=harness.task_manager((name,)),
+            bootstrap_iters=0,
+        )
         assert found is not None
         ours = json.loads((manifest.folder / f"scores/{name}.json").read_text())
-        key = f"{item.metric},{item.filter}"
-        assert ours["value"] == pytest.approx(found["results"][item.task][key])
-        assert ours["items"] == [
-            s[item.metric] for samples in found["samples"].values() for s in samples
-        ]
+        samples = [s for task in found["samples"].values() for s in task]
+        assert ours["adapter"] == (policy.adapter and policy.adapter.digest)
+        assert ours["value"] == found["results"][item.task][f"{item.metric},{item.filter}"]
+        assert ours["items"] == [s[item.metric] for s in samples if s["filter"] == item.filter]
 
 
 @integration
@@ -350,32 +371,17 @@ def test_the_chat_template_changes_the_prompts_and_the_protocol(
 
 
 @integration
-def test_an_adapter_is_served_on_its_base(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
-) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
-    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    policy = Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(tmp_path / "adapter"))
-    with_adapter = run(make_spec(tiny_model, pairs, ["mmlu_pro"], policy=policy), tmp_path / "out")
-    record = json.loads((with_adapter.folder / "scores/mmlu_pro.json").read_text())
-    assert record["adapter"] == policy.adapter.digest  # type: ignore[union-attr]
-
-
-@integration
 def test_vllm_gives_the_scores_of_transformers(pairs: Artifact, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     model = tmp_path / "model"
     build_model(model, hidden_size=128)  # vLLM's attention on CPU wants heads of 32 or more
     names = ["gsm8k", "musr", "mmlu_pro", "hellaswag", "winogrande"]
+    adapter = Artifact.of(build_adapter(model, tmp_path / "adapter"))
+    policy = Policy(model=Artifact.of(model), adapter=adapter)
     found = {}
     for backend in ("vllm", "hf"):
-        spec = make_spec(model, pairs, names, answer_pattern=PATTERN, part={"backend": backend})
+        changes = {"policy": policy, "part": {"backend": backend}}
+        spec = make_spec(model, pairs, names, answer_pattern=PATTERN, **changes)
         (tmp_path / "spec.json").write_text(spec.model_dump_json())
         out = tmp_path / backend
         command = [sys.executable, "-m", "iris_core.evaluate"]
