@@ -1,25 +1,162 @@
-"""The IRIS objective of order α: tilted risks, their exponential weights, and the normalisers.
+"""The objectives of self-play: pure functions from rewards to a loss for every pair, under one signature.
 
-With rewards r = β·[log p_θ(y|x) − log p_t(y|x)] of annotated responses y and r' of synthetic responses y',
+With rewards r = β·[log p_θ(y|x) − log p_t(y|x)] of annotated responses y and r' of synthetic responses y', IRIS of
+order α is
 
     L_α = −T_{α−1}[r] + T_α[r'],        T_s[r] = (1/s)·log E e^{s r}
 
 (the variational formula for Rényi divergences, arXiv 2007.03814; tilted risks, arXiv 2007.01162). Its gradient is
 −Σ w_i ∇r_i + Σ v_j ∇r'_j with w ∝ e^{(α−1) r} and v ∝ e^{α r'}. This is a reconstruction: of the paper
-(arXiv 2604.20933) only the abstract was at hand.
+(arXiv 2604.20933) only the abstract was at hand. `OBJECTIVES` lists IRIS and its relatives; docs/objective.md derives
+them. Rewards have the shape [..., pairs]; leading axes are independent runs.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 NormalizerKind = Literal["unit", "anchored", "running", "batch"]
 MOMENTUM = 0.1
 SERIES_BELOW = 1e-4
+
+
+class Rewards(NamedTuple):
+    """β times the log-ratio (or, for an objective that is not `relative`, the log-probability) of each response.
+
+    Attributes:
+        annotated: of the annotated responses, shape [..., pairs].
+        synthetic: of the opponent's responses, the same shape.
+        initial: of the initial model's responses, the same shape; only T-SPIN looks at them.
+    """
+
+    annotated: Tensor
+    synthetic: Tensor
+    initial: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the losses need besides the rewards; each takes what it knows.
+
+    Attributes:
+        order: α of IRIS.
+        log_normalizers: log Z of both sides' weights in IRIS; (0, 0) is the unit normaliser.
+        clip: largest weight in IRIS.
+        likelihood_weight: λ, weight of an annotated log-likelihood term −λ·r in IRIS.
+        ratio: μ of SPACE, synthetic responses per annotated one.
+        curvature: c of SPIF; its optimal rewards lie in [−1/c, 1/c].
+        initial_weight: b of T-SPIN.
+        mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token.
+    """
+
+    order: float | Tensor = 1.0
+    log_normalizers: tuple[float | Tensor, float | Tensor] = (0.0, 0.0)
+    clip: float = 5.0
+    likelihood_weight: float = 0.0
+    ratio: float = 1.0
+    curvature: float = 1.0
+    initial_weight: float = 0.1
+    mean_tokens: float = 1.0
+
+
+def iris(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−w·r + v·r' − λ·r with the weights constant: its mean has the gradient of L_α (arXiv 2604.20933, reconstructed)."""
+    w, v = iris_weights(rewards, parameters)
+    return v * rewards.synthetic - (w + parameters.likelihood_weight) * rewards.annotated
+
+
+def spin(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """softplus(−m), m = r − r': the logistic loss of SPIN (arXiv 2401.01335, equation 4.7)."""
+    return softplus(rewards.synthetic - rewards.annotated)
+
+
+def hinge(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """max(0, 1 − m), m = r − r': SPIN with its other loss function."""
+    return (1 - rewards.annotated + rewards.synthetic).relu()
+
+
+def space(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−log σ(r − log μ) − μ·log σ(log μ − r'): noise-contrastive, best at r = log p_data/p_t (arXiv 2512.07175)."""
+    shift = math.log(parameters.ratio)
+    return softplus(shift - rewards.annotated) + parameters.ratio * softplus(
+        rewards.synthetic - shift
+    )
+
+
+def spif(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−(r − r') + (c/2)·(r² + r'²): χ² to the mixture, best at r = (p_data − p_t) / (c·(p_data + p_t)).
+
+    A reconstruction: the loss of arXiv 2602.01357 is not public.
+    """
+    penalty = rewards.annotated.square() + rewards.synthetic.square()
+    return rewards.synthetic - rewards.annotated + parameters.curvature / 2 * penalty
+
+
+def tspin(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−log σ(r − r') − b·log σ(r' − r°), r° of the initial model's responses, without opponent (arXiv 2601.08198).
+
+    In iteration 0 the opponent is the initial model and there are no r°: the second term is left out (b = 0).
+    """
+    loss = softplus(rewards.synthetic - rewards.annotated)
+    if rewards.initial is None:
+        return loss
+    return loss + parameters.initial_weight * softplus(rewards.initial - rewards.synthetic)
+
+
+def sft(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−log p_θ(y|x) per token: supervised fine-tuning on the annotated responses, the baseline."""
+    return -rewards.annotated / parameters.mean_tokens
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective and what it asks of the trainer.
+
+    Attributes:
+        loss: the loss of every pair, [..., pairs]; its mean over the optimiser batch is minimised.
+        relative: rewards refer to the opponent; otherwise they are β·log p_θ alone.
+        responses: how many responses of a prompt it looks at: annotated, synthetic, the initial model's.
+    """
+
+    loss: Callable[[Rewards, Parameters], Tensor]
+    relative: bool = True
+    responses: int = 2
+
+
+OBJECTIVES = {
+    "iris": Objective(iris),
+    "spin": Objective(spin),
+    "hinge": Objective(hinge),
+    "space": Objective(space),
+    "spif": Objective(spif),
+    "tspin": Objective(tspin, relative=False, responses=3),
+    "sft": Objective(sft, relative=False, responses=1),
+}
+
+
+def pushes(
+    objective: Objective, rewards: Rewards, parameters: Parameters
+) -> tuple[Tensor, Tensor]:
+    """How hard each pair pulls its annotated response up and pushes its synthetic one down: −∂loss/∂r and ∂loss/∂r'.
+
+    For IRIS these are its importance weights (w + λ and v).
+
+    Returns:
+        Two tensors of the shape of the rewards.
+    """
+    with torch.enable_grad():
+        annotated = rewards.annotated.detach().requires_grad_()
+        synthetic = rewards.synthetic.detach().requires_grad_()
+        loss = objective.loss(Rewards(annotated, synthetic, rewards.initial), parameters).sum()
+        up, down = torch.autograd.grad(loss, (annotated, synthetic), materialize_grads=True)
+    return -up, down
 
 
 def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
@@ -37,12 +174,12 @@ def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
         return (
             reward.mean() + tilt / 2 * centred.square().mean() + tilt**2 / 6 * centred.pow(3).mean()
         )
-    return log_mean_exp(tilt * reward) / tilt
+    return log_mean_exp(tilt * reward).squeeze(-1) / tilt
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """log mean e^x, without overflow."""
-    return torch.logsumexp(values, dim=0) - math.log(values.numel())
+    """log mean e^x over the last axis, which is kept, without overflow."""
+    return torch.logsumexp(values, dim=-1, keepdim=True) - math.log(values.shape[-1])
 
 
 def variational_bound(annotated: Tensor, synthetic: Tensor, order: float) -> Tensor:
@@ -56,19 +193,30 @@ def variational_bound(annotated: Tensor, synthetic: Tensor, order: float) -> Ten
     return tilted_risk(annotated, order - 1) - tilted_risk(synthetic, order)
 
 
-def tilted_weights(reward: Tensor, tilt: float, log_normalizer: float, clip: float) -> Tensor:
+def iris_weights(rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """w and v of IRIS, each of the shape of the rewards, as constants."""
+    order, (log_annotated, log_synthetic) = parameters.order, parameters.log_normalizers
+    return (
+        tilted_weights(rewards.annotated, order - 1, log_annotated, parameters.clip),
+        tilted_weights(rewards.synthetic, order, log_synthetic, parameters.clip),
+    )
+
+
+def tilted_weights(
+    reward: Tensor, tilt: float | Tensor, log_normalizer: float | Tensor, clip: float
+) -> Tensor:
     """Importance weights e^{s r} / Z, clipped at `clip`, as constants. With Z = mean e^{s r} their mean is 1."""
     return (tilt * reward.detach() - log_normalizer).clamp(max=math.log(clip)).exp()
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(Σw)² / Σw²: the number of equally weighted samples worth as much; between 1 and the number of weights."""
-    scaled = weights / weights.max()
-    return scaled.sum().square() / scaled.square().sum()
+    """(Σw)² / Σw² over the last axis: how many equally weighted samples are worth as much; 0 where all weights are 0."""
+    scaled = weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-30)
+    return scaled.sum(dim=-1).square() / scaled.square().sum(dim=-1).clamp(min=1e-30)
 
 
 class Normalizer:
-    """log Z of both sides' weights, over whole optimiser batches.
+    """log Z of both sides' weights in IRIS, over whole optimiser batches.
 
     - `unit`: Z ≡ 1, the α-divergence form, whose push on synthetic responses vanishes as they become improbable.
     - `batch`: Z = mean e^{s r} over the optimiser batch, the literal formula.
@@ -81,69 +229,45 @@ class Normalizer:
         order: α.
     """
 
-    def __init__(self, kind: NormalizerKind, order: float):
+    def __init__(self, kind: NormalizerKind, order: float | Tensor):
         self.kind, self.order = kind, order
-        self.log_annotated = self.log_synthetic = 0.0
+        self.state = torch.zeros(2, 1, dtype=torch.float64)  # log Z annotated, log Z synthetic
 
     @property
     def needs_whole_batch(self) -> bool:
         """Whether the rewards of the whole optimiser batch must be known before the first backward."""
         return self.kind == "batch"
 
-    def log_values(self) -> tuple[float, float]:
-        """(log Z annotated, log Z synthetic) for the batch at hand."""
+    def log_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """log Z of annotated and synthetic weights for the batch at hand, each of shape [..., 1], dtype and device of `like`."""
         if self.kind == "unit":
-            return 0.0, 0.0
-        if self.kind == "anchored":
-            return max(self.log_annotated, 0.0), max(self.log_synthetic, 0.0)
-        return self.log_annotated, self.log_synthetic
-
-    def see(self, annotated: Tensor, synthetic: Tensor) -> None:
-        """Takes in the rewards of a whole optimiser batch (before the step for `batch`, else after it)."""
-        new = (
-            log_mean_exp((self.order - 1) * annotated.double()).item(),
-            log_mean_exp(self.order * synthetic.double()).item(),
-        )
-        if self.kind == "batch":
-            self.log_annotated, self.log_synthetic = new
+            state = torch.zeros_like(self.state)
+        elif self.kind == "anchored":
+            state = self.state.clamp(min=0.0)
         else:
-            self.log_annotated = _average(self.log_annotated, new[0])
-            self.log_synthetic = _average(self.log_synthetic, new[1])
+            state = self.state
+        annotated, synthetic = state.to(like).unbind(0)
+        return annotated, synthetic
 
-    def state_dict(self) -> dict[str, float]:
+    def see(self, rewards: Rewards) -> None:
+        """Takes in the rewards of a whole optimiser batch (before the step for `batch`, else after it)."""
+        annotated, synthetic = rewards.annotated.detach(), rewards.synthetic.detach()
+        new = torch.stack(
+            [
+                log_mean_exp((self.order - 1) * annotated.double()),
+                log_mean_exp(self.order * synthetic.double()),
+            ]
+        ).cpu()
+        if self.kind == "batch":
+            self.state = new
+        else:
+            old, share = self.state + math.log1p(-MOMENTUM), math.log(MOMENTUM)
+            self.state = torch.logaddexp(old, new + share)
+
+    def state_dict(self) -> dict[str, list[list[float]]]:
         """What a checkpoint must keep."""
-        return {"log_annotated": self.log_annotated, "log_synthetic": self.log_synthetic}
+        return {"log_normalizers": self.state.tolist()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
         """Takes back what `state_dict` gave."""
-        self.log_annotated, self.log_synthetic = state["log_annotated"], state["log_synthetic"]
-
-
-def iris_loss(
-    annotated: Tensor,
-    synthetic: Tensor,
-    order: float,
-    log_normalizers: tuple[float, float] = (0.0, 0.0),
-    clip: float = 5.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-pair losses −w·r + v·r' whose mean has the gradient of L_α, and the weights w and v.
-
-    Args:
-        annotated: rewards of annotated responses, shape [pairs].
-        synthetic: rewards of synthetic responses, shape [pairs].
-        order: α.
-        log_normalizers: log Z of both sides; (0, 0) is the unit normaliser.
-        clip: largest weight.
-
-    Returns:
-        Losses, w and v, each of shape [pairs].
-    """
-    w = tilted_weights(annotated, order - 1, log_normalizers[0], clip)
-    v = tilted_weights(synthetic, order, log_normalizers[1], clip)
-    return v * synthetic - w * annotated, w, v
-
-
-def _average(old: float, new: float) -> float:
-    """log((1−λ)·e^old + λ·e^new), λ = `MOMENTUM`."""
-    high = max(old, new)
-    return high + math.log((1 - MOMENTUM) * math.exp(old - high) + MOMENTUM * math.exp(new - high))
+        self.state = torch.tensor(state["log_normalizers"], dtype=torch.float64)
