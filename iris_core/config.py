@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from iris_core.errors import ConfigError
 
+ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
+PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0, "sft": 1.0}  # 0.1 for the others
+
 Benchmark = Literal[
     "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"
 ]  # fmt: skip
@@ -103,20 +106,23 @@ class GenerationPart(Part):
 
 
 class ObjectivePart(Part):
-    """The loss that tells annotated from synthetic responses."""
+    """The loss that tells annotated from synthetic responses.
 
-    name: Literal["iris"] = Field("iris", description="The objective; see docs/objective.md.")
+    A recipe that differs in `name` alone trains another objective: what it does not know, it does not look at.
+    """
+
+    name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
     beta: float = Field(
-        0.1,
+        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
         gt=0,
         le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent.",
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; none: 1 for space and tspin, else 0.1.",
     )
     normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
-        "unit", description="How the exponential weights are normalised; see docs/objective.md."
+        "unit", description="How the weights of iris are normalised; see docs/objective.md."
     )
     weight_clip: float = Field(
-        5.0, gt=0, description="Largest weight, where 1 is the mean of uniform weights."
+        5.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights."
     )
     opponent: Literal["previous", "initial"] = Field(
         "previous",
@@ -295,7 +301,11 @@ def parse_experiment(content: dict[str, object], source: str = "experiment") -> 
         return Experiment.model_validate(content)
     except pydantic.ValidationError as error:
         raise ConfigError(
-            "\n".join(f"{source}: {_explain(item)}" for item in error.errors())
+            "\n".join(
+                f"{source}: {_explain(item)}"
+                for item in error.errors()
+                if item["type"] != "default_factory_not_called"  # follows from another error
+            )
         ) from None
 
 

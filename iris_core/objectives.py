@@ -72,6 +72,12 @@ def iris(rewards: Rewards, parameters: Parameters) -> Tensor:
     return v * rewards.synthetic - (w + parameters.likelihood_weight) * rewards.annotated
 
 
+def iris_value(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """L_α − λ·mean r of one batch."""
+    bound = variational_bound(rewards.annotated, rewards.synthetic, parameters.order)
+    return -bound - parameters.likelihood_weight * rewards.annotated.mean()
+
+
 def spin(rewards: Rewards, parameters: Parameters) -> Tensor:
     """softplus(−m), m = r − r': the logistic loss of SPIN (arXiv 2401.01335, equation 4.7)."""
     return softplus(rewards.synthetic - rewards.annotated)
@@ -123,15 +129,23 @@ class Objective:
         loss: the loss of every pair, [..., pairs]; its mean over the optimiser batch is minimised.
         relative: rewards refer to the opponent; otherwise they are β·log p_θ alone.
         responses: how many responses of a prompt it looks at: annotated, synthetic, the initial model's.
+        value: the loss of a whole batch as it is reported, if that is not the mean over its pairs.
     """
 
     loss: Callable[[Rewards, Parameters], Tensor]
     relative: bool = True
     responses: int = 2
+    value: Callable[[Rewards, Parameters], Tensor] | None = None
+
+    def batch_loss(self, rewards: Rewards, parameters: Parameters) -> Tensor:
+        """The loss of a whole batch, to report: a scalar."""
+        return (
+            self.value(rewards, parameters) if self.value else self.loss(rewards, parameters).mean()
+        )
 
 
 OBJECTIVES = {
-    "iris": Objective(iris),
+    "iris": Objective(iris, value=iris_value),
     "spin": Objective(spin),
     "hinge": Objective(hinge),
     "space": Objective(space),
@@ -141,9 +155,7 @@ OBJECTIVES = {
 }
 
 
-def pushes(
-    objective: Objective, rewards: Rewards, parameters: Parameters
-) -> tuple[Tensor, Tensor]:
+def pushes(objective: Objective, rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """How hard each pair pulls its annotated response up and pushes its synthetic one down: −∂loss/∂r and ∂loss/∂r'.
 
     For IRIS these are its importance weights (w + λ and v).
@@ -220,8 +232,8 @@ class Normalizer:
 
     - `unit`: Z ≡ 1, the α-divergence form, whose push on synthetic responses vanishes as they become improbable.
     - `batch`: Z = mean e^{s r} over the optimiser batch, the literal formula.
-    - `running`: exponential moving average of the batches before this one, in log space (TERM's stochastic solver).
-      It begins at Z = 1, which is exact: at the first step r ≡ 0.
+    - `running`: exponential moving average of the batches seen so far, in log space (TERM's stochastic solver). Until
+      the first is seen it is 1, which is exact: at the first step r ≡ 0.
     - `anchored`: max(running, 1).
 
     Args:
@@ -231,7 +243,9 @@ class Normalizer:
 
     def __init__(self, kind: NormalizerKind, order: float | Tensor):
         self.kind, self.order = kind, order
-        self.state = torch.zeros(2, 1, dtype=torch.float64)  # log Z annotated, log Z synthetic
+        self.state: Tensor | None = (
+            None  # log Z of annotated and synthetic weights, shape [2, ..., 1]
+        )
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -240,12 +254,10 @@ class Normalizer:
 
     def log_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """log Z of annotated and synthetic weights for the batch at hand, each of shape [..., 1], dtype and device of `like`."""
-        if self.kind == "unit":
-            state = torch.zeros_like(self.state)
-        elif self.kind == "anchored":
-            state = self.state.clamp(min=0.0)
+        if self.kind == "unit" or self.state is None:
+            state = torch.zeros(2, 1)
         else:
-            state = self.state
+            state = self.state.clamp(min=0.0) if self.kind == "anchored" else self.state
         annotated, synthetic = state.to(like).unbind(0)
         return annotated, synthetic
 
@@ -258,16 +270,18 @@ class Normalizer:
                 log_mean_exp(self.order * synthetic.double()),
             ]
         ).cpu()
-        if self.kind == "batch":
+        if self.kind == "batch" or self.state is None:
             self.state = new
         else:
-            old, share = self.state + math.log1p(-MOMENTUM), math.log(MOMENTUM)
-            self.state = torch.logaddexp(old, new + share)
+            self.state = torch.logaddexp(
+                self.state + math.log1p(-MOMENTUM), new + math.log(MOMENTUM)
+            )
 
-    def state_dict(self) -> dict[str, list[list[float]]]:
+    def state_dict(self) -> dict[str, list[list[float]] | None]:
         """What a checkpoint must keep."""
-        return {"log_normalizers": self.state.tolist()}
+        return {"log_normalizers": None if self.state is None else self.state.tolist()}
 
-    def load_state_dict(self, state: dict[str, list[list[float]]]) -> None:
+    def load_state_dict(self, state: dict[str, list[list[float]] | None]) -> None:
         """Takes back what `state_dict` gave."""
-        self.state = torch.tensor(state["log_normalizers"], dtype=torch.float64)
+        kept = state["log_normalizers"]
+        self.state = None if kept is None else torch.tensor(kept, dtype=torch.float64)

@@ -5,7 +5,8 @@ A response sees its prompt and itself; positions restart after the prompt; there
     input_ids, position_ids   [tokens]
     mask                      [1, 1, tokens, tokens], True where a query (row) may see a key (column)
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
-    owners                    [response tokens]: the response it belongs to; 2g annotated, 2g + 1 synthetic of group g
+    owners                    [response tokens]: the response it belongs to, counted over the row
+    lengths                   [groups, responses]: tokens of every response; response j of group g is owner g·responses + j
     pairs                     [groups]: which pair each group is
 """
 
@@ -22,13 +23,17 @@ Row = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Group:
-    """Token ids of one prompt and the responses to it (annotated, synthetic)."""
+    """Token ids of one prompt and the responses to it: annotated, synthetic, the initial model's."""
 
     prompt: list[int]
     responses: tuple[list[int], ...]
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
+
+    def first(self, responses: int) -> Group:
+        """The same prompt with the first `responses` only."""
+        return Group(self.prompt, self.responses[:responses])
 
 
 def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
@@ -57,7 +62,7 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
     """The tensors of one row.
 
     Args:
-        groups: what the row holds; no prompt is empty.
+        groups: what the row holds, as many responses in each; no prompt is empty.
         pairs: the index of each group's pair.
     """
     ids: list[int] = []
@@ -87,6 +92,7 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
         "pairs": list(pairs),
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
+    tensors["lengths"] = torch.tensor([[len(ids) for ids in group.responses] for group in groups])
     tensors["mask"] = attention_mask(torch.tensor(group_of), torch.tensor(part_of))
     return tensors
 

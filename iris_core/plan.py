@@ -35,6 +35,7 @@ class LoopState(Strict):
         order: α_t.
         gaps: the gaps measured by the iterations before.
         previous: the synthetic responses of iteration t-1.
+        first: the synthetic responses of iteration 0, those of the initial model.
         converged: the last gap's interval contained 0 and the experiment asks to stop then.
     """
 
@@ -43,6 +44,7 @@ class LoopState(Strict):
     order: float
     gaps: list[Gap] = Field(default_factory=list)
     previous: Artifact | None = None
+    first: Artifact | None = None
     converged: bool = False
 
 
@@ -109,6 +111,7 @@ def train_spec(
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
+        initial_synthetic=state.first if experiment.objective.name == "tspin" else None,
         objective=experiment.objective,
         order=state.order,
         training=training,
@@ -172,6 +175,7 @@ def next_state(
         order=scheduled.metrics["next_order"],
         gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
         previous=generated.artifact("responses"),
+        first=state.first or generated.artifact("responses"),
         converged=scheduled.metrics["stop"],
     )
 

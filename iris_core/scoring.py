@@ -33,9 +33,8 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
     logprobs = token_logprobs(
         hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"]
     )
-    groups = len(row["pairs"])
-    sums = torch.zeros(groups * 2, dtype=torch.float32, device=logprobs.device)
-    return sums.index_add(0, row["owners"], logprobs).view(groups, 2)
+    sums = torch.zeros(row["lengths"].numel(), dtype=torch.float32, device=logprobs.device)
+    return sums.index_add(0, row["owners"], logprobs).view(row["lengths"].shape)
 
 
 @torch.no_grad()
@@ -46,19 +45,19 @@ def score(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_row: Callable[[int], None] = lambda groups: None,
 ) -> Tensor:
-    """Log-probabilities of both responses of each group, forward only.
+    """Log-probabilities of the responses of each group, forward only.
 
     Args:
         model: the model, in evaluation mode.
-        groups: prompts with an annotated and a synthetic response.
+        groups: prompts with as many responses each.
         tokens_per_row: packing budget.
         precision: context manager of the training step (autocast or none).
         on_row: called with the number of groups behind us after each row.
 
     Returns:
-        Shape [groups, 2] on the CPU, fp32.
+        Shape [groups, responses per group] on the CPU, fp32.
     """
-    result = torch.empty(len(groups), 2)
+    result = torch.empty(len(groups), len(groups[0].responses))
     for indices in pack([len(group) for group in groups], tokens_per_row):
         row = to_device(build_row([groups[index] for index in indices], indices), model.device)
         with precision():

@@ -51,6 +51,8 @@ class GenerateSpec(Spec):
 class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
+    `synthetic` holds its responses, the newest first; `initial_synthetic` the initial model's, for T-SPIN.
+
     Outputs: `adapter` (LoRA) or `model` (full), `history` (JSON Lines, a row a step), `opponent_logprobs`, `heldout`
     (Parquet, a row a held-out pair: log-probs of both responses under opponent and policy).
     """
@@ -60,6 +62,7 @@ class TrainSpec(Spec):
     opponent: Policy
     pairs: Artifact
     synthetic: list[Artifact]
+    initial_synthetic: Artifact | None = None
     objective: ObjectivePart
     order: float
     training: TrainingPart

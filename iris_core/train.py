@@ -25,13 +25,13 @@ from iris_core import models
 from iris_core.data import load_pairs
 from iris_core.errors import DataError
 from iris_core.gap import measure_gap, ratio_of_sums
-from iris_core.objectives import Normalizer
+from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
 from iris_core.packing import Group
 from iris_core.progress import Progress
 from iris_core.scoring import score
 from iris_core.specs import TrainSpec
 from iris_core.stage import main
-from iris_core.store import WORK, Outcome, write_atomic
+from iris_core.store import WORK, Artifact, Outcome, write_atomic
 from iris_core.trainer import COMPLETE, Batches, SelfPlayTrainer, Settings
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -66,22 +66,28 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
 
 
 def load_groups(spec: TrainSpec, split: str) -> list[Group]:
-    """Prompt, annotated and synthetic response of every pair of `split`; held-out pairs with the newest synthetic only.
+    """Prompt and responses of every pair of `split`: annotated, synthetic and, if the spec has them, the initial model's.
+
+    Held-out pairs have the newest synthetic response only.
 
     Raises:
         DataError: a prompt has no synthetic response.
     """
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    training = split == "train"
+    initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
     groups = []
-    for source in spec.synthetic if split == "train" else spec.synthetic[:1]:
-        rows = pq.read_table(source.path, columns=["prompt_id", "token_ids"]).to_pylist()
-        synthetic = {row["prompt_id"]: row["token_ids"] for row in rows}
+    for source in spec.synthetic if training else spec.synthetic[:1]:
+        sampled = [_responses(artifact) for artifact in (source, *initial)]
         for pair in load_pairs(spec.pairs.path, split):
-            if pair.prompt_id not in synthetic:
+            if any(pair.prompt_id not in responses for responses in sampled):
                 raise DataError(
                     f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
                 )
-            responses = (models.response_ids(tokenizer, pair.response), synthetic[pair.prompt_id])
+            responses = [
+                models.response_ids(tokenizer, pair.response),
+                *(responses[pair.prompt_id] for responses in sampled),
+            ]
             prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
             groups.append(
                 Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
@@ -89,10 +95,16 @@ def load_groups(spec: TrainSpec, split: str) -> list[Group]:
     return groups
 
 
+def _responses(artifact: Artifact) -> dict[str, list[int]]:
+    """Token ids of the stage `generate`, by prompt."""
+    rows = pq.read_table(artifact.path, columns=["prompt_id", "token_ids"]).to_pylist()
+    return {row["prompt_id"]: row["token_ids"] for row in rows}
+
+
 def opponent_logprobs(
     spec: TrainSpec, groups: dict[str, list[Group]], path: Path
 ) -> dict[str, Tensor]:
-    """Log-probs of both responses of each group under the opponent, by split, shape [pairs, 2]; stored at `path`."""
+    """Log-probs of annotated and synthetic responses under the opponent, by split, shape [pairs, 2]; stored at `path`."""
     if not path.exists():
         model = models.load_policy(
             spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
@@ -100,7 +112,8 @@ def opponent_logprobs(
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
         for split, items in groups.items():
-            sums = score(model, items, _tokens_per_row(spec), _precision(spec), progress.advance)
+            pairs = [group.first(2) for group in items]
+            sums = score(model, pairs, _tokens_per_row(spec), _precision(spec), progress.advance)
             columns = {
                 "annotated": sums[:, 0].numpy(),
                 "synthetic": sums[:, 1].numpy(),
@@ -140,16 +153,15 @@ def build_trainer(
 ) -> SelfPlayTrainer:
     """The trainer on `groups`, with its checkpoints in `work`."""
     training = spec.training
-    batches = Batches(
-        groups, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed
-    )
+    objective = OBJECTIVES[spec.objective.name]
+    seen = [group.first(objective.responses) for group in groups]
+    batches = Batches(seen, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed)
     same = spec.policy == spec.opponent
     settings = Settings(
+        objective=objective,
+        parameters=Parameters(order=spec.order, clip=spec.objective.weight_clip),
         opponent=opponent,
-        tokens=torch.tensor([[len(ids) for ids in group.responses] for group in groups]),
-        order=spec.order,
         beta=spec.objective.beta,
-        clip=spec.objective.weight_clip,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),
         step0_tolerance=STEP0_TOLERANCE[spec.dtype] if same else None,
         precision=_precision(spec),
@@ -273,13 +285,17 @@ def _summary(history: Path) -> dict[str, float]:
     def mean(name: str) -> float:
         return float(sum(row[name] for row in rows) / len(rows))
 
+    last = rows[-1]
     return {
         "steps": len(rows),
-        "loss": rows[-1]["loss"],
+        "loss": last["loss"],
         "ess_annotated": mean("ess/annotated"),
         "ess_synthetic": mean("ess/synthetic"),
-        "reward_margin": rows[-1]["reward/margin"],
-        "reward_accuracy": rows[-1]["reward/accuracy"],
+        **{
+            f"reward_{name}": last[f"reward/{name}"]
+            for name in ("margin", "accuracy")
+            if f"reward/{name}" in last
+        },
         "tokens_per_second": mean("tokens_per_second"),
         "memory_gb": max(row["memory_gb"] for row in rows),
     }

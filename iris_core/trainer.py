@@ -1,4 +1,4 @@
-"""The trainer: transformers' `Trainer` with the IRIS objective on packed rows.
+"""The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 One item of its data set is a whole optimiser batch, already packed into rows under a token budget; `training_step`
 walks the rows. So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
@@ -13,7 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from iris_core.errors import TrainingError
-from iris_core.objectives import Normalizer, effective_sample_size, iris_loss, variational_bound
+from iris_core.objectives import (
+    Normalizer,
+    Objective,
+    Parameters,
+    Rewards,
+    effective_sample_size,
+    pushes,
+)
 from iris_core.packing import Group, Row, build_row, pack
 from iris_core.progress import Progress
 from iris_core.scoring import response_logprobs
@@ -36,7 +43,7 @@ class Batches(Dataset[list[Row]]):
     """Optimiser batches in training order, the same for the same seed.
 
     Args:
-        groups: prompt, annotated and synthetic response of every pair.
+        groups: prompt and responses of every pair.
         epochs: passes over them, each in an order of its own.
         batch_size: pairs per batch; the last one of an epoch may be smaller.
         tokens_per_row: packing budget.
@@ -70,21 +77,19 @@ class Settings:
     """What the objective needs besides the rows.
 
     Attributes:
-        opponent: log-probs of both responses of each pair under the opponent, shape [pairs, 2].
-        tokens: their lengths, shape [pairs, 2].
-        order: α.
+        objective: the loss, and which rewards it is a function of.
+        parameters: its constants.
+        opponent: log-probs of annotated and synthetic response of each pair under the opponent, shape [pairs, 2].
         beta: reward scale β.
-        clip: largest weight.
         normalizer: state of the normaliser.
         step0_tolerance: largest mean |log-ratio| per token at step 0, in nats; None if the policy is not the opponent.
         precision: context manager around every forward.
     """
 
+    objective: Objective
+    parameters: Parameters
     opponent: Tensor
-    tokens: Tensor
-    order: float
     beta: float
-    clip: float
     normalizer: Normalizer
     step0_tolerance: float | None
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -104,6 +109,7 @@ class SelfPlayTrainer(Trainer):
         super().__init__(data_collator=lambda items: items[0], **arguments)
         self.settings, self.history, self.progress = settings, history, progress
         self.model_accepts_loss_kwargs = False
+        self._parameters = settings.parameters  # of the optimiser batch at hand
         self._metrics: dict[str, float] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -112,85 +118,84 @@ class SelfPlayTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: list[Row], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Forward and backward over the rows of one optimiser batch; returns the loss L_α of the batch."""
+        """Forward and backward over the rows of one optimiser batch; returns its loss."""
         started = time.monotonic()
         model.train()
         rows: list[Row] = self._prepare_inputs(inputs)
         normalizer = self.settings.normalizer
+        pairs = torch.cat([row["pairs"] for row in rows])
+        lengths = torch.cat([row["lengths"] for row in rows])
         if normalizer.needs_whole_batch:
             with torch.no_grad():
                 seen = torch.cat([self._logprobs(model, row) for row in rows])
-            normalizer.see(*self._rewards(seen, torch.cat([row["pairs"] for row in rows])))
-        pairs = torch.cat([row["pairs"] for row in rows])
+            normalizer.see(self._rewards(seen, pairs))
+        self._parameters = replace(
+            self.settings.parameters,
+            log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
+            mean_tokens=lengths[:, 0].sum().item() / len(pairs),
+        )
         logprobs = []
         for row in rows:
-            loss, row_logprobs = self._row_loss(model, row)
+            loss, row_logprobs = self.compute_loss(model, row, return_outputs=True)
             self.accelerator.backward(loss / len(pairs))
             logprobs.append(row_logprobs.detach())
-        return self._conclude(torch.cat(logprobs), pairs, rows, started)
+        seconds = time.monotonic() - started
+        return self._conclude(torch.cat(logprobs), pairs, lengths, rows, seconds)
 
     def compute_loss(
         self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sum of the per-pair losses of one row."""
-        loss, logprobs = self._row_loss(model, inputs)
+        """Sum of the losses of one row's pairs and, if asked for, the log-probs of its responses."""
+        logprobs = self._logprobs(model, inputs)
+        rewards = self._rewards(logprobs, inputs["pairs"])
+        loss = self.settings.objective.loss(rewards, self._parameters).sum()
         return (loss, logprobs) if return_outputs else loss
-
-    def _row_loss(self, model: PreTrainedModel, row: Row) -> tuple[Tensor, Tensor]:
-        logprobs = self._logprobs(model, row)
-        annotated, synthetic = self._rewards(logprobs, row["pairs"])
-        settings = self.settings
-        losses, _, _ = iris_loss(
-            annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip
-        )
-        return losses.sum(), logprobs
 
     def _logprobs(self, model: PreTrainedModel, row: Row) -> Tensor:
         with self.settings.precision():
             return response_logprobs(model, row)
 
-    def _rewards(self, logprobs: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        opponent = self.settings.opponent.to(logprobs.device)[pairs]
-        annotated, synthetic = (self.settings.beta * (logprobs - opponent)).unbind(dim=1)
-        return annotated, synthetic
+    def _rewards(self, logprobs: Tensor, pairs: Tensor) -> Rewards:
+        """What the objective is a function of."""
+        if self.settings.objective.relative:
+            logprobs = self._log_ratios(logprobs, pairs)
+        columns = (self.settings.beta * logprobs).unbind(dim=1)
+        return (
+            Rewards(*columns)
+            if len(columns) > 1
+            else Rewards(columns[0], torch.zeros_like(columns[0]))
+        )
 
-    def _conclude(self, logprobs: Tensor, pairs: Tensor, rows: list[Row], started: float) -> Tensor:
+    def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
+        """log p_θ − log p_t of annotated and synthetic responses (annotated ones only where no others are seen)."""
+        sides = logprobs[:, :2]
+        return sides - self.settings.opponent.to(sides.device)[pairs, : sides.shape[1]]
+
+    def _conclude(
+        self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, rows: list[Row], seconds: float
+    ) -> Tensor:
         """Checks the batch, updates the normaliser and notes the metrics of the step."""
         settings = self.settings
-        annotated, synthetic = self._rewards(logprobs, pairs)
-        loss = -variational_bound(annotated, synthetic, settings.order)
+        rewards, ratios = self._rewards(logprobs, pairs), self._log_ratios(logprobs, pairs)
+        loss = settings.objective.batch_loss(rewards, self._parameters)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"training: the loss is {loss.item()} at step {self.state.global_step}: lower training.learning_rate "
                 "or objective.beta; the work up to the last checkpoint is kept"
             )
-        tokens = settings.tokens.to(logprobs.device)[pairs]
         if self.state.global_step == 0:
-            _check_step0(
-                logprobs - settings.opponent.to(logprobs.device)[pairs],
-                tokens,
-                settings.step0_tolerance,
-            )
-        _, w, v = iris_loss(
-            annotated, synthetic, settings.order, settings.normalizer.log_values(), settings.clip
-        )
+            _check_step0(ratios, lengths[:, :2], settings.step0_tolerance)
+        w, v = pushes(settings.objective, rewards, self._parameters)
         if not settings.normalizer.needs_whole_batch:
-            settings.normalizer.see(annotated, synthetic)
-        per_token = logprobs.sum(dim=0) / tokens.sum(dim=0)
+            settings.normalizer.see(rewards)
         self._metrics = {
             "loss": loss.item(),
-            "reward/annotated": annotated.mean().item(),
-            "reward/synthetic": synthetic.mean().item(),
-            "reward/margin": (annotated - synthetic).mean().item(),
-            "reward/accuracy": (annotated > synthetic).float().mean().item(),
             "ess/annotated": effective_sample_size(w).item() / len(w),
             "ess/synthetic": effective_sample_size(v).item() / len(v),
             "weight_max/annotated": w.max().item(),
             "weight_max/synthetic": v.max().item(),
-            "logprob/annotated": per_token[0].item(),
-            "logprob/synthetic": per_token[1].item(),
-            "tokens_per_second": sum(len(row["input_ids"]) for row in rows)
-            / (time.monotonic() - started),
+            **_sides(settings.beta * ratios, logprobs, lengths),
+            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
             "memory_gb": _peak_memory_gb(),
         }
         return loss.detach()
@@ -201,7 +206,7 @@ class SelfPlayTrainer(Trainer):
         if "grad_norm" not in logs:
             return
         row = {
-            "step": self.state.global_step, "time": time.time(), "order": self.settings.order,
+            "step": self.state.global_step, "time": time.time(), "order": self.settings.parameters.order,
             "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), **self._metrics,
         }  # fmt: skip
         if not math.isfinite(row["grad_norm"]):
@@ -217,6 +222,19 @@ class SelfPlayTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         write_atomic(folder / COMPLETE, json.dumps(self.settings.normalizer.state_dict()))
+
+
+def _sides(rewards: Tensor, logprobs: Tensor, lengths: Tensor) -> dict[str, float]:
+    """Mean reward and log-prob per token of annotated and synthetic responses, and the margin where there are both."""
+    names = ("annotated", "synthetic")[: rewards.shape[1]]
+    per_token = logprobs.sum(dim=0) / lengths.sum(dim=0)
+    metrics = {f"reward/{name}": rewards[:, side].mean().item() for side, name in enumerate(names)}
+    metrics |= {f"logprob/{name}": per_token[side].item() for side, name in enumerate(names)}
+    if rewards.shape[1] == 2:
+        margin = rewards[:, 0] - rewards[:, 1]
+        metrics["reward/margin"] = margin.mean().item()
+        metrics["reward/accuracy"] = (margin > 0).float().mean().item()
+    return metrics
 
 
 def _check_step0(log_ratio: Tensor, tokens: Tensor, tolerance: float | None) -> None:

@@ -1,0 +1,85 @@
+"""Language models as tables: next-token log-probabilities given the topic (the prompt) and the two tokens before.
+
+A table has the shape [runs, topics, tokens + 1, tokens + 1, tokens]; index `tokens` stands for "before the first token".
+All responses have the same length and the topics are equally likely, so that divergences are exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def positions(topics: Tensor, responses: Tensor, tokens: int) -> Tensor:
+    """Where each token's log-probability lies in a flattened table.
+
+    Args:
+        topics: shape [..., pairs].
+        responses: shape [..., pairs, length].
+        tokens: size of the vocabulary.
+
+    Returns:
+        Indices of the shape of the responses.
+    """
+    start = torch.full_like(responses[..., :2], tokens)
+    before = torch.cat([start, responses[..., :-1]], dim=-1)
+    second, first = before[..., :-1], before[..., 1:]
+    return context(topics.unsqueeze(-1), second, first, tokens) * tokens + responses
+
+
+def context(topic: Tensor, second: Tensor, first: Tensor, tokens: int) -> Tensor:
+    """Row of a table: the topic, the token before the last and the last token."""
+    return (topic * (tokens + 1) + second) * (tokens + 1) + first
+
+
+def log_likelihood(table: Tensor, where: Tensor) -> Tensor:
+    """log p(y|x) in nats of the responses at `where` [runs, pairs, length]: shape [runs, pairs]."""
+    flat = table.flatten(1).gather(1, where.flatten(1))
+    return flat.view(where.shape).sum(-1)
+
+
+def sample(table: Tensor, topics: Tensor, uniform: Tensor) -> Tensor:
+    """One response per prompt by inverting the cumulative distribution at uniform numbers.
+
+    Args:
+        table: shape [runs, topics, tokens + 1, tokens + 1, tokens].
+        topics: shape [runs, pairs].
+        uniform: shape [runs, pairs, length]; the same numbers for two tables couple their samples.
+
+    Returns:
+        Tokens, shape [runs, pairs, length].
+    """
+    tokens = table.shape[-1]
+    cumulative = table.exp().cumsum(-1).flatten(1, 3)
+    second = first = torch.full_like(topics, tokens)
+    chosen = []
+    for draw in uniform.unbind(-1):
+        rows = context(topics, second, first, tokens)
+        steps = cumulative.gather(1, rows.unsqueeze(-1).expand(*rows.shape, tokens))
+        second, first = first, (draw.unsqueeze(-1) > steps).sum(-1).clamp(max=tokens - 1)
+        chosen.append(first)
+    return torch.stack(chosen, dim=-1)
+
+
+def divergence(p: Tensor, q: Tensor, length: int) -> Tensor:
+    """KL(p‖q) of whole responses in nats, exactly: over positions and contexts, as often as p visits them.
+
+    Args:
+        p: table, shape [runs, topics, tokens + 1, tokens + 1, tokens].
+        q: the same.
+        length: tokens per response.
+
+    Returns:
+        Shape [runs].
+    """
+    p, q = p.double(), q.double()
+    probabilities = p.exp()
+    local = (probabilities * (p - q)).sum(-1)
+    visits = torch.zeros_like(local)
+    visits[:, :, -1, -1] = 1 / p.shape[1]
+    total = torch.zeros(p.shape[0], dtype=torch.float64)
+    for _ in range(length):
+        total += (visits * local).sum((1, 2, 3))
+        following = torch.einsum("rkab,rkabc->rkbc", visits, probabilities)
+        visits = torch.nn.functional.pad(following, (0, 1))
+    return total

@@ -1,0 +1,118 @@
+"""Objectives that only the study tries, of the same signature as those of `iris_core.objectives`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from iris_core.objectives import (
+    OBJECTIVES,
+    Objective,
+    Parameters,
+    Rewards,
+    effective_sample_size,
+    iris,
+    tilted_weights,
+)
+
+Loss = Callable[[Rewards, Parameters], Tensor]
+BOUND = 2.0  # nats; largest reward of `iris-bounded`
+LEAST_SHARE = 0.5  # effective share of the batch that the tempered variants keep
+HALVINGS = 10  # of the interval in which they look for the tilt
+
+
+def with_likelihood(loss: Loss) -> Loss:
+    """The loss plus −λ·r on annotated responses, for objectives other than IRIS, which has that term."""
+
+    def combined(rewards: Rewards, parameters: Parameters) -> Tensor:
+        return loss(rewards, parameters) - parameters.likelihood_weight * rewards.annotated
+
+    return combined
+
+
+def bounded(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """IRIS on rewards c·tanh(r/c): neither weights nor pushes grow without bound."""
+    squashed = (BOUND * (reward / BOUND).tanh() for reward in rewards[:2])
+    return iris(Rewards(*squashed), parameters)
+
+
+def skewed(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """IRIS between p_data and the mixture (p_data + p_t)/2, as a skewed Jensen–Shannon divergence.
+
+    The reward is log p_θ / ((p_θ + p_t)/2) = log 2σ(r) ≤ log 2; half of the mixture's samples are the annotated ones.
+    """
+    annotated, synthetic = (math.log(2) + logsigmoid(reward) for reward in rewards[:2])
+    loss = iris(Rewards(annotated, synthetic), parameters)
+    of_mixture = tilted_weights(
+        annotated, parameters.order, parameters.log_normalizers[1], parameters.clip
+    )
+    return loss + (of_mixture * annotated - _push(synthetic, parameters)) / 2
+
+
+def _push(synthetic: Tensor, parameters: Parameters) -> Tensor:
+    weights = tilted_weights(
+        synthetic, parameters.order, parameters.log_normalizers[1], parameters.clip
+    )
+    return weights * synthetic
+
+
+def tempered(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """IRIS whose two tilts are each shrunk until the effective sample size is half of the batch."""
+    w = _tempered_weights(rewards.annotated, parameters.order - 1, parameters.clip)
+    v = _tempered_weights(rewards.synthetic, parameters.order, parameters.clip)
+    return v * rewards.synthetic - w * rewards.annotated
+
+
+def _tempered_weights(reward: Tensor, tilt: float | Tensor, clip: float) -> Tensor:
+    share = largest(lambda s: _effective_share(reward, s * tilt), reward)
+    return tilted_weights(reward, share * tilt, 0.0, clip)
+
+
+def stepwise(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """IRIS with an order of its own at every step: between 1 and α, as large as half of the batch stays effective."""
+
+    def effective(share: Tensor) -> Tensor:
+        order = 1 + share * (parameters.order - 1)
+        return torch.minimum(
+            _effective_share(rewards.annotated, order - 1),
+            _effective_share(rewards.synthetic, order),
+        )
+
+    order = 1 + largest(effective, rewards.annotated) * (parameters.order - 1)
+    return iris(rewards, replace(parameters, order=order))
+
+
+def _effective_share(reward: Tensor, tilt: Tensor) -> Tensor:
+    scaled = tilt * reward.detach()
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
+    return effective_sample_size(weights).unsqueeze(-1) / reward.shape[-1]
+
+
+def largest(effective: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """The largest share in [0, 1], shape [..., 1], at which `effective` keeps `LEAST_SHARE`, by halving."""
+    low, high = torch.zeros_like(like[..., :1]), torch.ones_like(like[..., :1])
+    low = torch.where(effective(high) >= LEAST_SHARE, high, low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        enough = effective(middle) >= LEAST_SHARE
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low
+
+
+STUDY_OBJECTIVES = {
+    **OBJECTIVES,
+    "iris-bounded": Objective(bounded),
+    "iris-skewed": Objective(skewed),
+    "iris-tempered": Objective(tempered),
+    "iris-stepwise": Objective(stepwise),
+    **{
+        f"{name}+likelihood": replace(objective, loss=with_likelihood(objective.loss))
+        for name, objective in OBJECTIVES.items()
+        if name not in ("iris", "sft")
+    },
+}
