@@ -1,7 +1,8 @@
 """Language models as tables: next-token log-probabilities given the topic (the prompt) and the two tokens before.
 
-A table has the shape [runs, topics, tokens + 1, tokens + 1, tokens]; index `tokens` stands for "before the first token".
-All responses have the same length and the topics are equally likely, so that divergences are exact.
+A table has the shape [runs, tokens, topics, tokens + 1, tokens + 1]: the next token, the topic, the token before the last
+and the last one, where index `tokens` stands for "before the first token". All responses have the same length and the
+topics are equally likely, so that divergences are exact.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 
-def positions(topics: Tensor, responses: Tensor, tokens: int) -> Tensor:
+def positions(topics: Tensor, responses: Tensor, topic_count: int, tokens: int) -> Tensor:
     """Where each token's log-probability lies in a flattened table.
 
     Args:
-        topics: shape [..., pairs].
-        responses: shape [..., pairs, length].
+        topics: shape [runs, pairs].
+        responses: shape [runs, pairs, length].
+        topic_count: how many topics there are.
         tokens: size of the vocabulary.
 
     Returns:
@@ -23,12 +25,11 @@ def positions(topics: Tensor, responses: Tensor, tokens: int) -> Tensor:
     """
     start = torch.full_like(responses[..., :2], tokens)
     before = torch.cat([start, responses[..., :-1]], dim=-1)
-    second, first = before[..., :-1], before[..., 1:]
-    return context(topics.unsqueeze(-1), second, first, tokens) * tokens + responses
+    rows = _context(topics.unsqueeze(-1), before[..., :-1], before[..., 1:], tokens)
+    return responses * topic_count * (tokens + 1) ** 2 + rows
 
 
-def context(topic: Tensor, second: Tensor, first: Tensor, tokens: int) -> Tensor:
-    """Row of a table: the topic, the token before the last and the last token."""
+def _context(topic: Tensor, second: Tensor, first: Tensor, tokens: int) -> Tensor:
     return (topic * (tokens + 1) + second) * (tokens + 1) + first
 
 
@@ -42,21 +43,21 @@ def sample(table: Tensor, topics: Tensor, uniform: Tensor) -> Tensor:
     """One response per prompt by inverting the cumulative distribution at uniform numbers.
 
     Args:
-        table: shape [runs, topics, tokens + 1, tokens + 1, tokens].
+        table: shape [runs, tokens, topics, tokens + 1, tokens + 1].
         topics: shape [runs, pairs].
         uniform: shape [runs, pairs, length]; the same numbers for two tables couple their samples.
 
     Returns:
         Tokens, shape [runs, pairs, length].
     """
-    tokens = table.shape[-1]
-    cumulative = table.exp().cumsum(-1).flatten(1, 3)
+    tokens = table.shape[1]
+    cumulative = table.exp().cumsum(1).flatten(2)
     second = first = torch.full_like(topics, tokens)
     chosen = []
     for draw in uniform.unbind(-1):
-        rows = context(topics, second, first, tokens)
-        steps = cumulative.gather(1, rows.unsqueeze(-1).expand(*rows.shape, tokens))
-        second, first = first, (draw.unsqueeze(-1) > steps).sum(-1).clamp(max=tokens - 1)
+        rows = _context(topics, second, first, tokens).unsqueeze(1)
+        steps = cumulative.gather(2, rows.expand(-1, tokens, -1))
+        second, first = first, (draw.unsqueeze(1) > steps).sum(1).clamp(max=tokens - 1)
         chosen.append(first)
     return torch.stack(chosen, dim=-1)
 
@@ -65,7 +66,7 @@ def divergence(p: Tensor, q: Tensor, length: int) -> Tensor:
     """KL(p‖q) of whole responses in nats, exactly: over positions and contexts, as often as p visits them.
 
     Args:
-        p: table, shape [runs, topics, tokens + 1, tokens + 1, tokens].
+        p: table, shape [runs, tokens, topics, tokens + 1, tokens + 1].
         q: the same.
         length: tokens per response.
 
@@ -74,12 +75,12 @@ def divergence(p: Tensor, q: Tensor, length: int) -> Tensor:
     """
     p, q = p.double(), q.double()
     probabilities = p.exp()
-    local = (probabilities * (p - q)).sum(-1)
+    local = (probabilities * (p - q)).sum(1)
     visits = torch.zeros_like(local)
-    visits[:, :, -1, -1] = 1 / p.shape[1]
-    total = torch.zeros(p.shape[0], dtype=torch.float64)
+    visits[:, :, -1, -1] = 1 / local.shape[1]
+    total = torch.zeros(len(p), dtype=torch.float64)
     for _ in range(length):
         total += (visits * local).sum((1, 2, 3))
-        following = torch.einsum("rkab,rkabc->rkbc", visits, probabilities)
+        following = torch.einsum("rkab,rckab->rkbc", visits, probabilities)
         visits = torch.nn.functional.pad(following, (0, 1))
     return total

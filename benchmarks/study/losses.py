@@ -17,6 +17,7 @@ from iris_core.objectives import (
     Rewards,
     effective_sample_size,
     iris,
+    iris_weights,
     tilted_weights,
 )
 
@@ -41,24 +42,27 @@ def bounded(rewards: Rewards, parameters: Parameters) -> Tensor:
     return iris(Rewards(*squashed), parameters)
 
 
+def centred(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """IRIS with v − 1 in place of v.
+
+    Where policy and opponent agree, E_t ∇log p_θ = 0: the push v = 1 on synthetic responses is noise, which this removes.
+    It adds KL(p_t‖p_θ), which keeps the policy near the opponent.
+    """
+    return iris(rewards, parameters) - rewards.synthetic
+
+
 def skewed(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """IRIS between p_data and the mixture (p_data + p_t)/2, as a skewed Jensen–Shannon divergence.
+    """IRIS between p_data and the mixture (p_data + p_t)/2, as a skewed Jensen–Shannon divergence, and its −λ·r.
 
     The reward is log p_θ / ((p_θ + p_t)/2) = log 2σ(r) ≤ log 2; half of the mixture's samples are the annotated ones.
     """
     annotated, synthetic = (math.log(2) + logsigmoid(reward) for reward in rewards[:2])
-    loss = iris(Rewards(annotated, synthetic), parameters)
+    w, v = iris_weights(Rewards(annotated, synthetic), parameters)
     of_mixture = tilted_weights(
         annotated, parameters.order, parameters.log_normalizers[1], parameters.clip
     )
-    return loss + (of_mixture * annotated - _push(synthetic, parameters)) / 2
-
-
-def _push(synthetic: Tensor, parameters: Parameters) -> Tensor:
-    weights = tilted_weights(
-        synthetic, parameters.order, parameters.log_normalizers[1], parameters.clip
-    )
-    return weights * synthetic
+    loss = (of_mixture * annotated + v * synthetic) / 2 - w * annotated
+    return loss - parameters.likelihood_weight * rewards.annotated
 
 
 def tempered(rewards: Rewards, parameters: Parameters) -> Tensor:
@@ -107,6 +111,7 @@ def largest(effective: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
 STUDY_OBJECTIVES = {
     **OBJECTIVES,
     "iris-bounded": Objective(bounded),
+    "iris-centred": Objective(centred),
     "iris-skewed": Objective(skewed),
     "iris-tempered": Objective(tempered),
     "iris-stepwise": Objective(stepwise),

@@ -20,21 +20,25 @@ def random_students(
         return scale * torch.randn(seeds, *shape, generator=generator)
 
     return {
-        "topic": normal(topics, hidden, scale=0.5),
-        "second": normal(tokens + 1, hidden, scale=0.5),
-        "first": normal(tokens + 1, hidden, scale=0.5),
-        "output": normal(hidden, tokens, scale=0.5 / math.sqrt(hidden)),
-        "bias": torch.zeros(seeds, 1, tokens),
+        "topic": normal(hidden, topics, scale=0.5),
+        "second": normal(hidden, tokens + 1, scale=0.5),
+        "first": normal(hidden, tokens + 1, scale=0.5),
+        "output": normal(tokens, hidden, scale=0.5 / math.sqrt(hidden)),
+        "bias": torch.zeros(seeds, tokens, 1),
     }
 
 
 def student_table(weights: Weights) -> Tensor:
-    """Log-probabilities, shape [runs, topics, tokens + 1, tokens + 1, tokens]."""
-    topic, second, first = weights["topic"], weights["second"], weights["first"]
-    pairs = second[:, None, :, None] + first[:, None, None, :]
-    features = (topic[:, :, None, None] + pairs).tanh()
-    logits = torch.baddbmm(weights["bias"], features.flatten(1, 3), weights["output"])
-    return logits.log_softmax(-1).view(*features.shape[:-1], -1)
+    """Log-probabilities, shape [runs, tokens, topics, tokens + 1, tokens + 1]."""
+    contexts = _added_embeddings(weights)
+    features = contexts.tanh().flatten(2)
+    logits = torch.baddbmm(weights["bias"], weights["output"], features)
+    return logits.log_softmax(1).unflatten(2, contexts.shape[2:])
+
+
+def _added_embeddings(weights: Weights) -> Tensor:
+    pairs = weights["second"][:, :, :, None] + weights["first"][:, :, None, :]
+    return weights["topic"][..., None, None] + pairs.unsqueeze(2)
 
 
 def random_teachers(
@@ -50,22 +54,13 @@ def random_teachers(
         hidden: width of both layers.
         sharpness: standard deviation of the logits.
     """
-    shape = (seeds, topics, tokens + 1, tokens + 1)
-    wide = random_students(generator, seeds, topics, tokens, hidden)
-    features = (
-        (
-            wide["topic"][:, :, None, None]
-            + wide["second"][:, None, :, None]
-            + wide["first"][:, None, None, :]
-        )
-        .mul(1.5)
-        .tanh()
-        .flatten(1, 3)
-    )
+    contexts = _added_embeddings(random_students(generator, seeds, topics, tokens, hidden))
+    lower = (1.5 * contexts).tanh().flatten(2)
     middle = torch.randn(seeds, hidden, hidden, generator=generator) / math.sqrt(hidden)
-    output = torch.randn(seeds, hidden, tokens, generator=generator)
-    logits = (2 * features @ middle).tanh() @ output
-    return (sharpness * logits / logits.std()).log_softmax(-1).view(*shape, tokens)
+    output = torch.randn(seeds, tokens, hidden, generator=generator)
+    logits = output @ (2 * middle @ lower).tanh()
+    table = (sharpness * logits / logits.std()).log_softmax(1)
+    return table.unflatten(2, contexts.shape[2:])
 
 
 class RMSProp:

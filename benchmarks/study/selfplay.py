@@ -137,7 +137,7 @@ class _Game:
         }
 
     def _iterate(self, iteration: int) -> Measures:
-        setting, opponent = self.setting, self._table()
+        opponent = self._table()
         generator = torch.Generator().manual_seed(1000 + iteration)
         synthetic = self._answers(opponent, self.topics, generator)
         held_synthetic = self._answers(opponent, self.held_topics, generator)
@@ -167,7 +167,8 @@ class _Game:
         """Positions of one response of the opponent to each prompt, from random numbers that runs of a seed share."""
         shape = (self.setting.seeds, topics.shape[1], self.setting.length)
         uniform = torch.rand(shape, generator=generator)[self.runs.seeds]
-        return positions(topics, sample(opponent, topics, uniform), self.setting.tokens)
+        responses = sample(opponent, topics, uniform)
+        return positions(topics, responses, self.setting.topics, self.setting.tokens)
 
     def _fine_tune(self, opponent: Tensor, synthetic: Tensor, generator: torch.Generator) -> None:
         setting, count = self.setting, self.annotated.shape[1]

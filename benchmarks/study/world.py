@@ -51,8 +51,8 @@ class Setting:
     hidden: int = 32
     teacher_hidden: int = 32
     sharpness: float = 1.5
-    pairs: int = 512
-    all_pairs: int = 3938
+    pairs: int = 1024
+    all_pairs: int = 7877
     validation: int = 512
     iterations: int = 5
     epochs: int = 2
@@ -117,7 +117,8 @@ def build_world(setting: Setting) -> World:
 def _draw(teacher: Tensor, count: int, setting: Setting, generator: torch.Generator) -> Pairs:
     topics = torch.randint(setting.topics, (setting.seeds, count), generator=generator)
     uniform = torch.rand(setting.seeds, count, setting.length, generator=generator)
-    return Pairs(topics, positions(topics, sample(teacher, topics, uniform), setting.tokens))
+    responses = sample(teacher, topics, uniform)
+    return Pairs(topics, positions(topics, responses, setting.topics, setting.tokens))
 
 
 def _warm_up(fresh: Weights, train: Pairs, validation: Pairs, setting: Setting) -> Weights:

@@ -1,0 +1,141 @@
+"""Jobs of the study, the files that keep their results, and the statistics over seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+import iris_core.objectives
+from benchmarks.study import language, losses, network, selfplay, world
+from benchmarks.study.selfplay import Runs, Variant, play
+from benchmarks.study.world import Setting, World
+
+Floats = NDArray[np.float64]
+CODE = [
+    Path(str(source.__file__)).read_text("utf-8")
+    for source in (language, losses, network, selfplay, world, iris_core.objectives)
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant on all seeds in some cells (learning rate, β)."""
+
+    variant: Variant
+    cells: tuple[tuple[float, float], ...]
+
+    def file(self, folder: Path, setting: Setting) -> Path:
+        """Where its result lies: the name holds a digest of its settings and of the code that computes it."""
+        content = json.dumps(
+            {
+                "variant": {**asdict(self.variant), "schedule": self.variant.schedule.model_dump()},
+                "cells": self.cells,
+                "setting": asdict(setting),
+                "code": CODE,
+            },
+            sort_keys=True,
+        )
+        return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.npz"
+
+
+class Interval(NamedTuple):
+    """A mean over seeds with its 95 % interval (Student's t)."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Floats) -> Interval:
+        """The interval of the mean of independent values."""
+        mean = float(values.mean())
+        half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+        return Interval(mean, mean - half, mean + half)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether a difference with this interval is one."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job measured.
+
+    Attributes:
+        job: the variant and its cells.
+        measures: of `selfplay.play`, each of shape [cells, seeds, iterations (+ 1)].
+        seconds: of computing on one core.
+    """
+
+    job: Job
+    measures: dict[str, Floats]
+    seconds: float
+
+    @property
+    def best(self) -> int:
+        """The cell with the largest mean validation likelihood after the last iteration; the test never decides."""
+        return int(_finite(self.measures["validation"][:, :, -1]).mean(axis=1).argmax())
+
+    def at_best(self, measure: str) -> Floats:
+        """A measure in the best cell, shape [seeds, iterations (+ 1)]."""
+        return self.measures[measure][self.best]
+
+    @property
+    def final(self) -> Floats:
+        """KL(p_data‖p_θ) after the last iteration, in the best cell, shape [seeds]."""
+        return self.at_best("forward")[:, -1]
+
+    @property
+    def chosen(self) -> Floats:
+        """KL(p_data‖p_θ) of the iteration with each seed's largest validation likelihood, in the best cell, [seeds]."""
+        iterations = _finite(self.at_best("validation")).argmax(axis=1)
+        return self.at_best("forward")[np.arange(len(iterations)), iterations]
+
+    @property
+    def better_share(self) -> float:
+        """Share of cells × seeds that end with a smaller KL than they start with."""
+        forward = self.measures["forward"]
+        return float((forward[..., -1] < forward[..., 0]).mean())
+
+    def gain_share(self, gain: float) -> float:
+        """Share of cells × seeds that lower the KL by at least `gain` nats."""
+        forward = self.measures["forward"]
+        return float((forward[..., 0] - forward[..., -1] >= gain).mean())
+
+
+def _finite(values: Floats) -> Floats:
+    return np.where(np.isfinite(values), values, -np.inf)
+
+
+def compute(job: Job, world: World, folder: Path) -> None:
+    """Plays a job and writes its file, whole or not at all."""
+    seeds = world.setting.seeds
+    start = time.perf_counter()
+    measures = play(world, job.variant, Runs.of(list(job.cells), seeds))
+    arrays = {
+        name: value.view(len(job.cells), seeds, -1).numpy().astype(np.float32)
+        for name, value in measures.items()
+    }
+    arrays["seconds"] = np.float32(time.perf_counter() - start)
+    file = job.file(folder, world.setting)
+    partial = file.with_suffix(f".{os.getpid()}")
+    with partial.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    partial.replace(file)
+
+
+def load(job: Job, setting: Setting, folder: Path) -> Result:
+    """The result of a computed job."""
+    with np.load(job.file(folder, setting)) as arrays:
+        measures = {name: arrays[name].astype(np.float64) for name in arrays.files}
+    return Result(job, measures, float(measures.pop("seconds")))
