@@ -21,6 +21,7 @@ ANNOTATED, SYNTHETIC, ACCENT = "#2162c3", "#c36221", "#118273"
 VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", ANNOTATED: "--annotated", SYNTHETIC: "--synthetic", ACCENT: "--accent",
 }  # fmt: skip
+COMPARED = ("#118273", "#2162c3", "#c36221", "#8a52c9", "#a92b2b", "#8f7a1c", "#5b6670")
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "iris", "font.family": "DejaVu Sans", "font.size": 10,
     "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
@@ -63,6 +64,35 @@ def by_model(name: str, names: Sequence[str], values: Sequence[Spread], label: s
         axes.set_xlabel("model after iteration")
 
     return _svg(name, draw)
+
+
+def compared(
+    name: str, names: Sequence[str], series: Mapping[str, Sequence[Spread]], label: str
+) -> str:
+    """One quantity of several objectives, a line with intervals each, beside one another at every model."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, (title, values) in enumerate(series.items()):
+            centers, bars = _bars(values)
+            shift = 0.06 * (place - (len(series) - 1) / 2)
+            axes.errorbar(
+                [x + shift for x in range(len(names))],
+                centers,
+                yerr=bars,
+                color=COMPARED[place % len(COMPARED)],
+                marker="osD^vPX"[place % 7],
+                markersize=4,
+                linewidth=1.2,
+                elinewidth=0.9,
+                label=title,
+            )
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylabel(label)
+        axes.set_xlabel("model after iteration")
+        figure.legend(loc="outside right upper")
+
+    return _svg(name, draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
 
 
 def benchmark(name: str, names: Sequence[str], values: Sequence[Spread]) -> str:
@@ -119,15 +149,11 @@ def curves(
 
 def _spreads(axes: Axes, names: Sequence[str], values: Sequence[Spread], color: str) -> None:
     """Points with error bars, joined; what is missing leaves a hole."""
-    centers = _numbers([value[0] if value else None for value in values])
-    low = [center - value[1] if value else 0 for center, value in zip(centers, values, strict=True)]
-    high = [
-        value[2] - center if value else 0 for center, value in zip(centers, values, strict=True)
-    ]
+    centers, bars = _bars(values)
     axes.errorbar(
         range(len(names)),
         centers,
-        yerr=[low, high],
+        yerr=bars,
         color=color,
         marker="o",
         markersize=5,
@@ -137,6 +163,16 @@ def _spreads(axes: Axes, names: Sequence[str], values: Sequence[Spread], color: 
     shown = range(0, len(names), 1 + len(names) // MOST_NAMES)
     axes.set_xticks(shown, [names[i] for i in shown])
     axes.margins(x=0.08, y=0.12)
+
+
+def _bars(values: Sequence[Spread]) -> tuple[list[float], list[list[float]]]:
+    """Where the points are, and how far their error bars reach down and up."""
+    centers = _numbers([value[0] if value else None for value in values])
+    low = [center - value[1] if value else 0 for center, value in zip(centers, values, strict=True)]
+    high = [
+        value[2] - center if value else 0 for center, value in zip(centers, values, strict=True)
+    ]
+    return centers, [low, high]
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

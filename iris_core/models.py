@@ -14,8 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from iris_core.attention import GROUPED
 from iris_core.config import ModelPart
 from iris_core.errors import ModelError, ServiceError
+from iris_core.lora import streamline
 from iris_core.store import Artifact, Policy
 
 _MARK = "\u2042response\u2042"
@@ -116,7 +118,7 @@ def load_policy(
     model = AutoModelForCausalLM.from_pretrained(
         policy.model.path,
         dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
+        attn_implementation=GROUPED,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
@@ -125,6 +127,7 @@ def load_policy(
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
+        streamline(model)
     return model.to(device()).eval()
 
 

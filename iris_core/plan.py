@@ -12,19 +12,21 @@ import yaml
 from pydantic import Field
 
 from iris_core import miniature
-from iris_core.config import Experiment
+from iris_core.config import Experiment, ObjectiveName, ObjectivePart
 from iris_core.digest import model_digest
-from iris_core.errors import DataError, EvaluationError
+from iris_core.errors import DataError, EvaluationError, StoreError
 from iris_core.specs import (
+    CompareSpec,
     EvaluateSpec,
     Gap,
     GenerateSpec,
+    Member,
     PrepareSpec,
     RegisterSpec,
     ScheduleSpec,
     TrainSpec,
 )
-from iris_core.store import Artifact, Manifest, Policy, Strict, versions
+from iris_core.store import Artifact, Manifest, Policy, Store, Strict, versions
 
 
 class LoopState(Strict):
@@ -195,6 +197,55 @@ def register_spec(
             for name, manifest in stages.items()
         },
         recipe=recipe_yaml(experiment),
+    )
+
+
+def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
+    """The loop of a comparison that trains objective `name` from `seed`, in the same store."""
+    objective = experiment.objective
+    if name != objective.name:
+        beta = ObjectivePart(name=name).beta
+        objective = objective.model_copy(update={"name": name, "beta": beta})
+    changed = {
+        "name": f"{experiment.name}-{name}-seed-{seed}",
+        "objective": objective,
+        "seed": seed,
+    }
+    return experiment.model_copy(update=changed)
+
+
+def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSpec:
+    """What the loops of `members` left in the store, side by side.
+
+    Raises:
+        StoreError: one of them has trained nothing.
+    """
+    return CompareSpec(
+        experiment=experiment.name,
+        tracking_uri=experiment.tracking_uri,
+        members=[_member(loop) for loop in members],
+        versions=versions("mlflow"),
+    )
+
+
+def _member(loop: Experiment) -> Member:
+    store = Store(Path(loop.store), loop.name)
+
+    def manifests(stage: str) -> list[Artifact]:
+        places = [f"iteration-{t}/{stage}" for t in range(loop.iterations)]
+        found = [manifest for place in places if (manifest := store.manifest(place))]
+        return [Artifact.of(manifest.folder / "manifest.json") for manifest in found]
+
+    trained, initial = manifests("train"), store.manifest("initial/evaluate")
+    if not trained:
+        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
+    return Member(
+        objective=loop.objective.name,
+        beta=loop.objective.beta,
+        seed=loop.seed,
+        train=trained,
+        evaluate=manifests("evaluate"),
+        initial=Artifact.of(initial.folder / "manifest.json") if initial else None,
     )
 
 

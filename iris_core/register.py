@@ -22,7 +22,6 @@ from mlflow.entities import Metric
 
 from iris_core import registry, tracking
 from iris_core.digest import json_digest
-from iris_core.errors import StoreError
 from iris_core.mlflow_runs import (
     PARENT_TAG,
     claim_experiment,
@@ -34,7 +33,7 @@ from iris_core.mlflow_runs import (
 )
 from iris_core.specs import RegisterSpec
 from iris_core.stage import main
-from iris_core.store import Manifest, Outcome, read_manifest, write_atomic
+from iris_core.store import Manifest, Outcome, require_manifest, write_atomic
 
 INITIAL_STEP = -1
 SCORE_SETTINGS = ("label", "limit", "backend", "apply_chat_template", "dtype", "data", "lm_eval")
@@ -90,15 +89,7 @@ def read_stages(spec: RegisterSpec) -> dict[str, Manifest]:
     Raises:
         StoreError: one is gone.
     """
-    manifests = {}
-    for name, artifact in spec.stages.items():
-        manifest = read_manifest(artifact.path.parent)
-        if manifest is None:
-            raise StoreError(
-                f"the manifest of {name}, {artifact.path}, is gone: run again to make it anew"
-            )
-        manifests[name] = manifest
-    return manifests
+    return {name: require_manifest(artifact.path.parent) for name, artifact in spec.stages.items()}
 
 
 def content_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:

@@ -29,6 +29,7 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         position_ids=row["position_ids"][None],
         attention_mask=row["mask"],
         use_cache=False,
+        group_lengths=row["group_lengths"].tolist(),
     ).last_hidden_state[0]
     logprobs = token_logprobs(
         hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"]

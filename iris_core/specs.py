@@ -115,6 +115,29 @@ class ScheduleSpec(Spec):
     gaps: list[Gap]
 
 
+class Member(Strict):
+    """One loop of a comparison: its objective and seed, and the manifests of what it trained and scored, by iteration."""
+
+    objective: str
+    beta: float
+    seed: int
+    train: list[Artifact]
+    evaluate: list[Artifact]
+    initial: Artifact | None
+
+
+class CompareSpec(Spec):
+    """Put loops that differ in objective and seed side by side, and log that to MLflow.
+
+    Outputs `page` (one self-contained HTML file) and `comparison` (the same figures as JSON).
+    """
+
+    stage: ClassVar[str] = "compare"
+    experiment: str
+    tracking_uri: str
+    members: list[Member]
+
+
 class RegisterSpec(Spec):
     """Log one iteration to MLflow and register its model.
 

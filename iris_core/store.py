@@ -157,6 +157,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
+def require_manifest(folder: Path) -> Manifest:
+    """The manifest of a stage folder that another stage has named.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StoreError(f"the stage output in {folder} is gone: run again to make it anew")
+    return manifest
+
+
 def completed(folder: Path, key: str) -> Manifest | None:
     """The manifest of `folder` if it belongs to `key` and every file still has its size and digest."""
     manifest = read_manifest(folder)

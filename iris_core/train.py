@@ -25,6 +25,7 @@ from iris_core import models
 from iris_core.data import load_pairs
 from iris_core.errors import DataError
 from iris_core.gap import measure_gap, ratio_of_sums
+from iris_core.lora import streamline
 from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
 from iris_core.packing import Group
 from iris_core.progress import Progress
@@ -145,6 +146,7 @@ def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
             r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
         )
         model = get_peft_model(model, config)
+        streamline(model)
     return model
 
 

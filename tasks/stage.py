@@ -29,10 +29,10 @@ from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 
 from iris_core.config import Experiment
-from iris_core.errors import IrisError, OutOfMemoryError, StoreError
+from iris_core.errors import IrisError, OutOfMemoryError
 from iris_core.launch import launch
 from iris_core.specs import EvaluateSpec
-from iris_core.store import Manifest, Spec, Store, Strict, completed, read_manifest, write_atomic
+from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, write_atomic
 
 EXECUTION = ".execution.json"
 UPDATE_EVERY_S = 1.0
@@ -66,12 +66,7 @@ class Finished(Strict):
         Raises:
             StoreError: it is no longer there.
         """
-        manifest = read_manifest(self.folder)
-        if manifest is None:
-            raise StoreError(
-                f"the output of {self.stage} in {self.folder} is gone: run again to make it anew"
-            )
-        return manifest
+        return require_manifest(self.folder)
 
 
 P = ParamSpec("P")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from iris_core.attention import GROUPED
 from iris_core.packing import Group, attention_mask, build_row, pack
 from iris_core.scoring import response_logprobs, score
 
@@ -29,9 +30,11 @@ def separate(model, group):
     return torch.stack(sums)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+@pytest.fixture(scope="module", params=[GROUPED, "sdpa"])
+def model(tiny_model, request):
+    return AutoModelForCausalLM.from_pretrained(
+        tiny_model, dtype=torch.float32, attn_implementation=request.param
+    ).eval()
 
 
 def test_packed_equals_separate_forwards(model):

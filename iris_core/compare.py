@@ -1,0 +1,238 @@
+"""Stage `compare`: objectives side by side, each with several seeds, on one model and data.
+
+    python -m iris_core.compare --spec spec.json --out DIR
+
+Every number is a mean over seeds; its 95 % interval is a bootstrap over seeds and, within each, over held-out prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from iris_core import figures, tracking
+from iris_core.gap import RESAMPLES, Floats, variational_gap
+from iris_core.mlflow_runs import claim_experiment, claim_run, log_points, points
+from iris_core.report import TEMPLATES
+from iris_core.specs import CompareSpec, Gap, Member
+from iris_core.stage import main
+from iris_core.store import Artifact, Manifest, Outcome, require_manifest, write_atomic
+
+HEADERS = (
+    "objective",
+    "β",
+    "log-prob / token [95 %]",
+    "exact match [95 %]",
+    "gap D̂ [95 %]",
+    "log-prob of own answers",
+    "average, %",
+)
+
+
+class Trajectory(NamedTuple):
+    """What one objective did, over its seeds.
+
+    Attributes:
+        logprob: held-out log-prob per token of annotated answers, before and after each iteration, in nats.
+        exact_match: share of held-out prompts answered exactly, the same.
+        average: mean benchmark score of the last model, over seeds.
+        gap: D̂ of the last iteration.
+        synthetic: log-prob per token of the opponent's held-out answers under the last model.
+        minutes: wall time of its stages, over all seeds; work shared between objectives counts for each.
+    """
+
+    objective: str
+    beta: float
+    seeds: list[int]
+    logprob: list[Gap]
+    exact_match: list[Gap]
+    average: float | None
+    gap: Gap
+    synthetic: Gap
+    minutes: float
+
+
+def compare(spec: CompareSpec, out: Path) -> Outcome:
+    """Reads what the loops left, writes the page and its data, and logs both to MLflow."""
+    found = trajectories(spec.members)
+    data = [
+        {name: _plain(value) for name, value in trajectory._asdict().items()}
+        for trajectory in found
+    ]
+    write_atomic(out / "comparison.json", json.dumps(data, indent=1, ensure_ascii=False))
+    write_atomic(out / "comparison.html", render(spec.experiment, found))
+    run_id = log_comparison(spec, found, out)
+    return Outcome(
+        outputs={"page": out / "comparison.html", "comparison": out / "comparison.json"},
+        metrics={"run_id": run_id, "table": markdown(found)},
+    )
+
+
+def trajectories(members: Sequence[Member]) -> list[Trajectory]:
+    """One trajectory for each objective, the highest held-out log-prob first."""
+    by_objective: dict[str, list[Member]] = {}
+    for member in members:
+        by_objective.setdefault(member.objective, []).append(member)
+    found = [_trajectory(group) for group in by_objective.values()]
+    return sorted(found, key=lambda trajectory: -trajectory.logprob[-1].value)
+
+
+def cells(trajectory: Trajectory) -> list[str]:
+    """The row of an objective's last model, a cell for each of `HEADERS`."""
+    average = trajectory.average
+    return [
+        trajectory.objective,
+        f"{trajectory.beta:g}",
+        _text(trajectory.logprob[-1], 3),
+        _text(trajectory.exact_match[-1], 2) if trajectory.exact_match else "",
+        _text(trajectory.gap, 2),
+        f"{trajectory.synthetic.value:.2f}",
+        "" if average is None else f"{100 * average:.1f}",
+    ]
+
+
+def markdown(found: Sequence[Trajectory]) -> str:
+    """The comparison as a Markdown table."""
+    lines = [HEADERS, [":---", *["---:"] * (len(HEADERS) - 1)], *map(cells, found)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def render(experiment: str, found: Sequence[Trajectory]) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    names = ["initial", *map(str, range(len(found[0].logprob) - 1))]
+    series = {
+        trajectory.objective: [_triple(value) for value in trajectory.logprob]
+        for trajectory in found
+    }
+    plot = figures.compared("logprob", names, series, "held-out log-prob, nats per token")
+    return environment.get_template("comparison.html.j2").render(
+        experiment=experiment,
+        seeds=found[0].seeds,
+        plot=Markup(plot),
+        alt="; ".join(f"{row.objective} ends at {_text(row.logprob[-1], 3)}" for row in found),
+        headers=HEADERS,
+        rows=[cells(trajectory) for trajectory in found],
+    )
+
+
+def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) -> str:
+    """The comparison as a run of the MLflow experiment of its name; returns the run's id."""
+    client = tracking.connect(spec.tracking_uri)
+    now = int(time.time() * 1000)
+    with tracking.service_errors(spec.tracking_uri):
+        folder = tracking.artifact_folder(spec.tracking_uri, otherwise=out)
+        experiment = claim_experiment(client, spec.experiment, folder)
+        tags = {"iris.role": "comparison", "iris.key": spec.key()}
+        run_id = claim_run(client, experiment, "comparison", tags, now)
+        for trajectory in found:
+            for step, value in enumerate(trajectory.logprob):
+                named = {f"{trajectory.objective}/logprob": value.value}
+                log_points(client, run_id, points(named, step, now))
+            for step, value in enumerate(trajectory.exact_match):
+                named = {f"{trajectory.objective}/exact_match": value.value}
+                log_points(client, run_id, points(named, step, now))
+        for name in ("comparison.html", "comparison.json"):
+            client.log_artifact(run_id, str(out / name))
+        client.set_terminated(run_id, "FINISHED", now)
+    return run_id
+
+
+def over_seeds(statistic: Callable[..., Floats], *columns: Floats) -> Gap:
+    """Mean over seeds of a statistic of held-out prompts, with its bootstrap 95 % interval over both.
+
+    Args:
+        statistic: takes the columns, shape [..., prompts], and reduces the last axis.
+        columns: shape [seeds, prompts] each.
+    """
+    seeds, prompts = columns[0].shape
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(0, seeds, (RESAMPLES, seeds, 1))
+    rows = generator.integers(0, prompts, (RESAMPLES, seeds, prompts))
+    means = statistic(*(column[drawn, rows] for column in columns)).mean(-1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Gap(value=float(statistic(*columns).mean()), low=float(low), high=float(high))
+
+
+def per_token(logprobs: Floats, tokens: Floats) -> Floats:
+    """Σ log-probs / Σ tokens over the last axis."""
+    result: Floats = logprobs.sum(-1) / tokens.sum(-1)
+    return result
+
+
+def _trajectory(members: Sequence[Member]) -> Trajectory:
+    beta = members[0].beta
+    trained = [[_read(artifact) for artifact in member.train] for member in members]
+    scored = [
+        [_read(artifact) for artifact in [*filter(None, [member.initial]), *member.evaluate]]
+        for member in members
+    ]
+    heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
+    first, last = heldout[0], heldout[-1]
+    before = over_seeds(per_token, first["annotated_opponent"], first["annotated_tokens"])
+    after = [
+        over_seeds(per_token, it["annotated_policy"], it["annotated_tokens"]) for it in heldout
+    ]
+    rewards = [
+        beta * (last[f"{side}_policy"] - last[f"{side}_opponent"])
+        for side in ("annotated", "synthetic")
+    ]
+    answered = [runs for runs in zip(*scored, strict=True) if "heldout" in runs[0].outputs]
+    averages = [(run[-1].metrics.get("average") or {}).get("value") for run in scored if run]
+    known = [average for average in averages if average is not None]
+    return Trajectory(
+        objective=members[0].objective,
+        beta=beta,
+        seeds=[member.seed for member in members],
+        logprob=[before, *after],
+        exact_match=[
+            over_seeds(lambda correct: correct.mean(-1), _heldout(runs)["correct"])
+            for runs in answered
+        ],
+        average=sum(known) / len(known) if known and len(known) == len(averages) else None,
+        gap=over_seeds(variational_gap, *rewards),
+        synthetic=over_seeds(per_token, last["synthetic_policy"], last["synthetic_tokens"]),
+        minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
+    )
+
+
+def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
+    """The numbers in the held-out tables of one stage, a run a seed: columns of shape [seeds, prompts]."""
+    tables = [pq.read_table(manifest.artifact("heldout").path) for manifest in manifests]
+    numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
+    return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}
+
+
+def _read(artifact: Artifact) -> Manifest:
+    return require_manifest(artifact.path.parent)
+
+
+def _triple(value: Gap) -> list[float]:
+    return [value.value, value.low, value.high]
+
+
+def _text(value: Gap, digits: int) -> str:
+    center, low, high = (f"{number:.{digits}f}" for number in _triple(value))
+    return f"{center} [{low}, {high}]"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.model_dump() if isinstance(value, Gap) else value
+
+
+if __name__ == "__main__":
+    main(CompareSpec, compare)

@@ -1,0 +1,13 @@
+"""The stage `compare` as a task: the loops of several objectives and seeds side by side."""
+
+from __future__ import annotations
+
+from iris_core.config import Experiment
+from iris_core.plan import compare_spec
+from tasks.stage import Result, perform, stage_task
+
+
+@stage_task("compare")
+def compare(experiment: Experiment, members: list[Experiment]) -> Result:
+    """Reads what the loops of `members` left in the store and logs the comparison to MLflow."""
+    return perform(compare_spec(experiment, members), experiment, "comparison")

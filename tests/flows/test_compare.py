@@ -1,0 +1,113 @@
+"""The flow `iris-compare`: two objectives by real loops on the tiny model, what they share, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.compare import compare
+from iris_core.compare import over_seeds, per_token
+from iris_core.config import parse_experiment
+from iris_core.plan import member
+from iris_core.store import Manifest, Store
+
+
+def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
+    return {
+        "name": "both",
+        "iterations": 2,
+        "store": str(folder / "store"),
+        "model": {"path": str(model), "dtype": "float32"},
+        "data": {"path": str(pairs), "heldout": 6, "answer_pattern": "Answer: (.+)"},
+        "generation": {"backend": "transformers", "max_new_tokens": 8},
+        "objective": {"beta": 0.3},
+        "training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw"},
+        "evaluation": {
+            "benchmarks": ["musr"], "data_dir": "miniature", "backend": "hf", "limit": 2,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.unit
+def test_members_differ_in_objective_and_seed_and_keep_published_scales(tmp_path):
+    base = parse_experiment(settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl"))
+    own, other = member(base, "iris", 1), member(base, "tspin", 2)
+    assert (own.name, own.seed, own.objective.beta) == ("both-iris-seed-1", 1, 0.3)
+    assert (other.name, other.seed, other.objective.beta) == ("both-tspin-seed-2", 2, 1.0)
+    assert other.training == base.training
+    assert other.store == base.store
+
+
+@pytest.mark.unit
+def test_the_mean_over_seeds_has_an_interval_over_seeds_and_prompts():
+    """Two seeds of two prompts: (−6/4 − 2/4)/2 = −1. Seeds that agree and prompts that agree leave no width."""
+    tokens = np.array([[2.0, 2.0], [2.0, 2.0]])
+    found = over_seeds(per_token, np.array([[-2.0, -4.0], [-1.0, -1.0]]), tokens)
+    assert found.value == pytest.approx(-1)
+    assert found.low == pytest.approx(
+        -1.75
+    )  # -2 is drawn one time in 64: seed 0 twice, its second prompt always
+    assert found.high == pytest.approx(-0.5)
+    alike = over_seeds(per_token, np.full((2, 2), -3.0), tokens)
+    assert (alike.low, alike.value, alike.high) == pytest.approx((-1.5, -1.5, -1.5))
+
+
+@pytest.mark.integration
+def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_path):
+    experiment = parse_experiment(settings(tmp_path, tiny_model, pairs_file))
+    page = compare(experiment, ["iris", "tspin"], [0])
+
+    def manifest(objective: str, place: str) -> Manifest:
+        found = Store(tmp_path / "store", f"both-{objective}-seed-0").manifest(place)
+        assert found is not None
+        return found
+
+    shared = [manifest(name, "iteration-0/generate").folder for name in ("iris", "tspin")]
+    assert shared[0].resolve() == shared[1].resolve()
+    second = manifest("tspin", "iteration-1/train")
+    first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
+    assert second.spec["initial_synthetic"]["digest"] == first_answers
+    assert manifest("tspin", "iteration-0/train").spec["initial_synthetic"] is None
+    assert manifest("iris", "iteration-1/train").spec["initial_synthetic"] is None
+
+    rows = {
+        row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())
+    }
+    assert set(rows) == {"iris", "tspin"}
+    for name, row in rows.items():
+        held = manifest(name, "iteration-1/train").metrics["heldout"]
+        assert row["logprob"][-1]["value"] == pytest.approx(
+            held["annotated_logprob_per_token"]["value"], abs=1e-6
+        )
+        assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations
+        assert row["gap"]["value"] == pytest.approx(
+            manifest(name, "iteration-1/train").metrics["gap"]["value"], abs=1e-6
+        )
+    text = page.read_text()
+    assert all(f'<th scope="row">{name}</th>' in text for name in rows)
+    assert "<svg" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+    client = MlflowClient(experiment.tracking_uri)
+    mlflow_experiment = client.get_experiment_by_name("both")
+    assert mlflow_experiment is not None
+    (run,) = client.search_runs([mlflow_experiment.experiment_id])
+    assert run.data.tags["iris.role"] == "comparison"
+    assert run.data.metrics["tspin/logprob"] == pytest.approx(rows["tspin"]["logprob"][-1]["value"])
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
+        "comparison.html",
+        "comparison.json",
+    }
