@@ -245,6 +245,35 @@ def test_spif_is_best_inside_its_bound(curvature):
     assert found.abs().max() < 1 / curvature
 
 
+def curvatures(name: str, parameters: Parameters) -> torch.Tensor:
+    """Second derivatives of one pair's loss by (r, r') at r = r' = 0, scaled so that the first are (−1, 1)."""
+
+    def up_and_down(sides: torch.Tensor) -> torch.Tensor:
+        rewards = Rewards(sides[0:1], sides[1:2])
+        up, down = pushes(OBJECTIVES[name], rewards, parameters)
+        return torch.cat([-up, down])
+
+    zero, step = torch.zeros(2, dtype=torch.float64), 1e-5
+    first = up_and_down(zero)
+    assert first[1] == -first[0] > 0
+    moves = torch.eye(2, dtype=torch.float64) * step
+    columns = [(up_and_down(zero + move) - up_and_down(zero - move)) / (2 * step) for move in moves]
+    return torch.stack(columns, dim=1) / first[1]
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0])
+def test_where_the_others_sit_on_the_axis_of_orders(order):
+    """IRIS curves by 1 − α on the annotated side and by α on the synthetic one; SPACE and SPIF with c = ½ as α = ½."""
+    expected = torch.diag(torch.tensor([1 - order, order], dtype=torch.float64))
+    found = curvatures("iris", Parameters(order=order))
+    assert torch.allclose(found, expected, atol=1e-6)
+    half = torch.diag(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert torch.allclose(curvatures("space", Parameters()), half, atol=1e-6)
+    assert torch.allclose(curvatures("spif", Parameters(curvature=0.5)), half, atol=1e-6)
+    coupled = torch.tensor([[0.5, -0.5], [-0.5, 0.5]], dtype=torch.float64)
+    assert torch.allclose(curvatures("spin", Parameters()), coupled, atol=1e-6)
+
+
 PAIR = Rewards(torch.tensor([0.4]), torch.tensor([-0.6]), torch.tensor([-1.1]))
 
 
