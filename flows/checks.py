@@ -6,9 +6,8 @@ from pathlib import Path
 
 from iris_core import tracking
 from iris_core.config import Experiment
-from iris_core.errors import StoreError
 from iris_core.plan import Prepared, prepare_spec, recipe_yaml
-from iris_core.store import Store, check_free_space, write_atomic
+from iris_core.store import Store, write_atomic
 
 RECIPE = "recipe.yaml"
 
@@ -24,13 +23,7 @@ def check_services(experiment: Experiment) -> Store:
         StoreError: the store cannot be written, or its disk is full.
     """
     store = Store(Path(experiment.store), experiment.name)
-    try:
-        store.home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"store: cannot write {store.home} ({error.strerror}): set `store` to another folder"
-        ) from error
-    check_free_space(store.home)
+    store.check()
     tracking.check(experiment.tracking_uri)
     return store
 

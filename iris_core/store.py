@@ -234,11 +234,11 @@ class Store:
         self.root = root.expanduser().absolute()
         self.home = self.root / experiment
 
-    def claim(self, identity: dict[str, str]) -> None:
-        """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
+    def check(self) -> None:
+        """Makes the experiment's folder.
 
         Raises:
-            StoreError: the folder holds an experiment with another identity, or cannot be written.
+            StoreError: it cannot be written, or its disk is full.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -247,6 +247,14 @@ class Store:
                 f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder"
             ) from error
         check_free_space(self.home)
+
+    def claim(self, identity: dict[str, str]) -> None:
+        """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
+
+        Raises:
+            StoreError: the folder holds an experiment with another identity, or cannot be written.
+        """
+        self.check()
         mark = self.home / "experiment.json"
         held = json.loads(mark.read_text()) if mark.exists() else identity
         for name in identity:

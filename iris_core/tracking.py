@@ -45,12 +45,17 @@ def check(uri: str) -> None:
     """Finds out within seconds whether MLflow can be used at `uri`, before anything heavy starts.
 
     Raises:
-        ConfigError: a file store, an unknown scheme, or credentials the server refuses.
+        ConfigError: a file store, an unknown scheme, a password in the URI, or credentials the server refuses.
         ServiceError: nothing answers there, or what answers is not MLflow.
     """
     scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
     if uri.startswith("databricks"):
         return
+    if urlsplit(uri).password or _SECRET_FIELD.search(uri):
+        raise ConfigError(
+            f"tracking.uri: {redact(uri)} carries a password, which recipes and stores would keep: for an MLflow server set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead, for PostgreSQL PGPASSWORD or ~/.pgpass"
+        )
     if scheme in ("", "file"):
         raise ConfigError(
             f"tracking.uri: {redact(uri)!r} is a file store, which cannot hold model versions: use sqlite:////folder/mlflow.db, "
