@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from iris_core.errors import ConfigError
 
 ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
-PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0, "sft": 1.0}  # 0.1 for the others
+PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 
 Benchmark = Literal[
     "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"

@@ -128,12 +128,14 @@ class Objective:
     Attributes:
         loss: the loss of every pair, [..., pairs]; its mean over the optimiser batch is minimised.
         relative: rewards refer to the opponent; otherwise they are β·log p_θ alone.
+        scaled: rewards carry β; otherwise it is 1.
         responses: how many responses of a prompt it looks at: annotated, synthetic, the initial model's.
         value: the loss of a whole batch as it is reported, if that is not the mean over its pairs.
     """
 
     loss: Callable[[Rewards, Parameters], Tensor]
     relative: bool = True
+    scaled: bool = True
     responses: int = 2
     value: Callable[[Rewards, Parameters], Tensor] | None = None
 
@@ -151,7 +153,7 @@ OBJECTIVES = {
     "space": Objective(space),
     "spif": Objective(spif),
     "tspin": Objective(tspin, relative=False, responses=3),
-    "sft": Objective(sft, relative=False, responses=1),
+    "sft": Objective(sft, relative=False, scaled=False, responses=1),
 }
 
 

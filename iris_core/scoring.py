@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iris_core.errors import ModelError
 from iris_core.logprobs import token_logprobs
 from iris_core.packing import Group, Row, build_row, pack
 
@@ -31,11 +33,31 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         use_cache=False,
         group_lengths=row["group_lengths"].tolist(),
     ).last_hidden_state[0]
-    logprobs = token_logprobs(
-        hidden[row["sources"]], causal.get_output_embeddings().weight, row["targets"]
-    )
+    logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
     sums = torch.zeros(row["lengths"].numel(), dtype=torch.float32, device=logprobs.device)
     return sums.index_add(0, row["owners"], logprobs).view(row["lengths"].shape)
+
+
+def _head(model: PreTrainedModel) -> dict[str, Any]:
+    """What makes logits of hidden states: the output embedding, and its scale and soft cap where the model has them.
+
+    Raises:
+        ModelError: the output layer has a bias.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if hasattr(head, "get_delta_weight"):  # LoRA on the output layer
+        weight = head.weight + sum(map(head.get_delta_weight, head.active_adapters))
+    else:
+        weight = head.weight
+    if getattr(head, "bias", None) is not None:
+        raise ModelError(
+            f"model.path: the output layer of {type(model).__name__} has a bias, which is not supported: use another model"
+        )
+    scale = getattr(config, "logit_scale", None) or 1 / (
+        getattr(config, "logits_scaling", None) or 1
+    )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return {"weight": weight, "scale": float(scale), "softcap": softcap}
 
 
 @torch.no_grad()

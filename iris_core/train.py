@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core import models
 from iris_core.data import load_pairs
@@ -46,6 +47,7 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     work.mkdir(exist_ok=True)
     set_seed(spec.seed)
     groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
+    _check_lengths(spec, groups["train"] + groups["heldout"])
     before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], work)
@@ -94,6 +96,22 @@ def load_groups(spec: TrainSpec, split: str) -> list[Group]:
                 Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
             )
     return groups
+
+
+def _check_lengths(spec: TrainSpec, groups: list[Group]) -> None:
+    """Every prompt with its longest response must fit what one token of the model can see."""
+    config = AutoConfig.from_pretrained(
+        spec.policy.model.path, trust_remote_code=spec.trust_remote_code
+    ).get_text_config()
+    slides = getattr(config, "use_sliding_window", True)
+    window = (getattr(config, "sliding_window", None) if slides else None) or math.inf
+    most = min(getattr(config, "max_position_embeddings", math.inf), window)
+    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
+    if longest > most:
+        raise DataError(
+            f"a prompt with its response has {longest} tokens, the model sees {most}: lower data.max_prompt_tokens, "
+            "data.max_response_tokens and generation.max_new_tokens, and set data.on_invalid to drop"
+        )
 
 
 def _responses(artifact: Artifact) -> dict[str, list[int]]:

@@ -157,9 +157,12 @@ class SelfPlayTrainer(Trainer):
 
     def _rewards(self, logprobs: Tensor, pairs: Tensor) -> Rewards:
         """What the objective is a function of."""
-        if self.settings.objective.relative:
+        objective = self.settings.objective
+        if objective.relative:
             logprobs = self._log_ratios(logprobs, pairs)
-        columns = (self.settings.beta * logprobs).unbind(dim=1)
+        if objective.scaled:
+            logprobs = self.settings.beta * logprobs
+        columns = logprobs.unbind(dim=1)
         return (
             Rewards(*columns)
             if len(columns) > 1

@@ -11,15 +11,21 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("train_head", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [4 * 50, 4 * 50 * 3, 1 << 20])
-def test_equals_log_softmax_in_value_and_gradient(train_head, chunk_bytes, monkeypatch):
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.0, 2.0), (0.5, 1.5)])
+def test_equals_log_softmax_in_value_and_gradient(
+    train_head, chunk_bytes, scale, softcap, monkeypatch
+):
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", chunk_bytes)  # 1, 3 and all rows a chunk
     torch.manual_seed(0)
     hidden = torch.randn(8, 16, requires_grad=True)
     weight = torch.randn(50, 16, requires_grad=train_head)
     targets = torch.randint(0, 50, (8,))
     leaves = (hidden, weight) if train_head else (hidden,)
-    slow = (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-    fast = token_logprobs(hidden, weight, targets)
+    logits = scale * hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    slow = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    fast = token_logprobs(hidden, weight, targets, scale, softcap)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
     outer = torch.randn(8)
     for one, other in zip(

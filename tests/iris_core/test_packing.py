@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from iris_core.attention import GROUPED
+from iris_core.errors import ModelError
+from iris_core.lora import streamline
 from iris_core.packing import Group, attention_mask, build_row, pack
 from iris_core.scoring import response_logprobs, score
 
@@ -12,9 +22,21 @@ pytestmark = pytest.mark.unit
 
 GROUPS = [
     Group([1, 5, 9, 11], ([7, 8, 2], [20, 21, 22, 23, 2])),
-    Group([3], ([2], [])),
+    Group([3], ([2], [])),  # a prompt of one token, a response of one token, an empty response
     Group([4, 4, 6], ([9] * 9, [10, 2])),
+    Group(list(range(30, 60)), ([5, 6], [7] * 4)),  # longer than all the others together
 ]
+SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0,
+}  # fmt: skip
+MODELS = {
+    "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "mistral": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": 128}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),  # biases in its attention
+    "granite": (GraniteConfig, {"logits_scaling": 3.0}),
+    "cohere": (CohereConfig, {"logit_scale": 0.25}),
+}
 
 
 def separate(model, group):
@@ -30,31 +52,112 @@ def separate(model, group):
     return torch.stack(sums)
 
 
-@pytest.fixture(scope="module", params=[GROUPED, "sdpa"])
-def model(tiny_model, request):
-    return AutoModelForCausalLM.from_pretrained(
-        tiny_model, dtype=torch.float32, attn_implementation=request.param
+def build(name, attention=GROUPED, dtype=torch.float32):
+    config, settings = MODELS[name]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        config(**SIZES, **settings), dtype=dtype, attn_implementation=attention
     ).eval()
 
 
-def test_packed_equals_separate_forwards(model):
-    packed = response_logprobs(model, build_row(GROUPS, [0, 1, 2]))
-    slow = torch.stack([separate(model, group) for group in GROUPS])
-    torch.testing.assert_close(packed, slow, rtol=1e-5, atol=1e-5)
+@pytest.fixture(params=MODELS)
+def model(request):
+    return build(request.param)
 
 
-def test_packed_gradients_equal_those_of_separate_forwards(model):
-    coefficients = torch.tensor([[1.0, -0.5], [0.3, 2.0], [-1.0, 0.7]])
-    gradients = []
-    for values in (
-        response_logprobs(model, build_row(GROUPS, [0, 1, 2])),
-        torch.stack([separate(model, group) for group in GROUPS]),
+def lora(model, targets="all-linear"):
+    """The model with an adapter that is not zero."""
+    settings = LoraConfig(r=3, target_modules=targets, task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, settings).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+def both_ways(model):
+    """Log-probs and gradients of everything trainable: packed, then by separate forwards."""
+    coefficients = torch.tensor([[1.0, -0.5], [0.3, 2.0], [-1.0, 0.7], [0.4, -0.9]])
+    found = []
+    for forward in (
+        lambda: response_logprobs(model, build_row(GROUPS, [0, 1, 2, 3])),
+        lambda: torch.stack([separate(model, group) for group in GROUPS]),
     ):
         model.zero_grad()
+        values = forward()
         (values * coefficients).sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((values.detach(), gradients))
+    return found
+
+
+def assert_same(packed, apart):
+    torch.testing.assert_close(packed[0], apart[0], rtol=1e-5, atol=1e-5)
+    assert len(packed[1]) == len(apart[1]) > 0
+    for one, other in zip(packed[1], apart[1], strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("attention", [GROUPED, "sdpa"])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_equals_separate_forwards_and_so_do_all_gradients(name, attention):
+    assert_same(*both_ways(build(name, attention)))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_every_gradient_of_an_adapter_equals_that_of_separate_forwards(name):
+    """The slow side is PEFT's own forward, the fast side the streamlined one."""
+    model = lora(build(name))
+    _, apart = both_ways(model)
+    streamline(model)
+    packed, _ = both_ways(model)
+    assert len(packed[1]) == 2 * 7 * 2  # two factors of seven layers in two blocks
+    assert_same(packed, apart)
+
+
+def test_an_adapter_on_the_output_layer_counts():
+    model = lora(build("mistral"), ["q_proj", "lm_head"])
+    packed, apart = both_ways(model)
+    assert len(packed[1]) == 2 * (2 + 1)
+    assert_same(packed, apart)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_in_bf16_packed_stays_as_close_as_separate_forwards_do(name):
+    """Both round; against fp32, packed rows are within 3 % of the log-probs, as separate forwards are."""
+    exact = build(name)
+    rounded = build(name, dtype=torch.bfloat16)
+    rounded.load_state_dict(exact.state_dict())
+    with torch.no_grad():
+        expected = torch.stack([separate(exact, group) for group in GROUPS])
+        packed = response_logprobs(rounded, build_row(GROUPS, [0, 1, 2, 3]))
+        apart = torch.stack([separate(rounded, group).float() for group in GROUPS])
+    assert (apart - expected).abs().max() < 0.03 * expected.abs().max()
+    assert (packed - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_truncated_prompts_and_responses_are_what_the_model_sees():
+    model = build("llama")
+    cut = [Group(group.prompt[-2:], tuple(ids[:2] for ids in group.responses)) for group in GROUPS]
+    packed = response_logprobs(model, build_row(cut, [0, 1, 2, 3]))
+    torch.testing.assert_close(packed, torch.stack([separate(model, group) for group in cut]))
+
+
+def test_one_response_and_three_take_the_same_path():
+    model = build("llama")
+    for count in (1, 3):
+        groups = [Group(g.prompt, (g.responses * 2)[:count]) for g in GROUPS]
+        packed = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
+        assert packed.shape == (4, count)
+        torch.testing.assert_close(packed, torch.stack([separate(model, g) for g in groups]))
+
+
+def test_an_output_layer_with_a_bias_is_refused():
+    model = build("qwen2")
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(96))
+    with pytest.raises(ModelError, match="output layer of Qwen2ForCausalLM has a bias"):
+        response_logprobs(model, build_row(GROUPS, [0, 1, 2, 3]))
 
 
 def test_score_does_not_depend_on_the_packing(model):

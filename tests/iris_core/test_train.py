@@ -12,10 +12,10 @@ import torch
 from iris_core import plan
 from iris_core import train as train_module
 from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import TrainingError
+from iris_core.errors import DataError, TrainingError
 from iris_core.generate import generate
 from iris_core.prepare import prepare
-from iris_core.store import Manifest, run_stage
+from iris_core.store import Artifact, Manifest, Policy, run_stage
 from iris_core.train import train
 from iris_core.trainer import SelfPlayTrainer
 
@@ -131,6 +131,30 @@ def test_a_killed_run_goes_on_with_the_same_losses(
     assert resumed.outputs["adapter"].digest == whole.outputs["adapter"].digest
 
 
+@pytest.mark.parametrize("name", ["iris", "spin", "hinge", "space", "spif", "tspin", "sft"])
+def test_every_objective_raises_the_annotated_responses(
+    inputs, tiny_model, pairs_file, tmp_path, name
+):
+    """The recipes differ in one line, `objective.name`; T-SPIN also gets the initial model's responses."""
+    prepared, state, generated = inputs
+    config = experiment(tiny_model, pairs_file, learning_rate=1e-3)
+    objective = config.objective.model_copy(update={"name": name})
+    config = config.model_copy(update={"objective": objective})
+    later = state.model_copy(update={"first": generated.artifact("responses")})
+    spec = plan.train_spec(config, prepared, later, generated)
+    assert (spec.initial_synthetic is not None) == (name == "tspin")
+    manifest = run_stage(spec, tmp_path / "train", train)
+    rows, held = history(manifest), manifest.metrics["heldout"]
+    assert held["annotated_logprob_gain_per_token"]["value"] > 0
+    assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
+    if name == "sft":
+        assert "reward/margin" not in rows[0]
+        assert rows[0]["loss"] == pytest.approx(-rows[0]["logprob/annotated"], rel=1e-5)
+        assert {row["ess/synthetic"] for row in rows} == {0}
+    else:
+        assert rows[-1]["reward/margin"] > rows[0]["reward/margin"]
+
+
 @pytest.mark.parametrize("normalizer", ["unit", "batch", "running", "anchored"])
 def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp_path, normalizer):
     gentle = {
@@ -181,6 +205,19 @@ def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_p
     monkeypatch.setattr(train_module, "opponent_logprobs", wrong)
     with pytest.raises(TrainingError, match="at step 0 the policy differs from its opponent"):
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
+
+
+def test_a_text_longer_than_the_model_sees_is_refused(inputs, tiny_model, pairs_file, tmp_path):
+    prepared, state, generated = inputs
+    folder = tmp_path / "short-sighted"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 16}))
+    policy = Policy(model=Artifact.of(folder))
+    config = experiment(tiny_model, pairs_file)
+    spec = plan.train_spec(config, prepared, state.model_copy(update={"policy": policy}), generated)
+    with pytest.raises(DataError, match="the model sees 16: lower data.max_prompt_tokens"):
+        run_stage(spec, tmp_path / "train", train)
 
 
 def test_a_loss_that_is_not_a_number_stops(inputs, tiny_model, pairs_file, tmp_path, monkeypatch):
