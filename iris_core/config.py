@@ -119,10 +119,15 @@ class ObjectivePart(Part):
         description="Reward scale β: reward = β · log-ratio of policy to opponent; none: 1 for space and tspin, else 0.1.",
     )
     normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
-        "unit", description="How the weights of iris are normalised; see docs/objective.md."
+        "anchored", description="How the weights of iris are normalised; see docs/objective.md."
     )
     weight_clip: float = Field(
-        5.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights."
+        1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights."
+    )
+    likelihood_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone.",
     )
     opponent: Literal["previous", "initial"] = Field(
         "previous",

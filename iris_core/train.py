@@ -179,7 +179,11 @@ def build_trainer(
     same = spec.policy == spec.opponent
     settings = Settings(
         objective=objective,
-        parameters=Parameters(order=spec.order, clip=spec.objective.weight_clip),
+        parameters=Parameters(
+            order=spec.order,
+            clip=spec.objective.weight_clip,
+            likelihood_weight=spec.objective.likelihood_weight,
+        ),
         opponent=opponent,
         beta=spec.objective.beta,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),

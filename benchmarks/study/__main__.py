@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.study.report import Study, write_report
 from benchmarks.study.results import Job, Result, load
-from benchmarks.study.variants import FACTORS, GROUPS, STABILITY, cells
+from benchmarks.study.variants import FACTORS, GROUPS, HEADLINE, cells
 from benchmarks.study.workers import finish, worker_pool
 from benchmarks.study.world import Setting
 
@@ -44,7 +44,7 @@ def main() -> None:
     with worker_pool(arguments.workers, setting) as pool:
         finish(jobs, setting, folder, pool)
         results = {job.variant.name: load(job, setting, folder) for job in jobs}
-        hot_jobs = [hotter(results[name]) for name in STABILITY]
+        hot_jobs = [hotter(results[name]) for name in HEADLINE]
         finish(hot_jobs, setting, folder, pool)
     hot = {job.variant.name: load(job, setting, folder) for job in hot_jobs}
     write_report(Study(setting, results, hot), arguments.out)

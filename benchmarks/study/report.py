@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.study import plots
 from benchmarks.study.results import Floats, Interval, Result
-from benchmarks.study.variants import DEFAULT, FACTORS, GROUPS, HEADLINE, PLOTTED, RIVALS, STABILITY
+from benchmarks.study.variants import DEFAULT, FACTORS, GROUPS, HEADLINE, PLOTTED, RIVALS
 from benchmarks.study.world import Setting
 
 FINDINGS = Path(__file__).with_name("findings.md")
@@ -26,7 +26,7 @@ class Study:
     Attributes:
         setting: sizes.
         results: on the grid, by variant.
-        hot: at multiples of the best learning rate, by variant, those of `STABILITY`.
+        hot: at multiples of the best learning rate, by variant, those of `HEADLINE`.
     """
 
     setting: Setting
@@ -185,7 +185,7 @@ def _stability(study: Study) -> str:
     for factor in FACTORS:
         header += [f"at {factor:g}×", f"worse than the start at {factor:g}×"]
     rows = []
-    for name in STABILITY:
+    for name in HEADLINE:
         result, hot = study.results[name], study.hot[name].measures["forward"]
         row = [name, _cell(result), _spread(Interval.of(result.final))]
         for forward in hot:

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-import iris_core.objectives
 from benchmarks.study import language, losses, network, selfplay, world
+from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Runs, Variant, play
 from benchmarks.study.world import Setting, World
+from iris_core.objectives import Normalizer, Parameters, Rewards, pushes
 
 Floats = NDArray[np.float64]
 CODE = [
     Path(str(source.__file__)).read_text("utf-8")
-    for source in (language, losses, network, selfplay, world, iris_core.objectives)
+    for source in (language, losses, network, selfplay, world)
 ]
 
 
@@ -34,17 +36,34 @@ class Job:
     cells: tuple[tuple[float, float], ...]
 
     def file(self, folder: Path, setting: Setting) -> Path:
-        """Where its result lies: the name holds a digest of its settings and of the code that computes it."""
+        """Where its result lies: the name holds a digest of its settings, the study's code and what the losses do."""
         content = json.dumps(
             {
                 "variant": {**asdict(self.variant), "schedule": self.variant.schedule.model_dump()},
                 "cells": self.cells,
                 "setting": asdict(setting),
                 "code": CODE,
+                "pushes": _pushes(self.variant),
             },
             sort_keys=True,
         )
         return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.npz"
+
+
+def _pushes(variant: Variant) -> list[float]:
+    """How the variant's loss, one of the product's functions, weighs a fixed batch of rewards."""
+    annotated, synthetic, initial = torch.linspace(-4, 4, 24).sin().mul(2).view(3, 8).unbind()
+    rewards = Rewards(annotated, synthetic, initial)
+    normalizer = Normalizer(variant.normalizer, variant.schedule.max_order)
+    normalizer.see(rewards)
+    parameters = Parameters(
+        order=torch.tensor([variant.schedule.max_order]),
+        log_normalizers=normalizer.log_values(annotated),
+        clip=variant.clip,
+        likelihood_weight=variant.likelihood_weight,
+    )
+    up, down = pushes(STUDY_OBJECTIVES[variant.objective], rewards, parameters)
+    return [round(value, 3) for value in torch.cat([up, down]).tolist()]
 
 
 class Interval(NamedTuple):

@@ -115,18 +115,20 @@ GROUPS: dict[str, list[Variant]] = {
     ],
 }  # fmt: skip
 
-DEFAULT = fixed("anchored", 1.0).name
+DEFAULT = moving("anchored", weight=1.0).name
 HEADLINE = [
     DEFAULT,
+    fixed("anchored", 1.0, weight=1.0).name,
+    fixed("anchored", 1.0).name,
     moving("anchored").name,
     fixed("anchored", 1.0, clip=5.0).name,
     moving("unit", clip=5.0).name,
-    fixed("anchored", 1.0, weight=1.0).name,
     *RIVALS,
+    "spin, λ=1",
+    "space, λ=1",
     "sft",
 ]
-PLOTTED = [DEFAULT, moving("anchored").name, moving("unit", clip=5.0).name, "spin", "space", "spif", "sft"]  # fmt: skip
-STABILITY = HEADLINE
+PLOTTED = [DEFAULT, fixed("anchored", 1.0).name, moving("unit", clip=5.0).name, "spin", "space", "spif", "sft"]  # fmt: skip
 
 
 def cells(variant: Variant) -> list[tuple[float, float]]:
