@@ -2,7 +2,7 @@
 
     python -m benchmarks.study [--out DIR] [--workers 2] [--fresh]
 
-p_data is known exactly, so KL(p_data‖p_θ) is exact. It takes about half an hour on two cores, can be killed at any time
+p_data is known exactly, so KL(p_data‖p_θ) is exact. It takes about 35 minutes on two busy cores, can be killed at any time
 and goes on where it stopped.
 """
 

@@ -30,6 +30,11 @@ def iterations(file: Path, results: Mapping[str, Result]) -> None:
             for name, result in results.items():
                 spreads = [Interval.of(values) for values in result.at_best(measure).T]
                 _curve(axis, range(len(spreads)), spreads, name)
+            start, end = (
+                np.mean([result.at_best(measure)[:, i] for result in results.values()])
+                for i in (0, -1)
+            )
+            axis.set_ylim(0.7 * end, 1.15 * start)  # what lies above has collapsed
             axis.set_xlabel("iterations done")
             axis.set_ylabel(f"{label}, nats")
         axes[0].legend()
@@ -51,7 +56,8 @@ def rates(file: Path, results: Mapping[str, Result], highest: float) -> None:
             spreads = by_rate(result)
             _curve(axis, list(spreads), list(spreads.values()), name)
         axis.set_xscale("log")
-        axis.set_ylim(top=highest)
+        lowest = min(result.final.mean() for result in results.values())
+        axis.set_ylim(0.9 * lowest, highest)
         axis.set_xlabel("learning rate")
         axis.set_ylabel("KL(p_data‖p_θ) after the last iteration, nats")
         axis.legend()

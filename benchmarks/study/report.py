@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def write_report(study: Study, out: Path) -> None:
     plotted = {name: study.results[name] for name in PLOTTED}
     start = float(study.results["sft"].measures["forward"][..., 0].mean())
     plots.iterations(out / "iterations.svg", plotted)
-    plots.rates(out / "rates.svg", plotted, highest=1.5 * start)
+    plots.rates(out / "rates.svg", plotted, highest=1.1 * start)
     sections = [
         _introduction(study),
         "## Findings\n\n" + findings(study),
@@ -82,7 +83,8 @@ def _introduction(study: Study) -> str:
 
 Written by `python -m benchmarks.study` on {datetime.date.today().isoformat()} with Python {platform.python_version()},
 {versions}, on {os.cpu_count()} {platform.machine()} cores: {len(study.results)} variants, {runs:,} runs,
-{sum(result.seconds for result in everything) / 60:.0f} minutes of one core. It can be killed at any time and goes on where it stopped.
+{sum(result.seconds for result in everything) / 60:.0f} minutes of computing, shared by the
+workers. It can be killed at any time and goes on where it stopped.
 
 p_data is a fixed random network over {setting.tokens} tokens that sees a topic (the prompt, one of {setting.topics}) and the two tokens before;
 responses have {setting.length} tokens. The student is a smaller network that cannot quite express it. It starts from supervised
@@ -199,39 +201,53 @@ def _worse(forward: Floats) -> float:
 
 
 def findings(study: Study) -> str:
-    """The paragraphs of findings.md: `{kl[variant]}` becomes its KL, `{versus[a / b]}` what the numbers say of a and b."""
-    return FINDINGS.read_text(encoding="utf-8").strip().format(
-        kl=_KL(study), versus=_Versus(study), grid=_Grid(study), best_rival=study.best_rival
-    )  # fmt: skip
+    """The paragraphs of findings.md with their numbers put in; what they say of two variants follows from the interval.
+
+    `{kl[variant]}` is a KL in the end, `{after[variant / 2]}` one after two iterations, `{grid[variant]}` says how much of
+    the grid helps, `{versus[variant / other]}` compares.
+    """
+    rivals_of_sft = [
+        variant.name
+        for variants in GROUPS.values()
+        for variant in variants
+        if variant.objective != "sft" and not variant.all_pairs
+    ]
+    below = [name for name in rivals_of_sft if study.difference(name, "sft").high < 0]
+    template = FINDINGS.read_text(encoding="utf-8").strip()
+    return template.format(
+        below_sft=f"{len(below)} of {len(rivals_of_sft)}",
+        kl=_Numbers(lambda name: f"{study.results[name].final.mean():.3f}"),
+        after=_Numbers(lambda names: _after(study, *names.split(" / "))),
+        grid=_Numbers(lambda name: _grid(study, name)),
+        versus=_Numbers(lambda names: _versus(study, *names.split(" / "))),
+    )
 
 
 @dataclass(frozen=True)
-class _KL:
-    study: Study
+class _Numbers:
+    """Looks up in a template what `text` makes of a key."""
 
-    def __getitem__(self, name: str) -> str:
-        return f"{self.study.results[name].final.mean():.3f}"
+    text: Callable[[str], str]
 
-
-@dataclass(frozen=True)
-class _Grid:
-    study: Study
-
-    def __getitem__(self, name: str) -> str:
-        result = self.study.results[name]
-        return f"{result.better_share:.0%} ({result.gain_share(self.study.useful_gain):.0%} with half of SFT's gain)"
+    def __getitem__(self, key: str) -> str:
+        return self.text(key)
 
 
-@dataclass(frozen=True)
-class _Versus:
-    study: Study
+def _after(study: Study, name: str, iterations: str) -> str:
+    return f"{study.results[name].at_best('forward')[:, int(iterations)].mean():.2f}"
 
-    def __getitem__(self, names: str) -> str:
-        found = self.study.difference(*names.split(" / "))
-        size = f"({found.value:+.3f} ± {found.high - found.value:.3f})"
-        if not found.excludes_zero:
-            return f"not distinguishable from {size}"
-        return f"lower than {size}" if found.value < 0 else f"higher than {size}"
+
+def _grid(study: Study, name: str) -> str:
+    result = study.results[name]
+    return f"{result.better_share:.0%} ({result.gain_share(study.useful_gain):.0%} with half of SFT's gain)"
+
+
+def _versus(study: Study, name: str, other: str) -> str:
+    found = study.difference(name, other)
+    size = f"({found.value:+.3f} ± {found.high - found.value:.3f})"
+    if not found.excludes_zero:
+        return f"not distinguishable from `{other}` {size}"
+    return f"{'lower' if found.value < 0 else 'higher'} than `{other}` {size}"
 
 
 def _markdown(header: list[str] | tuple[str, ...], rows: list[list[str]]) -> str:
