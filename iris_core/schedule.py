@@ -23,7 +23,7 @@ def next_order(
     """α_{t+1} and the reason for it.
 
     adaptive: α_{t+1} = α_min + (α_max − α_min)·min(1, D̂_t / D̂_0), not above α_t unless rising is allowed. Linear and
-    cosine go from α_max at iteration 0 to α_min at the last.
+    cosine go from α_max at iteration 0 to α_min at the last. A gap that is not above 0 counts as 0.
 
     Args:
         schedule: rule and bounds.
@@ -43,9 +43,12 @@ def next_order(
             1 + math.cos(math.pi * done)
         ) / 2, f"cosine, {done:.0%} of the way"
     first, last = gaps[0].value, gaps[-1].value
-    share = min(1.0, max(0.0, last / first)) if first > 0 else 0.0
+    if min(first, last) <= 0:
+        share, reason = 0.0, f"gap {last:.4g} (first {first:.4g}): training gained nothing on held-out pairs"
+    else:
+        share = min(1.0, last / first)
+        reason = f"gap {last:.4g} is {share:.0%} of the first, {first:.4g}"
     proposed = low + (high - low) * share
-    reason = f"gap {last:.4g} is {share:.0%} of the first, {first:.4g}"
     if proposed > order and not schedule.allow_rising:
         return order, f"{reason}; the order does not rise"
     return proposed, reason
