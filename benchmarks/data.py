@@ -1,0 +1,105 @@
+"""Pairs for the benchmarks: made up with GSM8K's distribution of lengths, or GSM8K itself.
+
+What the texts say does not matter to any speed; how long they are does. Prompts have 30 to 250 tokens and responses
+50 to 350, log-normally distributed like GSM8K's, before the chat template adds its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+PROMPT_TOKENS = (30, 250)
+RESPONSE_TOKENS = (50, 350)
+TYPICAL_PROMPT, TYPICAL_RESPONSE = 60, 125  # medians
+SPREAD = 0.45  # standard deviation of the logarithm
+LONGEST_WORD = 8  # tokens
+
+NAMES = ("Natalia", "Tom", "Betty", "Julie", "James", "Mark", "Alexis", "Ken", "Tina", "Randy")
+THINGS = ("clips", "apples", "pages", "dollars", "cookies", "flowers", "minutes", "boxes", "cards")
+SENTENCES = (
+    "{name} bought {a} {things} and gave {b} of them to {other}.",
+    "Each week {name} sells {a} {things} for ${b} each.",
+    "{name} has {a} times as many {things} as {other}, who has {b}.",
+    "So there are {a} + {b} = {sum} {things} left.",
+    "How many {things} do {name} and {other} have altogether in {a} days?",
+    "That is {a} * {b} = {product} {things} for {name}.",
+)
+
+
+class Pair(NamedTuple):
+    """A prompt, its annotated response, and one that stands for the opponent's."""
+
+    prompt: str
+    annotated: str
+    synthetic: str
+
+
+def made_up(count: int, tokens: Callable[[str], int], seed: int = 0) -> list[Pair]:
+    """`count` pairs of made-up word problems, the same for the same seed.
+
+    Args:
+        count: how many.
+        tokens: how many tokens a text has; a word has no more than `LONGEST_WORD`.
+        seed: of the words and lengths.
+    """
+    draw = random.Random(seed)
+    sides = ((PROMPT_TOKENS, TYPICAL_PROMPT), *[(RESPONSE_TOKENS, TYPICAL_RESPONSE)] * 2)
+    return [Pair(*(_text(draw, tokens, *side) for side in sides)) for _ in range(count)]
+
+
+def gsm8k(folder: Path, count: int) -> list[Pair]:
+    """The first `count` pairs of GSM8K, the answer to another problem in the opponent's place.
+
+    Args:
+        folder: with `gsm8k/train.jsonl` in it.
+        count: how many.
+    """
+    with (folder / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(count + 1), strict=False)]
+    return [
+        Pair(row["question"], row["answer"], other["answer"])
+        for row, other in itertools.pairwise(rows)
+    ]
+
+
+def pairs(folder: Path | None, count: int, tokens: Callable[[str], int]) -> list[Pair]:
+    """GSM8K's pairs from `folder`, or made-up ones."""
+    return gsm8k(folder, count) if folder else made_up(count, tokens)
+
+
+def _text(
+    draw: random.Random, tokens: Callable[[str], int], limits: tuple[int, int], typical: int
+) -> str:
+    low, high = limits
+    length = min(max(draw.lognormvariate(math.log(typical), SPREAD), low), high - LONGEST_WORD)
+    text = ""
+    for word in _words(draw):
+        text = f"{text} {word}".lstrip()
+        if tokens(text) >= length:
+            break
+    return text
+
+
+def _words(draw: random.Random) -> Iterator[str]:
+    while True:
+        name, other = draw.sample(NAMES, 2)
+        a, b = draw.randint(2, 99), draw.randint(2, 99)
+        yield from (
+            draw.choice(SENTENCES)
+            .format(
+                name=name,
+                other=other,
+                things=draw.choice(THINGS),
+                a=a,
+                b=b,
+                sum=a + b,
+                product=a * b,
+            )
+            .split()
+        )

@@ -1,0 +1,117 @@
+"""Log-probabilities from hidden states: time and memory of forward and backward, over vocabulary sizes.
+
+The peers are fp32 `log_softmax` and `gather` on whole logits, and TRL's chunked function. Liger's kernels and
+cut-cross-entropy are written in Triton and run on GPUs only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+from benchmarks.sides import Side, Turns, peak_bytes, reset_peak
+from benchmarks.table import Line, Result, spread
+
+TOKENS, HIDDEN = 2048, 576
+VOCABULARIES = {"32k": 32_000, "49k": 49_152, "152k": 151_936, "256k": 256_000}
+TARGET = "152k"
+TRL_CHUNK = 32_768  # its trainers' own choice
+SWEPT = 2  # repetitions where no target is
+
+
+def measure(repeats: int) -> Result:
+    """The lines of memory and time at 152k, and the sweep."""
+    from iris_core.models import resolve_dtype
+
+    dtype = resolve_dtype("auto")
+    rows, memory = [], {}
+    for name, size in VOCABULARIES.items():
+        turns = repeats if name == TARGET else SWEPT
+        times, memory[name] = _compare(["ours", "full", "trl"], size, dtype, turns)
+        rows.append(_row(name, dtype, times, memory[name]))
+        if name == TARGET:
+            target = times
+    single, single_memory = _compare(["ours", "full"], VOCABULARIES[TARGET], "float32", SWEPT)
+    rows.append(_row(TARGET, "float32", single, single_memory))
+    title = f"log-prob kernel, V = {TARGET}"
+    ours, full = memory[TARGET]["ours"], memory[TARGET]["full"]
+    lines = [
+        Line(f"{title}: memory", "MB", [ours], [full], "≤", 1 / 20),
+        Line(f"{title}: time", "s", target["ours"], target["full"], "≤", 1.0),
+        Line(f"{title}: time against TRL's chunks", "s", target["ours"], target["trl"]),
+        Line("log-prob kernel: memory at V = 256k to V = 32k", "MB", [memory["256k"]["ours"]], [memory["32k"]["ours"]]),
+    ]  # fmt: skip
+    return Result("kernel", lines, _text(rows))
+
+
+def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> float:
+    """Times forward and backward in turns; gives the peak of memory above what the inputs take, in MB."""
+    import torch
+
+    from iris_core.models import device
+
+    torch.manual_seed(0)
+    place = {"dtype": getattr(torch, dtype), "device": device()}
+    hidden = torch.randn(TOKENS, HIDDEN, **place).requires_grad_()
+    weight = torch.randn(vocabulary, HIDDEN, **place).mul_(0.05)
+    targets = torch.randint(vocabulary, (TOKENS,), device=device())
+    function = _function(kind)
+    function(hidden[:8], weight, targets[:8]).sum().backward()
+    before = reset_peak()
+    for _ in range(repeats):
+        hidden.grad = None
+        turns.begin()
+        started = time.perf_counter()
+        function(hidden, weight, targets).sum().backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        turns.end(time.perf_counter() - started)
+    return (peak_bytes() - before) / 1e6
+
+
+def _function(kind: str) -> Callable[..., Any]:
+    if kind == "ours":
+        from iris_core.logprobs import token_logprobs
+
+        return token_logprobs
+    if kind == "trl":
+        from trl.kernels import ChunkedLogProbFunction
+
+        return lambda hidden, weight, targets: ChunkedLogProbFunction.apply(
+            hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ("log_probs",)
+        )[0]
+    return lambda hidden, weight, targets: (
+        (hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None])
+    )
+
+
+def _compare(
+    kinds: list[str], vocabulary: int, dtype: str, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each turn and megabytes of each kind, after one turn to warm up."""
+    arguments = {"vocabulary": vocabulary, "dtype": dtype, "repeats": repeats + 1}
+    sides = {kind: Side(side, kind=kind, **arguments) for kind in kinds}
+    turns = [{kind: sides[kind].turn() for kind in kinds} for _ in range(repeats + 1)][1:]
+    memory = {kind: sides[kind].result() for kind in kinds}
+    return {kind: [turn[kind] for turn in turns] for kind in kinds}, memory
+
+
+def _row(name: str, dtype: str, times: dict[str, list[float]], memory: dict[str, float]) -> str:
+    cells = [f"{spread(times[kind])} s, {memory[kind]:,.0f} MB" for kind in times]
+    cells += ["not measured"] * (3 - len(cells))
+    ratio = memory["full"] / memory["ours"]
+    faster = median(times["full"]) / median(times["ours"])
+    return f"| {name}, {dtype} | {' | '.join(cells)} | {ratio:.0f}× less, {faster:.2f}× as fast |"
+
+
+def _text(rows: list[str]) -> str:
+    return "\n".join([
+        f"Forward and backward of {TOKENS} response tokens of hidden size {HIDDEN}, the output embedding frozen (LoRA); "
+        "memory is the process's peak above its inputs. Liger's kernels and cut-cross-entropy are Triton: they need a GPU.",
+        "",
+        "| vocabulary | ours | fp32 log_softmax + gather | TRL's chunked function | ours against log_softmax |",
+        "|---|---|---|---|---|",
+        *rows,
+    ])  # fmt: skip

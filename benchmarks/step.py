@@ -1,0 +1,378 @@
+"""The training step against TRL's `DPOTrainer`: response tokens per second, and the peak memory of the process.
+
+SPIN with the initial model as opponent is DPO's sigmoid loss on the same pairs; that both sides compute it is checked
+first, in fp32 on one batch. A step is forward, backward and update of one optimiser batch; reading and padding the
+batch are outside the clock on both sides, and the reference's log-probabilities are computed before on both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.data import pairs
+from benchmarks.sides import Side, SideFailed, Turns, alone, peak_bytes
+from benchmarks.table import Line, Result, spread
+
+TOLERANCE = 1e-4  # of the two losses, relative
+BETA, RANK, ALPHA = 0.1, 16, 32
+TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
+SHOWN_OPERATORS = 15
+PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides train: the model, how many optimiser batches of how many pairs, in which number format."""
+
+    model: Path
+    dtype: str
+    batches: int
+    data: Path | None = None
+    batch_size: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of the peer's settings.
+
+    Attributes:
+        micro_batch: pairs in one forward; the optimiser batch is accumulated from them.
+        autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's format.
+    """
+
+    micro_batch: int
+    autocast: bool = False
+
+    def __str__(self) -> str:
+        precision = "fp32 weights, bf16 autocast" if self.autocast else "the weights' own format"
+        return f"{self.micro_batch} pairs a forward, {precision}"
+
+
+def measure(model: Path, data: Path | None, repeats: int) -> Result:
+    """The lines `training step` and `peak memory`."""
+    from iris_core.models import resolve_dtype
+
+    case = Case(model, resolve_dtype("auto"), repeats + 1, data)
+    losses = [alone(side, case=replace(case, dtype="float32")) for side in (our_loss, peer_loss)]
+    difference = abs(losses[0] / losses[1] - 1)
+    if not difference <= TOLERANCE:
+        raise SideFailed(f"the sides do not compute the same loss: {losses[0]} and {losses[1]}")
+    setting, tried = _best_setting(case)
+    with Side(ours, case=case) as a, Side(peer, case=case, setting=setting) as b:
+        turns = [(a.turn(), b.turn()) for _ in range(case.batches)][1:]
+        memory = [side.result() / 1e9 for side in (a, b)]
+    speeds = [[turn[side] for turn in turns] for side in (0, 1)]
+    lines = [
+        Line("training step", "response tokens/s", speeds[0], speeds[1], "≥", 3.0),
+        Line("peak memory of the process", "GB", memory[:1], memory[1:], "≤", 0.4),
+    ]
+    return Result("step", lines, _text(case, losses, difference, tried, alone(profile, case=case)))
+
+
+def ours(turns: Turns, case: Case) -> int:
+    """Trains by `SelfPlayTrainer`; the peak of its memory."""
+    with tempfile.TemporaryDirectory() as work:
+        trainer, groups = our_trainer(case, Path(work))
+        tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]
+        trainer.add_callback(_clock(turns, tokens))
+        trainer.train()
+    return peak_bytes()
+
+
+def peer(turns: Turns, case: Case, setting: Setting) -> int:
+    """Trains by `DPOTrainer`; the peak of its memory."""
+    with tempfile.TemporaryDirectory() as work:
+        trainer, groups = peer_trainer(case, setting, Path(work))
+        trainer.add_callback(_clock(turns, [_response_tokens(groups, b) for b in _order(case)]))
+        trainer.train()
+    return peak_bytes()
+
+
+def our_loss(turns: Turns, case: Case) -> float:
+    """SPIN's loss of the first batch, with a policy that is not the opponent."""
+    with tempfile.TemporaryDirectory() as work:
+        trainer, _ = our_trainer(case, Path(work))
+    _disturb(trainer.model)
+    rows = trainer._prepare_inputs(trainer.train_dataset[0])
+    return sum(trainer.compute_loss(trainer.model, row).item() for row in rows) / case.batch_size
+
+
+def peer_loss(turns: Turns, case: Case) -> float:
+    """The same by `DPOTrainer`."""
+    with tempfile.TemporaryDirectory() as work:
+        trainer, _ = peer_trainer(case, Setting(case.batch_size), Path(work))
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(case.batch_size)])
+    _disturb(trainer.model)
+    loss: float = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
+    return loss
+
+
+def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
+    """Operators of one forward and backward of ours, the longest first: name, calls and own milliseconds."""
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as recorded
+
+    with tempfile.TemporaryDirectory() as work:
+        trainer, _ = our_trainer(case, Path(work))
+        rows = trainer.train_dataset[0]
+        trainer.training_step(trainer.model, rows)
+        gpu = torch.cuda.is_available()
+        with recorded(
+            activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
+        ) as record:
+            trainer.training_step(trainer.model, rows)
+    own = "self_device_time_total" if gpu else "self_cpu_time_total"
+    found = [
+        {"name": event.key, "calls": event.count, "ms": getattr(event, own) / 1e3}
+        for event in record.key_averages()
+    ]
+    return sorted(found, key=lambda operator: -operator["ms"])
+
+
+def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
+    """Our trainer as the stage `train` builds it, and the pairs' tokens."""
+    import torch
+    from transformers import set_seed
+
+    from iris_core.scoring import score
+    from iris_core.train import build_trainer, trainable_policy
+
+    set_seed(case.seed)
+    spec, groups = _spec(case), _groups(case)
+    model = trainable_policy(spec)
+    opponent = score(model, groups, spec.training.tokens_per_batch)  # a new adapter changes nothing
+    model.train()
+    torch.manual_seed(case.seed)
+    return build_trainer(spec, model, groups, opponent, work), groups
+
+
+def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[Any]]:
+    """TRL's trainer on the same pairs in the same order, and the pairs' tokens.
+
+    Raises:
+        SideFailed: it sees other tokens than ours does.
+    """
+    os.environ["TQDM_DISABLE"] = "1"
+    import torch
+    from datasets import Dataset, disable_progress_bars
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from iris_core import models
+
+    disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    tokenizer, groups = models.load_tokenizer(case.model), _groups(case)
+    texts = pairs(case.data, len(groups), _counter(tokenizer))
+    order = [index for batch in _order(case) for index in batch]
+    rows = [
+        {
+            "prompt": tokenizer.decode(groups[index].prompt),
+            "chosen": texts[index].annotated,
+            "rejected": texts[index].synthetic,
+        }
+        for index in order
+    ]
+    dtype = torch.float32 if setting.autocast else getattr(torch, case.dtype)
+    arguments = DPOConfig(
+        output_dir=str(work),
+        max_steps=case.batches,
+        per_device_train_batch_size=setting.micro_batch,
+        gradient_accumulation_steps=case.batch_size // setting.micro_batch,
+        beta=BETA,
+        loss_type=["sigmoid"],
+        precompute_ref_log_probs=True,
+        max_length=None,
+        learning_rate=1e-5,
+        gradient_checkpointing=False,
+        bf16=setting.autocast,
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=case.seed,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    for row, index in zip(trainer.train_dataset, order, strict=True):
+        seen = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+        if seen != (groups[index].prompt, *groups[index].responses):
+            raise SideFailed(f"pair {index} has other tokens in TRL than here")
+    return trainer, groups
+
+
+def _best_setting(case: Case) -> tuple[Setting, str]:
+    """The peer's fastest setting for `case`, and all of them as a table."""
+    autocast = [False, True] if case.dtype == "bfloat16" else [False]
+    settings = [
+        Setting(micro, cast) for cast in autocast for micro in (case.batch_size, 1) if case.dtype
+    ]
+    rows, speeds = ["| setting | response tokens/s | peak memory |", "|---|---|---|"], {}
+    short = replace(case, batches=TRIED_STEPS + 1)
+    for setting in settings:
+        try:
+            with Side(peer, case=short, setting=setting) as side:
+                values = [side.turn() for _ in range(short.batches)][1:]
+                memory = side.result()
+        except SideFailed as failure:
+            rows.append(f"| {setting} | failed: {str(failure).strip().splitlines()[-1]} | |")
+            continue
+        speeds[setting] = median(values)
+        rows.append(f"| {setting} | {spread(values)} | {memory / 1e9:.1f} GB |")
+    if not speeds:
+        raise SideFailed("none of the peer's settings ran:\n" + "\n".join(rows))
+    return max(speeds, key=lambda setting: speeds[setting]), "\n".join(rows)
+
+
+def _spec(case: Case) -> Any:
+    """What the stage `train` would be asked for this case."""
+    from iris_core.config import LoraPart, ObjectivePart, TrainingPart
+    from iris_core.specs import TrainSpec
+    from iris_core.store import Artifact, Policy
+
+    policy = Policy(model=Artifact(path=case.model, digest="benchmark"))
+    training = TrainingPart(
+        epochs=1, batch_size=case.batch_size, optimizer="adamw", lora=LoraPart(rank=RANK, alpha=ALPHA),
+        checkpoint_every=case.batches + 1,
+    )  # fmt: skip
+    return TrainSpec(
+        policy=policy,
+        opponent=policy,
+        pairs=Artifact(path=Path(), digest="benchmark"),
+        synthetic=[],
+        objective=ObjectivePart(name="spin", beta=BETA),
+        order=1.0,
+        training=training,
+        learning_rate=1e-5,
+        system_prompt=None,
+        max_response_tokens=1024,
+        dtype=case.dtype,
+        seed=case.seed,
+    )
+
+
+def _groups(case: Case) -> list[Any]:
+    """The tokens of every pair."""
+    from iris_core import models
+    from iris_core.packing import Group
+
+    tokenizer = models.load_tokenizer(case.model)
+    return [
+        Group(
+            models.prompt_ids(tokenizer, pair.prompt, None),
+            (
+                models.response_ids(tokenizer, pair.annotated),
+                models.response_ids(tokenizer, pair.synthetic),
+            ),
+        )
+        for pair in pairs(case.data, case.batches * case.batch_size, _counter(tokenizer))
+    ]
+
+
+def _counter(tokenizer: Any) -> Any:
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _order(case: Case) -> list[list[int]]:
+    """Which pairs our trainer puts into which batch."""
+    from iris_core.trainer import Batches
+
+    count = case.batches * case.batch_size
+    return Batches([None] * count, 1, case.batch_size, 0, case.seed).batches  # type: ignore[list-item]
+
+
+def _response_tokens(groups: list[Any], batch: list[int]) -> int:
+    return sum(len(response) for index in batch for response in groups[index].responses)
+
+
+def _disturb(model: Any) -> None:
+    """Gives every trained weight a value of its own, the same on both sides."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for _, weight in sorted(model.named_parameters()):
+        if weight.requires_grad:
+            noise = torch.randn(weight.shape, generator=generator) * 0.02
+            weight.data.copy_(noise)
+
+
+def _clock(turns: Turns, tokens: list[int]) -> Any:
+    """A callback that trains a step a turn and reports its response tokens per second."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turns.begin()
+            self.started = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            turns.end(tokens[state.global_step - 1] / (time.perf_counter() - self.started))
+
+    return Clock()
+
+
+def _text(
+    case: Case, losses: list[float], difference: float, tried: str, operators: list[dict[str, Any]]
+) -> str:
+    data = "GSM8K" if case.data else "made-up pairs with GSM8K's lengths"
+    return f"""{case.model.name}, LoRA r = {RANK} on all linear layers, {case.dtype}, {case.batches - 1} steps of \
+{case.batch_size} pairs ({data}) after one to warm up, AdamW. A step is forward, backward and update.
+
+The same loss: {losses[0]:.6f} ours and {losses[1]:.6f} TRL's (β = {BETA}, fp32, one batch, both adapters set to the \
+same random values); relative difference {difference:.1e}, at most {TOLERANCE:g} is allowed.
+
+TRL's settings, each with `precompute_ref_log_probs`, without gradient checkpointing, SDPA attention; the fastest is \
+the peer. Its chunked log-probabilities are always on; `padding_free` has no effect in 1.16; Liger's and its own Triton \
+kernels need a GPU.
+
+{tried}
+
+### Profile
+
+{profile_table(operators)}"""
+
+
+def profile_table(operators: list[dict[str, Any]]) -> str:
+    """The longest operators of `profile` as a Markdown table, and the share of matrix products."""
+    total = sum(operator["ms"] for operator in operators)
+    products = sum(
+        operator["ms"]
+        for operator in operators
+        if any(name in operator["name"] for name in PRODUCTS)
+    )
+    rows = [
+        f"| `{operator['name']}` | {operator['calls']} | {operator['ms']:,.1f} | {operator['ms'] / total:.1%} |"
+        for operator in operators[:SHOWN_OPERATORS]
+    ]
+    return "\n".join([
+        f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matrix products are "
+        f"{products / total:.0%} of it.",
+        "",
+        "| operator | calls | own ms | share |",
+        "|---|---|---|---|",
+        *rows,
+    ])  # fmt: skip

@@ -1,0 +1,75 @@
+"""The benchmarks' made-up data, their processes, their page, and that both trainers compute the same loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import data, table
+from benchmarks.sides import Side, SideFailed, Turns, alone
+from benchmarks.table import Line, Result
+
+pytestmark = pytest.mark.unit
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def counts(turns: Turns, up_to: int) -> str:
+    for number in range(up_to):
+        turns.begin()
+        turns.end(number)
+    return "over"
+
+
+def fails(turns: Turns) -> None:
+    raise ValueError("on purpose")
+
+
+def test_made_up_pairs_have_lengths_in_range_and_are_the_same_for_a_seed():
+    found = data.made_up(40, words)
+    assert found == data.made_up(40, words)
+    assert found != data.made_up(40, words, seed=1)
+    prompts = sorted(words(pair.prompt) for pair in found)
+    responses = sorted(words(text) for pair in found for text in pair[1:])
+    assert data.PROMPT_TOKENS[0] <= prompts[0] <= prompts[-1] <= data.PROMPT_TOKENS[1]
+    assert data.RESPONSE_TOKENS[0] <= responses[0] <= responses[-1] <= data.RESPONSE_TOKENS[1]
+    assert len(set(responses)) > 20
+
+
+def test_gsm8k_takes_another_answer_for_the_opponents(tmp_path: Path):
+    (tmp_path / "gsm8k").mkdir()
+    rows = "".join(f'{{"question": "q{i}", "answer": "a{i}"}}\n' for i in range(4))
+    (tmp_path / "gsm8k" / "train.jsonl").write_text(rows)
+    assert data.gsm8k(tmp_path, 2) == [("q0", "a0", "a1"), ("q1", "a1", "a2")]
+
+
+def test_a_side_takes_turns_and_tells_its_error():
+    with Side(counts, up_to=2) as side:
+        assert [side.turn(), side.turn(), side.result()] == [0, 1, "over"]
+    with pytest.raises(SideFailed, match="on purpose"):
+        alone(fails)
+
+
+def test_the_page_shows_each_result_and_keeps_what_is_not_its_own(tmp_path: Path):
+    kept = "<!-- objectives -->\nanother's table\n<!-- /objectives -->"
+    (tmp_path / "README.md").write_text(f"last month\n\n{kept}\n")
+    line = Line("training step", "tokens/s", [300.0, 330.0, 270.0], [100.0, 100.0, 100.0], "≥", 3.5)
+    table.save(Result("step", [line], "how it was measured"), tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "| training step | 300 [270, 330] tokens/s | 100 [100, 100] tokens/s | 3 [2.7, 3.3]× | ≥ 3.5× | **no** | 3 |" in page  # fmt: skip
+    assert kept in page
+    assert "last month" not in page
+    assert table.load(tmp_path)[0].lines == [line]
+
+
+def test_spin_with_the_initial_opponent_is_dpo(tiny_model: Path):
+    pytest.importorskip("trl")
+    from benchmarks import step
+
+    case = step.Case(tiny_model, "float32", batches=1, batch_size=2)
+    one, other = alone(step.our_loss, case=case), alone(step.peer_loss, case=case)
+    assert one == pytest.approx(other, rel=step.TOLERANCE)
+    assert one != pytest.approx(0.6931, abs=1e-3)  # log 2: policy and opponent would be the same
