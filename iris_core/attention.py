@@ -42,14 +42,40 @@ def grouped_attention(
     """
     if group_lengths is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    fast_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    attend = plain_attention if fast_products else sdpa_attention_forward
     outputs, start = [], 0
     for length in group_lengths:
         own = slice(start, start + length)
         parts = (side[:, :, own] for side in (query, key, value))
         mask = attention_mask[:, :, own, own]
-        outputs.append(sdpa_attention_forward(module, *parts, mask, **options)[0])
+        outputs.append(attend(module, *parts, mask, **options)[0])
         start += length
     return torch.cat(outputs, dim=1), None
+
+
+def plain_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one group as two matrix products, the softmax in fp32: transformers' eager numerics.
+
+    On a CPU with bf16 products these outrun the fused kernel, whose backward is slow there. Query heads that share a key
+    head are stacked, so that keys and values are not repeated. Shapes as for `grouped_attention`.
+    """
+    _, heads, length, size = query.shape
+    key_heads = key.shape[1]
+    stacked = query.reshape(key_heads, -1, size)
+    scores = torch.bmm(stacked, key[0].transpose(1, 2)).float().mul_(scaling)
+    scores = scores.view(heads, length, length).masked_fill_(~attention_mask[0], -torch.inf)
+    weights = scores.softmax(dim=-1).to(query.dtype).view(key_heads, -1, length)
+    result = torch.bmm(weights, value[0]).view(heads, length, -1)
+    return result.transpose(0, 1)[None], None
 
 
 AttentionInterface.register(GROUPED, grouped_attention)
