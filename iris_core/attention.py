@@ -47,9 +47,8 @@ def grouped_attention(
     outputs, start = [], 0
     for length in group_lengths:
         own = slice(start, start + length)
-        parts = (side[:, :, own] for side in (query, key, value))
-        mask = attention_mask[:, :, own, own]
-        outputs.append(attend(module, *parts, mask, **options)[0])
+        q, k, v = (side[:, :, own] for side in (query, key, value))
+        outputs.append(attend(module, q, k, v, attention_mask[:, :, own, own], **options)[0])
         start += length
     return torch.cat(outputs, dim=1), None
 

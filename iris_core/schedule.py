@@ -44,7 +44,10 @@ def next_order(
         ) / 2, f"cosine, {done:.0%} of the way"
     first, last = gaps[0].value, gaps[-1].value
     if min(first, last) <= 0:
-        share, reason = 0.0, f"gap {last:.4g} (first {first:.4g}): training gained nothing on held-out pairs"
+        share, reason = (
+            0.0,
+            f"gap {last:.4g} (first {first:.4g}): training gained nothing on held-out pairs",
+        )
     else:
         share = min(1.0, last / first)
         reason = f"gap {last:.4g} is {share:.0%} of the first, {first:.4g}"
