@@ -301,6 +301,15 @@ def test_losses_against_hand_arithmetic():
     assert loss("iris", order=2.0, likelihood_weight=0.5) == pytest.approx(-0.977447, abs=1e-5)
 
 
+def test_the_reported_loss_of_a_batch():
+    """One pair: T_s[r] = r for every s, so L_α − λ·r = −.4 − .6 − .5·.4 = −1.2; for the others it is the mean."""
+    iris_loss = OBJECTIVES["iris"].batch_loss(PAIR, Parameters(order=2.0, likelihood_weight=0.5))
+    assert iris_loss.item() == pytest.approx(-1.2)
+    two = Rewards(torch.tensor([0.4, 0.0]), torch.tensor([-0.6, 0.0]))
+    expected = (0.313262 + math.log(2)) / 2
+    assert OBJECTIVES["spin"].batch_loss(two, Parameters()).item() == pytest.approx(expected)
+
+
 def test_spin_is_the_logistic_loss_on_the_difference_of_scaled_log_ratios():
     """ℓ(λ·log p_θ(y)/p_t(y) − λ·log p_θ(y')/p_t(y')), ℓ(t) = log(1 + e^−t), with λ = .1 (arXiv 2401.01335, eq. 4.7)."""
     annotated = torch.tensor(
