@@ -3,7 +3,7 @@
 #   VENV=DIR      the virtual environment           (default .venv)
 #   PYTHON=PATH   the interpreter to build it with  (default: the first python3 that fits)
 #   LOCK=cpu|gpu  which lock to install             (default: gpu where nvidia-smi finds a GPU)
-#   ARGS="…"      more arguments for demo and test (pytest)
+#   ARGS="…"      more arguments for demo, test (pytest) and bench
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -24,7 +24,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo test lint format lock up down clean
+.PHONY: help setup demo test bench lint format lock up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ demo: setup ## watch a real 135M chat model improve by self-play
 
 test: lint ## linter, formatter, type checker, then every test
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup ## measure the table of benchmarks/README.md against TRL, vLLM and lm_eval (half an hour, nothing else running)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: setup ## linter, formatter and type checker, without changing anything
 	$(BIN)/ruff check .

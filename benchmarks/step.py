@@ -23,7 +23,7 @@ from benchmarks.table import Line, Result, spread
 TOLERANCE = 1e-4  # of the two losses, relative
 BETA, RANK, ALPHA = 0.1, 16, 32
 TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
-SHOWN_OPERATORS = 15
+SHOWN_OPERATORS = 24
 PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul")
 
 
