@@ -24,8 +24,7 @@ import psutil
 
 from iris_core import errors
 from iris_core.errors import IrisError, StageFailed
-from iris_core.progress import FD_VARIABLE
-from iris_core.stage import LEASH_VARIABLE
+from iris_core.progress import FD_VARIABLE, LEASH_VARIABLE
 from iris_core.store import Manifest, Spec, read_manifest, write_atomic
 
 MARK_VARIABLE = "IRIS_LAUNCH"

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 FD_VARIABLE = "IRIS_PROGRESS_FD"
+LEASH_VARIABLE = "IRIS_LEASH_FD"  # a pipe that closes when the starter is gone
 LOG_EVERY_S = 5.0
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,10 @@ from typing import TypeVar
 
 import pydantic
 
-from iris_core import progress
+from iris_core import progress, team
 from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
+from iris_core.progress import LEASH_VARIABLE
 from iris_core.store import Outcome, Spec, run_stage
-
-LEASH_VARIABLE = "IRIS_LEASH_FD"
 
 S = TypeVar("S", bound=Spec)
 
@@ -41,6 +40,9 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     _hold_leash()
     try:
         spec = read_spec(spec_type, arguments.spec)
+        if team.rank():  # rank 0 alone keeps the store
+            work(spec, arguments.out.absolute())
+            return
         manifest = run_stage(spec, arguments.out.absolute(), work)
     except IrisError as error:
         sys.exit(_report(error))

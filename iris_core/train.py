@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from iris_core import models
+from iris_core import models, team
 from iris_core.data import load_pairs
 from iris_core.errors import DataError
 from iris_core.gap import measure_gap, ratio_of_sums
@@ -40,11 +40,16 @@ STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def train(spec: TrainSpec, out: Path) -> Outcome:
-    """Fine-tunes the policy and measures the gap on held-out pairs."""
+    """Fine-tunes the policy and measures the gap on held-out pairs; with several GPUs, on all of them."""
+    (out / WORK).mkdir(exist_ok=True)
+    with team.team(spec, out, team.wanted(spec)):
+        return _train(spec, out)
+
+
+def _train(spec: TrainSpec, out: Path) -> Outcome:
     models.verify(spec.policy)
     models.verify(spec.opponent)
     work = out / WORK
-    work.mkdir(exist_ok=True)
     set_seed(spec.seed)
     groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
     _check_lengths(spec, groups["train"] + groups["heldout"])
@@ -52,6 +57,8 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], work)
     trainer.train(resume_from_checkpoint=_resume(trainer, work))
+    if team.rank():
+        return Outcome(outputs={})
     model.eval()
     after = score(model, groups["heldout"], _tokens_per_row(spec), _precision(spec))
     name, folder = _save(spec, model, out)
@@ -124,7 +131,7 @@ def opponent_logprobs(
     spec: TrainSpec, groups: dict[str, list[Group]], path: Path
 ) -> dict[str, Tensor]:
     """Log-probs of annotated and synthetic responses under the opponent, by split, shape [pairs, 2]; stored at `path`."""
-    if not path.exists():
+    if not path.exists() and team.rank() == 0:
         model = models.load_policy(
             spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
         )
@@ -142,6 +149,7 @@ def opponent_logprobs(
         temporary = path.with_name(f".{path.name}")
         pq.write_table(pa.concat_tables(tables), temporary)
         temporary.replace(path)
+    team.wait()
     stored = pq.read_table(path).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
     return {
@@ -204,6 +212,7 @@ def build_trainer(
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         logging_steps=1,
+        save_strategy="no" if team.rank() else "steps",
         save_steps=training.checkpoint_every,
         save_total_limit=2,
         seed=spec.seed,
@@ -215,7 +224,7 @@ def build_trainer(
     )
     arguments._n_gpu = min(
         1, arguments.n_gpu
-    )  # one process trains on one device; more processes on more
+    )  # one process trains on one device; a team has more of them
     progress = Progress("train", len(batches))
     trainer = SelfPlayTrainer(
         settings,
@@ -236,13 +245,15 @@ def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
         for path in work.glob(f"checkpoint-*/{COMPLETE}")
     }
     step = max(whole, default=0)
-    for folder in work.glob("checkpoint-*"):
-        if folder not in whole.values():
-            shutil.rmtree(folder)
-    history = work / "history.jsonl"
-    rows = history.read_text().splitlines() if history.exists() else []
-    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-    write_atomic(history, "".join(f"{row}\n" for row in kept))
+    team.wait()  # all have seen the same checkpoints before rank 0 tidies up
+    if team.rank() == 0:
+        for folder in work.glob("checkpoint-*"):
+            if folder not in whole.values():
+                shutil.rmtree(folder)
+        history = work / "history.jsonl"
+        rows = history.read_text().splitlines() if history.exists() else []
+        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
+        write_atomic(history, "".join(f"{row}\n" for row in kept))
     if not step:
         return None
     trainer.settings.normalizer.load_state_dict(json.loads((whole[step] / COMPLETE).read_text()))

@@ -1,7 +1,7 @@
 """The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 One item of its data set is a whole optimiser batch, already packed into rows under a token budget; `training_step`
-walks the rows. So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
+walks the rows, or this rank's share of them (`iris_core.team`; the `Trainer` itself knows of one process only). So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
 a resumed run skips exactly the batches behind it.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 
+from iris_core import team
 from iris_core.errors import TrainingError
 from iris_core.objectives import (
     Normalizer,
@@ -121,26 +122,41 @@ class SelfPlayTrainer(Trainer):
         """Forward and backward over the rows of one optimiser batch; returns its loss."""
         started = time.monotonic()
         model.train()
-        rows: list[Row] = self._prepare_inputs(inputs)
+        pairs = torch.cat([row["pairs"] for row in inputs]).to(model.device)
+        lengths = torch.cat([row["lengths"] for row in inputs]).to(model.device)
         normalizer = self.settings.normalizer
-        pairs = torch.cat([row["pairs"] for row in rows])
-        lengths = torch.cat([row["lengths"] for row in rows])
         if normalizer.needs_whole_batch:
             with torch.no_grad():
-                seen = torch.cat([self._logprobs(model, row) for row in rows])
+                seen = self._share(inputs, lambda row: self._logprobs(model, row))
             normalizer.see(self._rewards(seen, pairs))
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
             mean_tokens=lengths[:, 0].sum().item() / len(pairs),
         )
-        logprobs = []
-        for row in rows:
-            loss, row_logprobs = self.compute_loss(model, row, return_outputs=True)
+
+        def forward_and_backward(row: Row) -> Tensor:
+            loss, logprobs = self.compute_loss(model, row, return_outputs=True)
             self.accelerator.backward(loss / len(pairs))
-            logprobs.append(row_logprobs.detach())
-        seconds = time.monotonic() - started
-        return self._conclude(torch.cat(logprobs), pairs, lengths, rows, seconds)
+            return logprobs.detach()
+
+        logprobs = self._share(inputs, forward_and_backward)
+        _add_gradients_up(model)
+        tokens_per_second = sum(len(row["input_ids"]) for row in inputs) / (
+            time.monotonic() - started
+        )
+        return self._conclude(logprobs, pairs, lengths, tokens_per_second)
+
+    def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
+        """`work` on this rank's rows, and what all ranks found: log-probs of shape [pairs, responses]."""
+        shape = (sum(len(row["pairs"]) for row in rows), rows[0]["lengths"].shape[1])
+        found, start = torch.zeros(shape, device=self.args.device), 0
+        for number, row in enumerate(rows):
+            if number % team.size() == team.rank():
+                found[start : start + len(row["pairs"])] = work(self._prepare_inputs(row))
+            start += len(row["pairs"])
+        team.add_up([found])
+        return found
 
     def compute_loss(
         self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -175,7 +191,7 @@ class SelfPlayTrainer(Trainer):
         return sides - self.settings.opponent.to(sides.device)[pairs, : sides.shape[1]]
 
     def _conclude(
-        self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, rows: list[Row], seconds: float
+        self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, tokens_per_second: float
     ) -> Tensor:
         """Checks the batch, updates the normaliser and notes the metrics of the step."""
         settings = self.settings
@@ -198,7 +214,7 @@ class SelfPlayTrainer(Trainer):
             "weight_max/annotated": w.max().item(),
             "weight_max/synthetic": v.max().item(),
             **_sides(settings.beta * ratios, logprobs, lengths),
-            "tokens_per_second": sum(len(row["input_ids"]) for row in rows) / seconds,
+            "tokens_per_second": tokens_per_second,
             "memory_gb": _peak_memory_gb(),
         }
         return loss.detach()
@@ -206,7 +222,7 @@ class SelfPlayTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Writes a step's row to the history and moves the progress on."""
         super().log(logs, *args, **kwargs)
-        if "grad_norm" not in logs:
+        if "grad_norm" not in logs or team.rank():
             return
         row = {
             "step": self.state.global_step, "time": time.time(), "order": self.settings.parameters.order,
@@ -225,6 +241,14 @@ class SelfPlayTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         write_atomic(folder / COMPLETE, json.dumps(self.settings.normalizer.state_dict()))
+
+
+def _add_gradients_up(model: PreTrainedModel) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:  # a rank without a row
+            parameter.grad = torch.zeros_like(parameter)
+    team.add_up([parameter.grad for parameter in trained])
 
 
 def _sides(rewards: Tensor, logprobs: Tensor, lengths: Tensor) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +172,48 @@ def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp
     )
     for one, other in zip(compared(one_row), compared(many), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize(("normalizer", "tokens"), [("batch", 100), ("anchored", 4096)])
+def test_two_processes_take_the_steps_of_one(
+    inputs, tiny_model, pairs_file, tmp_path, normalizer, tokens
+):
+    """Each rank has its share of the rows; where a batch is one row, one rank is idle."""
+    prepared, state, generated = inputs
+    gentle = {
+        "normalizer": normalizer,
+        "learning_rate": 5e-4,
+        "epochs": 1,
+        "tokens_per_batch": tokens,
+    }
+    spec = plan.train_spec(experiment(tiny_model, pairs_file, **gentle), prepared, state, generated)
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        asked = spec.model_copy(update={"execution": {"processes": processes}})
+        found[processes] = run_stage(asked, folder, train)
+    assert len(compared(found[2])) == len(compared(found[1])) == 3
+    for one, other in zip(compared(found[1]), compared(found[2]), strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+    assert found[2].key == found[1].key
+
+
+def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_path):
+    """Rank 1 cannot be started on this spec; rank 0 does not wait for it for ever."""
+    prepared, state, generated = inputs
+    spec = plan.train_spec(experiment(tiny_model, pairs_file), prepared, state, generated)
+    asked = spec.model_copy(update={"execution": {"processes": 2}})
+    code = (
+        "import sys; from pathlib import Path; from iris_core import team; from iris_core.train import train\n"
+        "from iris_core.specs import TrainSpec\n"
+        "team._start = lambda *a: __import__('subprocess').Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
+        "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
+    )
+    (tmp_path / "spec.json").write_text(asked.model_dump_json())
+    out = tmp_path / "train"
+    out.mkdir()
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "spec.json", out], check=False)
+    assert done.returncode == 76
 
 
 def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tmp_path):
