@@ -104,15 +104,15 @@ def written(store: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in shards}
 
 
-def marked() -> list[psutil.Process]:
-    """Processes that belong to any launch of a stage under the services."""
+def marked(up: Services) -> list[psutil.Process]:
+    """Processes that belong to any launch of a stage under these services."""
     found = []
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-        if launch.MARK_VARIABLE in environment and MARK_VARIABLE in environment:
+        if launch.MARK_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.mark:
             found.append(process)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -121,8 +121,9 @@ def marked() -> list[psutil.Process]:
 def test_default_parameters_are_an_experiment() -> None:
     content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
     by_name = {item["name"]: item for item in content["deployments"]}
-    assert set(by_name) == {"full-loop", "benchmarks"}
+    assert set(by_name) == {"full-loop", "objectives", "benchmarks"}
     assert by_name["full-loop"]["entrypoint"] == "flows/iris.py:iris"
+    assert by_name["objectives"]["entrypoint"] == "flows/compare.py:compare"
     for item in by_name.values():
         parameters = yaml.safe_dump(item["parameters"]["experiment"])
         assert parse_experiment(yaml.safe_load(parameters))
@@ -154,6 +155,7 @@ def test_deployments_show_a_described_form(up: Services) -> None:
     with SyncPrefectClient(up.api) as client:
         loop = client.read_deployment_by_name("iris/full-loop")
         client.read_deployment_by_name("iris-evaluate/benchmarks")
+        client.read_deployment_by_name("iris-compare/objectives")
         assert client.read_work_pool(pool.NAME).concurrency_limit == 1
     Experiment.model_validate(loop.parameters["experiment"])
     assert loop.parameters["experiment"]["store"] == str(up.store)
@@ -171,11 +173,11 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(
     with SyncPrefectClient(up.api) as client:
         first = start(client, parameters)
         wait_for(lambda: written(up.store), 180)
-        assert marked()
+        assert marked(up)
         client.set_flow_run_state(first.id, Cancelling())
         state = wait_for(lambda: ended(client, first), 60).state
         assert state.type.value == "CANCELLED"
-        assert marked() == []
+        assert marked(up) == []
         shards = written(up.store)
         assert 0 < len(shards) < 12
         second = start(client, parameters)
@@ -193,15 +195,15 @@ def test_death_of_the_flow_process_ends_its_stage(
     parameters = small(up.store, tiny_model, pairs_file, name="killed", generation=slow)
     with SyncPrefectClient(up.api) as client:
         run = start(client, parameters)
-        stage = wait_for(lambda: [p for p in marked() if "iris_core.generate" in p.cmdline()], 180)[
-            0
-        ]
+        stage = wait_for(
+            lambda: [p for p in marked(up) if "iris_core.generate" in p.cmdline()], 180
+        )[0]
         flow = stage.parent()
         assert flow is not None
         assert "prefect.engine" in flow.cmdline()
         flow.kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
-        wait_for(lambda: not marked(), 10)
+        wait_for(lambda: not marked(up), 10)
 
 
 @pytest.mark.integration
