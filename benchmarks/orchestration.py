@@ -50,7 +50,14 @@ def measure(repeats: int) -> Result:
         Line(
             "orchestration: the stages of an iteration, through the flow", "s", spans[0], spans[1]
         ),
-        Line("orchestration: added to a stage, of 5 s", "s", added, [LIMIT_S] * repeats, "≤", 1.0),
+        Line(
+            "orchestration: added to a stage (peer: the limit)",
+            "s",
+            added,
+            [LIMIT_S] * repeats,
+            "≤",
+            1.0,
+        ),
     ]
     enough = median(added) * (STAGES - 1) / SHARE / 60
     text = (

@@ -23,7 +23,7 @@ from benchmarks.table import Line, Result, spread
 TOLERANCE = 1e-4  # of the two losses, relative
 BETA, RANK, ALPHA = 0.1, 16, 32
 TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
-SHOWN_OPERATORS = 24
+SHOWN_OPERATORS = 20
 PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul")
 
 
@@ -53,7 +53,8 @@ class Setting:
 
     def __str__(self) -> str:
         precision = "fp32 weights, bf16 autocast" if self.autocast else "the weights' own format"
-        return f"{self.micro_batch} pairs a forward, {precision}"
+        pairs = "1 pair" if self.micro_batch == 1 else f"{self.micro_batch} pairs"
+        return f"{pairs} a forward, {precision}"
 
 
 def measure(model: Path, data: Path | None, repeats: int) -> Result:
@@ -225,9 +226,7 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
 def _best_setting(case: Case) -> tuple[Setting, str]:
     """The peer's fastest setting for `case`, and all of them as a table."""
     autocast = [False, True] if case.dtype == "bfloat16" else [False]
-    settings = [
-        Setting(micro, cast) for cast in autocast for micro in (case.batch_size, 1) if case.dtype
-    ]
+    settings = [Setting(micro, cast) for cast in autocast for micro in (case.batch_size, 1)]
     rows, speeds = ["| setting | response tokens/s | peak memory |", "|---|---|---|"], {}
     short = replace(case, batches=TRIED_STEPS + 1)
     for setting in settings:
