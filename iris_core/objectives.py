@@ -224,8 +224,12 @@ def tilted_weights(
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(Σw)² / Σw² over the last axis: how many equally weighted samples are worth as much; 0 where all weights are 0."""
-    scaled = weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-30)
+    """(Σ|w|)² / Σw² over the last axis: how many equally weighted samples are worth as much; 0 where all weights are 0.
+
+    The weights of IRIS are positive; those that `pushes` finds for T-SPIN may have either sign.
+    """
+    sizes = weights.abs()
+    scaled = sizes / sizes.amax(dim=-1, keepdim=True).clamp(min=1e-30)
     return scaled.sum(dim=-1).square() / scaled.square().sum(dim=-1).clamp(min=1e-30)
 
 

@@ -99,7 +99,8 @@ def rows(store: Store) -> list[Row]:
 
 def cells(row: Row) -> list[str]:
     """The row as text, a cell for each of `HEADERS`."""
-    ess = "" if row.ess_annotated is None else f"{row.ess_annotated:.2f} / {row.ess_synthetic:.2f}"
+    sizes = (row.ess_annotated, row.ess_synthetic)
+    ess = "" if None in sizes else " / ".join(f"{size:.2f}" for size in sizes)
     average = (
         "" if row.average is None else f"{100 * row.average:.1f} ± {100 * (row.stderr or 0):.1f}"
     )

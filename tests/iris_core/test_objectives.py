@@ -434,6 +434,7 @@ def test_normalised_weights_do_not_change_when_all_rewards_move(reward, tilt, sh
 def test_effective_sample_size_of_known_weights():
     assert effective_sample_size(torch.tensor([3.0, 1.0])).item() == pytest.approx(16 / 10)
     assert effective_sample_size(torch.zeros(3)).item() == 0
+    assert effective_sample_size(torch.tensor([-3.0, -1.0])).item() == pytest.approx(16 / 10)
 
 
 def test_weights_are_clipped_and_constant():
