@@ -131,10 +131,10 @@ def _run(command: list[str]) -> float:
     Raises:
         SideFailed: it failed.
     """
-    from iris_core.launch import QUIET_THREADS, TELEMETRY_OFF
+    from iris_core.launch import CPU_SETTINGS, TELEMETRY_OFF
 
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = {**TELEMETRY_OFF, **QUIET_THREADS, **own}
+    environment = {**TELEMETRY_OFF, **CPU_SETTINGS, **own}
     started = time.perf_counter()
     run = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True

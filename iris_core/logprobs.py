@@ -7,7 +7,7 @@ embedding instead of the three of recomputation; when it is trained, backward fo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,12 +46,11 @@ class _TokenLogprobs(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         slope = torch.empty_like(hidden) if needs_hidden and not needs_weight else None
         for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, scale, softcap)
-            log_normalizer = logits.logsumexp(dim=-1)
-            result[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - log_normalizer
+            chunk = _softmax(hidden[rows], weight, targets[rows], scale, softcap)
+            result[rows] = chunk.logprobs
             if slope is not None:
-                by_logits = _slope(logits, log_normalizer, targets[rows], scale, softcap)
-                slope[rows] = by_logits.to(weight.dtype) @ weight
+                away = (chunk.spread.to(weight.dtype) @ weight) / chunk.total
+                slope[rows] = scale * (chunk.at_target * weight[targets[rows]] - away)
         ctx.slope, ctx.scale, ctx.softcap = slope, scale, softcap
         ctx.save_for_backward(hidden, weight, targets)
         return result
@@ -65,33 +64,48 @@ class _TokenLogprobs(torch.autograd.Function):
         by_hidden = torch.empty_like(hidden)
         by_weight = torch.zeros_like(weight, dtype=torch.float32)
         for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, ctx.scale, ctx.softcap)
-            log_normalizer = logits.logsumexp(dim=-1)
-            by_logits = _slope(logits, log_normalizer, targets[rows], ctx.scale, ctx.softcap)
-            by_logits = (by_logits * gradient[rows, None]).to(weight.dtype)
+            chunk = _softmax(hidden[rows], weight, targets[rows], ctx.scale, ctx.softcap)
+            outer = ctx.scale * gradient[rows, None]
+            by_logits = chunk.spread.mul_(-outer / chunk.total)
+            by_logits.scatter_add_(1, targets[rows, None], outer * chunk.at_target)
+            by_logits = by_logits.to(weight.dtype)
             by_hidden[rows] = by_logits @ weight
             by_weight += by_logits.T @ hidden[rows]
         return by_hidden, by_weight.to(weight.dtype), None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """fp32 logits, shape [rows, vocabulary]."""
+class _Softmax(NamedTuple):
+    """The softmax of some rows, in the pieces that value and derivative need: one exponential for both.
+
+    Attributes:
+        logprobs: of the targets, shape [rows].
+        spread: e^{z − max z}, times the derivative of the soft cap; shape [rows, vocabulary].
+        total: Σ e^{z − max z}, shape [rows, 1].
+        at_target: derivative of the soft cap at the targets, shape [rows, 1].
+    """
+
+    logprobs: Tensor
+    spread: Tensor
+    total: Tensor
+    at_target: Tensor
+
+
+def _softmax(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
+) -> _Softmax:
     logits = (hidden @ weight.T).float()
     if scale != 1.0:
         logits.mul_(scale)
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
-def _slope(
-    logits: Tensor, log_normalizer: Tensor, targets: Tensor, scale: float, softcap: float | None
-) -> Tensor:
-    """Derivative of the log-probability of each row's target by hidden · weightᵀ; overwrites `logits`."""
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
     bend = None if softcap is None else 1 - (logits / softcap).square()
-    slope = logits.sub_(log_normalizer[:, None]).exp_().neg_()
-    slope[torch.arange(slope.shape[0], device=slope.device), targets] += 1
-    if bend is not None:
-        slope.mul_(bend)
-    return slope if scale == 1.0 else slope.mul_(scale)
+    top, chosen = logits.amax(dim=-1, keepdim=True), logits.gather(1, targets[:, None])
+    spread = logits.sub_(top).exp_()
+    total = spread.sum(dim=-1, keepdim=True)
+    logprobs = (chosen - top - total.log()).squeeze(1)
+    if bend is None:
+        return _Softmax(logprobs, spread, total, torch.ones_like(top))
+    return _Softmax(logprobs, spread.mul_(bend), total, bend.gather(1, targets[:, None]))
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:

@@ -7,7 +7,7 @@ A response sees its prompt and itself; positions restart after the prompt; there
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
     owners                    [response tokens]: the response it belongs to, counted over the row
     lengths                   [groups, responses]: tokens of every response; response j of group g is owner g·responses + j
-    group_lengths             [groups]: tokens of every group, its prompt included
+    prompts                   [groups]: tokens of every prompt
     pairs                     [groups]: which pair each group is
 """
 
@@ -93,7 +93,7 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
         "pairs": list(pairs),
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
-    tensors["group_lengths"] = torch.tensor([len(group) for group in groups])
+    tensors["prompts"] = torch.tensor([len(group.prompt) for group in groups])
     tensors["lengths"] = torch.tensor([[len(ids) for ids in group.responses] for group in groups])
     tensors["mask"] = attention_mask(torch.tensor(group_of), torch.tensor(part_of))
     return tensors

@@ -31,7 +31,7 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         position_ids=row["position_ids"][None],
         attention_mask=row["mask"],
         use_cache=False,
-        group_lengths=row["group_lengths"].tolist(),
+        parts=torch.column_stack([row["prompts"], row["lengths"]]).tolist(),
     ).last_hidden_state[0]
     logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
     sums = torch.zeros(row["lengths"].numel(), dtype=torch.float32, device=logprobs.device)
