@@ -374,7 +374,7 @@ def test_a_server_holds_the_same(server, tmp_path):
 @pytest.mark.integration
 def test_a_server_that_dies_gives_an_error_worth_a_retry(server, tmp_path, monkeypatch):
     small = SmallExperiment(
-        tmp_path, [0.3], tracking={"uri": server.replace("127.0.0.1", "me:hunter2@127.0.0.1")}
+        tmp_path, [0.3], tracking={"uri": server.replace("127.0.0.1", "me@127.0.0.1")}
     )
     [spec] = small.iterations()
 
