@@ -38,6 +38,7 @@ def collect(store: Store) -> dict[str, Any]:
             m.metrics.get("stop", False) for m in manifests.values() if m and m.stage == "schedule"
         ),
         "inputs": inputs(manifests.get("prepare")),
+        "objective": objective(manifests.get("iteration-0/train")),
         "result": sentence(found),
         "tiles": tiles(found),
         "table": {"headers": headers(found), "rows": [cells(row) for row in found]},
@@ -89,6 +90,11 @@ def inputs(prepared: Manifest | None) -> dict[str, Any]:
             name: prepared.metrics.get(name) for name in ("train_pairs", "heldout_pairs", "dropped")
         },
     }
+
+
+def objective(trained: Manifest | None) -> dict[str, Any]:
+    """The settings of the objective that the experiment trains with; empty before the first training."""
+    return dict(trained.spec["objective"]) if trained else {}
 
 
 def model_of(store: Store, row: Row) -> dict[str, Any]:

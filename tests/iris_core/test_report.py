@@ -196,3 +196,12 @@ def test_a_history_with_a_number_missing_is_drawn_with_a_hole():
     svg = figures.curves("x", {"annotated": [0.1, float("nan"), 0.3]}, [0], "y")
     assert svg.startswith("<svg")
     assert "NaN" not in svg
+
+
+def test_the_report_names_the_objective_that_was_trained(tmp_path):
+    for name, words in (("iris", "λ = 1.0 times"), ("spin", "trains with <code>spin</code>")):
+        small = SmallExperiment(tmp_path / name, [0.3], objective={"name": name})
+        small.iterations()
+        page = " ".join(write_report(small.store).read_text().split())
+        assert words in page
+        assert ("our reconstruction" in page) == (name == "iris")
