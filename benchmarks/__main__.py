@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 from benchmarks import table
+from iris_core.launch import CPU_SETTINGS
 
 REPEATS = {"step": 5, "kernel": 5, "generation": 5, "evaluation": 5, "orchestration": 5}
 NEEDS = {"step": "trl", "kernel": "trl", "generation": "vllm"}
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "PASSIVE",
+    **CPU_SETTINGS,  # for both sides
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "ERROR",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core import models, team
-from iris_core.data import load_pairs
-from iris_core.errors import DataError
 from iris_core.gap import measure_gap, ratio_of_sums
+from iris_core.groups import check_lengths, load_groups
 from iris_core.lora import streamline
 from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
 from iris_core.packing import Group
@@ -33,7 +31,7 @@ from iris_core.progress import Progress
 from iris_core.scoring import score
 from iris_core.specs import TrainSpec
 from iris_core.stage import main
-from iris_core.store import WORK, Artifact, Outcome, write_atomic
+from iris_core.store import WORK, Outcome, write_atomic
 from iris_core.trainer import COMPLETE, Batches, SelfPlayTrainer, Settings
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -52,7 +50,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     work = out / WORK
     set_seed(spec.seed)
     groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
-    _check_lengths(spec, groups["train"] + groups["heldout"])
+    check_lengths(spec, groups["train"] + groups["heldout"])
     before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], work)
@@ -73,58 +71,6 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
         },
         metrics={**metrics, "train": _summary(out / "history.jsonl")},
     )
-
-
-def load_groups(spec: TrainSpec, split: str) -> list[Group]:
-    """Prompt and responses of every pair of `split`: annotated, synthetic and, if the spec has them, the initial model's.
-
-    Held-out pairs have the newest synthetic response only.
-
-    Raises:
-        DataError: a prompt has no synthetic response.
-    """
-    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    training = split == "train"
-    initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
-    groups = []
-    for source in spec.synthetic if training else spec.synthetic[:1]:
-        sampled = [_responses(artifact) for artifact in (source, *initial)]
-        for pair in load_pairs(spec.pairs.path, split):
-            if any(pair.prompt_id not in responses for responses in sampled):
-                raise DataError(
-                    f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
-                )
-            responses = [
-                models.response_ids(tokenizer, pair.response),
-                *(responses[pair.prompt_id] for responses in sampled),
-            ]
-            prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
-            groups.append(
-                Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
-            )
-    return groups
-
-
-def _check_lengths(spec: TrainSpec, groups: list[Group]) -> None:
-    """Every prompt with its longest response must fit what one token of the model can see."""
-    config = AutoConfig.from_pretrained(
-        spec.policy.model.path, trust_remote_code=spec.trust_remote_code
-    ).get_text_config()
-    slides = getattr(config, "use_sliding_window", True)
-    window = (getattr(config, "sliding_window", None) if slides else None) or math.inf
-    most = min(getattr(config, "max_position_embeddings", math.inf), window)
-    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
-    if longest > most:
-        raise DataError(
-            f"a prompt with its response has {longest} tokens, the model sees {most}: lower data.max_prompt_tokens, "
-            "data.max_response_tokens and generation.max_new_tokens, and set data.on_invalid to drop"
-        )
-
-
-def _responses(artifact: Artifact) -> dict[str, list[int]]:
-    """Token ids of the stage `generate`, by prompt."""
-    rows = pq.read_table(artifact.path, columns=["prompt_id", "token_ids"]).to_pylist()
-    return {row["prompt_id"]: row["token_ids"] for row in rows}
 
 
 def opponent_logprobs(

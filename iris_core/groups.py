@@ -1,0 +1,71 @@
+"""Groups of token ids to train and measure on, from the pairs and the responses that earlier stages have stored."""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow.parquet as pq
+from transformers import AutoConfig
+
+from iris_core import models
+from iris_core.data import load_pairs
+from iris_core.errors import DataError
+from iris_core.packing import Group
+from iris_core.specs import TrainSpec
+from iris_core.store import Artifact
+
+
+def load_groups(spec: TrainSpec, split: str) -> list[Group]:
+    """Prompt and responses of every pair of `split`: annotated, synthetic and, if the spec has them, the initial model's.
+
+    Held-out pairs have the newest synthetic response only.
+
+    Raises:
+        DataError: a prompt has no synthetic response.
+    """
+    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    training = split == "train"
+    initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
+    groups = []
+    for source in spec.synthetic if training else spec.synthetic[:1]:
+        sampled = [_responses(artifact) for artifact in (source, *initial)]
+        for pair in load_pairs(spec.pairs.path, split):
+            if any(pair.prompt_id not in responses for responses in sampled):
+                raise DataError(
+                    f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
+                )
+            responses = [
+                models.response_ids(tokenizer, pair.response),
+                *(responses[pair.prompt_id] for responses in sampled),
+            ]
+            prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
+            groups.append(
+                Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
+            )
+    return groups
+
+
+def check_lengths(spec: TrainSpec, groups: list[Group]) -> None:
+    """Finds out whether every prompt with its longest response fits what one token of the model can see.
+
+    Raises:
+        DataError: one does not.
+    """
+    config = AutoConfig.from_pretrained(
+        spec.policy.model.path, trust_remote_code=spec.trust_remote_code
+    ).get_text_config()
+    slides = getattr(config, "use_sliding_window", True)
+    window = (getattr(config, "sliding_window", None) if slides else None) or math.inf
+    most = min(getattr(config, "max_position_embeddings", math.inf), window)
+    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
+    if longest > most:
+        raise DataError(
+            f"a prompt with its response has {longest} tokens, the model sees {most}: lower data.max_prompt_tokens, "
+            "data.max_response_tokens and generation.max_new_tokens, and set data.on_invalid to drop"
+        )
+
+
+def _responses(artifact: Artifact) -> dict[str, list[int]]:
+    """Token ids of the stage `generate`, by prompt."""
+    rows = pq.read_table(artifact.path, columns=["prompt_id", "token_ids"]).to_pylist()
+    return {row["prompt_id"]: row["token_ids"] for row in rows}
