@@ -6,6 +6,8 @@ full square. On CPUs with bf16 products a group is taken apart once more, into i
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -42,92 +44,104 @@ def grouped_attention(
     """
     if parts is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    fast_products = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return _ByParts.apply(query[0], key[0], value[0], parts, options["scaling"])[None], None
     outputs, start = [], 0
     for lengths in parts:
         own = slice(start, start + sum(lengths))
         q, k, v = (side[:, :, own] for side in (query, key, value))
-        if fast_products:
-            outputs += _by_parts(q[0], k[0], v[0], lengths, options["scaling"])
-        else:
-            mask = attention_mask[:, :, own, own]
-            outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0][0])
+        mask = attention_mask[:, :, own, own]
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
         start = own.stop
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs, dim=1), None
 
 
-def _by_parts(
-    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scaling: float
-) -> list[Tensor]:
-    """One group: its prompt sees itself, each response the prompt and itself; a block is two plain products.
+class _ByParts(torch.autograd.Function):
+    """softmax(s·q kᵀ) v over a whole row in blocks of plain products; only the rounded softmax weights are kept.
 
-    Query heads that share a key head are stacked, so that keys and values are not repeated.
-
-    Args:
-        query: shape [heads, tokens, head size].
-        key: shape [key heads, tokens, head size].
-        value: the same.
-        lengths: tokens of the prompt and of each response.
-        scaling: of the scores.
-
-    Returns:
-        A tensor of shape [tokens, heads, head size] for each part.
-    """
-    heads, _, size = query.shape
-    key_heads, prompt = key.shape[0], lengths[0]
-    outputs, start = [], 0
-    for length in filter(None, lengths):  # an empty response has no block
-        own = slice(start, start + length)
-        keys, values = key[:, own], value[:, own]
-        if start:
-            keys, values = (
-                torch.cat([side[:, :prompt], side[:, own]], dim=1) for side in (key, value)
-            )
-        stacked = query[:, own].reshape(key_heads, -1, size)
-        block = _Block.apply(stacked, keys, values, length, scaling)
-        outputs.append(block.view(heads, length, size).transpose(0, 1))
-        start = own.stop
-    return outputs
-
-
-class _Block(torch.autograd.Function):
-    """softmax(s·q kᵀ) v with the softmax in fp32, as transformers' eager attention; only its rounded weights are kept.
-
-    q has the shape [key heads, stacked · n, size] and k, v the shape [key heads, m, size]. Query i of n sees the keys up to
-    m − n + i.
+    A prompt sees itself, a response its prompt and itself. Query heads that share a key head are rows of one product, token
+    by token, so that keys and values are not repeated. Scores are rounded to the inputs' format and the softmax is taken in fp32, as in transformers'
+    eager attention. query has the shape [heads, tokens, size], key and value [key heads, tokens, size]; the result
+    [tokens, heads, size].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[list[int]], scaling: float
     ) -> Tensor:
-        scores = torch.bmm(query, key.transpose(1, 2)).float().mul_(scaling)
-        seen = key.shape[1]
-        hidden = torch.ones(length, seen, dtype=torch.bool, device=query.device)
-        scores.view(-1, length, seen).masked_fill_(hidden.triu_(seen - length + 1), -torch.inf)
-        weights = scores.softmax(dim=-1).to(query.dtype)
-        result = torch.bmm(weights, value)
-        ctx.save_for_backward(query, key, value, weights, result)
-        ctx.scaling = scaling
-        return result
+        key_heads, tokens, size = key.shape
+        query = query.view(key_heads, -1, tokens, size).transpose(1, 2).contiguous()
+        key, value = key.contiguous(), value.contiguous()
+        result, kept = torch.empty_like(query), []
+        for prompt, own in _blocks(parts):
+            keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
+            bias = _causal_bias(own.stop - own.start, keys.shape[1], query.shape[2], query.dtype)
+            scores = torch.baddbmm(bias, query[:, own].flatten(1, 2), keys.mT, alpha=scaling)
+            weights = scores.softmax(dim=-1)
+            result[:, own] = torch.bmm(weights, values).view_as(result[:, own])
+            kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.parts, ctx.scaling = parts, scaling
+        return result.transpose(0, 1).reshape(tokens, -1, size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *kept = ctx.saved_tensors
+        key_heads, tokens, stack, size = query.shape
         (gradient,) = gradients
-        query, key, value, weights, result = ctx.saved_tensors
-        by_value = torch.bmm(weights.transpose(1, 2), gradient)
-        by_scores = torch.bmm(gradient, value.transpose(1, 2)).float()
-        by_scores -= (gradient.float() * result).sum(
-            dim=-1, keepdim=True
-        )  # = Σ weights · by_weights
-        scaled = by_scores.mul_(weights).mul_(ctx.scaling).to(query.dtype)
-        return (
-            torch.bmm(scaled, key),
-            torch.bmm(scaled.transpose(1, 2), query),
-            by_value,
-            None,
-            None,
-        )
+        gradient = gradient.view(tokens, key_heads, stack, size).transpose(0, 1).contiguous()
+        by_query = torch.empty_like(query)
+        by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
+        zero = query.new_zeros(1, 1, 1)
+        for (prompt, own), weights in zip(_blocks(ctx.parts), kept, strict=True):
+            keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
+            outer, stacked = gradient[:, own].flatten(1, 2), query[:, own].flatten(1, 2)
+            by_weights = torch.bmm(outer, values.mT)
+            by_scores = torch.ops.aten._softmax_backward_data(
+                by_weights, weights, -1, weights.dtype
+            )
+            moved = torch.baddbmm(zero, by_scores, keys, alpha=ctx.scaling)
+            by_query[:, own] = moved.view_as(by_query[:, own])
+            moved = torch.baddbmm(zero, by_scores.mT, stacked, alpha=ctx.scaling)
+            _add_to(by_key, moved, prompt, own)
+            _add_to(by_value, torch.bmm(weights.mT, outer), prompt, own)
+        by_query = by_query.transpose(1, 2).reshape(-1, tokens, size)
+        return by_query, by_key, by_value, None, None
+
+
+def _blocks(parts: list[list[int]]) -> Iterator[tuple[slice, slice]]:
+    """Where the prompt of each part lies (nowhere for a prompt itself) and where the part does; empty parts are left out."""
+    start = 0
+    for lengths in parts:
+        prompt = slice(start, start)
+        for length in lengths:
+            own = slice(start, start + length)
+            if length:
+                yield prompt, own
+            if own.start == prompt.start:
+                prompt = slice(own.start, own.stop)
+            start = own.stop
+
+
+def _seen(side: Tensor, prompt: slice, own: slice) -> Tensor:
+    """Keys or values of the prompt and of the part, shape [key heads, seen, size]."""
+    if prompt.stop == own.start:  # they lie side by side, or there is no prompt before
+        return side[:, prompt.start : own.stop]
+    return torch.cat([side[:, prompt], side[:, own]], dim=1)
+
+
+def _add_to(total: Tensor, gradient: Tensor, prompt: slice, own: slice) -> None:
+    """Adds the gradient of what `_seen` gave."""
+    before = prompt.stop - prompt.start
+    total[:, prompt] += gradient[:, :before]
+    total[:, own] += gradient[:, before:]
+
+
+@functools.lru_cache(maxsize=512)
+def _causal_bias(length: int, seen: int, stack: int, dtype: torch.dtype) -> Tensor:
+    """0 where the query may see the key, −∞ elsewhere; shape [1, length · stack, seen]. The last query sees all keys."""
+    bias = torch.full((length, seen), -torch.inf, dtype=dtype).triu_(seen - length + 1)
+    return bias.repeat_interleave(stack, dim=0)[None]
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from iris_core.attention import _by_parts, grouped_attention
+from iris_core.attention import _ByParts, grouped_attention
 from iris_core.packing import Group, build_row
 
 pytestmark = pytest.mark.unit
@@ -34,12 +34,7 @@ def whole(query, key, value):
 
 
 def by_parts(query, key, value):
-    outputs, start = [], 0
-    for lengths in PARTS:
-        own = slice(start, start + sum(lengths))
-        outputs += _by_parts(query[0, :, own], key[0, :, own], value[0, :, own], lengths, 0.3)
-        start = own.stop
-    return torch.cat(outputs)[None]
+    return _ByParts.apply(query[0], key[0], value[0], PARTS, 0.3)[None]
 
 
 def output_and_gradients(attend, sides):
