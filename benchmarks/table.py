@@ -29,8 +29,8 @@ ours to the peer's in one run, the two sides taking turns on the same machine wi
 number format, threads and global batch; medians, with the range of all repetitions in brackets. What misses its
 target stays in the table.
 """
-UNMEASURED = """Not measured: scaling over two processes (one process is all that a stage trains with here), and
-resuming, which the tests hold to instead (`tests/flows/test_kill_and_resume.py`).
+UNMEASURED = """Not measured: the speed of training on several processes, since one already fills the cores here (that they take the same
+steps is tested, `tests/iris_core/test_train.py`), and resuming, to which `tests/flows/test_kill_and_resume.py` holds.
 """
 
 
