@@ -1,7 +1,8 @@
 """Attention over packed rows, through transformers' attention interface: nothing is computed that a mask would hide.
 
-A row's mask lets nothing pass between its groups, so each group is attended to by itself: n groups cost 1/n of the row's
-full square. On CPUs with bf16 products a group is taken apart once more, into its prompt and each response with it.
+On GPUs it is FlexAttention, whose block mask skips what no query sees (arXiv 2412.05496). Elsewhere a row is taken apart into
+prompts and responses, and each is attended to by plain products with what it sees: that is faster than the CPU's fused kernel,
+whose backward is slow in bf16 and which computes what the mask hides.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from iris_core.errors import ModelError
+
 GROUPED = "iris_grouped"
+Parts = list[list[int]]
 
 
 def grouped_attention(
@@ -24,36 +30,67 @@ def grouped_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
-    parts: list[list[int]] | None = None,
+    attention_mask: Tensor | BlockMask | None,
+    parts: Parts | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each group of a packed row; without `parts`, `sdpa_attention_forward` on all of the input.
+    """Attention within each group of a packed row; without `parts`, `sdpa_attention_forward`.
 
     Args:
         module: the attention layer.
         query: shape [1, heads, tokens, head size].
         key: shape [1, key heads, tokens, head size].
         value: the same.
-        attention_mask: shape [1, 1, tokens, tokens], True where a query may see a key.
+        attention_mask: from `packed_mask`; without `parts`, what transformers makes.
         parts: of each group, the tokens of its prompt and of each response; they add up to the row.
         options: as for `sdpa_attention_forward`.
 
     Returns:
         Shape [1, tokens, heads, head size], and None for the weights.
+
+    Raises:
+        ModelError: the model caps its attention scores, which is not computed on this device.
     """
-    if parts is None or attention_mask is None:
+    if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in fp32
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, **options)[0], None
+    if options.get("softcap") is not None:
+        raise ModelError(
+            "model.path: this model caps its attention scores (attn_logit_softcapping), which is computed on GPUs only: "
+            "use a GPU, or another model"
+        )
+    with torch.autocast(query.device.type, enabled=False):
         return _ByParts.apply(query[0], key[0], value[0], parts, options["scaling"])[None], None
-    outputs, start = [], 0
-    for lengths in parts:
-        own = slice(start, start + sum(lengths))
-        q, k, v = (side[:, :, own] for side in (query, key, value))
-        mask = attention_mask[:, :, own, own]
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
-        start = own.stop
-    return torch.cat(outputs, dim=1), None
+
+
+def packed_mask(parts: Parts, device: torch.device) -> Tensor | BlockMask:
+    """What a model takes as `attention_mask` for a row of `parts`: who sees whom, where attention asks for it.
+
+    Args:
+        parts: of each group, the tokens of its prompt and of each response.
+        device: the model's.
+
+    Returns:
+        FlexAttention's block mask on a GPU; elsewhere an empty mask, which transformers hands through as it is.
+    """
+    return flex_mask(parts, device) if device.type == "cuda" else torch.empty(0, 0, 0, 0)
+
+
+def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
+    """A query sees a key of its group that is not later and belongs to the prompt or to the same response."""
+    lengths = torch.tensor(parts, device=device)
+    per_group = lengths.shape[1]
+    part_of = torch.arange(lengths.numel(), device=device).repeat_interleave(lengths.flatten())
+    tokens = len(part_of)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        mine, other = part_of[query], part_of[key]
+        prompt = mine // per_group * per_group
+        return (query >= key) & ((other == mine) | (other == prompt))
+
+    return create_block_mask(sees, None, None, tokens, tokens, device)
 
 
 class _ByParts(torch.autograd.Function):
@@ -67,7 +104,7 @@ class _ByParts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[list[int]], scaling: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Parts, scaling: float
     ) -> Tensor:
         key_heads, tokens, size = key.shape
         query = query.view(key_heads, -1, tokens, size).transpose(1, 2).contiguous()
@@ -109,7 +146,7 @@ class _ByParts(torch.autograd.Function):
         return by_query, by_key, by_value, None, None
 
 
-def _blocks(parts: list[list[int]]) -> Iterator[tuple[slice, slice]]:
+def _blocks(parts: Parts) -> Iterator[tuple[slice, slice]]:
     """Where the prompt of each part lies (nowhere for a prompt itself) and where the part does; empty parts are left out."""
     start = 0
     for lengths in parts:

@@ -1,18 +1,22 @@
 """Per-token log-probabilities from hidden states, without ever holding [tokens, vocabulary].
 
-The output embedding is applied to a few rows at a time. When it is frozen (LoRA) the derivative of each log-probability
-by its hidden state is formed in the same pass, so that forward and backward together cost two products with the
-embedding instead of the three of recomputation; when it is trained, backward forms the logits of each chunk once more.
+The output embedding W is applied tile by tile: some tokens by a part of the vocabulary, with the softmax taken online
+(arXiv 1805.02867), so that memory depends on neither. While W is frozen (LoRA), the derivative of each log-probability by its
+hidden state is formed in the same pass: it needs Σ_v softmax_v W_v, which is attention with W as keys and as values, so
+that value and gradient together cost two products with W instead of recomputation's three. While W is trained, backward forms
+the logits of each tile once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 64 << 20
+CPU_TILE = (1024, 4096)  # tokens and vocabulary entries: 16 MB of logits
+GPU_TILE = (4096, 16384)  # what keeps it busy
 
 
 def token_logprobs(
@@ -42,72 +46,120 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
     ) -> Tensor:  # fmt: skip
-        result = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        chosen, log_total = hidden.new_empty(2, len(hidden), 1, dtype=torch.float32)
         slope = torch.empty_like(hidden) if needs_hidden and not needs_weight else None
-        for rows in _chunks(hidden, weight):
-            chunk = _softmax(hidden[rows], weight, targets[rows], scale, softcap)
-            result[rows] = chunk.logprobs
+        for rows in _rows(hidden):
+            found = _online_softmax(
+                hidden[rows], weight, targets[rows, None], scale, softcap, slope is not None
+            )
+            chosen[rows], log_total[rows] = found.chosen, found.log_total
             if slope is not None:
-                away = (chunk.spread.to(weight.dtype) @ weight) / chunk.total
-                slope[rows] = scale * (chunk.at_target * weight[targets[rows]] - away)
+                slope[rows] = scale * (found.at_target * weight[targets[rows]] - found.mean)
         ctx.slope, ctx.scale, ctx.softcap = slope, scale, softcap
-        ctx.save_for_backward(hidden, weight, targets)
-        return result
+        ctx.save_for_backward(hidden, weight, targets, log_total)
+        return (chosen - log_total).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        hidden, weight, targets = ctx.saved_tensors
+        hidden, weight, targets, log_total = ctx.saved_tensors
         if ctx.slope is not None:
             return ctx.slope * gradient[:, None].to(ctx.slope.dtype), None, None, None, None
-        by_hidden = torch.empty_like(hidden)
-        by_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in _chunks(hidden, weight):
-            chunk = _softmax(hidden[rows], weight, targets[rows], ctx.scale, ctx.softcap)
-            outer = ctx.scale * gradient[rows, None]
-            by_logits = chunk.spread.mul_(-outer / chunk.total)
-            by_logits.scatter_add_(1, targets[rows, None], outer * chunk.at_target)
-            by_logits = by_logits.to(weight.dtype)
-            by_hidden[rows] = by_logits @ weight
-            by_weight += by_logits.T @ hidden[rows]
-        return by_hidden, by_weight.to(weight.dtype), None, None, None
+        by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        by_weight = torch.empty_like(weight)
+        outer = ctx.scale * gradient[:, None]
+        for part in _parts(weight):
+            by_part = torch.zeros_like(weight[part], dtype=torch.float32)
+            for rows in _rows(hidden):
+                logits, bend = _logits(hidden[rows], weight[part], ctx.scale, ctx.softcap)
+                by_logits = logits.sub_(log_total[rows]).exp_().neg_()
+                _add_at(by_logits, targets[rows, None], part)
+                by_logits = by_logits.mul_(outer[rows] if bend is None else outer[rows] * bend)
+                by_logits = by_logits.to(weight.dtype)
+                by_hidden[rows] += by_logits @ weight[part]
+                by_part += by_logits.T @ hidden[rows]
+            by_weight[part] = by_part
+        return by_hidden.to(hidden.dtype), by_weight, None, None, None
 
 
 class _Softmax(NamedTuple):
-    """The softmax of some rows, in the pieces that value and derivative need: one exponential for both.
+    """What the softmax of some tokens comes to, fp32.
 
     Attributes:
-        logprobs: of the targets, shape [rows].
-        spread: e^{z − max z}, times the derivative of the soft cap; shape [rows, vocabulary].
-        total: Σ e^{z − max z}, shape [rows, 1].
-        at_target: derivative of the soft cap at the targets, shape [rows, 1].
+        chosen: logits of the targets, shape [rows, 1].
+        at_target: derivative of the soft cap there, shape [rows, 1].
+        log_total: log Σ e^z, shape [rows, 1].
+        mean: Σ_v softmax_v · (derivative of the soft cap) · W_v, shape [rows, hidden size]; empty if not asked for.
     """
 
-    logprobs: Tensor
-    spread: Tensor
-    total: Tensor
+    chosen: Tensor
     at_target: Tensor
+    log_total: Tensor
+    mean: Tensor
 
 
-def _softmax(
-    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
-) -> _Softmax:
+def _online_softmax(
+    hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None, with_mean: bool
+) -> _Softmax:  # fmt: skip
+    """One pass over the vocabulary; sums are kept relative to the largest logit so far."""
+    size = hidden.shape[1] if with_mean else 0
+    mean = hidden.new_zeros(len(hidden), size, dtype=torch.float32)
+    total, chosen = mean.new_zeros(2, len(hidden), 1)
+    top, at_target = mean.new_full((len(hidden), 1), -torch.inf), mean.new_ones(len(hidden), 1)
+    for part in _parts(weight):
+        logits, bend = _logits(hidden, weight[part], scale, softcap)
+        _take(chosen, logits, targets, part)
+        before, top = top, torch.maximum(top, logits.amax(dim=-1, keepdim=True))
+        shrink, spread = (before - top).exp_(), logits.sub_(top).exp_()
+        total = total.mul_(shrink).add_(spread.sum(dim=-1, keepdim=True))
+        if bend is not None:
+            _take(at_target, bend, targets, part)
+            spread.mul_(bend)
+        if with_mean:
+            mean.mul_(shrink).add_(spread.to(weight.dtype) @ weight[part])
+    return _Softmax(chosen, at_target, top + total.log(), mean.div_(total) if with_mean else mean)
+
+
+def _logits(
+    hidden: Tensor, weight: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits of a tile, and the derivative of the soft cap where there is one; shape [rows, part]."""
     logits = (hidden @ weight.T).float()
     if scale != 1.0:
         logits.mul_(scale)
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    bend = None if softcap is None else 1 - (logits / softcap).square()
-    top, chosen = logits.amax(dim=-1, keepdim=True), logits.gather(1, targets[:, None])
-    spread = logits.sub_(top).exp_()
-    total = spread.sum(dim=-1, keepdim=True)
-    logprobs = (chosen - top - total.log()).squeeze(1)
-    if bend is None:
-        return _Softmax(logprobs, spread, total, torch.ones_like(top))
-    return _Softmax(logprobs, spread.mul_(bend), total, bend.gather(1, targets[:, None]))
+    if softcap is None:
+        return logits, None
+    bent = logits.div_(softcap).tanh_()
+    return bent * softcap, 1 - bent.square()
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-    return [slice(start, start + rows) for start in range(0, hidden.shape[0], rows)]
+def _take(into: Tensor, tile: Tensor, targets: Tensor, part: slice) -> None:
+    """Copies a tile's values at the targets that lie in it; `into` and `targets` have the shape [rows, 1]."""
+    places = targets - part.start
+    inside = (places >= 0) & (places < tile.shape[1])
+    found = tile.gather(1, places.clamp(0, tile.shape[1] - 1))
+    into.copy_(torch.where(inside, found, into))
+
+
+def _add_at(tile: Tensor, targets: Tensor, part: slice) -> None:
+    """Adds 1 at the targets that lie in the tile."""
+    places = targets - part.start
+    inside = (places >= 0) & (places < tile.shape[1])
+    tile.scatter_add_(1, places.clamp(0, tile.shape[1] - 1), inside.to(tile.dtype))
+
+
+def _rows(hidden: Tensor) -> Iterator[slice]:
+    return _slices(len(hidden), _tile(hidden)[0])
+
+
+def _parts(weight: Tensor) -> Iterator[slice]:
+    return _slices(len(weight), _tile(weight)[1])
+
+
+def _tile(like: Tensor) -> tuple[int, int]:
+    return CPU_TILE if like.device.type == "cpu" else GPU_TILE
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))

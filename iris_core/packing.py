@@ -3,23 +3,23 @@
 A response sees its prompt and itself; positions restart after the prompt; there is no padding. A row's tensors are
 
     input_ids, position_ids   [tokens]
-    mask                      [1, 1, tokens, tokens], True where a query (row) may see a key (column)
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
     owners                    [response tokens]: the response it belongs to, counted over the row
     lengths                   [groups, responses]: tokens of every response; response j of group g is owner g·responses + j
-    prompts                   [groups]: tokens of every prompt
     pairs                     [groups]: which pair each group is
+
+and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-Row = dict[str, Tensor]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
 
 
 def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
-    """The tensors of one row.
+    """One row.
 
     Args:
         groups: what the row holds, as many responses in each; no prompt is empty.
@@ -68,8 +68,6 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
     """
     ids: list[int] = []
     positions: list[int] = []
-    group_of: list[int] = []
-    part_of: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
@@ -77,7 +75,6 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
     for number, group in enumerate(groups):
         ids += group.prompt
         positions += range(len(group.prompt))
-        part_of += [0] * len(group.prompt)
         last_of_prompt = len(ids) - 1
         for part, response in enumerate(group.responses):
             start = len(ids)
@@ -86,29 +83,10 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
             owners += [per_group * number + part] * len(response)
             ids += response
             positions += range(len(group.prompt), len(group.prompt) + len(response))
-            part_of += [part + 1] * len(response)
-        group_of += [number] * len(group)
     row = {
         "input_ids": ids, "position_ids": positions, "sources": sources, "targets": targets, "owners": owners,
         "pairs": list(pairs),
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
-    tensors["prompts"] = torch.tensor([len(group.prompt) for group in groups])
-    tensors["lengths"] = torch.tensor([[len(ids) for ids in group.responses] for group in groups])
-    tensors["mask"] = attention_mask(torch.tensor(group_of), torch.tensor(part_of))
-    return tensors
-
-
-def attention_mask(group_of: Tensor, part_of: Tensor) -> Tensor:
-    """Who sees whom: the same group, not later, and either a prompt's token or one of the same response.
-
-    Args:
-        group_of: group of each token, shape [tokens].
-        part_of: 0 in the prompt, else the number of the response, shape [tokens].
-
-    Returns:
-        Boolean mask of shape [1, 1, tokens, tokens].
-    """
-    same_group = group_of[:, None] == group_of[None, :]
-    visible = (part_of[None, :] == 0) | (part_of[:, None] == part_of[None, :])
-    return (same_group & visible).tril()[None, None]
+    parts = [[len(group.prompt), *map(len, group.responses)] for group in groups]
+    return {**tensors, "lengths": torch.tensor(parts)[:, 1:], "parts": parts}

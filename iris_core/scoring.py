@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iris_core.attention import packed_mask
 from iris_core.errors import ModelError
 from iris_core.logprobs import token_logprobs
 from iris_core.packing import Group, Row, build_row, pack
@@ -26,12 +27,13 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         Shape [groups, responses per group]; 0 for an empty response.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = row["parts"]
     hidden = causal.base_model(
         input_ids=row["input_ids"][None],
         position_ids=row["position_ids"][None],
-        attention_mask=row["mask"],
+        attention_mask=packed_mask(parts, row["input_ids"].device),
         use_cache=False,
-        parts=torch.column_stack([row["prompts"], row["lengths"]]).tolist(),
+        parts=parts,
     ).last_hidden_state[0]
     logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
     sums = torch.zeros(row["lengths"].numel(), dtype=torch.float32, device=logprobs.device)
@@ -91,4 +93,9 @@ def score(
 
 def to_device(row: Row, device: torch.device) -> Row:
     """`row` with its tensors on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in row.items()}
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in row.items()
+        if isinstance(value, Tensor)
+    }
+    return {**row, **moved}

@@ -3,19 +3,22 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.attention.flex_attention import create_mask
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    Gemma2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
 )
 
-from iris_core.attention import GROUPED
+from iris_core import scoring
+from iris_core.attention import GROUPED, flex_mask
 from iris_core.errors import ModelError
 from iris_core.lora import streamline
-from iris_core.packing import Group, attention_mask, build_row, pack
+from iris_core.packing import Group, build_row, pack
 from iris_core.scoring import response_logprobs, score
 
 pytestmark = pytest.mark.unit
@@ -52,11 +55,11 @@ def separate(model, group):
     return torch.stack(sums)
 
 
-def build(name, attention=GROUPED, dtype=torch.float32):
+def build(name, dtype=torch.float32):
     config, settings = MODELS[name]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
-        config(**SIZES, **settings), dtype=dtype, attn_implementation=attention
+        config(**SIZES, **settings), dtype=dtype, attn_implementation=GROUPED
     ).eval()
 
 
@@ -99,10 +102,27 @@ def assert_same(packed, apart):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5 * other.abs().max().item())
 
 
-@pytest.mark.parametrize("attention", [GROUPED, "sdpa"])
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_equals_separate_forwards_and_so_do_all_gradients(name, attention):
-    assert_same(*both_ways(build(name, attention)))
+def test_packed_equals_separate_forwards_and_so_do_all_gradients(name):
+    assert_same(*both_ways(build(name)))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+def test_flex_attention_sees_the_same(name, monkeypatch):
+    """What a GPU computes, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
+    monkeypatch.setattr(scoring, "packed_mask", flex_mask)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *sides: None)
+    with torch.compiler.set_stance("force_eager"):
+        assert_same(*both_ways(build(name)))
+
+
+def test_a_model_that_caps_its_attention_scores_is_refused_on_a_cpu():
+    settings = {"attn_logit_softcapping": 50.0, "head_dim": 8}
+    model = AutoModelForCausalLM.from_config(
+        Gemma2Config(**SIZES, **settings), attn_implementation=GROUPED
+    )
+    with pytest.raises(ModelError, match="caps its attention scores"):
+        response_logprobs(model, build_row(GROUPS, [0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
@@ -127,7 +147,7 @@ def test_an_adapter_on_the_output_layer_counts():
 def test_in_bf16_packed_stays_as_close_as_separate_forwards_do(name):
     """Both round; against fp32, packed rows are within 3 % of the log-probs, as separate forwards are."""
     exact = build(name)
-    rounded = build(name, dtype=torch.bfloat16)
+    rounded = build(name, torch.bfloat16)
     rounded.load_state_dict(exact.state_dict())
     with torch.no_grad():
         expected = torch.stack([separate(exact, group) for group in GROUPS])
@@ -173,12 +193,21 @@ def test_pack_fills_rows_within_the_budget():
 
 
 def test_mask_of_two_groups():
-    """Group 0: prompt, annotated, synthetic; group 1: prompt, annotated."""
-    mask = attention_mask(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 1]))[0, 0]
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 0, 1, 0, 0],
-        [0, 0, 0, 1, 0],
-        [0, 0, 0, 1, 1],
+    """Group 0: prompt of 2, responses of 1 and 2; group 1: prompt of 1, responses of 0 and 1. Full blocks are none here."""
+    mask = flex_mask([[2, 1, 2], [1, 0, 1]], torch.device("cpu"))
+    seen = create_mask(mask.mask_mod, None, None, *mask.seq_lengths, "cpu")[0, 0]
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1, 1],
     ]
+
+
+def test_blocks_that_nobody_sees_are_left_out():
+    """Two groups of 256 tokens: of 4 x 4 blocks of 128, each group keeps its own three that are not later."""
+    mask = flex_mask([[128, 64, 64], [128, 128, 0]], torch.device("cpu"))
+    assert mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum() == 6
