@@ -102,7 +102,11 @@ class GenerationPart(Part):
         1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself."
     )
     max_new_tokens: int = Field(256, ge=1, description="Longest synthetic response, in tokens.")
-    shard_size: int = Field(1024, ge=1, description="Prompts per shard, the unit of resuming.")
+    shard_size: int = Field(
+        1024,
+        ge=1,
+        description="Prompts per shard, the unit of resuming and of sharing out over GPUs.",
+    )
 
 
 class ObjectivePart(Part):

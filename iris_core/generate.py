@@ -1,23 +1,29 @@
-"""Stage `generate`: the opponent answers every prompt, shard by shard.
+"""Stage `generate`: the opponent answers every prompt, shard by shard; with several GPUs, on all of them.
 
     python -m iris_core.generate --spec spec.json --out DIR
 
 A shard is written whole or not at all. Its responses depend on its own prompts and seeds only, so that a resumed run
-gives the responses of an uninterrupted one.
+gives the responses of an uninterrupted one, and eight GPUs those of one. Each GPU has a process with an engine of its own
+and a share of the missing shards, which rank 0 sets before it starts the others (`iris_core.team`).
 """
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from iris_core import models
+from iris_core import models, team
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import text_digest
 from iris_core.engines import Sample, open_engine
@@ -35,25 +41,29 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
     ]
 )
+SHARES = "shares.json"  # in the work folder: the names of each rank's shards
+LOOK_EVERY_S = 0.5
+
+Shards = dict[Path, list[Pair]]
 
 
 def generate(spec: GenerateSpec, out: Path) -> Outcome:
-    """Samples a response to every prompt of `spec.pairs`, resuming at the first missing shard."""
-    models.verify(spec.policy)
+    """Samples a response to every prompt of `spec.pairs`, resuming at the missing shards; with several GPUs, on all."""
     folder = out / "responses"
+    shards = _shards(spec, folder)
+    if team.rank():
+        _sample_share(spec, shards, out / WORK)
+        return Outcome(outputs={})
+    models.verify(spec.policy)
     folder.mkdir(exist_ok=True)
-    pairs = load_pairs(spec.pairs.path)
-    size = spec.generation.shard_size
-    shards = {
-        folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size]
-        for start in range(0, len(pairs), size)
-    }
     missing = {path: shard for path, shard in shards.items() if not path.exists()}
     started = time.monotonic()
-    tokens = _sample_shards(spec, missing, len(pairs), out / WORK) if missing else 0
+    if missing:
+        _sample_missing(spec, shards, missing, out)
+    seconds = time.monotonic() - started
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
-    if tokens:
-        metrics["tokens_per_second"] = tokens / (time.monotonic() - started)
+    if missing:
+        metrics["tokens_per_second"] = sum(map(_tokens, missing)) / seconds
     return Outcome(outputs={"responses": folder}, metrics=metrics)
 
 
@@ -75,26 +85,74 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
     return int(text_digest(f"{seed}:{prompt_id}")[:8], 16) >> 1
 
 
-def _sample_shards(
-    spec: GenerateSpec, shards: dict[Path, list[Pair]], total: int, work: Path
-) -> int:
-    """Fills the missing `shards`; returns the tokens sampled."""
+def _shards(spec: GenerateSpec, folder: Path) -> Shards:
+    pairs, size = load_pairs(spec.pairs.path), spec.generation.shard_size
+    return {
+        folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size]
+        for start in range(0, len(pairs), size)
+    }
+
+
+def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Path) -> None:
+    """Has every rank fill its share of the `missing` shards; no more ranks than there are of these."""
+    (out / WORK).mkdir(exist_ok=True)
+    count = min(team.wanted(spec), len(missing))
+    names = [path.name for path in missing]
+    shares = [names[number::count] for number in range(count)]
+    (out / WORK / SHARES).write_text(json.dumps(shares), encoding="utf-8")
+    total = sum(map(len, shards.values()))
+    with _reported(missing, total), team.members(spec, out, count):
+        _sample_share(spec, shards, out / WORK)
+
+
+def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
+    """Fills those of the `shards` that are this rank's."""
+    share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     prompts = {
         pair.prompt_id: models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
         for shard in shards.values()
         for pair in shard
     }
-    progress = Progress("generate", total, done=total - len(prompts))
-    sample = open_engine(spec, max(map(len, prompts.values())), work)
-    tokens, started = 0, time.monotonic()
+    # the longest of all prompts, not of this share: an engine that is set up the same gives the same responses
+    longest = max(map(len, prompts.values()))
+    sample = open_engine(spec, longest, work / f"rank-{team.rank()}")
     for path, shard in shards.items():
-        seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
-        samples = sample([prompts[pair.prompt_id] for pair in shard], seeds)
-        _write_shard(path, shard, samples, tokenizer)
-        tokens += sum(len(item.token_ids) for item in samples)
-        progress.advance(len(shard), tokens_per_second=tokens / (time.monotonic() - started))
-    return tokens
+        if path.name in share:
+            seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
+            samples = sample([prompts[pair.prompt_id] for pair in shard], seeds)
+            _write_shard(path, shard, samples, tokenizer)
+
+
+@contextmanager
+def _reported(missing: Shards, total: int) -> Iterator[None]:
+    """Reports the `missing` shards as they appear, whichever rank writes them, until the block ends."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_report, args=(missing, total, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _report(missing: Shards, total: int, ended: threading.Event) -> None:
+    waiting = dict(missing)
+    progress = Progress("generate", total, done=total - sum(map(len, missing.values())))
+    tokens, started, last_look = 0, time.monotonic(), False
+    while not last_look:
+        last_look = ended.wait(LOOK_EVERY_S)
+        for path in [path for path in waiting if path.exists()]:
+            tokens += _tokens(path)
+            rate = tokens / (time.monotonic() - started)
+            progress.advance(len(waiting.pop(path)), tokens_per_second=rate)
+
+
+def _tokens(path: Path) -> int:
+    """The tokens of a shard's responses."""
+    column = pq.read_table(path, columns=["token_ids"])["token_ids"]
+    return int(pc.sum(pc.list_value_length(column)).as_py())
 
 
 def _write_shard(

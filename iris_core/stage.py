@@ -41,6 +41,7 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     try:
         spec = read_spec(spec_type, arguments.spec)
         if team.rank():  # rank 0 alone keeps the store
+            team.end_with_rank_0()
             work(spec, arguments.out.absolute())
             return
         manifest = run_stage(spec, arguments.out.absolute(), work)

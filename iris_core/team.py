@@ -1,8 +1,9 @@
-"""Data-parallel training on one machine: a process a device, each with its share of an optimiser batch's rows.
+"""A stage on several devices of one machine: a process each, which work on the same spec.
 
-The stage's own process is rank 0. It starts the others on the same spec; it alone writes and reports. All of them hold the
-same weights and take the same steps: log-probabilities and gradients are added up over the ranks, so that a batch, its
-normaliser and its metrics are those of one process.
+The stage's own process is rank 0. It starts the others, ends when all have ended, and alone keeps the store and reports;
+no rank outlives it. Generation needs no more (`members`). Training is data-parallel (`team`): all hold the same weights
+and take the same steps, each with its share of an optimiser batch's rows; log-probabilities and gradients are added up
+over the ranks, so that a batch, its normaliser and its metrics are those of one process.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from iris_core import progress
 from iris_core.progress import FD_VARIABLE, LEASH_VARIABLE
@@ -24,7 +28,7 @@ from iris_core.store import WORK, Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-RANK, SIZE = "IRIS_RANK", "IRIS_RANKS"
+RANK, SIZE, LEADER = "IRIS_RANK", "IRIS_RANKS", "IRIS_RANK_0"  # the last is rank 0's process id
 PATIENCE = datetime.timedelta(days=1)  # ranks wait for rank 0 while it scores and saves
 
 
@@ -49,36 +53,62 @@ def wanted(spec: Spec) -> int:
 
 
 @contextmanager
-def team(spec: Spec, out: Path, members: int) -> Iterator[None]:
-    """Joins this process with the others, which rank 0 starts; ends when all have ended.
+def members(spec: Spec, out: Path, count: int) -> Iterator[None]:
+    """Starts the other ranks where this is rank 0; ends when all have ended, and none is left if the block raises.
+
+    A rank that fails ends this process with its code.
 
     Args:
         spec: what all of them work on.
-        out: the stage's folder.
-        members: how many, this process included.
+        out: the stage's folder, which holds its `work`.
+        count: how many, this process included.
     """
-    if members == 1:
+    others = [_start(spec, out, number, count) for number in range(1, count)] if not rank() else []
+    over = threading.Event()
+    watches = [
+        threading.Thread(target=_watch, args=(spec.stage, number, process, over), daemon=True)
+        for number, process in enumerate(others, start=1)
+    ]
+    for watch in watches:
+        watch.start()
+    try:
+        yield
+        for watch in watches:
+            watch.join()
+    finally:
+        over.set()
+        for process in others:
+            if process.poll() is None:
+                _end(process.pid)
+                process.wait()
+
+
+@contextmanager
+def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
+    """Joins this process with the other `members` in a group whose tensors can be added up."""
+    if count == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
-    meeting, others = out / WORK / "meeting", []
+    meeting = out / WORK / "meeting"
     if rank() == 0:
         meeting.unlink(missing_ok=True)
-        others = [_start(spec, out, number, members) for number in range(1, members)]
-        for number, process in enumerate(others, start=1):
-            threading.Thread(target=_watch, args=(number, process), daemon=True).start()
-    dist.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo",
-        init_method=f"file://{meeting}", rank=rank(), world_size=members, timeout=PATIENCE,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-    for process in others:
-        process.wait()
+    with members(spec, out, count):
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"file://{meeting}", rank=rank(), world_size=count, timeout=PATIENCE,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+def end_with_rank_0() -> None:
+    """From now on this process and all that it starts end as soon as rank 0 is gone, however it went."""
+    threading.Thread(target=_follow, args=(int(os.environ[LEADER]),), daemon=True).start()
 
 
 def wait() -> None:
@@ -103,23 +133,48 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         part.copy_(total.view_as(part))
 
 
-def _start(spec: Spec, out: Path, number: int, members: int) -> subprocess.Popen[bytes]:
+def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[bytes]:
     """Starts rank `number` on its own device, with nothing to report to."""
     request = out / WORK / "team.json"
     request.write_text(spec.model_dump_json(), encoding="utf-8")
     hidden = (FD_VARIABLE, LEASH_VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {RANK: str(number), SIZE: str(members)}
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    environment["CUDA_VISIBLE_DEVICES"] = devices.split(",")[number] if devices else str(number)
+    environment |= {RANK: str(number), SIZE: str(count), LEADER: str(os.getpid())}
+    environment["CUDA_VISIBLE_DEVICES"] = _device(number)
     command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]  # fmt: skip
     return subprocess.Popen(command, env=environment)
 
 
-def _watch(number: int, process: subprocess.Popen[bytes]) -> None:
-    """Ends this process, which would wait for ever, with the code of a rank that failed."""
+def _device(number: int) -> str:
+    """The device that rank `number` sees; none where this process sees none."""
+    import torch
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return visible.split(",")[number] if count else ""
+
+
+def _watch(
+    stage: str, number: int, process: subprocess.Popen[bytes], over: threading.Event
+) -> None:
+    """Ends this process, which would wait for ever, with the code of a rank that failed before all was `over`."""
     code = process.wait()
-    if code:
-        message = f"rank {number} of the training team ended with code {code}: the log has its error; run again to resume"
+    if code and not over.is_set():
+        message = f"rank {number} of the stage {stage} ended with code {code}: the log has its error; run again to resume"
         progress.emit("error", kind="StageFailed", message=message, exit_code=code)
         os._exit(code if code > 0 else 70)
+
+
+def _follow(leader: int) -> None:
+    while os.getppid() == leader:
+        time.sleep(1)
+    _end(os.getpid())
+
+
+def _end(pid: int) -> None:
+    """Kills a process and all that it has started: on a GPU the engine of a rank is a process of its own."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for descendant in [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                descendant.kill()

@@ -1,18 +1,26 @@
-"""Generation on a tiny real model: resuming, counting, and the adapter's being served."""
+"""Generation on a tiny real model: resuming, counting, several processes, and the adapter's being served."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
 
 import pyarrow.parquet as pq
 import pytest
 
-from iris_core import engines, plan
+from iris_core import engines, plan, team
 from iris_core import generate as generate_module
 from iris_core.config import parse_experiment
 from iris_core.engines import Sample
-from iris_core.errors import ConfigError, ModelError
+from iris_core.errors import ConfigError, ModelError, StageFailed
 from iris_core.generate import generate, summarize
+from iris_core.launch import descendants, launch
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, run_stage
+
+SHARE_OF_RANK_1 = "responses/shard-*[13579].parquet"  # of two ranks
 
 
 def experiment(tiny_model, pairs_file, backend="transformers", **generation):
@@ -38,6 +46,26 @@ def spec_of(config, tmp_path):
 
 def responses(manifest):
     return pq.read_table(manifest.artifact("responses").path).to_pylist()
+
+
+def on(spec, processes):
+    return spec.model_copy(update={"execution": {"processes": processes}})
+
+
+def shards(folder):
+    """When each finished shard was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("responses/shard-*")}
+
+
+def rank_1(folder):
+    return [each for each in descendants("1", team.RANK) if str(folder) in each.cmdline()]
+
+
+def wait_for(condition, seconds=120.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.integration
@@ -73,6 +101,101 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
     assert responses(resumed) == responses(whole)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert resumed.outputs["responses"].digest == whole.outputs["responses"].digest
+
+
+@pytest.mark.integration
+def test_two_processes_give_the_responses_of_one(tiny_model, pairs_file, tmp_path):
+    spec = spec_of(experiment(tiny_model, pairs_file, shard_size=4), tmp_path)
+    one = run_stage(on(spec, 1), tmp_path / "one", generate)
+    seen, done = {}, []
+
+    def watch(event):
+        done.append(event["done"])
+        seen.update(shards(tmp_path / "two") | seen)
+
+    two = launch(on(spec, 2), tmp_path / "two", watch)
+    assert responses(two) == responses(one)
+    assert two.outputs["responses"].digest == one.outputs["responses"].digest
+    assert two.key == one.key
+    assert done == [0, 4, 8, 12, 16, 20, 24]
+    assert seen == shards(tmp_path / "two")  # no shard was written twice
+    assert two.metrics["tokens_per_second"] * two.seconds >= two.metrics["tokens"]
+
+
+@pytest.mark.integration
+def test_a_rank_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file, tmp_path):
+    config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=100)
+    spec, folder = on(spec_of(config, tmp_path), 2), tmp_path / "killed"
+    whole = run_stage(on(spec, 1), tmp_path / "whole", generate)
+
+    def kill():
+        wait_for(lambda: any(folder.glob(SHARE_OF_RANK_1)))
+        for process in rank_1(folder):
+            process.kill()
+
+    threading.Thread(target=kill).start()
+    with pytest.raises(StageFailed, match="rank 1 of the stage generate ended with code -9"):
+        launch(spec, folder)
+    kept = shards(folder)
+    assert 1 <= len(kept) < 12
+    resumed = launch(spec, folder)
+    assert responses(resumed) == responses(whole)
+    assert shards(folder) | kept == shards(folder)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("seconds", [0, 6])
+def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, tmp_path, seconds):
+    """At once, or when rank 0 has long done its share and waits."""
+    spec, out = spec_of(experiment(tiny_model, pairs_file), tmp_path), tmp_path / "out"
+    (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
+    rank = f"import time; time.sleep({seconds}); raise SystemExit(76)"
+    code = (
+        "import subprocess, sys; from iris_core import stage, team\n"
+        "from iris_core.generate import generate; from iris_core.specs import GenerateSpec\n"
+        f"team._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
+        "stage.main(GenerateSpec, generate)"
+    )
+    command = [sys.executable, "-c", code, "--spec", tmp_path / "spec.json", "--out", out]
+    assert subprocess.run(command, check=False).returncode == 76
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.integration
+def test_no_rank_outlives_rank_0(tiny_model, pairs_file, tmp_path):
+    """Neither a launcher nor rank 0 itself can do anything about it: it was started by hand, and killed."""
+    config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=1000)
+    spec, out = spec_of(config, tmp_path), tmp_path / "out"
+    (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
+    command = ["-m", "iris_core.generate", "--spec", tmp_path / "spec.json", "--out", out]
+    process = subprocess.Popen([sys.executable, *command])
+    wait_for(lambda: rank_1(out))
+    process.kill()
+    process.wait()
+    wait_for(lambda: not rank_1(out))
+    assert len(list(out.glob(SHARE_OF_RANK_1))) < 6  # it ended before its share did
+
+
+@pytest.mark.integration
+def test_no_rank_outlives_an_error_in_rank_0(tiny_model, pairs_file, tmp_path, monkeypatch):
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    spec = on(spec_of(experiment(tiny_model, pairs_file), tmp_path), 2)
+    monkeypatch.setattr(generate_module, "_write_shard", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(spec, tmp_path / "out", generate)
+    assert not rank_1(tmp_path / "out")
+
+
+@pytest.mark.integration
+def test_no_more_processes_than_shards(tiny_model, pairs_file, tmp_path, monkeypatch):
+    def start(spec, out, number, count):
+        raise AssertionError(f"rank {number} has nothing to do")
+
+    spec = on(spec_of(experiment(tiny_model, pairs_file, shard_size=24), tmp_path), 2)
+    monkeypatch.setattr(team, "_start", start)
+    assert run_stage(spec, tmp_path / "out", generate).metrics["prompts"] == 24
 
 
 @pytest.mark.unit
