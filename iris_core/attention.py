@@ -96,10 +96,10 @@ def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
 class _ByParts(torch.autograd.Function):
     """softmax(s·q kᵀ) v over a whole row in blocks of plain products; only the rounded softmax weights are kept.
 
-    A prompt sees itself, a response its prompt and itself. Query heads that share a key head are rows of one product, token
-    by token, so that keys and values are not repeated. Scores are rounded to the inputs' format and the softmax is taken in fp32, as in transformers'
-    eager attention. query has the shape [heads, tokens, size], key and value [key heads, tokens, size]; the result
-    [tokens, heads, size].
+    A prompt with its first response is one causal block; every other response is one, with the prompt before it. Query heads
+    that share a key head are rows of one product, token by token, so that keys and values are not repeated. Queries are scaled,
+    and scores rounded, in the inputs' format; the softmax is taken in fp32, as in transformers' eager attention. query has the
+    shape [heads, tokens, size], key and value [key heads, tokens, size]; the result [tokens, heads, size].
     """
 
     @staticmethod
@@ -107,14 +107,13 @@ class _ByParts(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Parts, scaling: float
     ) -> Tensor:
         key_heads, tokens, size = key.shape
-        query = query.view(key_heads, -1, tokens, size).transpose(1, 2).contiguous()
+        query = query.view(key_heads, -1, tokens, size).transpose(1, 2).contiguous().mul_(scaling)
         key, value = key.contiguous(), value.contiguous()
         result, kept = torch.empty_like(query), []
         for prompt, own in _blocks(parts):
             keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
             bias = _causal_bias(own.stop - own.start, keys.shape[1], query.shape[2], query.dtype)
-            scores = torch.baddbmm(bias, query[:, own].flatten(1, 2), keys.mT, alpha=scaling)
-            weights = scores.softmax(dim=-1)
+            weights = torch.baddbmm(bias, query[:, own].flatten(1, 2), keys.mT).softmax(dim=-1)
             result[:, own] = torch.bmm(weights, values).view_as(result[:, own])
             kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
@@ -127,9 +126,7 @@ class _ByParts(torch.autograd.Function):
         key_heads, tokens, stack, size = query.shape
         (gradient,) = gradients
         gradient = gradient.view(tokens, key_heads, stack, size).transpose(0, 1).contiguous()
-        by_query = torch.empty_like(query)
-        by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
-        zero = query.new_zeros(1, 1, 1)
+        by_query, by_key, by_value = (torch.empty_like(side) for side in (query, key, value))
         for (prompt, own), weights in zip(_blocks(ctx.parts), kept, strict=True):
             keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
             outer, stacked = gradient[:, own].flatten(1, 2), query[:, own].flatten(1, 2)
@@ -137,41 +134,39 @@ class _ByParts(torch.autograd.Function):
             by_scores = torch.ops.aten._softmax_backward_data(
                 by_weights, weights, -1, weights.dtype
             )
-            moved = torch.baddbmm(zero, by_scores, keys, alpha=ctx.scaling)
-            by_query[:, own] = moved.view_as(by_query[:, own])
-            moved = torch.baddbmm(zero, by_scores.mT, stacked, alpha=ctx.scaling)
-            _add_to(by_key, moved, prompt, own)
-            _add_to(by_value, torch.bmm(weights.mT, outer), prompt, own)
-        by_query = by_query.transpose(1, 2).reshape(-1, tokens, size)
+            by_query[:, own] = torch.bmm(by_scores, keys).view_as(by_query[:, own])
+            _hand_back(by_key, torch.bmm(by_scores.mT, stacked), prompt, own)
+            _hand_back(by_value, torch.bmm(weights.mT, outer), prompt, own)
+        by_query = by_query.mul_(ctx.scaling).transpose(1, 2).reshape(-1, tokens, size)
         return by_query, by_key, by_value, None, None
 
 
 def _blocks(parts: Parts) -> Iterator[tuple[slice, slice]]:
-    """Where the prompt of each part lies (nowhere for a prompt itself) and where the part does; empty parts are left out."""
+    """Each block's tokens, and where the prompt before them lies that they see, too (nowhere for the first block of a group)."""
     start = 0
-    for lengths in parts:
-        prompt = slice(start, start)
-        for length in lengths:
-            own = slice(start, start + length)
+    for prompt_tokens, first, *others in parts:
+        prompt = slice(start, start + prompt_tokens)
+        own = slice(start, prompt.stop + first)
+        yield slice(start, start), own
+        for length in others:
+            own = slice(own.stop, own.stop + length)
             if length:
                 yield prompt, own
-            if own.start == prompt.start:
-                prompt = slice(own.start, own.stop)
-            start = own.stop
+        start = own.stop
 
 
 def _seen(side: Tensor, prompt: slice, own: slice) -> Tensor:
-    """Keys or values of the prompt and of the part, shape [key heads, seen, size]."""
-    if prompt.stop == own.start:  # they lie side by side, or there is no prompt before
-        return side[:, prompt.start : own.stop]
+    """Keys or values of the prompt and of the block, shape [key heads, seen, size]."""
+    if prompt.start == prompt.stop:
+        return side[:, own]
     return torch.cat([side[:, prompt], side[:, own]], dim=1)
 
 
-def _add_to(total: Tensor, gradient: Tensor, prompt: slice, own: slice) -> None:
-    """Adds the gradient of what `_seen` gave."""
+def _hand_back(total: Tensor, gradient: Tensor, prompt: slice, own: slice) -> None:
+    """The gradient of what `_seen` gave; a group's first block, which has the prompt in it, comes before the others."""
     before = prompt.stop - prompt.start
+    total[:, own] = gradient[:, before:]
     total[:, prompt] += gradient[:, :before]
-    total[:, own] += gradient[:, before:]
 
 
 @functools.lru_cache(maxsize=512)

@@ -12,9 +12,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("train_head", [False, True])
 @pytest.mark.parametrize("tile", [(1, 7), (3, 16), (8, 50), (100, 100)])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (1.0, 2.0), (0.5, 1.5)])
-def test_equals_log_softmax_in_value_and_gradient(
-    train_head, tile, scale, softcap, monkeypatch
-):
+def test_equals_log_softmax_in_value_and_gradient(train_head, tile, scale, softcap, monkeypatch):
     monkeypatch.setattr(logprobs, "CPU_TILE", tile)  # of 8 tokens and 50 vocabulary entries
     torch.manual_seed(0)
     hidden = torch.randn(8, 16, requires_grad=True)
@@ -60,7 +58,10 @@ def test_no_tokens_no_logprobs():
 def test_logits_far_apart_do_not_overflow_whichever_tile_they_are_in(monkeypatch):
     """Logits 0, 300, -300, 200: log-probs are the differences to 300; the largest one is not in the first tile."""
     monkeypatch.setattr(logprobs, "CPU_TILE", (4, 1))
-    hidden, weight = torch.ones(4, 1, requires_grad=True), torch.tensor([[0.0], [300], [-300], [200]])
+    hidden, weight = (
+        torch.ones(4, 1, requires_grad=True),
+        torch.tensor([[0.0], [300], [-300], [200]]),
+    )
     found = token_logprobs(hidden, weight, torch.arange(4))
     assert found.tolist() == [-300, 0, -600, -100]
     (gradient,) = torch.autograd.grad(found.sum(), hidden)
