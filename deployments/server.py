@@ -49,11 +49,13 @@ def prefect_api(store: Path) -> Iterator[str]:
     shared = services.running()
     if shared and shared.store == store:
         os.environ.update(processes.prefect_environment(store, shared.api))
+        _end_lost_runs(store, shared.api)
         yield shared.api
         return
     port = processes.free_port()
     os.environ.update(processes.prefect_environment(store, f"http://{processes.HOST}:{port}/api"))
     with _server(store, port) as api:
+        _end_lost_runs(store, api)
         yield api
 
 
@@ -81,6 +83,12 @@ def _server(store: Path, port: int) -> Iterator[str]:
         yield api
     finally:
         _stop(process)
+
+
+def _end_lost_runs(store: Path, api: str) -> None:
+    from deployments import lost  # imports Prefect, which reads its settings then
+
+    lost.end_lost_runs(store, api)
 
 
 def _stop(process: subprocess.Popen[Any]) -> None:
