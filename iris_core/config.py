@@ -6,13 +6,14 @@ experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from iris_core.errors import ConfigError
 
@@ -28,7 +29,7 @@ TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
 class Part(BaseModel):
     """A part of an experiment: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelPart(Part):
@@ -87,6 +88,17 @@ class DataPart(Part):
     mix_previous: bool = Field(
         False, description="Train on the synthetic responses of this and the previous iteration."
     )
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"not a regular expression ({error}): mend it, or leave it out"
+            ) from error
+        return pattern
 
 
 class GenerationPart(Part):
@@ -279,24 +291,14 @@ def load_recipe(path: Path, overrides: dict[str, object] | None = None) -> Exper
     Raises:
         ConfigError: the file is missing, is not YAML, or a value does not fit; names the field and the remedy.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}"
+            f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}; this one is "
+            f"{'empty' if content is None else f'a {type(content).__name__}'}"
         )
     for name, value in (overrides or {}).items():
-        *parents, last = name.split(".")
-        part = content
-        for parent in parents:
-            part = part.setdefault(parent, {})
-        part[last] = value
+        _override(content, name, value)
     return parse_experiment(content, source=str(path))
 
 
@@ -314,14 +316,54 @@ def parse_experiment(content: dict[str, object], source: str = "experiment") -> 
         ) from None
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the recipe {path} cannot be read ({error.strerror}): give a YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+
+
+def _override(content: dict[str, Any], name: str, value: object) -> None:
+    """Sets the dotted `name` in `content`, whose parts are made where they are missing."""
+    *parents, last = name.split(".")
+    part: Any = content
+    for parent in parents:
+        if part.get(parent) is None:
+            part[parent] = {}
+        part = part[parent]
+        if not isinstance(part, dict):
+            raise ConfigError(
+                f"{name}: {parent} is {part!r}, not a mapping: it has no key {last!r} to set"
+            )
+    part[last] = value
+
+
 def _explain(item: Mapping[str, Any]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _fields_beside(item["loc"])
         return f"{field}: unknown key; known here: {', '.join(known)}"
+    if item["type"] == "model_type":
+        known = _fields_beside((*item["loc"], ""))
+        return (
+            f"{field}: a mapping with the keys {', '.join(known)} is needed (got {item['input']!r})"
+        )
     if item["type"] == "missing":
         return f"{field}: missing; add it to the recipe"
-    given = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    whole_part = item["type"] == "value_error" and isinstance(item["input"], dict)
+    given = "" if whole_part else f" (got {item['input']!r})"
     return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 
