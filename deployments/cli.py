@@ -21,8 +21,9 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from iris_core.config import Experiment, load_recipe
+from iris_core.config import Experiment
 from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
+from iris_core.recipe import load_recipe
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",

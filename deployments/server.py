@@ -109,7 +109,7 @@ def _end_with_parent() -> None:
 def _check(url: str) -> None:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
             f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
             "or unset it to run with a server of its own"

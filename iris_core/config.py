@@ -1,8 +1,4 @@
-"""What a user can set: one `Experiment`, as a recipe (YAML), as flow parameters, and as the form in the Prefect UI.
-
-from iris_core.config import load_recipe
-experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
-"""
+"""What a user can set: one `Experiment`, as a recipe (`iris_core.recipe`), as flow parameters, and as the form in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from iris_core.errors import ConfigError
@@ -237,6 +232,9 @@ class EvaluationPart(Part):
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
 
 
+STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds beside experiments
+
+
 class TrackingPart(Part):
     """Where runs and model versions go."""
 
@@ -271,6 +269,13 @@ class Experiment(Part):
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
 
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in STORE_NAMES:
+            raise ValueError("the store uses this name itself: choose another")
+        return name
+
     @property
     def tracking_uri(self) -> str:
         """The MLflow URI: as set, or a SQLite file in the store."""
@@ -285,23 +290,6 @@ class Experiment(Part):
         return self.tracking.registered_model or self.name
 
 
-def load_recipe(path: Path, overrides: dict[str, object] | None = None) -> Experiment:
-    """The experiment in a YAML recipe, with dotted `overrides` such as {"training.epochs": 1}.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or a value does not fit; names the field and the remedy.
-    """
-    content = _read_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}; this one is "
-            f"{'empty' if content is None else f'a {type(content).__name__}'}"
-        )
-    for name, value in (overrides or {}).items():
-        _override(content, name, value)
-    return parse_experiment(content, source=str(path))
-
-
 def parse_experiment(content: dict[str, object], source: str = "experiment") -> Experiment:
     """`content` as an Experiment, or a ConfigError that names each wrong field, its value and the remedy."""
     try:
@@ -314,40 +302,6 @@ def parse_experiment(content: dict[str, object], source: str = "experiment") -> 
                 if item["type"] != "default_factory_not_called"  # follows from another error
             )
         ) from None
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"the recipe {path} cannot be read ({error.strerror}): give a YAML file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-
-
-def _override(content: dict[str, Any], name: str, value: object) -> None:
-    """Sets the dotted `name` in `content`, whose parts are made where they are missing."""
-    *parents, last = name.split(".")
-    part: Any = content
-    for parent in parents:
-        if part.get(parent) is None:
-            part[parent] = {}
-        part = part[parent]
-        if not isinstance(part, dict):
-            raise ConfigError(
-                f"{name}: {parent} is {part!r}, not a mapping: it has no key {last!r} to set"
-            )
-    part[last] = value
 
 
 def _explain(item: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from iris_core.config import load_recipe
+from iris_core.recipe import load_recipe
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
@@ -83,8 +83,11 @@ def test_full_disk(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not (tmp_path / "store" / ".prefect").exists()
 
 
-def test_prefect_server_that_does_not_answer(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "nonsense", "http://[no"])
+def test_prefect_server_that_does_not_answer(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
     said = run("run", str(recipe))
     assert "PREFECT_API_URL" in said
     assert "unset it" in said

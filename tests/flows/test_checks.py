@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.checks import RECIPE, check_services, claim
-from iris_core.config import load_recipe, parse_experiment
+from iris_core.config import parse_experiment
 from iris_core.errors import DataError, EvaluationError, ServiceError, StoreError
 from iris_core.plan import Prepared
+from iris_core.recipe import load_recipe
 from iris_core.store import Policy
 from tests.iris_core.small_experiment import SmallExperiment
 
