@@ -21,8 +21,9 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from iris_core.config import Experiment, load_recipe
+from iris_core.config import Experiment
 from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
+from iris_core.recipe import load_recipe
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
@@ -162,18 +163,21 @@ def run_loop(experiment: Experiment) -> None:
         IrisError: what stopped the loop; a crashed stage's last log lines are printed first.
     """
     from deployments.server import prefect_api
+    from flows.checks import check_services
 
     signal.signal(signal.SIGTERM, _terminate)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
-    with prefect_api(Path(experiment.store)) as api:
-        from deployments import terminal
+    store = check_services(experiment)
+    with prefect_api(store.root) as api:
+        from prefect import tags
+
+        from deployments import lost, terminal
         from flows.iris import iris
-        from iris_core.store import Store
         from tasks.stage import log_file, watched_by
 
-        store, display = Store(Path(experiment.store), experiment.name), terminal.Display(console)
+        display = terminal.Display(console)
         try:
-            with display.live(), watched_by(display):
+            with lost.alive(store.root) as tag, tags(tag), display.live(), watched_by(display):
                 path = iris(experiment)
         except IrisError as error:
             if display.failed and error.exit_code == 70:
@@ -199,7 +203,7 @@ def _overrides(settings: list[str] | None) -> dict[str, Any]:
     found = {}
     for setting in settings or []:
         key, separator, value = setting.partition("=")
-        if not separator:
+        if not (key and separator):
             raise ConfigError(f"--set {setting}: write KEY=VALUE, as in --set training.epochs=1")
         try:
             found[key] = yaml.safe_load(value)

@@ -8,23 +8,20 @@ import socket
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
-    FlowRunFilter,
     FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
     WorkerFilter,
     WorkerFilterStatus,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
+
+from deployments import lost
 
 NAME = "iris"
 LOST = "its worker ended; run again to resume"
-UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 
 
 def worker_name() -> str:
@@ -71,19 +68,15 @@ def end_lost_runs(api: str) -> int:
         if any(worker.name != worker_name() for worker in workers):
             return 0
         pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[NAME]))
-        lost = client.read_flow_runs(work_pool_filter=pool, flow_run_filter=_under_way())
-        for run in [*lost, *_parts(client, lost)]:
-            client.set_flow_run_state(run.id, Crashed(message=LOST), force=True)
-    return len(lost)
+        found = client.read_flow_runs(work_pool_filter=pool, flow_run_filter=lost.under_way())
+        lost.crash(client, [*found, *_parts(client, found)], LOST)
+    return len(found)
 
 
-def _under_way(parents: list[FlowRun] | None = None) -> FlowRunFilter:
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=UNDER_WAY))
-    if parents is None:
-        return FlowRunFilter(state=state)
-    of = FlowRunFilterParentFlowRunId(any_=[run.id for run in parents])
-    return FlowRunFilter(state=state, parent_flow_run_id=of)
-
-
-def _parts(client: SyncPrefectClient, parents: list[FlowRun]) -> list[FlowRun]:
-    return client.read_flow_runs(flow_run_filter=_under_way(parents)) if parents else []
+def _parts(client: SyncPrefectClient, runs: list[FlowRun]) -> list[FlowRun]:
+    """The sub-flow runs under way of `runs`, and theirs."""
+    if not runs:
+        return []
+    of = FlowRunFilterParentFlowRunId(any_=[run.id for run in runs])
+    parts = client.read_flow_runs(flow_run_filter=lost.under_way(parent_flow_run_id=of))
+    return [*parts, *_parts(client, parts)]

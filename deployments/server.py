@@ -49,11 +49,13 @@ def prefect_api(store: Path) -> Iterator[str]:
     shared = services.running()
     if shared and shared.store == store:
         os.environ.update(processes.prefect_environment(store, shared.api))
+        _end_lost_runs(store, shared.api)
         yield shared.api
         return
     port = processes.free_port()
     os.environ.update(processes.prefect_environment(store, f"http://{processes.HOST}:{port}/api"))
     with _server(store, port) as api:
+        _end_lost_runs(store, api)
         yield api
 
 
@@ -83,6 +85,12 @@ def _server(store: Path, port: int) -> Iterator[str]:
         _stop(process)
 
 
+def _end_lost_runs(store: Path, api: str) -> None:
+    from deployments import lost  # imports Prefect, which reads its settings then
+
+    lost.end_lost_runs(store, api)
+
+
 def _stop(process: subprocess.Popen[Any]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
@@ -101,7 +109,7 @@ def _end_with_parent() -> None:
 def _check(url: str) -> None:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
             f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
             "or unset it to run with a server of its own"

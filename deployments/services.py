@@ -109,6 +109,7 @@ def up(
         _same(services, store, prefect_port, mlflow_port)
         say("Prefect, MLflow and the worker run already")
         deploy(services)
+        _end_lost_runs(services)
         return services
     down(say=lambda line: None)
     check_port(prefect_port, "prefect-port")
@@ -195,6 +196,7 @@ def _start(services: Services, say: Say) -> Services:
     wait_healthy("the Prefect server", f"{services.api}/health", prefect, _log("prefect"))
     pool.make(services.api)
     pool.end_lost_runs(services.api)
+    _end_lost_runs(services)
     say("starting the worker and applying the deployments")
     started = datetime.datetime.now(datetime.UTC)
     work = processes.worker(pool.NAME, pool.worker_name())
@@ -205,6 +207,12 @@ def _start(services: Services, say: Say) -> Services:
         raise ServiceError(f"the worker did not start:\n{end_of(_log('worker').read_text())}")
     wait_healthy("MLflow", f"{services.mlflow}/health", mlflow, _log("mlflow"))
     return services
+
+
+def _end_lost_runs(services: Services) -> None:
+    from deployments import lost  # imports Prefect, which is slow
+
+    lost.end_lost_runs(services.store, services.api)
 
 
 def _spawn(

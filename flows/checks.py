@@ -1,4 +1,4 @@
-"""What is checked before anything heavy starts: the tracking server, the disk, and whose store it is."""
+"""What is checked before anything heavy starts: the disk, MLflow, the benchmarks' data, and whose store it is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from iris_core import tracking
 from iris_core.config import Experiment
-from iris_core.plan import Prepared, prepare_spec, recipe_yaml
+from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
 from iris_core.store import Store, write_atomic
 
 RECIPE = "recipe.yaml"
 
 
 def check_services(experiment: Experiment) -> Store:
-    """Finds out within seconds whether the store and MLflow can be used.
+    """Finds out within seconds whether the store, MLflow and the benchmarks' data can be used.
 
     Returns:
         The experiment's store.
@@ -21,10 +21,12 @@ def check_services(experiment: Experiment) -> Store:
     Raises:
         ServiceError, ConfigError: MLflow cannot be used at `tracking.uri`.
         StoreError: the store cannot be written, or its disk is full.
+        EvaluationError: `evaluation.data_dir` does not exist.
     """
     store = Store(Path(experiment.store), experiment.name)
     store.check()
     tracking.check(experiment.tracking_uri)
+    benchmark_folder(experiment.evaluation.data_dir)
     return store
 
 

@@ -1,18 +1,14 @@
-"""What a user can set: one `Experiment`, as a recipe (YAML), as flow parameters, and as the form in the Prefect UI.
-
-from iris_core.config import load_recipe
-experiment = load_recipe(Path("deployments/recipes/demo.yaml"))
-"""
+"""What a user can set: one `Experiment`, as a recipe (`iris_core.recipe`), as flow parameters, and as the form in the Prefect UI."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from iris_core.errors import ConfigError
 
@@ -28,7 +24,7 @@ TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
 class Part(BaseModel):
     """A part of an experiment: unknown keys are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelPart(Part):
@@ -87,6 +83,17 @@ class DataPart(Part):
     mix_previous: bool = Field(
         False, description="Train on the synthetic responses of this and the previous iteration."
     )
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"not a regular expression ({error}): mend it, or leave it out"
+            ) from error
+        return pattern
 
 
 class GenerationPart(Part):
@@ -229,6 +236,9 @@ class EvaluationPart(Part):
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
 
 
+STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds beside experiments
+
+
 class TrackingPart(Part):
     """Where runs and model versions go."""
 
@@ -263,6 +273,13 @@ class Experiment(Part):
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
 
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in STORE_NAMES:
+            raise ValueError("the store uses this name itself: choose another")
+        return name
+
     @property
     def tracking_uri(self) -> str:
         """The MLflow URI: as set, or a SQLite file in the store."""
@@ -275,33 +292,6 @@ class Experiment(Part):
     def registered_model(self) -> str:
         """The name of the registered model: as set, or the experiment's."""
         return self.tracking.registered_model or self.name
-
-
-def load_recipe(path: Path, overrides: dict[str, object] | None = None) -> Experiment:
-    """The experiment in a YAML recipe, with dotted `overrides` such as {"training.epochs": 1}.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or a value does not fit; names the field and the remedy.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: a recipe is a mapping with the keys {', '.join(Experiment.model_fields)}"
-        )
-    for name, value in (overrides or {}).items():
-        *parents, last = name.split(".")
-        part = content
-        for parent in parents:
-            part = part.setdefault(parent, {})
-        part[last] = value
-    return parse_experiment(content, source=str(path))
 
 
 def parse_experiment(content: dict[str, object], source: str = "experiment") -> Experiment:
@@ -323,9 +313,15 @@ def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         known = _fields_beside(item["loc"])
         return f"{field}: unknown key; known here: {', '.join(known)}"
+    if item["type"] == "model_type":
+        known = _fields_beside((*item["loc"], ""))
+        return (
+            f"{field}: a mapping with the keys {', '.join(known)} is needed (got {item['input']!r})"
+        )
     if item["type"] == "missing":
         return f"{field}: missing; add it to the recipe"
-    given = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    whole_part = item["type"] == "value_error" and isinstance(item["input"], dict)
+    given = "" if whole_part else f" (got {item['input']!r})"
     return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 

@@ -43,7 +43,10 @@ def read_pairs(data: DataPart, path: str) -> list[Pair]:
                 f"{path} has no column {column!r}; it has {', '.join(map(repr, rows.column_names))}: "
                 "set data.prompt_column and data.response_column"
             )
-    prompts, responses = rows[data.prompt_column], rows[data.response_column]
+    try:
+        prompts, responses = list(rows[data.prompt_column]), list(rows[data.response_column])
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from error
     pairs = []
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         text = _text(prompt, "user", path, row, data.prompt_column)
@@ -139,26 +142,38 @@ def _load(data: DataPart, path: str) -> Any:
                 raise DataError(
                     f"{path}: cannot read {file.suffix!r} files: give one of {', '.join(READERS)}"
                 )
+            if not file.stat().st_size:
+                raise DataError(f"{path} is empty: give a file with annotated pairs")
             return datasets.Dataset.from_parquet(str(file)) if reader == "parquet" else datasets.load_dataset(
                 reader, data_files=str(file), split="train"
             )  # fmt: skip
         return datasets.load_dataset(path, split=data.split)
     except ConnectionError as error:
         raise ServiceError(
-            f"{path} is not a file, and the Hugging Face hub cannot be reached"
+            f"data: {path!r} is not a file, and the Hugging Face hub cannot be reached: give a JSON Lines, Parquet or CSV "
+            "file, or run again with a network"
         ) from error
     except DataError:
         raise
     except Exception as error:  # datasets raises many kinds; its message names the line or column
-        raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeDecodeError):
+        return DataError(f"{path} is not UTF-8 text ({cause.reason}): save it as UTF-8")
+    return DataError(f"{path} cannot be read: {cause}: mend the file")
 
 
 def _text(value: Any, role: str, path: str, row: int, column: str) -> str:
-    """`value` if it is text, or the first message of `role` if it is a conversation."""
-    if isinstance(value, list):
+    """`value` if it is text, or the first message of `role` if it is a conversation; "" where there is none."""
+    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
         value = next(
             (message.get("content") for message in value if message.get("role") == role), None
         )
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise DataError(
             f"{path}, row {row}: column {column!r} holds {value!r} ({type(value).__name__}), text is needed: "

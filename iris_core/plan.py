@@ -140,10 +140,11 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy) ->
     Raises:
         EvaluationError: the data directory does not exist.
     """
+    data = benchmark_folder(experiment.evaluation.data_dir)
     return EvaluateSpec(
         policy=policy,
         evaluation=experiment.evaluation,
-        data=_benchmark_data(experiment.evaluation.data_dir),
+        data=Artifact.of(data) if data else None,
         pairs=prepared.pairs,
         answer_pattern=experiment.data.answer_pattern,
         system_prompt=experiment.data.system_prompt,
@@ -272,7 +273,12 @@ def _data_digest(field: str, path: str | None) -> str | None:
     return f"hub:{path}"
 
 
-def _benchmark_data(data_dir: str | None) -> Artifact | None:
+def benchmark_folder(data_dir: str | None) -> Path | None:
+    """The folder with the benchmarks' data; None: they come from the hub.
+
+    Raises:
+        EvaluationError: the folder does not exist.
+    """
     if data_dir is None:
         return None
     folder = miniature.FOLDER if data_dir == "miniature" else Path(data_dir).expanduser().absolute()
@@ -281,4 +287,4 @@ def _benchmark_data(data_dir: str | None) -> Artifact | None:
             f"evaluation.data_dir: there is no folder {folder}: make a mirror with `python -m iris_core.mirror --out DIR`, "
             "or use `miniature`"
         )
-    return Artifact.of(folder)
+    return folder

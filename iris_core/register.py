@@ -125,9 +125,9 @@ def claim_runs(
         "iris.role": "iteration",
         "iris.iteration": name.removeprefix("iteration-"),
         registry.KEY: content_key(spec, manifests),
-        PARENT_TAG: parent,
     }
     child = claim_run(client, experiment, name, tags, started)
+    client.set_tag(child, PARENT_TAG, parent)  # a child outlives a parent that was deleted
     for run in (parent, child):
         client.update_run(run, status="RUNNING")
     return Record(client, spec, manifests, experiment, parent, child)

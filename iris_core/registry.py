@@ -117,7 +117,7 @@ def claim_version(
         name, f"models:/{model.model_id}", model.source_run_id, dict(tags), description=description, model_id=model.model_id
     )  # fmt: skip
     link = json.dumps([{"name": name, "version": int(version.version)}])
-    if VERSIONS_TAG not in client.get_logged_model(model.model_id).tags:
+    if client.get_logged_model(model.model_id).tags.get(VERSIONS_TAG) != link:
         client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: link})
     return version
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from iris_core import tracking
 from iris_core.config import (
     DataPart,
     EvaluationPart,
@@ -13,7 +14,7 @@ from iris_core.config import (
     SchedulePart,
     TrainingPart,
 )
-from iris_core.store import Artifact, Policy, Spec, Strict
+from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
 
 
 class PrepareSpec(Spec):
@@ -137,6 +138,10 @@ class CompareSpec(Spec):
     tracking_uri: str
     members: list[Member]
 
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the run with the figures."""
+        return tracking.holds(self.tracking_uri, [manifest.metrics["run_id"]])
+
 
 class RegisterSpec(Spec):
     """Log one iteration to MLflow and register its model.
@@ -154,3 +159,9 @@ class RegisterSpec(Spec):
     stages: dict[str, Artifact]
     recipe: str
     identity: Literal["v1"] = "v1"
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the runs and the model version."""
+        found = manifest.metrics
+        runs = [found["run_id"], found["parent_run_id"]]
+        return tracking.holds(self.tracking_uri, runs, self.registered_model, found["version"])

@@ -82,6 +82,10 @@ class Spec(Strict):
         content = self.model_dump(mode="json", exclude={"execution"})
         return json_digest({"stage": self.stage, **_without_paths(content)})
 
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether what `manifest` says was made outside the stage's folder is still there."""
+        return True
+
 
 S = TypeVar("S", bound=Spec)
 
@@ -169,10 +173,14 @@ def require_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def completed(folder: Path, key: str) -> Manifest | None:
-    """The manifest of `folder` if it belongs to `key` and every file still has its size and digest."""
+def completed(folder: Path, spec: Spec) -> Manifest | None:
+    """The manifest of `folder` if it belongs to `spec`, no file has changed, and what lies elsewhere is still there.
+
+    Raises:
+        ServiceError: what keeps the rest does not answer.
+    """
     manifest = read_manifest(folder)
-    if manifest is None or manifest.key != key:
+    if manifest is None or manifest.key != spec.key():
         return None
     for name, (size, digest) in manifest.files.items():
         file = folder / name
@@ -181,6 +189,10 @@ def completed(folder: Path, key: str) -> Manifest | None:
             (folder / MANIFEST).unlink()
             file.unlink(missing_ok=True)
             return None
+    if not spec.kept_elsewhere(manifest):
+        log.warning("what %s recorded elsewhere is gone: it runs again", folder)
+        (folder / MANIFEST).unlink()
+        return None
     return manifest.model_copy(update={"reused": True})
 
 
@@ -192,7 +204,7 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if manifest := completed(folder, spec.key()):
+        if manifest := completed(folder, spec):
             log.info("%s: reused %s", spec.stage, folder)
             return manifest
         _claim_folder(folder, spec)
@@ -242,6 +254,8 @@ class Store:
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.home, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise StoreError(
                 f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder"

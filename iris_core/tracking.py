@@ -3,7 +3,7 @@
     check("http://localhost:5000")                  # answers within seconds, or says what to do
     client = connect("sqlite:////data/mlflow.db")
 
-MLflow is imported only by `connect` (it takes seconds): `check` and `redact` are cheap.
+MLflow is imported only by `connect` (it takes seconds): `check`, `holds` and `redact` are cheap.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -122,6 +122,22 @@ def service_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
+def holds(
+    uri: str, runs: Sequence[str], model: str | None = None, version: int | None = None
+) -> bool:
+    """Whether MLflow at `uri` still has `runs` and the version of `model`, none of them deleted.
+
+    Where only MLflow itself can ask (databases other than SQLite), it is taken to have lost them: to record the same
+    once more takes seconds and changes nothing.
+
+    Raises:
+        ServiceError: the server does not answer.
+    """
+    if uri.startswith("sqlite:"):
+        return _database_holds(_sqlite_file(uri), runs, model, version)
+    return uri.startswith("http") and _server_holds(uri, runs, model, version)
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
     flat: dict[str, str] = {}
@@ -150,28 +166,7 @@ def _remedy(uri: str) -> str:
 
 def _check_server(uri: str) -> None:
     """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
-    headers = (
-        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
-        if "MLFLOW_TRACKING_TOKEN" in os.environ
-        else {}
-    )
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
-    address = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name"
-    try:
-        answer = httpx.get(
-            address,
-            params={"experiment_name": "Default"},
-            headers=headers,
-            auth=login,
-            timeout=CHECK_TIMEOUT_S,
-            verify=not insecure,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServiceError(
-            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
-        ) from error
+    answer = _ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
     if answer.status_code in (401, 403):
         raise ConfigError(
             f"tracking.uri: {redact(uri)} refuses these credentials ({answer.status_code}): set MLFLOW_TRACKING_USERNAME and "
@@ -181,6 +176,42 @@ def _check_server(uri: str) -> None:
         raise ServiceError(
             f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): {_remedy(uri)}"
         )
+
+
+def _ask(uri: str, endpoint: str, params: Mapping[str, str]) -> httpx.Response:
+    """What the MLflow server at `uri` answers, asked with the credentials that MLflow would use."""
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
+    headers = (
+        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
+        if "MLFLOW_TRACKING_TOKEN" in os.environ
+        else {}
+    )
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    try:
+        return httpx.get(
+            f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
+            params=params,
+            headers=headers,
+            auth=login,
+            timeout=CHECK_TIMEOUT_S,
+            verify=not insecure,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
+        ) from error
+
+
+def _server_holds(uri: str, runs: Sequence[str], model: str | None, version: int | None) -> bool:
+    """As `holds`. What is not answered as expected counts as lost: recording it again gives the right complaint."""
+    for run in runs:
+        answer = _ask(uri, "runs/get", {"run_id": run})
+        if not answer.is_success or answer.json()["run"]["info"]["lifecycle_stage"] != "active":
+            return False
+    if model is None or version is None:
+        return True
+    return _ask(uri, "model-versions/get", {"name": model, "version": str(version)}).is_success
 
 
 def _is_mlflow(answer: httpx.Response) -> bool:
@@ -221,6 +252,26 @@ def _check_sqlite(uri: str) -> None:
         raise ConfigError(
             f"tracking.uri: {file} cannot be used as a SQLite database ({error}): {_remedy(uri)}"
         ) from error
+
+
+def _database_holds(
+    file: Path, runs: Sequence[str], model: str | None, version: int | None
+) -> bool:
+    """As `holds`, by the two tables that MLflow keeps them in; a missing file or table holds nothing."""
+    asked: list[tuple[str, tuple[str | int, ...]]] = [
+        ("select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'", (run,))
+        for run in runs
+    ]
+    if model is not None and version is not None:
+        kept = "select 1 from model_versions where name = ? and version = ? and current_stage != 'Deleted_Internal'"
+        asked.append((kept, (model, version)))
+    try:
+        with closing(
+            sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=CHECK_TIMEOUT_S)
+        ) as database:
+            return all(database.execute(*query).fetchone() for query in asked)
+    except sqlite3.Error:
+        return False
 
 
 def _check_port(uri: str, port: int) -> None:

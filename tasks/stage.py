@@ -154,7 +154,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     """
     store = Store(Path(experiment.store), experiment.name)
     folder = store.folder(spec)
-    if manifest := completed(folder, spec.key()):
+    if manifest := completed(folder, spec):
         store.link(place, folder)
         finished = Finished.of(manifest)
         _tell_end(place, finished)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from iris_core.config import load_recipe
+from iris_core.recipe import load_recipe
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
@@ -53,13 +55,39 @@ def test_value_out_of_range(recipe: Path) -> None:
     assert "objective.beta" in run("run", str(recipe), "--set", "objective.beta=-1")
 
 
-@pytest.mark.parametrize("setting", ["training.epochs", "training.epochs=[1"])
+@pytest.mark.parametrize("setting", ["training.epochs", "training.epochs=[1", "=1"])
 def test_setting_that_is_none(recipe: Path, setting: str) -> None:
     assert f"--set {setting}" in run("run", str(recipe), "--set", setting)
 
 
-def test_prefect_server_that_does_not_answer(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("store=/proc/store", "store: cannot write /proc/store/e"),
+        ("tracking.uri=http://127.0.0.1:9", "tracking.uri: no MLflow server answers"),
+        ("tracking.uri=./mlruns", "is a file store"),
+        ("evaluation.data_dir=/nowhere", "evaluation.data_dir: there is no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_used_is_named_before_a_server_starts(
+    recipe: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    assert message in run("run", str(recipe), "--set", setting)
+    assert not (tmp_path / "store" / ".prefect").exists()
+
+
+def test_full_disk(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))
+    assert "free some space or set `store`" in run("run", str(recipe))
+    assert not (tmp_path / "store" / ".prefect").exists()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "nonsense", "http://[no"])
+def test_prefect_server_that_does_not_answer(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
     said = run("run", str(recipe))
     assert "PREFECT_API_URL" in said
     assert "unset it" in said

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.checks import RECIPE, check_services, claim
-from iris_core.config import load_recipe, parse_experiment
-from iris_core.errors import DataError, ServiceError, StoreError
+from iris_core.config import parse_experiment
+from iris_core.errors import DataError, EvaluationError, ServiceError, StoreError
 from iris_core.plan import Prepared
+from iris_core.recipe import load_recipe
 from iris_core.store import Policy
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -44,6 +45,12 @@ def test_store_that_cannot_be_written(small: SmallExperiment, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     changed(small, store=str(tmp_path / "file"))
     with pytest.raises(StoreError, match="set `store` to another folder"):
+        check_services(small.experiment)
+
+
+def test_benchmark_data_that_is_missing(small: SmallExperiment) -> None:
+    changed(small, evaluation={"data_dir": "/nowhere"})
+    with pytest.raises(EvaluationError, match=r"evaluation\.data_dir: there is no folder /nowhere"):
         check_services(small.experiment)
 
 

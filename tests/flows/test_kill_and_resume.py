@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -116,6 +119,12 @@ def history(store: Store) -> list[dict]:
     return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
 
 
+def states(store: Path, kind: str) -> Counter[str]:
+    """How many runs of a kind (flow_run, task_run) the Prefect history in the store has in each state."""
+    with closing(sqlite3.connect(store / ".prefect" / "prefect.db")) as database:
+        return Counter(state for (state,) in database.execute(f"select state_type from {kind}"))
+
+
 @pytest.fixture(scope="module")
 def whole(tiny_model, pairs_file, tmp_path_factory) -> Store:
     """The store of a run that nothing interrupted."""
@@ -141,6 +150,13 @@ def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_pa
     checkpoint_written = max(kept["train"].values()) / 1e9
     assert all(row["time"] <= checkpoint_written for row in history(resumed)[:at])
     assert [row["loss"] for row in history(resumed)] == [row["loss"] for row in history(whole)]
+
+    history_of_runs = states(tmp_path / "store", "flow_run")
+    assert history_of_runs == {
+        "CRASHED": 2 * len(STAGES),
+        "COMPLETED": 2,
+    }  # the loop's, its iteration's
+    assert set(states(tmp_path / "store", "task_run")) == {"CRASHED", "COMPLETED"}
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("killed")

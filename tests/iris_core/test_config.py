@@ -1,9 +1,8 @@
 """Wrong settings, each with one line that names the field, the value and the remedy."""
 
 import pytest
-import yaml
 
-from iris_core.config import Experiment, load_recipe, parse_experiment
+from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -32,6 +31,40 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
             {"evaluation": {"benchmarks": ["gsm9k"]}},
             r"evaluation.benchmarks.0: Input should be 'gsm8k'",
         ),
+        (
+            {"objective": {"beta": "abc"}},
+            r"objective.beta: Input should be a valid number.*\(got 'abc'\)",
+        ),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            r"training.learning_rate: Input should be a finite number \(got nan\)",
+        ),
+        (
+            {"objective": {"weight_clip": float("inf")}},
+            r"objective.weight_clip: Input should be a finite number \(got inf\)",
+        ),
+        (
+            {"iterations": 0},
+            r"iterations: Input should be greater than or equal to 1 \(got 0\)",
+        ),
+        (
+            {"training": 3},
+            r"training: a mapping with the keys method, lora, .* is needed \(got 3\)",
+        ),
+        (
+            {"training": {"lora": [1]}},
+            r"training.lora: a mapping with the keys rank, alpha, targets is needed",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": "("}},
+            r"data.answer_pattern: not a regular expression .*mend it, or leave it out \(got '\('\)",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": {"Answer": "(.+)"}}},
+            r"data.answer_pattern: Input should be a valid string \(got \{'Answer': '\(\.\+\)'\}\)",
+        ),
+        ({1: 2}, r"1: Keys should be strings"),
+        ({"name": "objects"}, r"name: the store uses this name itself: choose another"),
         ({"name": "a/b"}, r"name: String should match pattern"),
         ({"colour": 1}, r"colour: unknown key; known here: name, iterations"),
     ],
@@ -49,23 +82,6 @@ def test_every_wrong_field_is_named_at_once():
         "data",
         "objective.beta",
     ]
-
-
-def test_a_recipe_with_overrides(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(BASE))
-    experiment = load_recipe(path, {"training.lora.rank": 4, "iterations": 1})
-    assert experiment.training.lora.rank == 4
-    assert experiment.iterations == 1
-    assert experiment.tracking_uri.startswith("sqlite:////")
-
-
-def test_a_recipe_that_is_missing_or_no_mapping(tmp_path):
-    with pytest.raises(ConfigError, match="there is no recipe"):
-        load_recipe(tmp_path / "none.yaml")
-    (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="a recipe is a mapping with the keys name, iterations"):
-        load_recipe(tmp_path / "list.yaml")
 
 
 def test_every_field_has_a_description():

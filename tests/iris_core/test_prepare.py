@@ -20,9 +20,14 @@ pytestmark = pytest.mark.unit
 GOOD = [{"prompt": f"Question {i}?", "response": f"Answer: {i}"} for i in range(12)]
 
 
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
+    """`rows` as dictionaries, or as the file's bytes."""
     path = tmp_path / f"pairs{suffix}"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_bytes(rows if isinstance(rows, bytes) else lines(rows).encode())
     config = parse_experiment(
         {
             "name": "t",
@@ -61,6 +66,16 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
             r"row 0: column 'response' holds 5 \(int\), text is needed",
         ),
         (
+            [*GOOD, {"prompt": "a", "response": None}],
+            {},
+            r"row 12: the annotated response is empty; prompt 'a': mend it, or set data.on_invalid",
+        ),
+        (
+            [{"prompt": "a", "response": ["b", "c"]}],
+            {},
+            r"row 0: column 'response' holds \['b', 'c'\] \(list\), text is needed",
+        ),
+        (
             GOOD,
             {"max_response_tokens": 3},
             r"the response has \d+ tokens, data.max_response_tokens is 3",
@@ -77,6 +92,26 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
 def test_bad_data_is_named(tiny_model, tmp_path, rows, data, message):
     with pytest.raises(DataError, match=message):
         run(tiny_model, tmp_path, rows, **data)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        (".jsonl", b"", r"pairs.jsonl is empty: give a file with annotated pairs"),
+        (".jsonl", lines(GOOD).encode() + b'{"prompt"', r"pairs.jsonl cannot be read: .*row 12"),
+        (
+            ".jsonl",
+            lines(GOOD).encode() + b'{"prompt": "h\xe9", "response": "x"}\n',
+            r"pairs.jsonl is not UTF-8 text .*: save it as UTF-8",
+        ),
+        (".csv", b"prompt,response\nh\xe9,x\n", r"pairs.csv is not UTF-8 text .*: save it as"),
+        (".csv", b"prompt,response\na,b\nc,\n", r"pairs.csv, row 1: the annotated response is"),
+        (".parquet", b"hello", r"pairs.parquet cannot be read: Parquet file size is 5 bytes"),
+    ],
+)
+def test_a_bad_file_is_named(tiny_model, tmp_path, suffix, content, message):
+    with pytest.raises(DataError, match=message):
+        run(tiny_model, tmp_path, content, suffix=suffix)
 
 
 def test_invalid_pairs_can_be_dropped_and_are_counted(tiny_model, tmp_path):

@@ -24,7 +24,7 @@ from iris_core.errors import ServiceError
 from iris_core.register import register
 from iris_core.registry import Score, challenge
 from iris_core.specs import RegisterSpec
-from iris_core.store import Artifact, read_manifest, run_stage
+from iris_core.store import Artifact, Manifest, read_manifest, run_stage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 
@@ -226,6 +226,51 @@ def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
     assert model.status == "READY"
 
 
+def empty_database(small: SmallExperiment, manifest: Manifest, empty: Path) -> None:
+    with (
+        closing(sqlite3.connect(empty)) as source,
+        closing(sqlite3.connect(small.root / "store" / "mlflow.db")) as target,
+    ):
+        source.backup(target)
+
+
+def delete_run(small: SmallExperiment, manifest: Manifest, empty: Path) -> None:
+    client_of(small).delete_run(manifest.metrics["run_id"])
+
+
+def delete_parent_run(small: SmallExperiment, manifest: Manifest, empty: Path) -> None:
+    client_of(small).delete_run(manifest.metrics["parent_run_id"])
+
+
+def delete_version(small: SmallExperiment, manifest: Manifest, empty: Path) -> None:
+    client_of(small).delete_model_version("small", str(manifest.metrics["version"]))
+
+
+def delete_registered_model(small: SmallExperiment, manifest: Manifest, empty: Path) -> None:
+    client_of(small).delete_registered_model("small")
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [empty_database, delete_run, delete_parent_run, delete_version, delete_registered_model],
+)
+def test_what_mlflow_lost_is_registered_again_once(root, database, delete):
+    small = SmallExperiment(root, [0.3])
+    specs = [small.initial(), *small.iterations()]
+    manifests = [do(small, spec) for spec in specs]
+    assert all(do(small, spec).reused for spec in specs)
+    delete(small, manifests[1], database)
+    again = [do(small, spec) for spec in specs]
+    assert not again[1].reused
+    assert all(do(small, spec).reused for spec in specs)
+    assert set(runs(small)) == {"small", "initial", "iteration-0"}
+    [version] = registry.versions(client_of(small), "small")
+    assert again[1].metrics["version"] == version.version
+    assert (
+        client_of(small).get_model_version_by_alias("small", "champion").version == version.version
+    )
+
+
 def test_more_iterations_go_on_in_the_same_runs(root):
     small = SmallExperiment(root, [0.3, 0.4])
     for spec in small.iterations(1):
@@ -369,6 +414,11 @@ def test_a_server_holds_the_same(server, tmp_path):
         )
     )
     assert Artifact.of(folder).digest == small.policy(1).adapter.digest
+    manifests = [do(small, spec) for spec in specs]
+    assert all(do(small, spec).reused for spec in specs)
+    client.delete_run(manifests[1].metrics["run_id"])
+    client.delete_model_version("small", "2")
+    assert [do(small, spec).reused for spec in specs] == [True, False, False]
 
 
 @pytest.mark.integration

@@ -11,7 +11,16 @@ from typing import ClassVar
 import pytest
 
 from iris_core.errors import StoreError
-from iris_core.store import Artifact, Outcome, Spec, Store, completed, read_manifest, run_stage
+from iris_core.store import (
+    Artifact,
+    Manifest,
+    Outcome,
+    Spec,
+    Store,
+    completed,
+    read_manifest,
+    run_stage,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -64,9 +73,33 @@ def test_runs_once_and_is_reused(spec, tmp_path):
 def test_a_file_that_changed_is_made_again(spec, tmp_path):
     run_stage(spec, tmp_path / "out", work)
     (tmp_path / "out" / "words.json").write_text("9")
-    assert completed(tmp_path / "out", spec.key()) is None
+    assert completed(tmp_path / "out", spec) is None
     again = run_stage(spec, tmp_path / "out", work)
     assert again.artifact("words").path.read_text() == "2"
+
+
+class LoggedSpec(CountSpec):
+    """Its work is also logged beside the folder."""
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        return (manifest.folder.parent / "log").exists()
+
+
+def test_what_was_lost_elsewhere_is_made_again(spec, tmp_path):
+    logged, tries = LoggedSpec(**spec.model_dump()), []
+
+    def log_too(spec, out):
+        tries.append(1)
+        (tmp_path / "log").write_text("")
+        return Outcome(outputs={})
+
+    for _ in range(2):
+        run_stage(logged, tmp_path / "out", log_too)
+    assert len(tries) == 1
+    (tmp_path / "log").unlink()
+    assert completed(tmp_path / "out", logged) is None
+    run_stage(logged, tmp_path / "out", log_too)
+    assert len(tries) == 2
 
 
 def test_unfinished_work_is_resumed_in_place(spec, tmp_path):

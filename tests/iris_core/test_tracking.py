@@ -106,8 +106,13 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         tracking.check(f"sqlite:///{tmp_path}/mlflow.db")
 
 
+def test_a_missing_database_holds_nothing_and_stays_missing(tmp_path):
+    assert not tracking.holds(f"sqlite:///{tmp_path}/mlflow.db", ["a"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_needs_no_mlflow():
-    code = "import sys, iris_core.tracking as t; t.check('sqlite:////tmp/x.db'); assert 'mlflow' not in sys.modules"
+    code = "import sys, iris_core.tracking as t; t.check('sqlite:////tmp/x.db'); t.holds('sqlite:////tmp/x.db', ['a']); assert 'mlflow' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 0
 
