@@ -17,14 +17,13 @@ from statistics import median
 from typing import Any
 
 from benchmarks.data import pairs
+from benchmarks.profile_of_step import profile, profile_table
 from benchmarks.sides import Side, SideFailed, Turns, alone, peak_bytes
 from benchmarks.table import Line, Result, spread
 
 TOLERANCE = 1e-4  # of the two losses, relative
 BETA, RANK, ALPHA = 0.1, 16, 32
 TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
-SHOWN_OPERATORS = 20
-PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul")
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,8 @@ def measure(model: Path, data: Path | None, repeats: int) -> Result:
     difference = abs(losses[0] / losses[1] - 1)
     if not difference <= TOLERANCE:
         raise SideFailed(f"the sides do not compute the same loss: {losses[0]} and {losses[1]}")
-    setting, tried = _best_setting(case)
+    settings, tried = _try_settings(case)
+    setting = max(settings, key=lambda one: settings[one][0])
     with Side(ours, case=case) as a, Side(peer, case=case, setting=setting) as b:
         turns = [(a.turn(), b.turn()) for _ in range(case.batches)][1:]
         memory = [side.result() / 1e9 for side in (a, b)]
@@ -75,6 +75,10 @@ def measure(model: Path, data: Path | None, repeats: int) -> Result:
         Line("training step", "response tokens/s", speeds[0], speeds[1], "≥", 3.0),
         Line("peak memory of the process", "GB", memory[:1], memory[1:], "≤", 0.4),
     ]
+    same = replace(setting, micro_batch=case.batch_size)
+    if same in settings:
+        title = "peak memory, as many pairs a forward on both sides"
+        lines.append(Line(title, "GB", memory[:1], [settings[same][1]], "≤", 0.4))
     return Result("step", lines, _text(case, losses, difference, tried, alone(profile, case=case)))
 
 
@@ -114,29 +118,6 @@ def peer_loss(turns: Turns, case: Case) -> float:
     _disturb(trainer.model)
     loss: float = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
     return loss
-
-
-def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
-    """Operators of one forward and backward of ours, the longest first: name, calls and own milliseconds."""
-    import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as recorded
-
-    with tempfile.TemporaryDirectory() as work:
-        trainer, _ = our_trainer(case, Path(work))
-        rows = trainer.train_dataset[0]
-        trainer.training_step(trainer.model, rows)
-        gpu = torch.cuda.is_available()
-        with recorded(
-            activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
-        ) as record:
-            trainer.training_step(trainer.model, rows)
-    own = "self_device_time_total" if gpu else "self_cpu_time_total"
-    found = [
-        {"name": event.key, "calls": event.count, "ms": getattr(event, own) / 1e3}
-        for event in record.key_averages()
-    ]
-    return sorted(found, key=lambda operator: -operator["ms"])
 
 
 def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
@@ -223,25 +204,25 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
     return trainer, groups
 
 
-def _best_setting(case: Case) -> tuple[Setting, str]:
-    """The peer's fastest setting for `case`, and all of them as a table."""
+def _try_settings(case: Case) -> tuple[dict[Setting, tuple[float, float]], str]:
+    """Speed and peak memory in GB of each of the peer's settings that runs, and all of them as a table."""
     autocast = [False, True] if case.dtype == "bfloat16" else [False]
     settings = [Setting(micro, cast) for cast in autocast for micro in (case.batch_size, 1)]
-    rows, speeds = ["| setting | response tokens/s | peak memory |", "|---|---|---|"], {}
+    rows, found = ["| setting | response tokens/s | peak memory |", "|---|---|---|"], {}
     short = replace(case, batches=TRIED_STEPS + 1)
     for setting in settings:
         try:
             with Side(peer, case=short, setting=setting) as side:
                 values = [side.turn() for _ in range(short.batches)][1:]
-                memory = side.result()
+                memory = side.result() / 1e9
         except SideFailed as failure:
             rows.append(f"| {setting} | failed: {str(failure).strip().splitlines()[-1]} | |")
             continue
-        speeds[setting] = median(values)
-        rows.append(f"| {setting} | {spread(values)} | {memory / 1e9:.1f} GB |")
-    if not speeds:
+        found[setting] = median(values), memory
+        rows.append(f"| {setting} | {spread(values)} | {memory:.1f} GB |")
+    if not found:
         raise SideFailed("none of the peer's settings ran:\n" + "\n".join(rows))
-    return max(speeds, key=lambda setting: speeds[setting]), "\n".join(rows)
+    return found, "\n".join(rows)
 
 
 def _spec(case: Case) -> Any:
@@ -344,6 +325,8 @@ def _text(
 The same loss: {losses[0]:.6f} ours and {losses[1]:.6f} TRL's (β = {BETA}, fp32, one batch, both adapters set to the \
 same random values); relative difference {difference:.1e}, at most {TOLERANCE:g} is allowed.
 
+The row "peak memory of the process" is against TRL's fastest setting, whose forwards may hold fewer pairs than ours.
+
 TRL's settings, each with `precompute_ref_log_probs`, without gradient checkpointing, SDPA attention; the fastest is \
 the peer. Its chunked log-probabilities are always on; `padding_free` has no effect in 1.16; Liger's and its own Triton \
 kernels need a GPU.
@@ -353,25 +336,3 @@ kernels need a GPU.
 ### Profile
 
 {profile_table(operators)}"""
-
-
-def profile_table(operators: list[dict[str, Any]]) -> str:
-    """The longest operators of `profile` as a Markdown table, and the share of matrix products."""
-    total = sum(operator["ms"] for operator in operators)
-    products = sum(
-        operator["ms"]
-        for operator in operators
-        if any(name in operator["name"] for name in PRODUCTS)
-    )
-    rows = [
-        f"| `{operator['name']}` | {operator['calls']} | {operator['ms']:,.1f} | {operator['ms'] / total:.1%} |"
-        for operator in operators[:SHOWN_OPERATORS]
-    ]
-    return "\n".join([
-        f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matrix products are "
-        f"{products / total:.0%} of it.",
-        "",
-        "| operator | calls | own ms | share |",
-        "|---|---|---|---|",
-        *rows,
-    ])  # fmt: skip

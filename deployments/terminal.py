@@ -74,7 +74,9 @@ class Display:
             )
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
             self.said = time.monotonic()
-            self.console.print(f"  … {_name(place)}  {phase} {text}", highlight=False)
+            self.console.print(
+                f"  … {_name(place)}  {phase} {text}", highlight=False, soft_wrap=True
+            )
 
     def ended(self, place: str, finished: Finished | None) -> None:
         """The bar gives way to a line that stays."""

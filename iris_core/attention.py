@@ -19,8 +19,6 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from iris_core.errors import ModelError
-
 GROUPED = "iris_grouped"
 Parts = list[list[int]]
 
@@ -47,20 +45,12 @@ def grouped_attention(
 
     Returns:
         Shape [1, tokens, heads, head size], and None for the weights.
-
-    Raises:
-        ModelError: the model caps its attention scores, which is not computed on this device.
     """
     if parts is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in fp32
     if isinstance(attention_mask, BlockMask):
         return flex_attention_forward(module, query, key, value, attention_mask, **options)[0], None
-    if options.get("softcap") is not None:
-        raise ModelError(
-            "model.path: this model caps its attention scores (attn_logit_softcapping), which is computed on GPUs only: "
-            "use a GPU, or another model"
-        )
     with torch.autocast(query.device.type, enabled=False):
         return _ByParts.apply(query[0], key[0], value[0], parts, options["scaling"])[None], None
 

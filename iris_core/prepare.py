@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from iris_core import models
 from iris_core.data import Pair, check_pairs, read_pairs, split_pairs, write_pairs
@@ -31,6 +31,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     folder = models.resolve(spec.model)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
     _check_template(tokenizer, spec)
+    _check_attention(folder, spec)
 
     def lengths(pair: Pair) -> tuple[int, int]:
         prompt = models.prompt_ids(tokenizer, pair.prompt, spec.data.system_prompt)
@@ -70,6 +71,17 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, spec: PrepareSpec) -> No
         raise ModelError(
             f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?"
         ) from error
+
+
+def _check_attention(folder: Path, spec: PrepareSpec) -> None:
+    """Attention scores with a soft cap (Gemma 2) are computed by FlexAttention and vLLM, which means on GPUs."""
+    loaded = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
+    cap = getattr(loaded.get_text_config(), "attn_logit_softcapping", None)
+    if cap is not None and models.device().type == "cpu":
+        raise ModelError(
+            f"model.path: {spec.model.path} caps its attention scores (attn_logit_softcapping: {cap}), which is computed on "
+            "GPUs only: use a machine with one, or another model"
+        )
 
 
 def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:

@@ -96,7 +96,7 @@ def opponent_logprobs(
         pq.write_table(pa.concat_tables(tables), temporary)
         temporary.replace(path)
     team.wait()
-    stored = pq.read_table(path).to_pandas()
+    stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
     return {
         split: torch.tensor(rows[["annotated", "synthetic"]].to_numpy())

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from iris_core import models, plan
 from iris_core.config import parse_experiment
@@ -161,6 +162,20 @@ def test_a_model_without_a_chat_template(tiny_model, tmp_path):
     shutil.copytree(tiny_model, folder)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="has no chat template"):
+        run(tiny_model, tmp_path, GOOD, model=folder)
+
+
+def test_a_model_whose_attention_a_cpu_does_not_compute(tiny_model, tmp_path, monkeypatch):
+    """Gemma 2 caps its attention scores; everything else about this model is as in the others."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    capped = {"attn_logit_softcapping": 50.0, "model_type": "gemma2", "head_dim": 32}
+    (folder / "config.json").write_text(json.dumps({**settings, **capped}))
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    with pytest.raises(
+        ModelError, match=r"attn_logit_softcapping: 50.0\), which is computed on GPUs"
+    ):
         run(tiny_model, tmp_path, GOOD, model=folder)
 
 
