@@ -161,7 +161,6 @@ class RegisterSpec(Spec):
     identity: Literal["v1"] = "v1"
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
-        """Whether MLflow still has the runs and the model version."""
-        found = manifest.metrics
-        runs = [found["run_id"], found["parent_run_id"]]
-        return tracking.holds(self.tracking_uri, runs, self.registered_model, found["version"])
+        """Whether MLflow still has the runs."""
+        runs = [manifest.metrics["run_id"], manifest.metrics["parent_run_id"]]
+        return tracking.holds(self.tracking_uri, runs)

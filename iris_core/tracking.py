@@ -122,20 +122,19 @@ def service_errors(uri: str) -> Iterator[None]:
         ) from error
 
 
-def holds(
-    uri: str, runs: Sequence[str], model: str | None = None, version: int | None = None
-) -> bool:
-    """Whether MLflow at `uri` still has `runs` and the version of `model`, none of them deleted.
+def holds(uri: str, runs: Sequence[str]) -> bool:
+    """Whether MLflow at `uri` still has `runs`, none of them deleted.
 
-    Where only MLflow itself can ask (databases other than SQLite), it is taken to have lost them: to record the same
-    once more takes seconds and changes nothing.
+    A model version that is gone does not count: old ones are deleted on purpose, and would come back as the latest. Where
+    only MLflow itself can ask (databases other than SQLite), it is taken to have lost the runs: to record the same once
+    more takes seconds and changes nothing.
 
     Raises:
         ServiceError: the server does not answer.
     """
     if uri.startswith("sqlite:"):
-        return _database_holds(_sqlite_file(uri), runs, model, version)
-    return uri.startswith("http") and _server_holds(uri, runs, model, version)
+        return _database_holds(_sqlite_file(uri), runs)
+    return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -203,15 +202,10 @@ def _ask(uri: str, endpoint: str, params: Mapping[str, str]) -> httpx.Response:
         ) from error
 
 
-def _server_holds(uri: str, runs: Sequence[str], model: str | None, version: int | None) -> bool:
+def _server_holds(uri: str, run: str) -> bool:
     """As `holds`. What is not answered as expected counts as lost: recording it again gives the right complaint."""
-    for run in runs:
-        answer = _ask(uri, "runs/get", {"run_id": run})
-        if not answer.is_success or answer.json()["run"]["info"]["lifecycle_stage"] != "active":
-            return False
-    if model is None or version is None:
-        return True
-    return _ask(uri, "model-versions/get", {"name": model, "version": str(version)}).is_success
+    answer = _ask(uri, "runs/get", {"run_id": run})
+    return answer.is_success and answer.json()["run"]["info"]["lifecycle_stage"] == "active"
 
 
 def _is_mlflow(answer: httpx.Response) -> bool:
@@ -254,22 +248,14 @@ def _check_sqlite(uri: str) -> None:
         ) from error
 
 
-def _database_holds(
-    file: Path, runs: Sequence[str], model: str | None, version: int | None
-) -> bool:
-    """As `holds`, by the two tables that MLflow keeps them in; a missing file or table holds nothing."""
-    asked: list[tuple[str, tuple[str | int, ...]]] = [
-        ("select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'", (run,))
-        for run in runs
-    ]
-    if model is not None and version is not None:
-        kept = "select 1 from model_versions where name = ? and version = ? and current_stage != 'Deleted_Internal'"
-        asked.append((kept, (model, version)))
+def _database_holds(file: Path, runs: Sequence[str]) -> bool:
+    """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
+    query = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
     try:
         with closing(
             sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=CHECK_TIMEOUT_S)
         ) as database:
-            return all(database.execute(*query).fetchone() for query in asked)
+            return all(database.execute(query, (run,)).fetchone() for run in runs)
     except sqlite3.Error:
         return False
 
