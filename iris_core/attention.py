@@ -97,7 +97,8 @@ class _ByParts(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: Parts, scaling: float
     ) -> Tensor:
         key_heads, tokens, size = key.shape
-        query = query.view(key_heads, -1, tokens, size).transpose(1, 2).contiguous().mul_(scaling)
+        query = query.view(key_heads, -1, tokens, size).transpose(1, 2)
+        query = query.clone(memory_format=torch.contiguous_format).mul_(scaling)
         key, value = key.contiguous(), value.contiguous()
         result, kept = torch.empty_like(query), []
         for prompt, own in _blocks(parts):

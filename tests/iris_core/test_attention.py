@@ -14,25 +14,29 @@ CPU = torch.device("cpu")
 
 
 class Layer(torch.nn.Module):
-    num_key_value_groups = 3
+    def __init__(self, query, key):
+        super().__init__()
+        self.num_key_value_groups = query.shape[1] // key.shape[1]
 
 
-def inputs(dtype):
+def inputs(dtype, key_heads=2):
     torch.manual_seed(0)
     tokens = sum(map(sum, PARTS))
-    shapes = ((1, 6, tokens, 8), (1, 2, tokens, 8), (1, 2, tokens, 8))
+    shapes = ((1, 6, tokens, 8), (1, key_heads, tokens, 8), (1, key_heads, tokens, 8))
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
 def whole(query, key, value):
     tokens = query.shape[2]
     mask = create_mask(flex_mask(PARTS, CPU).mask_mod, None, None, tokens, tokens, "cpu")
-    return sdpa_attention_forward(Layer(), query, key, value, mask, scaling=0.3)[0]
+    return sdpa_attention_forward(Layer(query, key), query, key, value, mask, scaling=0.3)[0]
 
 
 def by_parts(query, key, value):
     mask = packed_mask(PARTS, CPU)
-    return grouped_attention(Layer(), query, key, value, mask, parts=PARTS, scaling=0.3)[0]
+    return grouped_attention(Layer(query, key), query, key, value, mask, parts=PARTS, scaling=0.3)[
+        0
+    ]
 
 
 def output_and_gradients(attend, sides):
@@ -41,15 +45,18 @@ def output_and_gradients(attend, sides):
     return [output.detach(), *torch.autograd.grad((output * weights).sum(), sides)]
 
 
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_parts_equal_the_whole_row(dtype, close):
-    sides = inputs(dtype)
+def test_parts_equal_the_whole_row(dtype, close, key_heads):
+    sides = inputs(dtype, key_heads)
+    before = [side.detach().clone() for side in sides]
     exact = [side.detach().float().requires_grad_() for side in sides]
     found, expected = output_and_gradients(by_parts, sides), output_and_gradients(whole, exact)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         assert other.abs().max() > 0.1
         torch.testing.assert_close(one.float(), other, rtol=close, atol=close)
+    assert all(map(torch.equal, sides, before))
 
 
 def test_autocast_attends_in_the_format_of_the_values():

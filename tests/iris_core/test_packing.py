@@ -34,6 +34,8 @@ SIZES = {
 }  # fmt: skip
 MODELS = {
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
+    "multi-head": (LlamaConfig, {"num_key_value_heads": 4}),  # keys and values of every head's own
+    "multi-query": (LlamaConfig, {"num_key_value_heads": 1}),  # of all heads together
     "mistral": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": 128}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),  # biases in its attention
     "granite": (GraniteConfig, {"logits_scaling": 3.0}),
@@ -58,7 +60,7 @@ def build(name, dtype=torch.float32):
     config, settings = MODELS[name]
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
-        config(**SIZES, **settings), dtype=dtype, attn_implementation=GROUPED
+        config(**{**SIZES, **settings}), dtype=dtype, attn_implementation=GROUPED
     ).eval()
 
 

@@ -21,7 +21,7 @@ def branch(row: Row, index: int) -> list[int]:
     return [row.input_ids[i] for i in row.mask()[0, 0, index].nonzero()[:, 0].tolist()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     pairs=st.lists(st.tuples(tokens, tokens), min_size=1, max_size=12),
     row_tokens=st.sampled_from([1, 8, 100]),
