@@ -38,7 +38,12 @@ def token_logprobs(
     Returns:
         fp32 log-probabilities in nats, shape [tokens]; differentiable in `hidden` and `weight`.
     """
-    return _TokenLogprobs.apply(hidden, weight, targets, scale, softcap)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):  # its format in backward, too, which runs outside of it
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        return _TokenLogprobs.apply(hidden, weight, targets, scale, softcap)
 
 
 class _TokenLogprobs(torch.autograd.Function):

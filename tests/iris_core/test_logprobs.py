@@ -66,3 +66,17 @@ def test_logits_far_apart_do_not_overflow_whichever_tile_they_are_in(monkeypatch
     assert found.tolist() == [-300, 0, -600, -100]
     (gradient,) = torch.autograd.grad(found.sum(), hidden)
     assert gradient.squeeze().tolist() == [-300, 0, -600, -100]  # W_target − W_most likely
+
+
+def test_autocast_means_its_format_forward_and_backward():
+    """Logits near 20 are rounded by up to 1/16: log Σ e^z of rounded logits would not fit exact ones in backward."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 16) * 3, torch.randn(50, 16)
+    targets, found = torch.randint(0, 50, (8,)), []
+    for dtype, autocast in ((torch.float32, True), (torch.bfloat16, False)):
+        leaves = [side.to(dtype).requires_grad_() for side in (hidden, weight)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logprobs = token_logprobs(*leaves, targets)
+        found.append([logprobs, *torch.autograd.grad(logprobs.sum(), leaves)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=0, atol=0)
