@@ -65,7 +65,7 @@ def end_lost_runs(store: Path, api: str) -> int:
                 tags = FlowRunFilterTags(all_=[lock.name])
                 runs = client.read_flow_runs(flow_run_filter=under_way(tags=tags))
                 crash(client, runs, LOST)
-                lock.unlink()
+                lock.unlink(missing_ok=True)  # a run that ends just now takes it away itself
                 lost += len(runs)
         except filelock.Timeout:
             continue  # its process lives
