@@ -1,6 +1,7 @@
 """Measures every row of the table that this machine allows, and writes README.md after each.
 
-    python -m benchmarks [--only step,kernel] [--data ../shared/data] [--repeats 5] [--out benchmarks]
+    python -m benchmarks [--only step,kernel] [--data ../shared/data] [--dtype bfloat16]
+        [--repeats 5] [--out benchmarks]
 
 What an interrupted run has measured is kept. The machine should have nothing else to do.
 """
@@ -35,6 +36,12 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(table.ROWS), help="rows, by commas")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl; none: made up")
     parser.add_argument("--model", type=Path, default=default_path(), help="a chat model's folder")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of the training step; auto: what IRIS takes on this machine",
+    )
     parser.add_argument("--repeats", type=int, help="of every row; none: each row's own number")
     parser.add_argument("--out", type=Path, default=table.HERE, help="folder of the page")
     arguments = parser.parse_args()
@@ -47,18 +54,19 @@ def main() -> None:
             continue
         started = time.monotonic()
         repeats = arguments.repeats or REPEATS[row]
-        result = measure(row, arguments.model, arguments.data, repeats)
+        result = measure(row, arguments, repeats)
         table.save(result, arguments.out)
         print(table.table([result]), flush=True)
         print(f"{row}: {time.monotonic() - started:.0f} s\n", flush=True)
 
 
-def measure(row: str, model: Path, data: Path | None, repeats: int) -> table.Result:
+def measure(row: str, arguments: argparse.Namespace, repeats: int) -> table.Result:
     """One row's result."""
+    model, data = arguments.model, arguments.data
     from benchmarks import evaluation, generation, kernel, orchestration, step
 
     if row == "step":
-        return step.measure(model, data, repeats)
+        return step.measure(model, data, repeats, arguments.dtype)
     if row == "kernel":
         return kernel.measure(repeats)
     if row == "generation":

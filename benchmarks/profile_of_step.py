@@ -26,7 +26,8 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = our_trainer(case, Path(work))
         rows = trainer.train_dataset[0]
-        trainer.training_step(trainer.model, rows)
+        for _ in range(3):  # until the process has the memory it needs
+            trainer.training_step(trainer.model, rows)
         gpu = torch.cuda.is_available()
         with recorded(
             activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]

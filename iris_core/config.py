@@ -38,7 +38,7 @@ class ModelPart(Part):
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it fast.",
+        description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it as fast as float32.",
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that the model's folder brings along."

@@ -34,7 +34,7 @@ PROBE_S = 2.5
 FREE_DISK_GB = 8
 FREE_MEMORY_GB = 4
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
-FAST_BF16 = ("avx512_bf16", "amx_tile")  # as iris_core.models.resolve_dtype decides
+BF16_UNITS = ("avx512_bf16", "amx_tile")  # as iris_core.models.resolve_dtype asks for
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "prefect", "mlflow", "lm-eval",
 )  # fmt: skip
@@ -100,7 +100,8 @@ def processor(gpus: list[dict[str, str]]) -> Check:
     """Cores that may be used, vector units that matter, and the number format training will use on this CPU."""
     flags = cpu_flags()
     units = [unit for unit in VECTOR_UNITS if unit in flags]
-    dtype = "bfloat16" if set(units) & set(FAST_BF16) else "float32"
+    has_bf16 = set(units) & set(BF16_UNITS)
+    dtype = "the faster of bfloat16 and float32" if has_bf16 else "float32"
     found = f"{usable_cores():g} cores, {', '.join(units) or 'no known vector units'}"
     if not gpus:
         found += f"; dtype auto means {dtype}"

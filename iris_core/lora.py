@@ -2,33 +2,40 @@
 
 PEFT's layer copies its input to the adapter's fp32, multiplies there, scales and adds in further passes over the
 output. Here the low-rank product is added in place by the matrix product itself, and the adapter, which stays in fp32
-for the optimiser, is rounded to the model's format once for each use.
+for the optimiser, is rounded to the model's format once for each use. A SwiGLU block whose three layers are of that kind
+is one function: its two first layers share their low-rank product, and its backward forms the block's inner product again
+instead of keeping it.
 """
 
 from __future__ import annotations
 
 import types
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
+from transformers.activations import SiLUActivation
 
 
 def streamline(model: nn.Module) -> None:
-    """Gives every plain LoRA layer in `model` (one adapter, no dropout, no variant) the faster forward.
+    """Gives plain LoRA layers in `model` (one adapter, no dropout, no variant), and SwiGLU blocks of them, a faster forward.
 
     Args:
         model: a PeftModel, or any model; layers of other kinds stay as they are.
     """
-    from peft.tuners.lora import Linear
-
     for module in model.modules():
-        if isinstance(module, Linear) and _is_plain(module):
+        if _is_plain(module):
             module.forward = types.MethodType(_forward, module)
+        elif _is_swiglu(module):
+            module.forward = types.MethodType(_forward_swiglu, module)
 
 
 def _is_plain(layer: Any) -> bool:
+    if not isinstance(layer, Linear):
+        return False
     (name, *others) = layer.active_adapters
     return (
         not others
@@ -39,40 +46,145 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
+def _is_swiglu(block: Any) -> bool:
+    """Whether it is down(silu(gate(x)) · up(x)), as in Llama, Mistral and Qwen2, of plain LoRA layers."""
+    layers = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    activation = getattr(block, "act_fn", None)
+    return all(map(_is_plain, layers)) and isinstance(activation, (nn.SiLU, SiLUActivation))
+
+
+def _is_on(layer: Any) -> bool:
+    return not (layer.disable_adapters or layer.merged)
+
+
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    base = layer.get_base_layer()
-    if layer.disable_adapters or layer.merged:
-        return base(x)
-    (name,) = layer.active_adapters
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    result: Tensor = _LoraLinear.apply(x, base.weight, base.bias, down, up, layer.scaling[name])
-    return result
+    if not _is_on(layer):
+        return layer.get_base_layer()(x)
+    frozen, *factors = _taken_apart(layer)
+    return _LoraLinear.apply(x, frozen, *factors)
+
+
+def _forward_swiglu(block: Any, x: Tensor) -> Tensor:
+    layers = block.gate_proj, block.up_proj, block.down_proj
+    if not all(isinstance(layer, Linear) and _is_on(layer) for layer in layers):
+        return block.down_proj(silu(block.gate_proj(x)) * block.up_proj(x))
+    (gate, *of_gate), (up, *of_up), (down, *of_down) = map(_taken_apart, layers)
+    return _LoraSwiglu.apply(x, (gate, up), (down,), *of_gate, *of_up, *of_down)
+
+
+class _Frozen(NamedTuple):
+    """What is not trained of a layer y = x Wᵀ + b + s·(x Aᵀ) Bᵀ (arXiv 2106.09685, equation 3): W, b and s."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scaling: float
+
+
+def _taken_apart(layer: Any) -> tuple[_Frozen, Tensor, Tensor]:
+    """What is frozen, A and B."""
+    base, (name,) = layer.get_base_layer(), layer.active_adapters
+    frozen = _Frozen(base.weight, base.bias, layer.scaling[name])
+    return frozen, layer.lora_A[name].weight, layer.lora_B[name].weight
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + b + s·(x Aᵀ) Bᵀ with W and b frozen (arXiv 2106.09685, equation 3)."""
-
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
-    ) -> Tensor:  # fmt: skip
-        rows = x.flatten(0, -2)
-        down_, up_ = down.to(x.dtype), up.to(x.dtype)
-        low = rows @ down_.T
-        result = linear(rows, weight, bias).addmm_(low, up_.T, alpha=scaling)
-        ctx.save_for_backward(rows, low, weight, down_, up_)
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, down.dtype
+    def forward(ctx: Any, x: Tensor, frozen: _Frozen, *factors: Tensor) -> Tensor:
+        rows, rounded = x.flatten(0, -2), _rounded(factors, x.dtype)
+        (result,), low = _products(rows, (frozen,), rounded)
+        ctx.save_for_backward(rows, low, *rounded)
+        ctx.frozen, ctx.shape = (frozen,), x.shape
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        rows, low, weight, down, up = ctx.saved_tensors
-        gradient = gradient.flatten(0, -2)
-        by_low = (gradient @ up).mul_(ctx.scaling)
+        rows, low, *factors = ctx.saved_tensors
+        outer = [gradient.flatten(0, -2) for gradient in gradients]
+        by_low, by_factors = _by_factors(rows, low, ctx.frozen, factors, outer)
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = (gradient @ weight).addmm_(by_low, down).view(ctx.shape)
-        by_down = (by_low.T @ rows).to(ctx.dtype)
-        by_up = (gradient.T @ low).mul_(ctx.scaling).to(ctx.dtype)
-        return by_x, None, None, by_down, by_up, None
+            by_x = _by_rows(by_low, ctx.frozen, factors, outer).view(ctx.shape)
+        return by_x, None, *by_factors
+
+
+class _LoraSwiglu(torch.autograd.Function):
+    """down(silu(gate(x)) · up(x)); the outputs of gate and up are kept, their product is not."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: tuple[_Frozen, ...], last: tuple[_Frozen, ...], *factors: Tensor
+    ) -> Tensor:
+        rows, rounded = x.flatten(0, -2), _rounded(factors, x.dtype)
+        (gate, up), low = _products(rows, first, rounded[:4])
+        (result,), low_last = _products(silu(gate).mul_(up), last, rounded[4:])
+        ctx.save_for_backward(rows, low, gate, up, low_last, *rounded)
+        ctx.first, ctx.last, ctx.shape = first, last, x.shape
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, low, gate, up, low_last, *factors = ctx.saved_tensors
+        outer = [gradient.flatten(0, -2) for gradient in gradients]
+        active = silu(gate)
+        by_low, by_last = _by_factors(active * up, low_last, ctx.last, factors[4:], outer)
+        by_inner = _by_rows(by_low, ctx.last, factors[4:], outer)
+        by_up = active.mul_(by_inner)
+        by_gate = torch.ops.aten.silu_backward(by_inner.mul_(up), gate)
+        outer = [by_gate, by_up]
+        by_low, by_first = _by_factors(rows, low, ctx.first, factors[:4], outer)
+        by_x = _by_rows(by_low, ctx.first, factors[:4], outer) if ctx.needs_input_grad[0] else None
+        return None if by_x is None else by_x.view(ctx.shape), None, None, *by_first, *by_last
+
+
+def _rounded(factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [factor.to(dtype) for factor in factors]
+
+
+def _products(
+    rows: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Outputs of layers with the same input, and their low-rank products x Aᵀ side by side.
+
+    Args:
+        rows: the input, shape [tokens, in].
+        layers: as many as there are outputs.
+        factors: A and B of each, in turn.
+    """
+    low = rows @ torch.cat(tuple(factors[::2])).T
+    parts = low.split([len(down) for down in factors[::2]], dim=1)
+    outputs = [
+        linear(rows, layer.weight, layer.bias).addmm_(part, up.T, alpha=layer.scaling)
+        for layer, part, up in zip(layers, parts, factors[1::2], strict=True)
+    ]
+    return outputs, low
+
+
+def _by_factors(
+    rows: Tensor, low: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor], outer: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Gradients of the low-rank products, side by side, and of each A and B in turn (autograd takes them to fp32)."""
+    downs, ups = factors[::2], factors[1::2]
+    widths = [len(down) for down in downs]
+    by_low = torch.cat(
+        [
+            (gradient @ up).mul_(layer.scaling)
+            for layer, gradient, up in zip(layers, outer, ups, strict=True)
+        ],
+        dim=1,
+    )
+    by_downs = (by_low.T @ rows).split(widths)
+    by_ups = [
+        (gradient.T @ part).mul_(layer.scaling)
+        for layer, gradient, part in zip(layers, outer, low.split(widths, dim=1), strict=True)
+    ]
+    return by_low, [factor for pair in zip(by_downs, by_ups, strict=True) for factor in pair]
+
+
+def _by_rows(
+    by_low: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor], outer: Sequence[Tensor]
+) -> Tensor:
+    """Gradient of the input that the layers share."""
+    by_rows = by_low @ torch.cat(tuple(factors[::2]))
+    for layer, gradient in zip(layers, outer, strict=True):
+        by_rows.addmm_(gradient, layer.weight)
+    return by_rows

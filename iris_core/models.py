@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
 from iris_core.attention import GROUPED
 from iris_core.config import ModelPart
 from iris_core.errors import ModelError, ServiceError
+from iris_core.fused import fuse
 from iris_core.lora import streamline
 from iris_core.store import Artifact, Policy
 
@@ -73,8 +75,18 @@ def resolve_dtype(name: str) -> str:
         return name
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if supported and _product_speedup(torch.bfloat16) >= 1 else "float32"
+
+
+def _product_speedup(dtype: torch.dtype) -> float:
+    """How many times as fast as in fp32 the CPU multiplies matrices in `dtype`: some CPUs have slow instructions for it."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        factor = torch.ones(1024, 1024, dtype=dtype)
+        return min(timeit.repeat(lambda: factor @ factor, number=1, repeat=5))
+
+    return seconds(torch.float32) / seconds(dtype)
 
 
 def device() -> torch.device:
@@ -122,6 +134,7 @@ def load_policy(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
+    fuse(model)
     if policy.adapter is not None:
         from peft import PeftModel
 

@@ -81,8 +81,8 @@ def test_dead_servers_are_named_and_nobody_waits_long(alone, monkeypatch):
     ("flags", "dtype"),
     [
         ("fpu avx2", "float32"),
-        ("fpu avx2 avx512f avx512_bf16", "bfloat16"),
-        ("avx2 amx_tile", "bfloat16"),
+        ("fpu avx2 avx512f avx512_bf16", "the faster of bfloat16 and float32"),
+        ("avx2 amx_tile", "the faster of bfloat16 and float32"),
     ],
 )
 def test_the_number_format_follows_the_instruction_sets(tmp_path, monkeypatch, flags, dtype):

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iris_core.lora import _LoraLinear, streamline
+from iris_core.lora import _Frozen, _LoraLinear, _LoraSwiglu, streamline
 
 pytestmark = pytest.mark.unit
 
@@ -51,16 +51,50 @@ def test_stays_close_to_peft_in_bf16_and_keeps_fp32_gradients(tiny_model):
     assert {gradient.dtype for gradient in gradients.values()} == {torch.float32}
 
 
+def random_layer(inputs, outputs, scaling):
+    """A frozen layer with a bias, and its A and B of rank 2, in fp64."""
+    sizes = (outputs, inputs), (outputs,), (2, inputs), (outputs, 2)
+    weight, bias, down, up = (torch.randn(*size, dtype=torch.float64) for size in sizes)
+    return _Frozen(weight, bias, scaling), down.requires_grad_(), up.requires_grad_()
+
+
 def test_gradients_are_those_of_finite_differences():
     torch.manual_seed(1)
-    x, weight, bias, down, up = (
-        torch.randn(*shape, dtype=torch.float64)
-        for shape in ((2, 3, 5), (4, 5), (4,), (2, 5), (4, 2))
-    )
-    leaves = [tensor.requires_grad_() for tensor in (x, down, up)]
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    frozen, *factors = random_layer(5, 4, 1.7)
     assert torch.autograd.gradcheck(
-        lambda x, down, up: _LoraLinear.apply(x, weight, bias, down, up, 1.7), leaves
+        lambda x, *factors: _LoraLinear.apply(x, frozen, *factors), (x, *factors)
     )
+
+
+def test_gradients_of_a_swiglu_block_are_those_of_finite_differences():
+    torch.manual_seed(1)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    sizes = (5, 4, 1.7), (5, 4, 0.6), (4, 5, -1.1)
+    (gate, *first), (up, *second), (down, *last) = (random_layer(*size) for size in sizes)
+    assert torch.autograd.gradcheck(
+        lambda x, *factors: _LoraSwiglu.apply(x, (gate, up), (down,), *factors),
+        (x, *first, *second, *last),
+    )
+
+
+def test_a_swiglu_block_keeps_no_more_than_its_input_and_its_two_inner_outputs():
+    frozen, *factors = random_layer(5, 400, 1.0)
+    last, *last_factors = random_layer(400, 5, 1.0)
+    kept = []
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        _LoraSwiglu.apply(x, (frozen, frozen), (last,), *factors, *factors, *last_factors)
+    assert kept.count((7, 400)) == 2
+
+
+def test_a_block_whose_adapter_is_merged_for_good_still_computes_it(tiny_model):
+    model = adapted(tiny_model)
+    expected, _ = logits_and_gradients(model)
+    streamline(model)
+    merged = model.merge_and_unload()
+    found = merged(torch.tensor([[3, 9, 27, 81], [5, 25, 125, 7]])).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_switched_off_adapter_is_not_there(tiny_model):
