@@ -62,9 +62,9 @@ def main() -> None:
 
 def measure(row: str, arguments: argparse.Namespace, repeats: int) -> table.Result:
     """One row's result."""
-    model, data = arguments.model, arguments.data
     from benchmarks import evaluation, generation, kernel, orchestration, step
 
+    model, data = arguments.model, arguments.data
     if row == "step":
         return step.measure(model, data, repeats, arguments.dtype)
     if row == "kernel":

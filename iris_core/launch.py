@@ -37,7 +37,7 @@ TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 CPU_SETTINGS = {
-    # threads that wait spin for a millisecond or two: sleeping at once costs a tenth to a sixth of a training step, spinning on
+    # threads that wait spin for a moment: sleeping at once costs a tenth to a sixth of a training step, spinning on
     # makes a shared machine three times slower
     "GOMP_SPINCOUNT": "30000",
     # freed tensors stay with the process: giving pages back and taking them again costs a sixth of a training step

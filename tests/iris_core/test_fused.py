@@ -14,6 +14,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from iris_core import fused
+from iris_core.models import load_policy
+from iris_core.store import Artifact, Policy
 
 pytestmark = pytest.mark.unit
 
@@ -134,3 +136,11 @@ def test_a_model_of_another_class_stays_as_it_is():
     model = AutoModelForCausalLM.from_config(CohereConfig(**SIZES))
     fused.fuse(model)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.usefixtures("own_rotary")
+def test_a_policy_is_loaded_with_the_faster_functions(tiny_model):
+    policy = Policy(model=Artifact.of(tiny_model))
+    logits = load_policy(policy, "float32")(torch.tensor([[3, 9, 27]])).logits
+    assert functions(logits)["_RmsNormBackward"] == 5
+    assert functions(logits)["_RotaryBackward"] == 4

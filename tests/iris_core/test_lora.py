@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iris_core.lora import _Frozen, _LoraLinear, _LoraSwiglu, streamline
+from iris_core.lora import _forward_swiglu, _Frozen, _LoraLinear, _LoraSwiglu, streamline
 
 pytestmark = pytest.mark.unit
 
@@ -34,6 +34,8 @@ def test_equals_peft_in_fp32(tiny_model):
     expected, gradients = logits_and_gradients(model)
     gradients = {name: gradient.clone() for name, gradient in gradients.items()}
     streamline(model)
+    blocks = [module for module in model.modules() if hasattr(module, "gate_proj")]
+    assert [block.forward.__func__ for block in blocks] == 2 * [_forward_swiglu]
     found, streamlined = logits_and_gradients(model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert len(gradients) == 2 * 7 * 2  # two factors of seven layers in two blocks
