@@ -84,7 +84,7 @@ def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
 
 
 class _ByParts(torch.autograd.Function):
-    """softmax(s·q kᵀ) v over a whole row in blocks of plain products; only the rounded softmax weights are kept.
+    """softmax(s·q kᵀ) v over a whole row in blocks of plain products; backward forms the softmax weights again.
 
     A prompt with its first response is one causal block; every other response is one, with the prompt before it. Query heads
     that share a key head are rows of one product, token by token, so that keys and values are not repeated. Queries are scaled,
@@ -100,32 +100,31 @@ class _ByParts(torch.autograd.Function):
         query = query.view(key_heads, -1, tokens, size).transpose(1, 2)
         query = query.clone(memory_format=torch.contiguous_format).mul_(scaling)
         key, value = key.contiguous(), value.contiguous()
-        result, kept = torch.empty_like(query), []
+        result = torch.empty_like(query)
         for prompt, own in _blocks(parts):
             keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
-            bias = _causal_bias(own.stop - own.start, keys.shape[1], query.shape[2], query.dtype)
-            weights = torch.baddbmm(bias, query[:, own].flatten(1, 2), keys.mT).softmax(dim=-1)
-            result[:, own] = torch.bmm(weights, values).view_as(result[:, own])
-            kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
+            weights = _weights(query[:, own], keys)
+            torch.bmm(weights, values, out=result[:, own].flatten(1, 2))
+        ctx.save_for_backward(query, key, value)
         ctx.parts, ctx.scaling = parts, scaling
         return result.transpose(0, 1).reshape(tokens, -1, size)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         key_heads, tokens, stack, size = query.shape
         (gradient,) = gradients
         gradient = gradient.view(tokens, key_heads, stack, size).transpose(0, 1).contiguous()
         by_query, by_key, by_value = (torch.empty_like(side) for side in (query, key, value))
-        for (prompt, own), weights in zip(_blocks(ctx.parts), kept, strict=True):
+        for prompt, own in _blocks(ctx.parts):
             keys, values = _seen(key, prompt, own), _seen(value, prompt, own)
             outer, stacked = gradient[:, own].flatten(1, 2), query[:, own].flatten(1, 2)
+            weights = _weights(query[:, own], keys)
             by_weights = torch.bmm(outer, values.mT)
             by_scores = torch.ops.aten._softmax_backward_data(
                 by_weights, weights, -1, weights.dtype
             )
-            by_query[:, own] = torch.bmm(by_scores, keys).view_as(by_query[:, own])
+            torch.bmm(by_scores, keys, out=by_query[:, own].flatten(1, 2))
             _hand_back(by_key, torch.bmm(by_scores.mT, stacked), prompt, own)
             _hand_back(by_value, torch.bmm(weights.mT, outer), prompt, own)
         by_query = by_query.mul_(ctx.scaling).transpose(1, 2).reshape(-1, tokens, size)
@@ -144,6 +143,12 @@ def _blocks(parts: Parts) -> Iterator[tuple[slice, slice]]:
             if length:
                 yield prompt, own
         start = own.stop
+
+
+def _weights(query: Tensor, keys: Tensor) -> Tensor:
+    """Softmax weights, shape [key heads, tokens · heads a key head, seen]; query has [key heads, tokens, heads a key head, size]."""
+    bias = _causal_bias(query.shape[1], keys.shape[1], query.shape[2], query.dtype)
+    return torch.baddbmm(bias, query.flatten(1, 2), keys.mT).softmax(dim=-1)
 
 
 def _seen(side: Tensor, prompt: slice, own: slice) -> Tensor:

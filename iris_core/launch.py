@@ -40,8 +40,13 @@ CPU_SETTINGS = {
     # threads that wait spin for a moment: sleeping at once costs a tenth to a sixth of a training step, spinning on
     # makes a shared machine three times slower
     "GOMP_SPINCOUNT": "30000",
-    # freed tensors stay with the process: giving pages back and taking them again costs a sixth of a training step
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296",
+    # freed tensors stay with the process: giving pages back and taking them again costs a sixth of a training step;
+    # without caches of small blocks, which keep large ones apart, they are found again
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=4294967296:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+    # oneDNN keeps code for every shape of product it has seen, half a megabyte each: enough for the rows at hand
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+    "LRU_CACHE_CAPACITY": "64",
 }
 
 Listener = Callable[[dict[str, Any]], None]

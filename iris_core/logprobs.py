@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CPU_TILE = (1024, 4096)  # tokens and vocabulary entries: 16 MB of logits
+CPU_TILE = (512, 2048)  # tokens and vocabulary entries: 4 MB of logits
 GPU_TILE = (4096, 16384)  # what keeps it busy
 
 

@@ -2,35 +2,43 @@
 
 PEFT's layer copies its input to the adapter's fp32, multiplies there, scales and adds in further passes over the
 output. Here the low-rank product is added in place by the matrix product itself, and the adapter, which stays in fp32
-for the optimiser, is rounded to the model's format once for each use. A SwiGLU block whose three layers are of that kind
-is one function: its two first layers share their low-rank product, and its backward forms the block's inner product again
-instead of keeping it.
+for the optimiser, is rounded to the model's format once for each use. Layers with the same input (q, k and v of attention)
+are one function, so that they share their low-rank products. So is a SwiGLU block whose three layers are of that kind; its
+backward forms the block's inner product again instead of keeping it.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
+
+PRODUCT_ROWS = 512  # oneDNN leaves larger products to one thread where they have few columns
 
 
 def streamline(model: nn.Module) -> None:
-    """Gives plain LoRA layers in `model` (one adapter, no dropout, no variant), and SwiGLU blocks of them, a faster forward.
+    """Gives plain LoRA layers in `model` (one adapter, no dropout, no variant), and blocks of them, a faster forward.
 
     Args:
         model: a PeftModel, or any model; layers of other kinds stay as they are.
     """
     for module in model.modules():
         if _is_plain(module):
-            module.forward = types.MethodType(_forward, module)
-        elif _is_swiglu(module):
+            module.forward = _Together(module).forward_of(0)
+    for module in model.modules():
+        if _is_swiglu(module):
             module.forward = types.MethodType(_forward_swiglu, module)
+        elif _is_attention(module):
+            layers = module.q_proj, module.k_proj, module.v_proj
+            together = _Together(*layers)
+            for place, layer in enumerate(layers):
+                layer.forward = together.forward_of(place)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -53,23 +61,47 @@ def _is_swiglu(block: Any) -> bool:
     return all(map(_is_plain, layers)) and isinstance(activation, (nn.SiLU, SiLUActivation))
 
 
+def _is_attention(block: Any) -> bool:
+    """Whether it has the projections of attention in Llama, Mistral and Qwen2, all of them plain LoRA layers."""
+    return all(_is_plain(getattr(block, name, None)) for name in ("q_proj", "k_proj", "v_proj"))
+
+
 def _is_on(layer: Any) -> bool:
-    return not (layer.disable_adapters or layer.merged)
+    return isinstance(layer, Linear) and not (layer.disable_adapters or layer.merged)
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    if not _is_on(layer):
-        return layer.get_base_layer()(x)
-    frozen, *factors = _taken_apart(layer)
-    return _LoraLinear.apply(x, frozen, *factors)
+class _Together:
+    """Plain LoRA layers that are called in turn with the same input: the first call computes the outputs of all."""
+
+    def __init__(self, *layers: Any):
+        self.layers = layers
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}  # not asked for yet
+
+    def forward_of(self, place: int) -> Callable[[Tensor], Tensor]:
+        """What takes the place of a layer's `forward`."""
+
+        def forward(x: Tensor) -> Tensor:
+            if not all(map(_is_on, self.layers)):
+                return Linear.forward(self.layers[place], x)
+            if self.input is not x or place not in self.outputs:
+                frozen, factors = _taken_apart(self.layers)
+                self.input = x
+                self.outputs = dict(enumerate(_LoraLinears.apply(x, frozen, *factors)))
+            output = self.outputs.pop(place)
+            if not self.outputs:
+                self.input = None
+            return output
+
+        return forward
 
 
 def _forward_swiglu(block: Any, x: Tensor) -> Tensor:
     layers = block.gate_proj, block.up_proj, block.down_proj
-    if not all(isinstance(layer, Linear) and _is_on(layer) for layer in layers):
+    if not all(map(_is_on, layers)):
         return block.down_proj(silu(block.gate_proj(x)) * block.up_proj(x))
-    (gate, *of_gate), (up, *of_up), (down, *of_down) = map(_taken_apart, layers)
-    return _LoraSwiglu.apply(x, (gate, up), (down,), *of_gate, *of_up, *of_down)
+    (gate, up, down), factors = _taken_apart(layers)
+    return _LoraSwiglu.apply(x, (gate, up), (down,), *factors)
 
 
 class _Frozen(NamedTuple):
@@ -80,21 +112,28 @@ class _Frozen(NamedTuple):
     scaling: float
 
 
-def _taken_apart(layer: Any) -> tuple[_Frozen, Tensor, Tensor]:
-    """What is frozen, A and B."""
-    base, (name,) = layer.get_base_layer(), layer.active_adapters
-    frozen = _Frozen(base.weight, base.bias, layer.scaling[name])
-    return frozen, layer.lora_A[name].weight, layer.lora_B[name].weight
+def _taken_apart(layers: Sequence[Any]) -> tuple[tuple[_Frozen, ...], list[Tensor]]:
+    """What is frozen of each layer, and its A and B, one layer after another."""
+    frozen, factors = [], []
+    for layer in layers:
+        base, (name,) = layer.get_base_layer(), layer.active_adapters
+        frozen.append(_Frozen(base.weight, base.bias, layer.scaling[name]))
+        factors += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+    return tuple(frozen), factors
 
 
-class _LoraLinear(torch.autograd.Function):
+class _LoraLinears(torch.autograd.Function):
+    """Layers with the same input; as many outputs."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: _Frozen, *factors: Tensor) -> Tensor:
-        rows, rounded = x.flatten(0, -2), _rounded(factors, x.dtype)
-        (result,), low = _products(rows, (frozen,), rounded)
+    def forward(
+        ctx: Any, x: Tensor, frozen: tuple[_Frozen, ...], *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        rows, rounded = x.flatten(0, -2), _rounded(factors, frozen, x.dtype)
+        outputs, low = _products(rows, frozen, rounded)
         ctx.save_for_backward(rows, low, *rounded)
-        ctx.frozen, ctx.shape = (frozen,), x.shape
-        return result.view(*x.shape[:-1], -1)
+        ctx.frozen, ctx.shape = frozen, x.shape
+        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,7 +153,7 @@ class _LoraSwiglu(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, first: tuple[_Frozen, ...], last: tuple[_Frozen, ...], *factors: Tensor
     ) -> Tensor:
-        rows, rounded = x.flatten(0, -2), _rounded(factors, x.dtype)
+        rows, rounded = x.flatten(0, -2), _rounded(factors, first + last, x.dtype)
         (gate, up), low = _products(rows, first, rounded[:4])
         (result,), low_last = _products(silu(gate).mul_(up), last, rounded[4:])
         ctx.save_for_backward(rows, low, gate, up, low_last, *rounded)
@@ -136,8 +175,15 @@ class _LoraSwiglu(torch.autograd.Function):
         return None if by_x is None else by_x.view(ctx.shape), None, None, *by_first, *by_last
 
 
-def _rounded(factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [factor.to(dtype) for factor in factors]
+def _rounded(
+    factors: Sequence[Tensor], layers: Sequence[_Frozen], dtype: torch.dtype
+) -> list[Tensor]:
+    """A and s·B of each layer, in turn."""
+    scales = [scale for layer in layers for scale in (1.0, layer.scaling)]
+    return [
+        (factor if scale == 1.0 else factor * scale).to(dtype)
+        for factor, scale in zip(factors, scales, strict=True)
+    ]
 
 
 def _products(
@@ -148,14 +194,14 @@ def _products(
     Args:
         rows: the input, shape [tokens, in].
         layers: as many as there are outputs.
-        factors: A and B of each, in turn.
+        factors: A and s·B of each, in turn.
     """
     low = rows @ torch.cat(tuple(factors[::2])).T
     parts = low.split([len(down) for down in factors[::2]], dim=1)
-    outputs = [
-        linear(rows, layer.weight, layer.bias).addmm_(part, up.T, alpha=layer.scaling)
-        for layer, part, up in zip(layers, parts, factors[1::2], strict=True)
-    ]
+    outputs = []
+    for layer, part, up in zip(layers, parts, factors[1::2], strict=True):
+        output = part @ up.T if layer.bias is None else torch.addmm(layer.bias, part, up.T)
+        outputs.append(_add_product(output, rows, layer.weight.T))
     return outputs, low
 
 
@@ -165,13 +211,7 @@ def _by_factors(
     """Gradients of the low-rank products, side by side, and of each A and B in turn (autograd takes them to fp32)."""
     downs, ups = factors[::2], factors[1::2]
     widths = [len(down) for down in downs]
-    by_low = torch.cat(
-        [
-            (gradient @ up).mul_(layer.scaling)
-            for layer, gradient, up in zip(layers, outer, ups, strict=True)
-        ],
-        dim=1,
-    )
+    by_low = torch.cat([gradient @ up for gradient, up in zip(outer, ups, strict=True)], dim=1)
     by_downs = (by_low.T @ rows).split(widths)
     by_ups = [
         (gradient.T @ part).mul_(layer.scaling)
@@ -186,5 +226,13 @@ def _by_rows(
     """Gradient of the input that the layers share."""
     by_rows = by_low @ torch.cat(tuple(factors[::2]))
     for layer, gradient in zip(layers, outer, strict=True):
-        by_rows.addmm_(gradient, layer.weight)
+        _add_product(by_rows, gradient, layer.weight)
     return by_rows
+
+
+def _add_product(into: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """`into` += rows · weight."""
+    size = PRODUCT_ROWS if rows.device.type == "cpu" else len(rows)
+    for part, some in zip(into.split(size), rows.split(size), strict=True):
+        part.addmm_(some, weight)
+    return into

@@ -15,6 +15,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from iris_core import lean
+
+if __name__ == "__main__":
+    lean.leave_out(lean.UNUSED_IN_TRAINING)
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch

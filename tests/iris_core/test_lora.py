@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iris_core.lora import _forward_swiglu, _Frozen, _LoraLinear, _LoraSwiglu, streamline
+from iris_core import lora
+from iris_core.lora import _forward_swiglu, _Frozen, _LoraLinears, _LoraSwiglu, streamline
 
 pytestmark = pytest.mark.unit
 
@@ -29,7 +30,9 @@ def logits_and_gradients(model):
     return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-def test_equals_peft_in_fp32(tiny_model):
+@pytest.mark.parametrize("product_rows", [512, 3])
+def test_equals_peft_in_fp32(tiny_model, monkeypatch, product_rows):
+    monkeypatch.setattr(lora, "PRODUCT_ROWS", product_rows)
     model = adapted(tiny_model)
     expected, gradients = logits_and_gradients(model)
     gradients = {name: gradient.clone() for name, gradient in gradients.items()}
@@ -60,13 +63,38 @@ def random_layer(inputs, outputs, scaling):
     return _Frozen(weight, bias, scaling), down.requires_grad_(), up.requires_grad_()
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_of_layers_with_the_same_input_are_those_of_finite_differences():
     torch.manual_seed(1)
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    frozen, *factors = random_layer(5, 4, 1.7)
+    sizes = (5, 4, 1.7), (5, 2, 0.6), (5, 3, -1.1)
+    (q, *of_q), (k, *of_k), (v, *of_v) = (random_layer(*size) for size in sizes)
     assert torch.autograd.gradcheck(
-        lambda x, *factors: _LoraLinear.apply(x, frozen, *factors), (x, *factors)
+        lambda x, *factors: _LoraLinears.apply(x, (q, k, v), *factors), (x, *of_q, *of_k, *of_v)
     )
+
+
+def test_q_k_and_v_of_a_layer_are_computed_together(tiny_model, monkeypatch):
+    model = adapted(tiny_model)
+    streamline(model)
+    together = []
+    apply = _LoraLinears.apply
+    monkeypatch.setattr(
+        _LoraLinears, "apply", lambda x, frozen, *f: together.append(len(frozen)) or apply(x, frozen, *f)
+    )  # fmt: skip
+    model(torch.tensor([[3, 9, 27, 81]]))
+    assert together == [3, 1] * 2  # q, k and v, then o, of two layers
+
+
+def test_layers_that_are_called_together_depend_on_neither_order_nor_number_of_calls(tiny_model):
+    model = adapted(tiny_model)
+    attention = next(module for module in model.modules() if hasattr(module, "q_proj"))
+    layers = attention.q_proj, attention.k_proj, attention.v_proj
+    first, second = torch.randn(2, 5, attention.q_proj.in_features)
+    expected = [[layer(x) for layer in layers] for x in (first, second)]
+    streamline(model)
+    calls = [(0, 2), (0, 2), (1, 0), (0, 1), (0, 0), (0, 1), (1, 1)]  # which input, which layer
+    for x, layer in calls:
+        torch.testing.assert_close(layers[layer]((first, second)[x]), expected[x][layer])
 
 
 def test_gradients_of_a_swiglu_block_are_those_of_finite_differences():
