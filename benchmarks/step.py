@@ -152,7 +152,7 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
     from datasets import Dataset, disable_progress_bars
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, PrinterCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     from iris_core import models
 
@@ -170,7 +170,29 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
         for index in order
     ]
     dtype = torch.float32 if setting.autocast else getattr(torch, case.dtype)
-    arguments = DPOConfig(
+    trainer = DPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype),
+        args=_peer_arguments(case, setting, work),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    for row, index in zip(trainer.train_dataset, order, strict=True):
+        seen = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
+        if seen != (groups[index].prompt, *groups[index].responses):
+            raise SideFailed(f"pair {index} has other tokens in TRL than here")
+    return trainer, groups
+
+
+def _peer_arguments(case: Case, setting: Setting, work: Path) -> Any:
+    """TRL's training arguments."""
+    import torch
+    from trl import DPOConfig
+
+    return DPOConfig(
         output_dir=str(work),
         max_steps=case.batches,
         per_device_train_batch_size=setting.micro_batch,
@@ -191,21 +213,6 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
         use_cpu=not torch.cuda.is_available(),
         seed=case.seed,
     )
-    trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype),
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
-    for row, index in zip(trainer.train_dataset, order, strict=True):
-        seen = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
-        if seen != (groups[index].prompt, *groups[index].responses):
-            raise SideFailed(f"pair {index} has other tokens in TRL than here")
-    return trainer, groups
 
 
 def _try_settings(case: Case) -> tuple[dict[Setting, tuple[float, float]], str]:

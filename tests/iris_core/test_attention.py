@@ -66,3 +66,12 @@ def test_autocast_attends_in_the_format_of_the_values():
         output = by_parts(query, key, value.bfloat16())
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), whole(query, key, value), rtol=0.05, atol=0.05)
+
+
+def test_nothing_is_kept_that_grows_with_the_square_of_the_tokens():
+    sides, kept = inputs(torch.float32), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        by_parts(*sides)
+    assert sorted(kept) == sorted(side.numel() for side in sides)
