@@ -84,7 +84,10 @@ def measure(model: Path, data: Path | None, repeats: int, dtype: str) -> Result:
 
 
 def ours(turns: Turns, case: Case) -> int:
-    """Trains by `SelfPlayTrainer`; the peak of its memory."""
+    """Trains by `SelfPlayTrainer`, with what the stage `train` imports; the peak of its memory."""
+    from iris_core import lean
+
+    lean.leave_out(lean.UNUSED_IN_TRAINING)
     with tempfile.TemporaryDirectory() as work:
         trainer, groups = our_trainer(case, Path(work))
         tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]
@@ -123,9 +126,6 @@ def peer_loss(turns: Turns, case: Case) -> float:
 
 def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
     """Our trainer as the stage `train` builds it, and the pairs' tokens."""
-    from iris_core import lean
-
-    lean.leave_out(lean.UNUSED_IN_TRAINING)  # as the stage does
     import torch
     from transformers import set_seed
 

@@ -1,7 +1,7 @@
 """LoRA layers whose forward and backward are nothing but matrix products in the model's own number format.
 
 PEFT's layer copies its input to the adapter's fp32, multiplies there, scales and adds in further passes over the
-output. Here the low-rank product is added in place by the matrix product itself, and the adapter, which stays in fp32
+output. Here the frozen layer's product is added in place to the low-rank one, and the adapter, which stays in fp32
 for the optimiser, is rounded to the model's format once for each use. Layers with the same input (q, k and v of attention)
 are one function, so that they share their low-rank products. So is a SwiGLU block whose three layers are of that kind; its
 backward forms the block's inner product again instead of keeping it.
@@ -9,8 +9,9 @@ backward forms the block's inner product again instead of keeping it.
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ def streamline(model: nn.Module) -> None:
     """
     for module in model.modules():
         if _is_plain(module):
-            module.forward = _Together(module).forward_of(0)
+            module.forward = functools.partial(_Together(module).output, 0)
     for module in model.modules():
         if _is_swiglu(module):
             module.forward = types.MethodType(_forward_swiglu, module)
@@ -38,7 +39,7 @@ def streamline(model: nn.Module) -> None:
             layers = module.q_proj, module.k_proj, module.v_proj
             together = _Together(*layers)
             for place, layer in enumerate(layers):
-                layer.forward = together.forward_of(place)
+                layer.forward = functools.partial(together.output, place)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -78,22 +79,18 @@ class _Together:
         self.input: Tensor | None = None
         self.outputs: dict[int, Tensor] = {}  # not asked for yet
 
-    def forward_of(self, place: int) -> Callable[[Tensor], Tensor]:
-        """What takes the place of a layer's `forward`."""
-
-        def forward(x: Tensor) -> Tensor:
-            if not all(map(_is_on, self.layers)):
-                return Linear.forward(self.layers[place], x)
-            if self.input is not x or place not in self.outputs:
-                frozen, factors = _taken_apart(self.layers)
-                self.input = x
-                self.outputs = dict(enumerate(_LoraLinears.apply(x, frozen, *factors)))
-            output = self.outputs.pop(place)
-            if not self.outputs:
-                self.input = None
-            return output
-
-        return forward
+    def output(self, place: int, x: Tensor) -> Tensor:
+        """What the layer at `place` gives for `x`."""
+        if not all(map(_is_on, self.layers)):
+            return Linear.forward(self.layers[place], x)
+        if self.input is not x or place not in self.outputs:
+            frozen, factors = _taken_apart(self.layers)
+            self.input = x
+            self.outputs = dict(enumerate(_LoraLinears.apply(x, frozen, *factors)))
+        output = self.outputs.pop(place)
+        if not self.outputs:
+            self.input = None
+        return output
 
 
 def _forward_swiglu(block: Any, x: Tensor) -> Tensor:

@@ -183,3 +183,18 @@ def test_mark_differs_from_launch_to_launch(tmp_path: Path, family: str) -> None
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+def test_a_stage_has_the_settings_for_cpus_and_the_users_own_before_them(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    lines: list[str] = []
+    show = "import os; print(*(f'{k}={v}' for k, v in os.environ.items()), sep='\\n')"
+    assert supervise("show", [sys.executable, "-c", show], lambda event: None, lines.append) is None
+    found = dict(line.partition("=")[::2] for line in lines)
+    assert found["GOMP_SPINCOUNT"] == "7"
+    assert found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == found["LRU_CACHE_CAPACITY"] == "64"
+    assert "glibc.malloc.tcache_count=0" in found["GLIBC_TUNABLES"].split(":")

@@ -1,5 +1,7 @@
 """The streamlined LoRA layers compute what PEFT's do: outputs, input gradients and adapter gradients."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -95,6 +97,17 @@ def test_layers_that_are_called_together_depend_on_neither_order_nor_number_of_c
     calls = [(0, 2), (0, 2), (1, 0), (0, 1), (0, 0), (0, 1), (1, 1)]  # which input, which layer
     for x, layer in calls:
         torch.testing.assert_close(layers[layer]((first, second)[x]), expected[x][layer])
+
+
+def test_a_copy_of_a_model_has_its_own_weights(tiny_model):
+    model = adapted(tiny_model)
+    streamline(model)
+    expected, _ = logits_and_gradients(model)
+    copied = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    found, _ = logits_and_gradients(copied)
+    torch.testing.assert_close(found, expected)
 
 
 def test_gradients_of_a_swiglu_block_are_those_of_finite_differences():
