@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PROMPT_TOKENS = (30, 250)
-RESPONSE_TOKENS = (50, 350)
-TYPICAL_PROMPT, TYPICAL_RESPONSE = 60, 125  # medians
 SPREAD = 0.45  # standard deviation of the logarithm
 LONGEST_WORD = 8  # tokens
 
@@ -32,6 +29,25 @@ SENTENCES = (
 )
 
 
+class Lengths(NamedTuple):
+    """Tokens of a text: least, median, most."""
+
+    least: int
+    typical: int
+    most: int
+
+
+class Sizes(NamedTuple):
+    """How long prompts and responses are."""
+
+    prompt: Lengths
+    response: Lengths
+
+
+GSM8K_LIKE = Sizes(Lengths(30, 60, 250), Lengths(50, 125, 350))
+LONG = Sizes(Lengths(1000, 1000, 1008), Lengths(508, 508, 516))  # a pair has 2,048 tokens, nearly
+
+
 class Pair(NamedTuple):
     """A prompt, its annotated response, and one that stands for the opponent's."""
 
@@ -40,17 +56,20 @@ class Pair(NamedTuple):
     synthetic: str
 
 
-def made_up(count: int, tokens: Callable[[str], int], seed: int = 0) -> list[Pair]:
+def made_up(
+    count: int, tokens: Callable[[str], int], seed: int = 0, sizes: Sizes = GSM8K_LIKE
+) -> list[Pair]:
     """`count` pairs of made-up word problems, the same for the same seed.
 
     Args:
         count: how many.
         tokens: how many tokens a text has; a word has no more than `LONGEST_WORD`.
         seed: of the words and lengths.
+        sizes: bounds and medians of the lengths.
     """
     draw = random.Random(seed)
-    sides = ((PROMPT_TOKENS, TYPICAL_PROMPT), *[(RESPONSE_TOKENS, TYPICAL_RESPONSE)] * 2)
-    return [Pair(*(_text(draw, tokens, *side) for side in sides)) for _ in range(count)]
+    sides = (sizes.prompt, sizes.response, sizes.response)
+    return [Pair(*(_text(draw, tokens, side) for side in sides)) for _ in range(count)]
 
 
 def gsm8k(folder: Path, count: int) -> list[Pair]:
@@ -68,16 +87,16 @@ def gsm8k(folder: Path, count: int) -> list[Pair]:
     ]
 
 
-def pairs(folder: Path | None, count: int, tokens: Callable[[str], int]) -> list[Pair]:
+def pairs(
+    folder: Path | None, count: int, tokens: Callable[[str], int], sizes: Sizes = GSM8K_LIKE
+) -> list[Pair]:
     """GSM8K's pairs from `folder`, or made-up ones."""
-    return gsm8k(folder, count) if folder else made_up(count, tokens)
+    return gsm8k(folder, count) if folder else made_up(count, tokens, sizes=sizes)
 
 
-def _text(
-    draw: random.Random, tokens: Callable[[str], int], limits: tuple[int, int], typical: int
-) -> str:
-    low, high = limits
-    length = min(max(draw.lognormvariate(math.log(typical), SPREAD), low), high - LONGEST_WORD)
+def _text(draw: random.Random, tokens: Callable[[str], int], lengths: Lengths) -> str:
+    drawn = draw.lognormvariate(math.log(lengths.typical), SPREAD)
+    length = min(max(drawn, lengths.least), lengths.most - LONGEST_WORD)
     text = ""
     for word in _words(draw):
         text = f"{text} {word}".lstrip()

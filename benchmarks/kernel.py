@@ -59,7 +59,7 @@ def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> 
     hidden = torch.randn(TOKENS, HIDDEN, **place).requires_grad_()
     weight = torch.randn(vocabulary, HIDDEN, **place).mul_(0.05)
     targets = torch.randint(vocabulary, (TOKENS,), device=device())
-    function = _function(kind)
+    function = function_of(kind)
     function(hidden[:8], weight, targets[:8]).sum().backward()
     before = reset_peak()
     for _ in range(repeats):
@@ -73,7 +73,8 @@ def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> 
     return (peak_bytes() - before) / 1e6
 
 
-def _function(kind: str) -> Callable[..., Any]:
+def function_of(kind: str) -> Callable[..., Any]:
+    """Of hidden states, output embedding and targets: "ours", "full" or "trl"."""
     if kind == "ours":
         from iris_core.logprobs import token_logprobs
 

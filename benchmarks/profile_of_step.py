@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.sides import Turns
 
 if TYPE_CHECKING:
-    from benchmarks.step import Case
+    from benchmarks.trainers import Case
 
 SHOWN_OPERATORS = 20
-PRODUCTS = ("::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul")
+PRODUCTS = (  # in the names of PyTorch's operators and of kernels on GPUs
+    "::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul", "gemm", "nvjet", "cutlass", "xmma",
+)  # fmt: skip
 
 
 def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
@@ -21,7 +23,7 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorded
 
-    from benchmarks.step import our_trainer
+    from benchmarks.trainers import our_trainer
 
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = our_trainer(case, Path(work))

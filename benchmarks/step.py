@@ -1,60 +1,33 @@
 """The training step against TRL's `DPOTrainer`: response tokens per second, and the peak memory of the process.
 
-SPIN with the initial model as opponent is DPO's sigmoid loss on the same pairs; that both sides compute it is checked
-first, in fp32 on one batch. A step is forward, backward and update of one optimiser batch; reading and padding the
-batch are outside the clock on both sides, and the reference's log-probabilities are computed before on both.
+That both sides compute the same loss is checked first, in fp32 on one batch. A step is forward, backward and update of one
+optimiser batch.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.data import pairs
 from benchmarks.profile_of_step import profile, profile_table
-from benchmarks.sides import Side, SideFailed, Turns, alone, peak_bytes
+from benchmarks.sides import Side, SideFailed, alone
 from benchmarks.table import Line, Result, spread
+from benchmarks.trainers import (
+    BETA,
+    RANK,
+    TOKENS_PER_ROW,
+    Case,
+    Setting,
+    our_loss,
+    ours,
+    peer,
+    peer_loss,
+)
 
 TOLERANCE = 1e-4  # of the two losses, relative
-BETA, RANK, ALPHA = 0.1, 16, 32
-TOKENS_PER_ROW = 704  # as in the demo
 TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
-
-
-@dataclass(frozen=True)
-class Case:
-    """What both sides train: the model, how many optimiser batches of how many pairs, in which number format."""
-
-    model: Path
-    dtype: str
-    batches: int
-    data: Path | None = None
-    batch_size: int = 4
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One of the peer's settings.
-
-    Attributes:
-        micro_batch: pairs in one forward; the optimiser batch is accumulated from them.
-        autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's format.
-    """
-
-    micro_batch: int
-    autocast: bool = False
-
-    def __str__(self) -> str:
-        precision = "fp32 weights, bf16 autocast" if self.autocast else "the weights' own format"
-        pairs = "1 pair" if self.micro_batch == 1 else f"{self.micro_batch} pairs"
-        return f"{pairs} a forward, {precision}"
 
 
 def measure(model: Path, data: Path | None, repeats: int, dtype: str) -> Result:
@@ -83,138 +56,6 @@ def measure(model: Path, data: Path | None, repeats: int, dtype: str) -> Result:
     return Result("step", lines, _text(case, losses, difference, tried, alone(profile, case=case)))
 
 
-def ours(turns: Turns, case: Case) -> int:
-    """Trains by `SelfPlayTrainer`, with what the stage `train` imports; the peak of its memory."""
-    from iris_core import lean
-
-    lean.leave_out(lean.UNUSED_IN_TRAINING)
-    with tempfile.TemporaryDirectory() as work:
-        trainer, groups = our_trainer(case, Path(work))
-        tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]
-        trainer.add_callback(_clock(turns, tokens))
-        trainer.train()
-    return peak_bytes()
-
-
-def peer(turns: Turns, case: Case, setting: Setting) -> int:
-    """Trains by `DPOTrainer`; the peak of its memory."""
-    with tempfile.TemporaryDirectory() as work:
-        trainer, groups = peer_trainer(case, setting, Path(work))
-        trainer.add_callback(_clock(turns, [_response_tokens(groups, b) for b in _order(case)]))
-        trainer.train()
-    return peak_bytes()
-
-
-def our_loss(turns: Turns, case: Case) -> float:
-    """SPIN's loss of the first batch, with a policy that is not the opponent."""
-    with tempfile.TemporaryDirectory() as work:
-        trainer, _ = our_trainer(case, Path(work))
-    _disturb(trainer.model)
-    rows = trainer._prepare_inputs(trainer.train_dataset[0])
-    return sum(trainer.compute_loss(trainer.model, row).item() for row in rows) / case.batch_size
-
-
-def peer_loss(turns: Turns, case: Case) -> float:
-    """The same by `DPOTrainer`."""
-    with tempfile.TemporaryDirectory() as work:
-        trainer, _ = peer_trainer(case, Setting(case.batch_size), Path(work))
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(case.batch_size)])
-    _disturb(trainer.model)
-    loss: float = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).item()
-    return loss
-
-
-def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
-    """Our trainer as the stage `train` builds it, and the pairs' tokens."""
-    import torch
-    from transformers import set_seed
-
-    from iris_core.scoring import score
-    from iris_core.train import build_trainer, trainable_policy
-
-    set_seed(case.seed)
-    spec, groups = _spec(case), _groups(case)
-    model = trainable_policy(spec)
-    opponent = score(model, groups, spec.training.tokens_per_batch)  # a new adapter changes nothing
-    model.train()
-    torch.manual_seed(case.seed)
-    return build_trainer(spec, model, groups, opponent, work), groups
-
-
-def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[Any]]:
-    """TRL's trainer on the same pairs in the same order, and the pairs' tokens.
-
-    Raises:
-        SideFailed: it sees other tokens than ours does.
-    """
-    os.environ["TQDM_DISABLE"] = "1"
-    import torch
-    from datasets import Dataset, disable_progress_bars
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, PrinterCallback
-    from trl import DPOTrainer
-
-    from iris_core import models
-
-    disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    tokenizer, groups = models.load_tokenizer(case.model), _groups(case)
-    texts = pairs(case.data, len(groups), _counter(tokenizer))
-    order = [index for batch in _order(case) for index in batch]
-    rows = [
-        {
-            "prompt": tokenizer.decode(groups[index].prompt),
-            "chosen": texts[index].annotated,
-            "rejected": texts[index].synthetic,
-        }
-        for index in order
-    ]
-    dtype = torch.float32 if setting.autocast else getattr(torch, case.dtype)
-    trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(case.model, dtype=dtype),
-        args=_peer_arguments(case, setting, work),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
-    for row, index in zip(trainer.train_dataset, order, strict=True):
-        seen = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
-        if seen != (groups[index].prompt, *groups[index].responses):
-            raise SideFailed(f"pair {index} has other tokens in TRL than here")
-    return trainer, groups
-
-
-def _peer_arguments(case: Case, setting: Setting, work: Path) -> Any:
-    """TRL's training arguments."""
-    import torch
-    from trl import DPOConfig
-
-    return DPOConfig(
-        output_dir=str(work),
-        max_steps=case.batches,
-        per_device_train_batch_size=setting.micro_batch,
-        gradient_accumulation_steps=case.batch_size // setting.micro_batch,
-        beta=BETA,
-        loss_type=["sigmoid"],
-        precompute_ref_log_probs=True,
-        max_length=None,
-        learning_rate=1e-5,
-        gradient_checkpointing=False,
-        bf16=setting.autocast,
-        train_sampling_strategy="sequential",
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=case.seed,
-    )
-
-
 def _try_settings(case: Case) -> tuple[dict[Setting, tuple[float, float]], str]:
     """Speed and peak memory in GB of each of the peer's settings that runs, and all of them as a table."""
     autocast = [False, True] if case.dtype == "bfloat16" else [False]
@@ -234,96 +75,6 @@ def _try_settings(case: Case) -> tuple[dict[Setting, tuple[float, float]], str]:
     if not found:
         raise SideFailed("none of the peer's settings ran:\n" + "\n".join(rows))
     return found, "\n".join(rows)
-
-
-def _spec(case: Case) -> Any:
-    """What the stage `train` would be asked for this case."""
-    from iris_core.config import LoraPart, ObjectivePart, TrainingPart
-    from iris_core.specs import TrainSpec
-    from iris_core.store import Artifact, Policy
-
-    policy = Policy(model=Artifact(path=case.model, digest="benchmark"))
-    training = TrainingPart(
-        epochs=1, batch_size=case.batch_size, optimizer="adamw", lora=LoraPart(rank=RANK, alpha=ALPHA),
-        tokens_per_batch=TOKENS_PER_ROW, checkpoint_every=case.batches + 1,
-    )  # fmt: skip
-    return TrainSpec(
-        policy=policy,
-        opponent=policy,
-        pairs=Artifact(path=Path(), digest="benchmark"),
-        synthetic=[],
-        objective=ObjectivePart(name="spin", beta=BETA),
-        order=1.0,
-        training=training,
-        learning_rate=1e-5,
-        system_prompt=None,
-        max_response_tokens=1024,
-        dtype=case.dtype,
-        seed=case.seed,
-    )
-
-
-def _groups(case: Case) -> list[Any]:
-    """The tokens of every pair."""
-    from iris_core import models
-    from iris_core.packing import Group
-
-    tokenizer = models.load_tokenizer(case.model)
-    return [
-        Group(
-            models.prompt_ids(tokenizer, pair.prompt, None),
-            (
-                models.response_ids(tokenizer, pair.annotated),
-                models.response_ids(tokenizer, pair.synthetic),
-            ),
-        )
-        for pair in pairs(case.data, case.batches * case.batch_size, _counter(tokenizer))
-    ]
-
-
-def _counter(tokenizer: Any) -> Any:
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _order(case: Case) -> list[list[int]]:
-    """Which pairs our trainer puts into which batch."""
-    from iris_core.trainer import Batches
-
-    count = case.batches * case.batch_size
-    return Batches([None] * count, 1, case.batch_size, 0, case.seed).batches  # type: ignore[list-item]
-
-
-def _response_tokens(groups: list[Any], batch: list[int]) -> int:
-    return sum(len(response) for index in batch for response in groups[index].responses)
-
-
-def _disturb(model: Any) -> None:
-    """Gives every trained weight a value of its own, the same on both sides."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    for _, weight in sorted(model.named_parameters()):
-        if weight.requires_grad:
-            noise = torch.randn(weight.shape, generator=generator) * 0.02
-            weight.data.copy_(noise)
-
-
-def _clock(turns: Turns, tokens: list[int]) -> Any:
-    """A callback that trains a step a turn and reports its response tokens per second."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            turns.begin()
-            self.started = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            turns.end(tokens[state.global_step - 1] / (time.perf_counter() - self.started))
-
-    return Clock()
 
 
 def _text(

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUPED = "iris_grouped"
+BLOCK = 128  # queries or keys that FlexAttention looks at together
 Parts = list[list[int]]
 
 
@@ -69,18 +70,38 @@ def packed_mask(parts: Parts, device: torch.device) -> Tensor | BlockMask:
 
 
 def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
-    """A query sees a key of its group that is not later and belongs to the prompt or to the same response."""
-    lengths = torch.tensor(parts, device=device)
-    per_group = lengths.shape[1]
-    part_of = torch.arange(lengths.numel(), device=device).repeat_interleave(lengths.flatten())
+    """A query sees a key of its group that is not later and belongs to the prompt or to the same response.
+
+    Which blocks anybody sees is found from the parts' lengths: nothing of the size [tokens, tokens] is held.
+    """
+    lengths = torch.tensor(parts)
+    part = torch.arange(lengths.numel())
+    prompt = part // lengths.shape[1] * lengths.shape[1]
+    part_of = part.repeat_interleave(lengths.flatten())
     tokens = len(part_of)
+    held = torch.zeros(-(-tokens // BLOCK), len(part))  # tokens of each part in each block
+    held.index_put_((torch.arange(tokens) // BLOCK, part_of), torch.ones(tokens), accumulate=True)
+    related = (part[:, None] == part) | (prompt[:, None] == part)
+    pairs = held @ related.float() @ held.T  # of a query and a key, whichever comes first
+    whole = (pairs == BLOCK**2).tril(-1)
+    some = (pairs > 0).tril() & ~whole
+    part_of, prompt_of = part_of.to(device), prompt[part_of].to(device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        mine, other = part_of[query], part_of[key]
-        prompt = mine // per_group * per_group
-        return (query >= key) & ((other == mine) | (other == prompt))
+        other = part_of[key]
+        return (query >= key) & ((other == part_of[query]) | (other == prompt_of[query]))
 
-    return create_block_mask(sees, None, None, tokens, tokens, device)
+    blocks = (side for dense in (some, whole) for side in _listed(dense, device))
+    return BlockMask.from_kv_blocks(
+        *blocks, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
+    )
+
+
+def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of each row of a Boolean matrix, how many are true, and where (the others after them); for one batch and head."""
+    places = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    counts = blocks.sum(dim=-1)
+    return counts.int()[None, None].to(device), places.int()[None, None].to(device)
 
 
 class _ByParts(torch.autograd.Function):

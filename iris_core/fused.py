@@ -16,6 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
+from iris_core.compiled import one_kernel
+
 MODELS = (LlamaModel, MistralModel, Qwen2Model)
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm)
 
@@ -45,8 +47,10 @@ def rotary(
         sin: the same.
         unsqueeze_dim: where heads stand.
     """
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)
+    turned: tuple[Tensor, Tensor] = _Rotary.apply(
+        query, key, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    )
+    return turned
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
@@ -55,22 +59,29 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        return _turned(query, key, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        return _turned(gradients[0], cos, sin, -1), None, None
+        (by_query, by_key), (cos, sin) = gradients, ctx.saved_tensors
+        return *_turned(by_query, by_key, cos, -sin), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    half = x.shape[-1] // 2
-    result, sin = x * cos, sin[..., :half]
-    result[..., :half].addcmul_(x[..., half:], sin, value=-direction)
-    result[..., half:].addcmul_(x[..., :half], sin, value=direction)
-    return result
+@one_kernel
+def _turned(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    half = query.shape[-1] // 2
+    sin = sin[..., :half]
+    turned = []
+    for x in (query, key):
+        result = x * cos
+        result[..., :half].addcmul_(x[..., half:], sin, value=-1)
+        result[..., half:].addcmul_(x[..., :half], sin)
+        turned.append(result)
+    return turned[0], turned[1]
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -78,20 +89,30 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        result, scale = _normed(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return weight * (wide * scale).to(x.dtype)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        x, weight, scale = ctx.saved_tensors
-        normed = x.float() * scale
-        by_weight = None
-        if ctx.needs_input_grad[1]:
-            by_weight = (gradient * normed).flatten(0, -2).sum(dim=0)
-        outer = (gradient * weight).float()
-        along = torch.linalg.vecdot(outer, normed).div_(-x.shape[-1])[..., None]
-        return outer.addcmul_(normed, along).mul_(scale).to(x.dtype), by_weight, None
+        (gradient,), (x, weight, scale) = gradients, ctx.saved_tensors
+        return *_norm_gradients(gradient, x, weight, scale, ctx.needs_input_grad[1]), None
+
+
+@one_kernel
+def _normed(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = scale.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return weight * (wide * scale).to(x.dtype), scale
+
+
+@one_kernel
+def _norm_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor, needs_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    normed = x.float() * scale
+    by_weight = (gradient * normed).flatten(0, -2).sum(dim=0) if needs_weight else None
+    outer = (gradient * weight).float()
+    along = torch.linalg.vecdot(outer, normed).div_(-x.shape[-1])[..., None]
+    return outer.addcmul_(normed, along).mul_(scale).to(x.dtype), by_weight

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from iris_core.compiled import one_kernel
+
 CPU_TILE = (512, 2048)  # tokens and vocabulary entries: 4 MB of logits
 GPU_TILE = (4096, 16384)  # what keeps it busy
 
@@ -77,11 +79,10 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in _parts(weight):
             by_part = torch.zeros_like(weight[part], dtype=torch.float32)
             for rows in _rows(hidden):
-                logits, bend = _logits(hidden[rows], weight[part], ctx.scale, ctx.softcap)
-                by_logits = logits.sub_(log_total[rows]).exp_().neg_()
-                _add_at(by_logits, targets[rows, None], part)
-                by_logits = by_logits.mul_(outer[rows] if bend is None else outer[rows] * bend)
-                by_logits = by_logits.to(weight.dtype)
+                products, places = hidden[rows] @ weight[part].T, targets[rows, None] - part.start
+                by_logits = _by_logits(
+                    products, places, log_total[rows], outer[rows], ctx.scale, ctx.softcap
+                )
                 by_hidden[rows] += by_logits @ weight[part]
                 by_part += by_logits.T @ hidden[rows]
             by_weight[part] = by_part
@@ -113,24 +114,62 @@ def _online_softmax(
     total, chosen = mean.new_zeros(2, len(hidden), 1)
     top, at_target = mean.new_full((len(hidden), 1), -torch.inf), mean.new_ones(len(hidden), 1)
     for part in _parts(weight):
-        logits, bend = _logits(hidden, weight[part], scale, softcap)
-        _take(chosen, logits, targets, part)
-        before, top = top, torch.maximum(top, logits.amax(dim=-1, keepdim=True))
-        shrink, spread = (before - top).exp_(), logits.sub_(top).exp_()
-        total = total.mul_(shrink).add_(spread.sum(dim=-1, keepdim=True))
-        if bend is not None:
-            _take(at_target, bend, targets, part)
-            spread.mul_(bend)
+        products, places = hidden @ weight[part].T, targets - part.start
+        spread, shrink, chosen, at_target, total, top = _fold(
+            products, places, chosen, at_target, total, top, scale, softcap
+        )
         if with_mean:
-            mean.mul_(shrink).add_(spread.to(weight.dtype) @ weight[part])
+            mean.mul_(shrink).add_(spread @ weight[part])
     return _Softmax(chosen, at_target, top + total.log(), mean.div_(total) if with_mean else mean)
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
+@one_kernel
+def _fold(
+    products: Tensor, places: Tensor, chosen: Tensor, at_target: Tensor, total: Tensor, top: Tensor,
+    scale: float, softcap: float | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Takes a tile into account.
+
+    Args:
+        products: hidden · weightᵀ of the tile, shape [rows, part]; may be overwritten.
+        places: of the targets in the tile, some outside of it, shape [rows, 1].
+        chosen: as in `_Softmax`, so far.
+        at_target: likewise.
+        total: Σ e^(z - top) so far, shape [rows, 1].
+        top: the largest logit so far, likewise.
+        scale: of the logits.
+        softcap: bound on them.
+
+    Returns:
+        e^(z - top) times the derivative of the soft cap, in the format of `products`; by what to shrink sums of before; then
+        `chosen`, `at_target`, `total` and `top`.
+    """
+    logits, bend = _logits(products, scale, softcap)
+    chosen = _taken(logits, places, chosen)
+    before, top = top, torch.maximum(top, logits.amax(dim=-1, keepdim=True))
+    shrink, spread = (before - top).exp_(), logits.sub_(top).exp_()
+    total = total * shrink + spread.sum(dim=-1, keepdim=True)
+    if bend is not None:
+        at_target = _taken(bend, places, at_target)
+        spread.mul_(bend)
+    return spread.to(products.dtype), shrink, chosen, at_target, total, top
+
+
+@one_kernel
+def _by_logits(
+    products: Tensor, places: Tensor, log_total: Tensor, outer: Tensor, scale: float, softcap: float | None
+) -> Tensor:  # fmt: skip
+    """outer · (1 at the target − softmax) · derivative of the soft cap, in the format of `products`; shape [rows, part]."""
+    logits, bend = _logits(products, scale, softcap)
+    by_logits = logits.sub_(log_total).exp_().neg_()
+    inside, column = _found(places, by_logits)
+    by_logits.scatter_add_(1, column, inside.to(by_logits.dtype))
+    return by_logits.mul_(outer if bend is None else outer * bend).to(products.dtype)
+
+
+def _logits(products: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """fp32 logits of a tile, and the derivative of the soft cap where there is one; shape [rows, part]."""
-    logits = (hidden @ weight.T).float()
+    logits = products.float()
     if scale != 1.0:
         logits.mul_(scale)
     if softcap is None:
@@ -139,19 +178,15 @@ def _logits(
     return bent * softcap, 1 - bent.square()
 
 
-def _take(into: Tensor, tile: Tensor, targets: Tensor, part: slice) -> None:
-    """Copies a tile's values at the targets that lie in it; `into` and `targets` have the shape [rows, 1]."""
-    places = targets - part.start
-    inside = (places >= 0) & (places < tile.shape[1])
-    found = tile.gather(1, places.clamp(0, tile.shape[1] - 1))
-    into.copy_(torch.where(inside, found, into))
+def _taken(tile: Tensor, places: Tensor, otherwise: Tensor) -> Tensor:
+    """The tile's values at the places inside of it; shape [rows, 1]."""
+    inside, column = _found(places, tile)
+    return torch.where(inside, tile.gather(1, column), otherwise)
 
 
-def _add_at(tile: Tensor, targets: Tensor, part: slice) -> None:
-    """Adds 1 at the targets that lie in the tile."""
-    places = targets - part.start
-    inside = (places >= 0) & (places < tile.shape[1])
-    tile.scatter_add_(1, places.clamp(0, tile.shape[1] - 1), inside.to(tile.dtype))
+def _found(places: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Which places lie in the tile, and columns that do; shape [rows, 1]."""
+    return (places >= 0) & (places < tile.shape[1]), places.clamp(0, tile.shape[1] - 1)
 
 
 def _rows(hidden: Tensor) -> Iterator[slice]:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
+from iris_core.compiled import one_kernel
+
 PRODUCT_ROWS = 512  # oneDNN leaves larger products to one thread where they have few columns
 
 
@@ -152,7 +154,7 @@ class _LoraSwiglu(torch.autograd.Function):
     ) -> Tensor:
         rows, rounded = x.flatten(0, -2), _rounded(factors, first + last, x.dtype)
         (gate, up), low = _products(rows, first, rounded[:4])
-        (result,), low_last = _products(silu(gate).mul_(up), last, rounded[4:])
+        (result,), low_last = _products(_gated(gate, up), last, rounded[4:])
         ctx.save_for_backward(rows, low, gate, up, low_last, *rounded)
         ctx.first, ctx.last, ctx.shape = first, last, x.shape
         return result.view(*x.shape[:-1], -1)
@@ -161,15 +163,34 @@ class _LoraSwiglu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, gate, up, low_last, *factors = ctx.saved_tensors
         outer = [gradient.flatten(0, -2) for gradient in gradients]
-        active = silu(gate)
-        by_low, by_last = _by_factors(active * up, low_last, ctx.last, factors[4:], outer)
+        active, inner = _active_and_inner(gate, up)
+        by_low, by_last = _by_factors(inner, low_last, ctx.last, factors[4:], outer)
+        del inner
         by_inner = _by_rows(by_low, ctx.last, factors[4:], outer)
-        by_up = active.mul_(by_inner)
-        by_gate = torch.ops.aten.silu_backward(by_inner.mul_(up), gate)
-        outer = [by_gate, by_up]
+        outer = list(_gate_gradients(by_inner, active, gate, up))
         by_low, by_first = _by_factors(rows, low, ctx.first, factors[:4], outer)
         by_x = _by_rows(by_low, ctx.first, factors[:4], outer) if ctx.needs_input_grad[0] else None
         return None if by_x is None else by_x.view(ctx.shape), None, None, *by_first, *by_last
+
+
+@one_kernel
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate).mul_(up)
+
+
+@one_kernel
+def _active_and_inner(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    active = silu(gate)
+    return active, active * up
+
+
+@one_kernel
+def _gate_gradients(
+    by_inner: Tensor, active: Tensor, gate: Tensor, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up, in the memory of `by_inner` and `active` where they are not compiled."""
+    by_up = active.mul_(by_inner)
+    return torch.ops.aten.silu_backward(by_inner.mul_(up), gate), by_up
 
 
 def _rounded(

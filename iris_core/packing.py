@@ -4,8 +4,7 @@ A response sees its prompt and itself; positions restart after the prompt; there
 
     input_ids, position_ids   [tokens]
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
-    owners                    [response tokens]: the response it belongs to, counted over the row
-    lengths                   [groups, responses]: tokens of every response; response j of group g is owner g·responses + j
+    lengths                   [groups, responses]: tokens of every response, in the order of `sources` and `targets`
     pairs                     [groups]: which pair each group is
 
 and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have.
@@ -70,21 +69,18 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
     positions: list[int] = []
     sources: list[int] = []
     targets: list[int] = []
-    owners: list[int] = []
-    per_group = len(groups[0].responses)
-    for number, group in enumerate(groups):
+    for group in groups:
         ids += group.prompt
         positions += range(len(group.prompt))
         last_of_prompt = len(ids) - 1
-        for part, response in enumerate(group.responses):
+        for response in group.responses:
             start = len(ids)
             sources += [last_of_prompt, *range(start, start + len(response) - 1)][: len(response)]
             targets += response
-            owners += [per_group * number + part] * len(response)
             ids += response
             positions += range(len(group.prompt), len(group.prompt) + len(response))
     row = {
-        "input_ids": ids, "position_ids": positions, "sources": sources, "targets": targets, "owners": owners,
+        "input_ids": ids, "position_ids": positions, "sources": sources, "targets": targets,
         "pairs": list(pairs),
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}

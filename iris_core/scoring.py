@@ -36,8 +36,9 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         parts=parts,
     ).last_hidden_state[0]
     logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
-    sums = torch.zeros(row["lengths"].numel(), dtype=torch.float32, device=logprobs.device)
-    return sums.index_add(0, row["owners"], logprobs).view(row["lengths"].shape)
+    lengths = row["lengths"]  # always added up in the same order, unlike `index_add` on a GPU
+    sums = torch.segment_reduce(logprobs, "sum", lengths=lengths.flatten(), unsafe=True)
+    return sums.view(lengths.shape)
 
 
 def _head(model: PreTrainedModel) -> dict[str, Any]:

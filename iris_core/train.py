@@ -63,7 +63,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     if team.rank():
         return Outcome(outputs={})
     model.eval()
-    after = score(model, groups["heldout"], _tokens_per_row(spec), _precision(spec))
+    after = score(model, groups["heldout"], _tokens_per_row(spec), precision(spec))
     name, folder = _save(spec, model, out)
     shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
     metrics = _measure(spec, groups["heldout"], before["heldout"], after, out / "heldout.parquet")
@@ -90,7 +90,7 @@ def opponent_logprobs(
         tables = []
         for split, items in groups.items():
             pairs = [group.first(2) for group in items]
-            sums = score(model, pairs, _tokens_per_row(spec), _precision(spec), progress.advance)
+            sums = score(model, pairs, _tokens_per_row(spec), precision(spec), progress.advance)
             columns = {
                 "annotated": sums[:, 0].numpy(),
                 "synthetic": sums[:, 1].numpy(),
@@ -147,7 +147,7 @@ def build_trainer(
         beta=spec.objective.beta,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),
         step0_tolerance=STEP0_TOLERANCE[spec.dtype] if same else None,
-        precision=_precision(spec),
+        precision=precision(spec),
     )
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -296,7 +296,8 @@ def _weights_dtype(spec: TrainSpec) -> str:
     return "float32" if spec.training.method == "full" else spec.dtype
 
 
-def _precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[object]]:
+def precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[object]]:
+    """Context manager around every forward: autocast where the weights are fp32 and the products are not to be."""
     if spec.training.method == "full" and spec.dtype == "bfloat16":
         return functools.partial(torch.autocast, models.device().type, dtype=torch.bfloat16)
     return functools.partial(nullcontext)

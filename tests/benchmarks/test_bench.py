@@ -34,8 +34,9 @@ def test_made_up_pairs_have_lengths_in_range_and_are_the_same_for_a_seed():
     assert found != data.made_up(40, words, seed=1)
     prompts = sorted(words(pair.prompt) for pair in found)
     responses = sorted(words(text) for pair in found for text in pair[1:])
-    assert data.PROMPT_TOKENS[0] <= prompts[0] <= prompts[-1] <= data.PROMPT_TOKENS[1]
-    assert data.RESPONSE_TOKENS[0] <= responses[0] <= responses[-1] <= data.RESPONSE_TOKENS[1]
+    sizes = data.GSM8K_LIKE
+    assert sizes.prompt.least <= prompts[0] <= prompts[-1] <= sizes.prompt.most
+    assert sizes.response.least <= responses[0] <= responses[-1] <= sizes.response.most
     assert len(set(responses)) > 20
 
 
@@ -67,9 +68,10 @@ def test_the_page_shows_each_result_and_keeps_what_is_not_its_own(tmp_path: Path
 
 def test_spin_with_the_initial_opponent_is_dpo(tiny_model: Path):
     pytest.importorskip("trl")
-    from benchmarks import step
+    from benchmarks import trainers
+    from benchmarks.step import TOLERANCE
 
-    case = step.Case(tiny_model, "float32", batches=1, batch_size=2)
-    one, other = alone(step.our_loss, case=case), alone(step.peer_loss, case=case)
-    assert one == pytest.approx(other, rel=step.TOLERANCE)
+    case = trainers.Case(tiny_model, "float32", batches=1, batch_size=2)
+    one, other = alone(trainers.our_loss, case=case), alone(trainers.peer_loss, case=case)
+    assert one == pytest.approx(other, rel=TOLERANCE)
     assert one != pytest.approx(0.6931, abs=1e-3)  # log 2: policy and opponent would be the same

@@ -1,8 +1,10 @@
 """Attention by parts against the fused kernel on a whole masked row."""
 
+import random
+
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from iris_core.attention import flex_mask, grouped_attention, packed_mask
@@ -66,6 +68,17 @@ def test_autocast_attends_in_the_format_of_the_values():
         output = by_parts(query, key, value.bfloat16())
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), whole(query, key, value), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_are_those_that_looking_at_every_token_finds(seed):
+    draw = random.Random(seed)
+    parts = [[draw.randint(1, 300), *(draw.choice([0, 1, 90, 280]) for _ in range(3))] for _ in range(6)]  # fmt: skip
+    found = flex_mask(parts, CPU)
+    expected = create_block_mask(found.mask_mod, None, None, *found.seq_lengths, "cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert torch.equal(found.to_dense(), expected.to_dense())
 
 
 def test_nothing_is_kept_that_grows_with_the_square_of_the_tokens():
