@@ -16,7 +16,7 @@ from iris_core.packing import Group, build_row
 from iris_core.scoring import response_logprobs, to_device
 
 pytestmark = [
-    pytest.mark.unit,
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
 ]
 
