@@ -63,7 +63,7 @@ def made_up(
 
     Args:
         count: how many.
-        tokens: how many tokens a text has; a word has no more than `LONGEST_WORD`.
+        tokens: how many tokens a text has; a word has no more than `LONGEST_WORD`, and a text as many as its words.
         seed: of the words and lengths.
         sizes: bounds and medians of the lengths.
     """
@@ -97,12 +97,13 @@ def pairs(
 def _text(draw: random.Random, tokens: Callable[[str], int], lengths: Lengths) -> str:
     drawn = draw.lognormvariate(math.log(lengths.typical), SPREAD)
     length = min(max(drawn, lengths.least), lengths.most - LONGEST_WORD)
-    text = ""
+    words: list[str] = []
     for word in _words(draw):
-        text = f"{text} {word}".lstrip()
-        if tokens(text) >= length:
+        words.append(word)
+        length -= tokens(f" {word}")
+        if length <= 0:
             break
-    return text
+    return " ".join(words)
 
 
 def _words(draw: random.Random) -> Iterator[str]:

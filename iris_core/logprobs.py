@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from iris_core.compiled import one_kernel
-
 CPU_TILE = (512, 2048)  # tokens and vocabulary entries: 4 MB of logits
 GPU_TILE = (4096, 16384)  # what keeps it busy
 
@@ -111,55 +109,63 @@ def _online_softmax(
     """One pass over the vocabulary; sums are kept relative to the largest logit so far."""
     size = hidden.shape[1] if with_mean else 0
     mean = hidden.new_zeros(len(hidden), size, dtype=torch.float32)
-    total, chosen = mean.new_zeros(2, len(hidden), 1)
-    top, at_target = mean.new_full((len(hidden), 1), -torch.inf), mean.new_ones(len(hidden), 1)
+    state = _beginning(mean)
     for part in _parts(weight):
         products, places = hidden @ weight[part].T, targets - part.start
-        spread, shrink, chosen, at_target, total, top = _fold(
-            products, places, chosen, at_target, total, top, scale, softcap
-        )
+        spread, shrink = _fold(products, places, state, scale, softcap)
         if with_mean:
             mean.mul_(shrink).add_(spread @ weight[part])
+    chosen, at_target, total, top = state
     return _Softmax(chosen, at_target, top + total.log(), mean.div_(total) if with_mean else mean)
 
 
-@one_kernel
+def _beginning(mean: Tensor) -> Tensor:
+    """Of the rows of `mean`, before the first tile: logit of the target, derivative of the soft cap there, Σ e^(z - top), top."""
+    state = mean.new_zeros(4, len(mean), 1)
+    state[1], state[3] = 1.0, -torch.inf
+    return state
+
+
 def _fold(
-    products: Tensor, places: Tensor, chosen: Tensor, at_target: Tensor, total: Tensor, top: Tensor,
-    scale: float, softcap: float | None,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    products: Tensor, places: Tensor, state: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
     """Takes a tile into account.
 
     Args:
-        products: hidden · weightᵀ of the tile, shape [rows, part]; may be overwritten.
+        products: hidden · weightᵀ of the tile, shape [rows, part]; is overwritten.
         places: of the targets in the tile, some outside of it, shape [rows, 1].
-        chosen: as in `_Softmax`, so far.
-        at_target: likewise.
-        total: Σ e^(z - top) so far, shape [rows, 1].
-        top: the largest logit so far, likewise.
+        state: as from `_beginning`, shape [4, rows, 1]; is updated.
         scale: of the logits.
         softcap: bound on them.
 
     Returns:
-        e^(z - top) times the derivative of the soft cap, in the format of `products`; by what to shrink sums of before; then
-        `chosen`, `at_target`, `total` and `top`.
+        e^(z - top) times the derivative of the soft cap, in the format of `products`, and by what to shrink sums of before.
     """
+    if products.is_cuda:
+        from iris_core import logprobs_triton
+
+        return logprobs_triton.fold(products, places, state, scale, softcap)
+    chosen, at_target, total, top = state
     logits, bend = _logits(products, scale, softcap)
-    chosen = _taken(logits, places, chosen)
-    before, top = top, torch.maximum(top, logits.amax(dim=-1, keepdim=True))
-    shrink, spread = (before - top).exp_(), logits.sub_(top).exp_()
-    total = total * shrink + spread.sum(dim=-1, keepdim=True)
+    _take(chosen, logits, places)
+    before = top.clone()
+    torch.maximum(top, logits.amax(dim=-1, keepdim=True), out=top)
+    shrink, spread = before.sub_(top).exp_(), logits.sub_(top).exp_()
+    total.mul_(shrink).add_(spread.sum(dim=-1, keepdim=True))
     if bend is not None:
-        at_target = _taken(bend, places, at_target)
+        _take(at_target, bend, places)
         spread.mul_(bend)
-    return spread.to(products.dtype), shrink, chosen, at_target, total, top
+    return spread.to(products.dtype), shrink
 
 
-@one_kernel
 def _by_logits(
     products: Tensor, places: Tensor, log_total: Tensor, outer: Tensor, scale: float, softcap: float | None
 ) -> Tensor:  # fmt: skip
     """outer · (1 at the target − softmax) · derivative of the soft cap, in the format of `products`; shape [rows, part]."""
+    if products.is_cuda:
+        from iris_core import logprobs_triton
+
+        return logprobs_triton.by_logits(products, places, log_total, outer, scale, softcap)
     logits, bend = _logits(products, scale, softcap)
     by_logits = logits.sub_(log_total).exp_().neg_()
     inside, column = _found(places, by_logits)
@@ -178,10 +184,10 @@ def _logits(products: Tensor, scale: float, softcap: float | None) -> tuple[Tens
     return bent * softcap, 1 - bent.square()
 
 
-def _taken(tile: Tensor, places: Tensor, otherwise: Tensor) -> Tensor:
-    """The tile's values at the places inside of it; shape [rows, 1]."""
+def _take(into: Tensor, tile: Tensor, places: Tensor) -> None:
+    """Copies the tile's values at the places inside of it; shape [rows, 1]."""
     inside, column = _found(places, tile)
-    return torch.where(inside, tile.gather(1, column), otherwise)
+    into.copy_(torch.where(inside, tile.gather(1, column), into))
 
 
 def _found(places: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
