@@ -6,6 +6,7 @@ What the texts say does not matter to any speed; how long they are does. Prompts
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -67,7 +68,7 @@ def made_up(
         seed: of the words and lengths.
         sizes: bounds and medians of the lengths.
     """
-    draw = random.Random(seed)
+    draw, tokens = random.Random(seed), functools.cache(tokens)  # words come again
     sides = (sizes.prompt, sizes.response, sizes.response)
     return [Pair(*(_text(draw, tokens, side) for side in sides)) for _ in range(count)]
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from iris_core.attention import packed_mask
+from iris_core.attention import no_mask
 from iris_core.errors import ModelError
+from iris_core.layout import Layout
 from iris_core.logprobs import token_logprobs
 from iris_core.packing import Group, Row, build_row, pack
 
@@ -27,13 +28,13 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         Shape [groups, responses per group]; 0 for an empty response.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parts = row["parts"]
+    ids = row["input_ids"]
     hidden = causal.base_model(
-        input_ids=row["input_ids"][None],
+        input_ids=ids[None],
         position_ids=row["position_ids"][None],
-        attention_mask=packed_mask(parts, row["input_ids"].device),
+        attention_mask=no_mask(),
         use_cache=False,
-        parts=parts,
+        layout=Layout(row["parts"], ids.device),
     ).last_hidden_state[0]
     logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
     lengths = row["lengths"]  # always added up in the same order, unlike `index_add` on a GPU

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -131,6 +132,7 @@ def build_trainer(
     spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, work: Path
 ) -> SelfPlayTrainer:
     """The trainer on `groups`, with its checkpoints in `work`."""
+    _reproducible()
     training = spec.training
     objective = OBJECTIVES[spec.objective.name]
     seen = [group.first(objective.responses) for group in groups]
@@ -187,6 +189,14 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _reproducible() -> None:
+    """On a GPU, too, a resumed run takes the steps of an uninterrupted one: Flash Attention's backward adds up in one order."""
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:

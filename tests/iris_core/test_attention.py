@@ -7,7 +7,8 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from iris_core.attention import flex_mask, grouped_attention, packed_mask
+from iris_core.attention import grouped_attention, no_mask
+from iris_core.layout import Layout, flex_mask
 
 pytestmark = pytest.mark.unit
 
@@ -35,10 +36,8 @@ def whole(query, key, value):
 
 
 def by_parts(query, key, value):
-    mask = packed_mask(PARTS, CPU)
-    return grouped_attention(Layer(query, key), query, key, value, mask, parts=PARTS, scaling=0.3)[
-        0
-    ]
+    layout, layer = Layout(PARTS, CPU), Layer(query, key)
+    return grouped_attention(layer, query, key, value, no_mask(), layout=layout, scaling=0.3)[0]
 
 
 def output_and_gradients(attend, sides):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -13,9 +14,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from iris_core import scoring
-from iris_core.attention import GROUPED, flex_mask
+from iris_core.attention import GROUPED
 from iris_core.errors import ModelError
+from iris_core.layout import flex_mask
 from iris_core.lora import streamline
 from iris_core.packing import Group, build_row, pack
 from iris_core.scoring import response_logprobs, score
@@ -110,11 +111,52 @@ def test_packed_equals_separate_forwards_and_so_do_all_gradients(name):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_flex_attention_sees_the_same(name, monkeypatch):
-    """What a GPU computes, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
-    monkeypatch.setattr(scoring, "packed_mask", flex_mask)
+    """What a GPU computes in fp32, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
+    monkeypatch.setattr("iris_core.attention.kind_for", lambda value: "flex")
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *sides: None)
     with torch.compiler.set_stance("force_eager"):
         assert_same(*both_ways(build(name)))
+
+
+def slow_varlen(query, key, value, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa):  # fmt: skip
+    """`varlen_attn` sequence by sequence; the last query of each sees all of its keys."""
+    assert window_size == (-1, 0)
+    assert enable_gqa
+    assert most_queries == query_starts.diff().max()
+    assert most_keys == key_starts.diff().max()
+    outputs = []
+    for q, k, v in zip(
+        query.split(query_starts.diff().tolist()),
+        key.split(key_starts.diff().tolist()),
+        value.split(key_starts.diff().tolist()),
+        strict=True,
+    ):
+        mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        sides = (side.transpose(0, 1)[None] for side in (q, k, v))
+        found = scaled_dot_product_attention(*sides, attn_mask=mask, scale=scale, enable_gqa=True)
+        outputs.append(found[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("name", ["llama", "multi-query", "mistral", "qwen2"])
+def test_flash_attention_is_given_sequences_that_see_the_same(name, monkeypatch):
+    monkeypatch.setattr("iris_core.attention.kind_for", lambda value: "flash")
+    monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
+    assert_same(*both_ways(build(name)))
+
+
+def test_three_responses_are_sequences_with_the_prompt_before_them(monkeypatch):
+    model = build("llama")
+    groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])) for g in GROUPS]
+    found = []
+    for kind in ("parts", "flash"):
+        monkeypatch.setattr("iris_core.attention.kind_for", lambda value, kind=kind: kind)
+        monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
+        model.zero_grad()
+        values = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
+        (values * torch.linspace(-1, 1, 12).view(4, 3)).sum().backward()
+        found.append((values.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert_same(*found)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
