@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks import table
 from iris_core.launch import CPU_SETTINGS
 
-REPEATS = {"step": 5, "kernel": 5, "generation": 5, "evaluation": 5, "orchestration": 5}
-NEEDS = {"step": "trl", "kernel": "trl", "generation": "vllm"}
+REPEATS = 5
+NEEDS = {"step": "trl", "kernel": "trl", "generation": "vllm", "gpu": "trl"}
 ENVIRONMENT = {
     **CPU_SETTINGS,  # for both sides
     "HF_HUB_OFFLINE": "1",
@@ -42,7 +42,7 @@ def main() -> None:
         default="auto",
         help="of the training step; auto: what IRIS takes on this machine",
     )
-    parser.add_argument("--repeats", type=int, help="of every row; none: each row's own number")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of every row")
     parser.add_argument("--out", type=Path, default=table.HERE, help="folder of the page")
     arguments = parser.parse_args()
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
@@ -52,19 +52,21 @@ def main() -> None:
         if row in NEEDS and importlib.util.find_spec(NEEDS[row]) is None:
             print(f"{row}: left out, {NEEDS[row]} is not installed", flush=True)
             continue
+        if row == "gpu" and not _has_gpu():
+            print("gpu: left out, there is no GPU", flush=True)
+            continue
         started = time.monotonic()
-        repeats = arguments.repeats or REPEATS[row]
-        result = measure(row, arguments, repeats)
+        result = measure(row, arguments)
         table.save(result, arguments.out)
         print(table.table([result]), flush=True)
         print(f"{row}: {time.monotonic() - started:.0f} s\n", flush=True)
 
 
-def measure(row: str, arguments: argparse.Namespace, repeats: int) -> table.Result:
+def measure(row: str, arguments: argparse.Namespace) -> table.Result:
     """One row's result."""
-    from benchmarks import evaluation, generation, kernel, orchestration, step
+    from benchmarks import evaluation, generation, gpu, kernel, orchestration, step
 
-    model, data = arguments.model, arguments.data
+    model, data, repeats = arguments.model, arguments.data, arguments.repeats
     if row == "step":
         return step.measure(model, data, repeats, arguments.dtype)
     if row == "kernel":
@@ -73,7 +75,15 @@ def measure(row: str, arguments: argparse.Namespace, repeats: int) -> table.Resu
         return generation.measure(model, data, repeats)
     if row == "evaluation":
         return evaluation.measure(model, repeats)
+    if row == "gpu":
+        return gpu.measure(repeats)
     return orchestration.measure(repeats)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

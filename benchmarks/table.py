@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from iris_core.store import versions, write_atomic
 
-ROWS = ("step", "kernel", "generation", "evaluation", "orchestration")
+ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")
 HERE = Path(__file__).parent
 SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand, and stay
 PACKAGES = (
@@ -116,7 +116,11 @@ def write_page(out: Path) -> None:
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     results = load(out)
     sections = [INTRODUCTION, table(results), UNMEASURED, _conditions(results)]
-    sections += [f"## {result.row.capitalize()}\n\n{result.text}" for result in results]
+    titles = {"gpu": "GPU"}
+    sections += [
+        f"## {titles.get(result.row, result.row.capitalize())}\n\n{result.text}"
+        for result in results
+    ]
     sections.append("## Negative results\n\n" + (HERE / "notes.md").read_text(encoding="utf-8"))
     sections += [kept for mark in SHOWN if (kept := _between(before, mark))]
     write_atomic(page, "\n".join(section.rstrip() + "\n" for section in sections))

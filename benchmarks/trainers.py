@@ -56,16 +56,19 @@ class Setting:
         micro_batch: pairs in one forward; the optimiser batch is accumulated from them.
         autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's format.
         liger: Liger's Triton kernels for norms, rotary embedding and SwiGLU; they need a GPU.
+        as_it_comes: without the settings of threads and memory that IRIS starts its stages with, which both sides have else.
     """
 
     micro_batch: int
     autocast: bool = False
     liger: bool = False
+    as_it_comes: bool = False
 
     def __str__(self) -> str:
         precision = "fp32 weights, bf16 autocast" if self.autocast else "the weights' own format"
         pairs = "1 pair" if self.micro_batch == 1 else f"{self.micro_batch} pairs"
-        return f"{pairs} a forward, {precision}{', Liger kernels' if self.liger else ''}"
+        more = [", Liger kernels"] * self.liger + [", as it comes"] * self.as_it_comes
+        return f"{pairs} a forward, {precision}{''.join(more)}"
 
 
 def ours(turns: Turns, case: Case) -> int:

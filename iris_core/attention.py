@@ -19,6 +19,7 @@ from iris_core import attention_flash, attention_parts
 from iris_core.layout import Layout
 
 GROUPED = "iris_grouped"
+FLEX_ONLY = ("softcap", "s_aux", "position_bias")  # options that change the scores
 
 
 def grouped_attention(
@@ -47,7 +48,7 @@ def grouped_attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in fp32
-    kind = kind_for(value)
+    kind = kind_for(value, options)
     if kind == "flex":
         return flex_attention_forward(module, query, key, value, layout.mask, **options)[0], None
     attend = attention_flash.attend if kind == "flash" else attention_parts.attend
@@ -55,11 +56,12 @@ def grouped_attention(
         return attend(query[0], key[0], value[0], layout, options["scaling"])[None], None
 
 
-def kind_for(value: Tensor) -> Literal["parts", "flash", "flex"]:
-    """What attends to a row of such values."""
+def kind_for(value: Tensor, options: dict[str, Any]) -> Literal["parts", "flash", "flex"]:
+    """What attends to a row of such values: `iris_core.attention_parts`, `iris_core.attention_flash` or FlexAttention."""
     if not value.is_cuda:
         return "parts"
-    return "flash" if attention_flash.fits(value) else "flex"
+    plain = all(options.get(name) is None for name in FLEX_ONLY)
+    return "flash" if plain and attention_flash.fits(value) else "flex"
 
 
 def no_mask() -> Tensor:

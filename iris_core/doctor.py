@@ -162,7 +162,7 @@ def gpu(gpus: list[dict[str, str]]) -> Check:
 
 
 def compiler() -> Check:
-    """The C compiler that vLLM compiles its kernels with at its start."""
+    """The C compiler with which vLLM at its start, and training on GPUs at its first step, compile kernels."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     return Check(
         "C compiler",

@@ -121,7 +121,8 @@ class SelfPlayTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward over the rows of one optimiser batch; returns its loss."""
         started = time.monotonic()
-        model.train()
+        if not model.training:  # it walks through all modules
+            model.train()
         pairs = torch.cat([row["pairs"] for row in inputs]).to(model.device)
         lengths = torch.cat([row["lengths"] for row in inputs]).to(model.device)
         normalizer = self.settings.normalizer

@@ -75,3 +75,24 @@ def test_spin_with_the_initial_opponent_is_dpo(tiny_model: Path):
     one, other = alone(trainers.our_loss, case=case), alone(trainers.peer_loss, case=case)
     assert one == pytest.approx(other, rel=TOLERANCE)
     assert one != pytest.approx(0.6931, abs=1e-3)  # log 2: policy and opponent would be the same
+
+
+def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
+    """Two layers of 16·(8·(2 + 1 + 1 + 2) + 3·24) weights and an output embedding of 16·32, each four FLOP a token in LoRA."""
+    from transformers import LlamaConfig
+
+    from benchmarks import gpu
+    from benchmarks.trainers import Case, tokens_of
+    from tests.conftest import build_tokenizer
+
+    LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=32,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    build_tokenizer(tmp_path)
+    case = Case(tmp_path, "bfloat16", batches=gpu.WARM_UP + 1, batch_size=1)
+    tera, tokens = gpu._work(case)
+    group = next(g for g in tokens_of(case) if len(g) == tokens)
+    responses = sum(map(len, group.responses))
+    flop = 4 * (2 * 16 * (8 * 6 + 3 * 24) * tokens + 16 * 32 * responses)
+    assert tera * 1e12 * responses == pytest.approx(flop)

@@ -1,13 +1,14 @@
 """Attention by parts against the fused kernel on a whole masked row."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from iris_core.attention import grouped_attention, no_mask
+from iris_core.attention import grouped_attention, kind_for, no_mask
 from iris_core.layout import Layout, flex_mask
 
 pytestmark = pytest.mark.unit
@@ -78,6 +79,23 @@ def test_blocks_are_those_that_looking_at_every_token_finds(seed):
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     assert torch.equal(found.to_dense(), expected.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "options", "kind"),
+    [
+        (torch.bfloat16, 128, {"scaling": 0.1, "softcap": None}, "flash"),
+        (torch.bfloat16, 128, {"softcap": 50.0}, "flex"),
+        (torch.float32, 128, {}, "flex"),
+        (torch.bfloat16, 512, {}, "flex"),
+        (torch.bfloat16, 100, {}, "flex"),
+    ],
+)
+def test_what_flash_attention_cannot_do_is_flex_attentions(dtype, size, options, kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    value = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 2, 7, size), device="cuda")
+    assert kind_for(value, options) == kind
+    assert kind_for(torch.empty(1, 2, 7, size, dtype=dtype), options) == "parts"
 
 
 def test_nothing_is_kept_that_grows_with_the_square_of_the_tokens():

@@ -112,7 +112,7 @@ def test_packed_equals_separate_forwards_and_so_do_all_gradients(name):
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_flex_attention_sees_the_same(name, monkeypatch):
     """What a GPU computes in fp32, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
-    monkeypatch.setattr("iris_core.attention.kind_for", lambda value: "flex")
+    monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked: "flex")
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *sides: None)
     with torch.compiler.set_stance("force_eager"):
         assert_same(*both_ways(build(name)))
@@ -140,7 +140,7 @@ def slow_varlen(query, key, value, query_starts, key_starts, most_queries, most_
 
 @pytest.mark.parametrize("name", ["llama", "multi-query", "mistral", "qwen2"])
 def test_flash_attention_is_given_sequences_that_see_the_same(name, monkeypatch):
-    monkeypatch.setattr("iris_core.attention.kind_for", lambda value: "flash")
+    monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked: "flash")
     monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
     assert_same(*both_ways(build(name)))
 
@@ -150,7 +150,7 @@ def test_three_responses_are_sequences_with_the_prompt_before_them(monkeypatch):
     groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])) for g in GROUPS]
     found = []
     for kind in ("parts", "flash"):
-        monkeypatch.setattr("iris_core.attention.kind_for", lambda value, kind=kind: kind)
+        monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked, kind=kind: kind)
         monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
         model.zero_grad()
         values = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
