@@ -133,9 +133,9 @@ def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
         other = part_of[key]
         return (query >= key) & ((other == part_of[query]) | (other == prompt_of[query]))
 
-    blocks = (side for dense in (some, whole) for side in _listed(dense, device))
+    listed = (side for dense in (some, whole) for side in _listed(dense, device))
     return BlockMask.from_kv_blocks(
-        *blocks, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
+        *listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
     )
 
 

@@ -245,6 +245,8 @@ class SelfPlayTrainer(Trainer):
 
 
 def _add_gradients_up(model: PreTrainedModel) -> None:
+    if team.size() == 1:
+        return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         if parameter.grad is None:  # a rank without a row
