@@ -56,7 +56,7 @@ class Setting:
         micro_batch: pairs in one forward; the optimiser batch is accumulated from them.
         autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's format.
         liger: Liger's Triton kernels for norms, rotary embedding and SwiGLU; they need a GPU.
-        as_it_comes: without the settings of threads and memory that IRIS starts its stages with, which both sides have else.
+        as_it_comes: without the settings of threads and memory that IRIS starts its stages with, which both sides have otherwise.
     """
 
     micro_batch: int
