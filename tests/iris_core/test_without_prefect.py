@@ -9,9 +9,10 @@ PROGRAM = """
 import importlib, pkgutil, sys
 sys.modules["prefect"] = None  # importing it fails, as if it were not installed
 import iris_core
+elsewhere = {"iris_core.prefix_vllm", "iris_core.logprobs_triton"}  # need vLLM, slow to import, and Triton, which a GPU brings
 names = [module.name for module in pkgutil.walk_packages(iris_core.__path__, "iris_core.")]
 for name in names:
-    if name != "iris_core.prefix_vllm":  # needs vLLM, which takes long to import
+    if name not in elsewhere:
         importlib.import_module(name)
 print(len(names))
 """
