@@ -79,17 +79,17 @@ TRIALS = (
 )  # fmt: skip
 
 
-def measure(repeats: int, trials: tuple[Trial, ...] = TRIALS) -> Result:
+def measure(repeats: int) -> Result:
     """The lines of every trial and of the log-prob kernel."""
     peak = alone(peak_of_products)
     lines, rows, tried = [], [], []
     with tempfile.TemporaryDirectory() as work:
-        for trial in trials:
+        for trial in TRIALS:
             found, row, settings = _compare(trial, Path(work), repeats, peak)
             lines += found
             rows.append(row)
             tried += settings
-        longest = trials[-1]
+        longest = TRIALS[-1]
         operators = alone(profile, case=_case(longest, _build(longest.shape, Path(work)), WARM_UP))
     kernel, sweep = alone(gpu_kernel.measure, repeats=repeats)
     return Result("gpu", [*lines, *kernel], _text(rows, tried, peak, longest, operators, sweep))

@@ -83,7 +83,7 @@ def sequences(parts: Parts, device: torch.device) -> Seen:
     """`Seen` of a row: a prompt with its first response is one sequence, every other response one with the prompt before it."""
     total, further = sum(map(sum, parts)), len(parts[0]) - 2
     own = torch.empty(total, dtype=torch.long)
-    copies, copied = torch.zeros(2, max(further, 0), total, dtype=torch.long)
+    copies, copied = torch.zeros(2, further, total, dtype=torch.long)
     tokens, queries, keys = [], [0], [0]
     most_keys = number = 0
     for prompt, block in blocks(parts):

@@ -151,15 +151,30 @@ def build_trainer(
         step0_tolerance=STEP0_TOLERANCE[spec.dtype] if same else None,
         precision=precision(spec),
     )
+    progress = Progress("train", len(batches))
+    trainer = SelfPlayTrainer(
+        settings,
+        work / "history.jsonl",
+        progress,
+        model=model,
+        args=_arguments(spec, len(batches), work),
+        train_dataset=batches,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
+    training = spec.training
     arguments = TrainingArguments(
         output_dir=str(work),
-        max_steps=len(batches),
+        max_steps=steps,
         per_device_train_batch_size=1,
         learning_rate=spec.learning_rate,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(
             training.lr_scheduler, training.lr_scheduler
         ),
-        warmup_steps=int(training.warmup_ratio * len(batches)),
+        warmup_steps=int(training.warmup_ratio * steps),
         optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -178,21 +193,11 @@ def build_trainer(
     arguments._n_gpu = min(
         1, arguments.n_gpu
     )  # one process trains on one device; a team has more of them
-    progress = Progress("train", len(batches))
-    trainer = SelfPlayTrainer(
-        settings,
-        work / "history.jsonl",
-        progress,
-        model=model,
-        args=arguments,
-        train_dataset=batches,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return arguments
 
 
 def _reproducible() -> None:
-    """On a GPU, too, a resumed run takes the steps of an uninterrupted one: Flash Attention's backward adds up in one order."""
+    """On a GPU, too, the same rows give the same gradients: Flash Attention's backward adds up in one order."""
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False

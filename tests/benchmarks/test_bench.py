@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,19 @@ def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
     responses = sum(map(len, group.responses))
     flop = 4 * (2 * 16 * (8 * 6 + 3 * 24) * tokens + 16 * 32 * responses)
     assert tera * 1e12 * responses == pytest.approx(flop)
+
+
+def test_trl_as_it_comes_starts_without_our_process_settings(monkeypatch):
+    from benchmarks import step
+    from benchmarks.trainers import Setting
+    from iris_core.launch import CPU_SETTINGS
+
+    seen = []
+    monkeypatch.setattr(
+        step, "Side", lambda *_, **__: seen.append(CPU_SETTINGS.keys() & os.environ)
+    )
+    for name, value in CPU_SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    for as_it_comes in (True, False):
+        step._peer_side(None, Setting(1, as_it_comes=as_it_comes))
+    assert seen == [set(), set(CPU_SETTINGS)]

@@ -14,6 +14,7 @@ from iris_core.logprobs import token_logprobs
 from iris_core.lora import streamline
 from iris_core.packing import Group, build_row
 from iris_core.scoring import response_logprobs, to_device
+from tests.iris_core.separate import separate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,18 +70,6 @@ def on_gpu(model, dtype=torch.float32):
     return fast.to(CUDA)
 
 
-def separate(model, group):
-    """The slow twin: each response in a forward of its own, full logits."""
-    sums = []
-    for response in group.responses:
-        ids = torch.tensor([[*group.prompt, *response]])
-        found = model(ids).logits[0].log_softmax(-1)
-        start = len(group.prompt) - 1
-        each = [found[start + place, token] for place, token in enumerate(response)]
-        sums.append(sum(each, torch.zeros(())))
-    return torch.stack(sums)
-
-
 def with_gradients(model, values):
     weights = torch.linspace(-1, 1, values.numel(), device=values.device).view(values.shape)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -133,6 +122,7 @@ def test_the_same_row_gives_the_same_bits(monkeypatch):
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (0.5, 1.5)])
 def test_the_kernel_equals_log_softmax(train_head, scale, softcap, monkeypatch):
     monkeypatch.setattr(logprobs, "GPU_TILE", (64, 256))  # of up to 150 tokens and 1,000 entries
+    monkeypatch.setattr("iris_core.logprobs_triton.COLUMNS", 64)  # of a tile's 256 at once
     for tokens in (150, 131, 90):
         torch.manual_seed(tokens)
         hidden = torch.randn(tokens, 32, device=CUDA, requires_grad=True)

@@ -20,6 +20,7 @@ from iris_core.layout import flex_mask
 from iris_core.lora import streamline
 from iris_core.packing import Group, build_row, pack
 from iris_core.scoring import response_logprobs, score
+from tests.iris_core.separate import separate
 
 pytestmark = pytest.mark.unit
 
@@ -42,19 +43,6 @@ MODELS = {
     "granite": (GraniteConfig, {"logits_scaling": 3.0}),
     "cohere": (CohereConfig, {"logit_scale": 0.25}),
 }
-
-
-def separate(model, group):
-    """The slow twin: each response in a forward of its own, full logits."""
-    sums = []
-    for response in group.responses:
-        ids = torch.tensor([[*group.prompt, *response]])
-        logprobs = model(ids).logits[0].log_softmax(-1)
-        start = len(group.prompt) - 1
-        sums.append(
-            sum((logprobs[start + i, token] for i, token in enumerate(response)), torch.zeros(()))
-        )
-    return torch.stack(sums)
 
 
 def build(name, dtype=torch.float32):
@@ -145,16 +133,17 @@ def test_flash_attention_is_given_sequences_that_see_the_same(name, monkeypatch)
     assert_same(*both_ways(build(name)))
 
 
-def test_three_responses_are_sequences_with_the_prompt_before_them(monkeypatch):
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_response_and_three_are_sequences_with_the_prompt_before_them(count, monkeypatch):
     model = build("llama")
-    groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])) for g in GROUPS]
+    groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])[:count]) for g in GROUPS]
     found = []
     for kind in ("parts", "flash"):
         monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked, kind=kind: kind)
         monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
         model.zero_grad()
         values = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
-        (values * torch.linspace(-1, 1, 12).view(4, 3)).sum().backward()
+        (values * torch.linspace(-1, 1, 4 * count).view(4, count)).sum().backward()
         found.append((values.detach(), [p.grad.clone() for p in model.parameters()]))
     assert_same(*found)
 

@@ -1,0 +1,16 @@
+"""The slow twin of packed rows."""
+
+import torch
+
+
+def separate(model, group):
+    """The slow twin: each response in a forward of its own, full logits."""
+    sums = []
+    for response in group.responses:
+        ids = torch.tensor([[*group.prompt, *response]])
+        logprobs = model(ids).logits[0].log_softmax(-1)
+        start = len(group.prompt) - 1
+        sums.append(
+            sum((logprobs[start + i, token] for i, token in enumerate(response)), torch.zeros(()))
+        )
+    return torch.stack(sums)
