@@ -121,7 +121,7 @@ def _spec(model: Path) -> Any:
         data=Artifact.of(FOLDER),
         pairs=Artifact(path=Path(), digest="benchmark"),
         answer_pattern=None,
-        system_prompt=None,
+        stop_token_ids=[],
         max_new_tokens=NEW_TOKENS,
         dtype=resolve_dtype("auto"),
         seed=0,

@@ -96,7 +96,7 @@ def _spec(model: Path) -> Any:
         policy=Policy(model=Artifact(path=model, digest="benchmark")),
         pairs=Artifact(path=Path(), digest="benchmark"),
         generation=GenerationPart(backend="vllm", max_new_tokens=NEW_TOKENS),
-        system_prompt=None,
+        stop_token_ids=[_chat(model).end],
         dtype=resolve_dtype("auto"),
         seed=0,
     )
@@ -104,15 +104,23 @@ def _spec(model: Path) -> Any:
 
 def _prompts(model: Path, data: Path | None, repeats: int) -> list[list[int]]:
     """The tokens of all repetitions' prompts."""
-    from iris_core import models
+    from iris_core.conversations import single_turn
 
-    tokenizer = models.load_tokenizer(model)
+    chat = _chat(model)
+    tokenizer = chat.tokenizer
 
     def tokens(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     found = pairs(data, PROMPTS * repeats, tokens)
-    return [models.prompt_ids(tokenizer, pair.prompt, None) for pair in found]
+    return [chat.encode(single_turn(pair.prompt, pair.annotated))[0] for pair in found]
+
+
+def _chat(model: Path) -> Any:
+    from iris_core.chat import Chat
+    from iris_core.models import load_tokenizer
+
+    return Chat(load_tokenizer(model))
 
 
 def _batch(prompts: list[list[int]], repetition: int) -> tuple[list[list[int]], list[int]]:

@@ -225,7 +225,6 @@ def _spec(case: Case) -> Any:
         order=1.0,
         training=training,
         learning_rate=1e-5,
-        system_prompt=None,
         max_response_tokens=1024,
         dtype=case.dtype,
         seed=case.seed,
@@ -235,19 +234,18 @@ def _spec(case: Case) -> Any:
 def tokens_of(case: Case) -> list[Any]:
     """Every pair as a `Group`."""
     from iris_core import models
+    from iris_core.chat import Chat
+    from iris_core.conversations import single_turn
     from iris_core.packing import Group
 
     tokenizer = models.load_tokenizer(case.model)
-    return [
-        Group(
-            models.prompt_ids(tokenizer, pair.prompt, None),
-            (
-                models.response_ids(tokenizer, pair.annotated),
-                models.response_ids(tokenizer, pair.synthetic),
-            ),
-        )
-        for pair in _pairs(case, tokenizer)
-    ]
+    encode = Chat(tokenizer).encode
+    groups = []
+    for pair in _pairs(case, tokenizer):
+        sides = (pair.annotated, pair.synthetic)
+        encoded = [encode(single_turn(pair.prompt, side)) for side in sides]
+        groups.append(Group(encoded[0][0], tuple(response for _, response in encoded)))
+    return groups
 
 
 def _pairs(case: Case, tokenizer: Any) -> list[Pair]:

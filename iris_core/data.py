@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,49 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core.config import DataPart
-from iris_core.digest import text_digest
+from iris_core.conversations import Conversation, single_turn
+from iris_core.digest import json_digest
 from iris_core.errors import DataError, ServiceError
+from iris_core.store import Artifact
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-SCHEMA = pa.schema([(name, pa.string()) for name in ("prompt_id", "prompt", "response", "split")])
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("split", pa.string()),
+    ]
+)
+
+Encode = Callable[[Conversation], tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One annotated pair. `prompt_id` is a digest of the prompt."""
+    """One annotated pair, in text for people and in tokens for the model.
+
+    Attributes:
+        prompt_id: digest of the conversation before the answer.
+        prompt: the last message of the user.
+        response: the annotated answer.
+        prompt_ids: tokens of the whole conversation in the chat template, up to where the answer starts.
+        response_ids: tokens of the answer as the model would see it, the end of turn included.
+        split: "train" or "heldout".
+    """
 
     prompt_id: str
     prompt: str
     response: str
+    prompt_ids: list[int]
+    response_ids: list[int]
     split: str = "train"
 
 
-def read_pairs(data: DataPart, path: str) -> list[Pair]:
-    """The pairs in the file or hub data set `path`, in its order.
+def read_conversations(data: DataPart, path: str) -> list[Conversation]:
+    """The annotated answers in the file or hub data set `path`, in its order, with what they answer.
 
     Raises:
         DataError: not readable, columns missing, or a value that is no text.
@@ -47,51 +71,47 @@ def read_pairs(data: DataPart, path: str) -> list[Pair]:
         prompts, responses = list(rows[data.prompt_column]), list(rows[data.response_column])
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from error
-    pairs = []
+    conversations = []
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        text = _text(prompt, "user", path, row, data.prompt_column)
-        pairs.append(
-            Pair(
-                text_digest(text)[:16],
-                text,
-                _text(response, "assistant", path, row, data.response_column),
-            )
-        )
-    return pairs
+        question = _text(prompt, "user", path, row, data.prompt_column)
+        answer = _text(response, "assistant", path, row, data.response_column)
+        conversations.append(single_turn(question, answer, f"row {row}"))
+    return conversations
 
 
-def check_pairs(
-    pairs: list[Pair],
+def make_pairs(
+    conversations: list[Conversation],
     data: DataPart,
     path: str,
-    lengths: Callable[[Pair], tuple[int, int]],
+    encode: Encode,
     taken: Iterable[str] = (),
 ) -> tuple[list[Pair], Counter[str]]:
-    """The pairs that can be used, and how many were dropped for which reason.
+    """The conversations that can be used, as pairs with tokens, and how many were dropped for which reason.
 
     Args:
-        pairs: what was read.
+        conversations: what was read.
         data: limits, and whether a bad pair is an error or dropped.
         path: named in messages.
-        lengths: tokens of a pair's prompt (with template) and response (with end of turn).
+        encode: the tokens of a prompt and its answer.
         taken: ids of prompts that are in use already (the held-out ones).
 
     Raises:
         DataError: a bad pair, where `data.on_invalid` is "error"; or no pair is left.
     """
     seen, kept, dropped = set(taken), [], Counter[str]()
-    for row, pair in enumerate(pairs):
-        problem = _problem(pair, data, lengths, seen)
-        seen.add(pair.prompt_id)
-        if problem is None:
+    for conversation in conversations:
+        try:
+            pair = _pair(conversation, data, encode, seen)
+        except _Unusable as problem:
+            if data.on_invalid == "error":
+                prompt = last_question(conversation)[:60]
+                raise DataError(
+                    f"{path}, {conversation.place}: {problem.detail}; prompt {prompt!r}: fix it, or set data.on_invalid: drop"
+                ) from None
+            dropped[problem.reason] += 1
+        else:
+            seen.add(pair.prompt_id)
             kept.append(pair)
-            continue
-        reason, detail = problem
-        if data.on_invalid == "error":
-            raise DataError(
-                f"{path}, row {row}: {detail}; prompt {pair.prompt[:60]!r}: mend it, or set data.on_invalid: drop"
-            )
-        dropped[reason] += 1
     if not kept:
         raise DataError(f"{path} has no usable pair: {dict(dropped) or 'it is empty'}")
     return kept, dropped
@@ -113,10 +133,7 @@ def split_pairs(
                 f"{data.path} has {len(shuffled)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
             )
         heldout, shuffled = shuffled[: data.heldout], shuffled[data.heldout :]
-    marked = [
-        Pair(pair.prompt_id, pair.prompt, pair.response, "heldout")
-        for pair in heldout[: data.heldout]
-    ]
+    marked = [replace(pair, split="heldout") for pair in heldout[: data.heldout]]
     return shuffled[: data.max_pairs] + marked
 
 
@@ -125,10 +142,24 @@ def write_pairs(pairs: list[Pair], path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), path)
 
 
-def load_pairs(path: Path, split: str | None = None) -> list[Pair]:
-    """The pairs in a file of `write_pairs`, all or those of one split."""
-    pairs = [Pair(**row) for row in pq.read_table(path).to_pylist()]
+def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
+    """The pairs in a file of `write_pairs`, all or those of one split.
+
+    Raises:
+        DataError: the file is missing, or no longer holds what its digest says.
+    """
+    if not file.path.is_file() or Artifact.of(file.path).digest != file.digest:
+        raise DataError(
+            f"{file.path} is missing or has changed since `prepare` wrote it: delete its folder, so that prepare runs again"
+        )
+    pairs = [Pair(**row) for row in pq.read_table(file.path).to_pylist()]
     return [pair for pair in pairs if split in (None, pair.split)]
+
+
+def last_question(conversation: Conversation) -> str:
+    """The text of the user's last message before the answer; "" where there is none."""
+    users = [each for each in conversation.messages if each["role"] == "user"]
+    return str(users[-1]["content"]) if users else ""
 
 
 def _load(data: DataPart, path: str) -> Any:
@@ -182,24 +213,32 @@ def _text(value: Any, role: str, path: str, row: int, column: str) -> str:
     return value
 
 
-def _problem(
-    pair: Pair, data: DataPart, lengths: Callable[[Pair], tuple[int, int]], seen: set[str]
-) -> tuple[str, str] | None:
-    if not pair.prompt.strip():
-        return "empty prompt", "the prompt is empty"
-    if not pair.response.strip():
-        return "empty response", "the annotated response is empty"
-    if pair.prompt_id in seen:
-        return "duplicated prompt", "the prompt stands there twice"
-    prompt, response = lengths(pair)
-    if prompt > data.max_prompt_tokens:
-        return (
-            "long prompt",
-            f"the prompt has {prompt} tokens, data.max_prompt_tokens is {data.max_prompt_tokens}",
-        )
-    if response > data.max_response_tokens:
-        return (
-            "long response",
-            f"the response has {response} tokens, data.max_response_tokens is {data.max_response_tokens}",
-        )
-    return None
+class _Unusable(Exception):
+    """A conversation that makes no pair: the reason, to count by, and the detail, to show."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[str]) -> Pair:
+    """`conversation` as a pair, or _Unusable."""
+    prompt, response = last_question(conversation), str(conversation.answer["content"])
+    if not prompt.strip():
+        raise _Unusable("empty prompt", "the prompt is empty")
+    if not response.strip():
+        raise _Unusable("empty response", "the annotated response is empty")
+    prompt_id = json_digest([conversation.messages, conversation.tools])[:16]
+    if prompt_id in seen:
+        raise _Unusable("duplicated prompt", "the prompt stands there twice")
+    prompt_ids, response_ids = encode(conversation)
+    limits = (
+        ("prompt", len(prompt_ids), data.max_prompt_tokens),
+        ("response", len(response_ids), data.max_response_tokens),
+    )
+    for name, tokens, limit in limits:
+        if tokens > limit:
+            raise _Unusable(
+                f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}"
+            )
+    return Pair(prompt_id, prompt, response, prompt_ids, response_ids)

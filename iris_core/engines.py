@@ -126,7 +126,7 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
             [
                 SamplingParams(
                     temperature=generation.temperature, top_p=generation.top_p, max_tokens=generation.max_new_tokens,
-                    seed=seed, detokenize=False,
+                    seed=seed, stop_token_ids=spec.stop_token_ids, detokenize=False,
                 )
                 for seed in seeds
             ],
@@ -152,7 +152,7 @@ def _merge(spec: GenerateSpec, folder: Path) -> Path:
 def _open_transformers(spec: GenerateSpec) -> Sampler:
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     model = models.load_policy(spec.policy, spec.dtype, trust_remote_code=spec.trust_remote_code)
-    generation, end = spec.generation, models.end_of_turn(tokenizer)
+    generation, ends = spec.generation, spec.stop_token_ids
     sampling: dict[str, Any] = {"do_sample": False}
     if generation.temperature > 0:
         sampling = {
@@ -169,10 +169,10 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
             model.device
         )
         ids = model.generate(
-            **padded, max_new_tokens=generation.max_new_tokens, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+            **padded, max_new_tokens=generation.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )  # fmt: skip
-        return [_until(row, end) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
+        return [_until(row, ends) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
         starts = range(0, len(prompts), HF_BATCH)
@@ -185,9 +185,11 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
     return sample
 
 
-def _until(token_ids: list[int], end: int) -> Sample:
-    if end in token_ids:
-        return Sample(token_ids[: token_ids.index(end) + 1], "stop")
+def _until(token_ids: list[int], ends: list[int]) -> Sample:
+    """`token_ids` up to and with the first of `ends`."""
+    for index, token in enumerate(token_ids):
+        if token in ends:
+            return Sample(token_ids[: index + 1], "stop")
     return Sample(token_ids, "length")
 
 

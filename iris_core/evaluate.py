@@ -150,7 +150,7 @@ def heldout_pairs(spec: EvaluateSpec) -> list[Pair]:
     """
     if spec.answer_pattern is None:
         return []
-    pairs = load_pairs(spec.pairs.path, "heldout")
+    pairs = load_pairs(spec.pairs, "heldout")
     checked = [pair for pair in pairs if extract(spec.answer_pattern, pair.response) is not None]
     if pairs and not checked:
         raise DataError(
@@ -235,10 +235,8 @@ def _answer(spec: EvaluateSpec, lm: Any, pairs: list[Pair], path: Path, batch_si
     """Answers the prompts of `pairs` greedily, checks the answers and writes them to `path`."""
     assert spec.answer_pattern is not None
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    prompts = [models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt) for pair in pairs]
-    answers = harness.answer(
-        lm, prompts, spec.max_new_tokens, models.end_of_turn(tokenizer), 2 * batch_size
-    )
+    prompts = [pair.prompt_ids for pair in pairs]
+    answers = harness.answer(lm, prompts, spec.max_new_tokens, spec.stop_token_ids, 2 * batch_size)
     rows = []
     for pair, token_ids in zip(pairs, answers, strict=True):
         response = tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -86,7 +86,7 @@ def prompt_seed(seed: int, prompt_id: str) -> int:
 
 
 def _shards(spec: GenerateSpec, folder: Path) -> Shards:
-    pairs, size = load_pairs(spec.pairs.path), spec.generation.shard_size
+    pairs, size = load_pairs(spec.pairs), spec.generation.shard_size
     return {
         folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size]
         for start in range(0, len(pairs), size)
@@ -109,18 +109,13 @@ def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
     """Fills those of the `shards` that are this rank's."""
     share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    prompts = {
-        pair.prompt_id: models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
-        for shard in shards.values()
-        for pair in shard
-    }
     # the longest of all prompts, not of this share: an engine that is set up the same gives the same responses
-    longest = max(map(len, prompts.values()))
+    longest = max(len(pair.prompt_ids) for shard in shards.values() for pair in shard)
     sample = open_engine(spec, longest, work / f"rank-{team.rank()}")
     for path, shard in shards.items():
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
-            samples = sample([prompts[pair.prompt_id] for pair in shard], seeds)
+            samples = sample([pair.prompt_ids for pair in shard], seeds)
             _write_shard(path, shard, samples, tokenizer)
 
 

@@ -7,7 +7,6 @@ import math
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from iris_core import models
 from iris_core.data import load_pairs
 from iris_core.errors import DataError
 from iris_core.packing import Group
@@ -23,25 +22,22 @@ def load_groups(spec: TrainSpec, split: str) -> list[Group]:
     Raises:
         DataError: a prompt has no synthetic response.
     """
-    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     training = split == "train"
     initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
     groups = []
     for source in spec.synthetic if training else spec.synthetic[:1]:
         sampled = [_responses(artifact) for artifact in (source, *initial)]
-        for pair in load_pairs(spec.pairs.path, split):
+        for pair in load_pairs(spec.pairs, split):
             if any(pair.prompt_id not in responses for responses in sampled):
                 raise DataError(
                     f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
                 )
             responses = [
-                models.response_ids(tokenizer, pair.response),
+                pair.response_ids,
                 *(responses[pair.prompt_id] for responses in sampled),
             ]
-            prompt = models.prompt_ids(tokenizer, pair.prompt, spec.system_prompt)
-            groups.append(
-                Group(prompt, tuple(ids[: spec.max_response_tokens] for ids in responses))
-            )
+            cut = tuple(ids[: spec.max_response_tokens] for ids in responses)
+            groups.append(Group(pair.prompt_ids, cut))
     return groups
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import logging
 import os
 import random
@@ -147,31 +148,31 @@ def score(
 
 
 def answer(
-    lm: Any, prompts: Sequence[list[int]], max_new_tokens: int, end: int, batch_size: int
+    lm: Any, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], batch_size: int
 ) -> list[list[int]]:
-    """Greedy answers to `prompts` by the engine inside `lm`, in their order, without the end-of-turn token `end`."""
+    """Greedy answers to `prompts` by the engine inside `lm`, in their order, without the token of `ends` that ended them."""
     if hasattr(lm, "lora_request"):
         from vllm import SamplingParams
 
         settings = SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[end], detokenize=False
+            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends, detokenize=False
         )
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         outputs = lm.model.generate(inputs, settings, lora_request=lm.lora_request, use_tqdm=False)
-        return [_before(list(output.outputs[0].token_ids), end) for output in outputs]
+        return [_before(list(output.outputs[0].token_ids), ends) for output in outputs]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         answers |= zip(
-            batch, _answer_batch(lm, [prompts[i] for i in batch], max_new_tokens, end), strict=True
+            batch, _answer_batch(lm, [prompts[i] for i in batch], max_new_tokens, ends), strict=True
         )
     return [answers[i] for i in range(len(prompts))]
 
 
 @torch.inference_mode()
 def _answer_batch(
-    lm: Any, prompts: list[list[int]], max_new_tokens: int, end: int
+    lm: Any, prompts: list[list[int]], max_new_tokens: int, ends: list[int]
 ) -> list[list[int]]:
     from iris_core.prefix_lm import half_the_threads, prefill
 
@@ -185,14 +186,14 @@ def _answer_batch(
             past_key_values=cache,
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=end,
+            eos_token_id=ends,
             pad_token_id=lm.tokenizer.pad_token_id,
         )
-    return [_before(row, end) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
+    return [_before(row, ends) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
 
-def _before(token_ids: list[int], end: int) -> list[int]:
-    return token_ids[: token_ids.index(end)] if end in token_ids else token_ids
+def _before(token_ids: list[int], ends: list[int]) -> list[int]:
+    return list(itertools.takewhile(lambda token: token not in ends, token_ids))
 
 
 def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:

@@ -1,11 +1,9 @@
-"""Models and chat templates: resolve, load, and turn prompts and responses into tokens the one way used everywhere."""
+"""Models: resolve a folder or hub name, load tokenizer and weights, verify that they are what they were."""
 
 from __future__ import annotations
 
-import functools
 import timeit
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -21,8 +19,6 @@ from iris_core.errors import ModelError, ServiceError
 from iris_core.fused import fuse
 from iris_core.lora import streamline
 from iris_core.store import Artifact, Policy
-
-_MARK = "\u2042response\u2042"
 
 
 def resolve(model: ModelPart) -> Path:
@@ -151,34 +147,3 @@ def verify(policy: Policy) -> None:
             raise ModelError(
                 f"{artifact.path} is missing or has changed since this experiment began: restore it"
             )
-
-
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str | None
-) -> list[int]:
-    """Token ids of `prompt` as a user's turn in the chat template, up to where the response starts."""
-    ids: Any = tokenizer.apply_chat_template(
-        _messages(prompt, system_prompt), add_generation_prompt=True, return_dict=False
-    )
-    return list(ids)
-
-
-def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> list[int]:
-    """Token ids of `response`, the end-of-turn token included."""
-    return [*tokenizer(response, add_special_tokens=False)["input_ids"], end_of_turn(tokenizer)]
-
-
-@functools.lru_cache(maxsize=4)
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that the chat template puts after an assistant's message, else the end-of-sequence token."""
-    messages = [*_messages("?", None), {"role": "assistant", "content": _MARK}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    after = tokenizer(text.partition(_MARK)[2], add_special_tokens=False)["input_ids"]
-    if after and after[0] in tokenizer.all_special_ids:
-        return after[0]
-    return tokenizer.eos_token_id
-
-
-def _messages(prompt: str, system_prompt: str | None) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": prompt}]

@@ -51,11 +51,19 @@ class LoopState(Strict):
 
 
 class Prepared(Strict):
-    """What the stage `prepare` found out about the experiment's inputs."""
+    """What the stage `prepare` found out about the experiment's inputs.
+
+    Attributes:
+        initial: the model that self-play starts from.
+        pairs: the annotated pairs, in text and tokens.
+        dtype: number format of the weights in memory.
+        stop_token_ids: what ends a generated response: the end of turn of the chat template, then others.
+    """
 
     initial: Policy
     pairs: Artifact
     dtype: str
+    stop_token_ids: list[int]
 
     @classmethod
     def of(cls, manifest: Manifest) -> Prepared:
@@ -63,7 +71,10 @@ class Prepared(Strict):
         found = json.loads(manifest.artifact("model").path.read_text())
         model = Artifact(path=Path(found["path"]), digest=found["digest"])
         return cls(
-            initial=Policy(model=model), pairs=manifest.artifact("pairs"), dtype=found["dtype"]
+            initial=Policy(model=model),
+            pairs=manifest.artifact("pairs"),
+            dtype=found["dtype"],
+            stop_token_ids=found["stop_token_ids"],
         )
 
     def start(self, experiment: Experiment) -> LoopState:
@@ -94,7 +105,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
         policy=state.policy,
         pairs=prepared.pairs,
         generation=experiment.generation,
-        system_prompt=experiment.data.system_prompt,
+        stop_token_ids=prepared.stop_token_ids,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed * 1000 + state.iteration,
@@ -118,7 +129,6 @@ def train_spec(
         order=state.order,
         training=training,
         learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
-        system_prompt=data.system_prompt,
         max_response_tokens=max(data.max_response_tokens, experiment.generation.max_new_tokens),
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
@@ -147,7 +157,7 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy) ->
         data=Artifact.of(data) if data else None,
         pairs=prepared.pairs,
         answer_pattern=experiment.data.answer_pattern,
-        system_prompt=experiment.data.system_prompt,
+        stop_token_ids=prepared.stop_token_ids,
         max_new_tokens=experiment.generation.max_new_tokens,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,

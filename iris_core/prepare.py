@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
 from iris_core import models
-from iris_core.data import Pair, check_pairs, read_pairs, split_pairs, write_pairs
+from iris_core.chat import Chat
+from iris_core.conversations import single_turn
+from iris_core.data import Pair, make_pairs, read_conversations, split_pairs, write_pairs
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, ModelError
 from iris_core.specs import PrepareSpec
@@ -30,27 +33,14 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     """
     folder = models.resolve(spec.model)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
-    _check_template(tokenizer, spec)
+    chat = Chat(tokenizer, spec.data.system_prompt)
+    _check_template(chat, spec)
     _check_attention(folder, spec)
-
-    def lengths(pair: Pair) -> tuple[int, int]:
-        prompt = models.prompt_ids(tokenizer, pair.prompt, spec.data.system_prompt)
-        return len(prompt), len(models.response_ids(tokenizer, pair.response))
-
-    data, heldout = spec.data, None
-    if data.heldout_path is not None:
-        heldout, _ = check_pairs(
-            read_pairs(data, data.heldout_path), data, data.heldout_path, lengths
-        )
-        _check_answers(heldout, spec, data.heldout_path)
-    taken = [pair.prompt_id for pair in heldout or ()]
-    kept, dropped = check_pairs(read_pairs(data, data.path), data, data.path, lengths, taken)
-    pairs = split_pairs(kept, heldout, data, spec.seed)
-    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
+    pairs, dropped = _pairs(spec, chat)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
         "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
-        "name": spec.model.path, "revision": spec.model.revision or _snapshot(folder),
+        "name": spec.model.path, "revision": spec.model.revision or _snapshot(folder), "stop_token_ids": [chat.end],
     }  # fmt: skip
     write_atomic(out / "model.json", json.dumps(resolved, indent=1))
     train = sum(pair.split == "train" for pair in pairs)
@@ -64,9 +54,24 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     )
 
 
-def _check_template(tokenizer: PreTrainedTokenizerBase, spec: PrepareSpec) -> None:
+def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Counter[str]]:
+    """The pairs of both splits, and how many were dropped for which reason."""
+    data, heldout = spec.data, None
+    if data.heldout_path is not None:
+        read = read_conversations(data, data.heldout_path)
+        heldout, _ = make_pairs(read, data, data.heldout_path, chat.encode)
+        _check_answers(heldout, spec, data.heldout_path)
+    taken = [pair.prompt_id for pair in heldout or ()]
+    read = read_conversations(data, data.path)
+    kept, dropped = make_pairs(read, data, data.path, chat.encode, taken)
+    pairs = split_pairs(kept, heldout, data, spec.seed)
+    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
+    return pairs, dropped
+
+
+def _check_template(chat: Chat, spec: PrepareSpec) -> None:
     try:
-        models.prompt_ids(tokenizer, "?", spec.data.system_prompt)
+        chat.encode(single_turn("?", "?"))
     except Exception as error:  # a template is a program; it may raise anything
         raise ModelError(
             f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?"
@@ -92,7 +97,7 @@ def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:
         if not re.search(pattern, pair.response):
             raise DataError(
                 f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r} in {path}: "
-                "mend the pattern or the pair"
+                "fix the pattern or the pair"
             )
 
 

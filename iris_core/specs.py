@@ -20,8 +20,9 @@ from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
 class PrepareSpec(Spec):
     """Resolve the model, read, check and split the annotated pairs.
 
-    Output `pairs`: Parquet with prompt_id, prompt, response, split ("train" or "heldout"), in training order.
-    Output `model`: a JSON file with the resolved model folder and its digest (see `iris_core.prepare.policy`).
+    Output `pairs`: Parquet of `iris_core.data.Pair`, in training order: ids, text and tokens of prompts and responses.
+    Output `model`: a JSON file with the resolved model folder, its digest, and the tokens that end its turns (see
+    `iris_core.plan.Prepared`).
     """
 
     stage: ClassVar[str] = "prepare"
@@ -43,7 +44,7 @@ class GenerateSpec(Spec):
     policy: Policy
     pairs: Artifact
     generation: GenerationPart
-    system_prompt: str | None
+    stop_token_ids: list[int]
     dtype: str
     trust_remote_code: bool = False
     seed: int
@@ -68,7 +69,6 @@ class TrainSpec(Spec):
     order: float
     training: TrainingPart
     learning_rate: float
-    system_prompt: str | None
     max_response_tokens: int
     dtype: str
     trust_remote_code: bool = False
@@ -87,7 +87,7 @@ class EvaluateSpec(Spec):
     data: Artifact | None
     pairs: Artifact
     answer_pattern: str | None
-    system_prompt: str | None
+    stop_token_ids: list[int]
     max_new_tokens: int
     dtype: str
     trust_remote_code: bool = False

@@ -9,7 +9,6 @@ import pytest
 from flows.checks import RECIPE, check_services, claim
 from iris_core.config import parse_experiment
 from iris_core.errors import DataError, EvaluationError, ServiceError, StoreError
-from iris_core.plan import Prepared
 from iris_core.recipe import load_recipe
 from iris_core.store import Policy
 from tests.iris_core.small_experiment import SmallExperiment
@@ -75,9 +74,8 @@ def test_other_settings_start_with_an_empty_view(small: SmallExperiment) -> None
 def test_folder_of_another_model(small: SmallExperiment) -> None:
     claim(small.store, small.experiment, small.prepared)
     model = small.prepared.initial.model.model_copy(update={"digest": "other"})
-    other = Prepared(
-        initial=Policy(model=model), pairs=small.prepared.pairs, dtype=small.prepared.dtype
-    )
+    initial = Policy(model=model)
+    other = small.prepared.model_copy(update={"initial": initial})
     with pytest.raises(StoreError, match="another experiment.*another `name`"):
         claim(small.store, small.experiment, other)
 

@@ -98,13 +98,15 @@ class SmallExperiment:
         return plan.trained_policy(self.prepared.initial, trained)
 
     def prepare(self, spec: Any, out: Path) -> Outcome:
-        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i}", "split": "heldout"}
+        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i}", "split": "heldout",
+                 "prompt_ids": [i], "response_ids": [i, 2]}
                 for i in range(PROMPTS)]  # fmt: skip
         pq.write_table(pa.Table.from_pylist(rows), out / "pairs.parquet")
         model = {
             "path": str(self.root / "model"),
             "digest": plan.Artifact.of(self.root / "model").digest,
             "dtype": "float32",
+            "stop_token_ids": [2],
         }
         (out / "model.json").write_text(json.dumps(model))
         metrics = {"train_pairs": 40, "heldout_pairs": PROMPTS, "dropped": {}}

@@ -34,14 +34,17 @@ integration = pytest.mark.integration
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     rows = [
-        Pair(f"id{i}", f"What is {i} + 1?", f"It is {i + 1}.\nAnswer: {i + 1}", "heldout")
+        Pair(
+            f"id{i}", f"What is {i} + 1?", f"It is {i + 1}.\nAnswer: {i + 1}", [1, 60 + i, 2], [2],
+            "heldout",
+        )
         for i in range(5)
-    ]
+    ]  # fmt: skip
     write_pairs(
         [
-            Pair("t", "train only", "Answer: 0"),
+            Pair("t", "train only", "Answer: 0", [1], [2]),
             *rows,
-            Pair("n", "Why?", "No pattern here", "heldout"),
+            Pair("n", "Why?", "No pattern here", [1], [2], "heldout"),
         ],
         path,
     )
@@ -63,7 +66,7 @@ def make_spec(
     } | changes.pop("part", {})
     fields = {
         "policy": Policy(model=Artifact.of(model)), "evaluation": EvaluationPart(**part), "data": data and Artifact.of(data),
-        "pairs": pairs, "answer_pattern": None, "system_prompt": None, "max_new_tokens": 8, "dtype": "float32", "seed": 0,
+        "pairs": pairs, "answer_pattern": None, "stop_token_ids": [2], "max_new_tokens": 8, "dtype": "float32", "seed": 0,
     }  # fmt: skip
     return EvaluateSpec(**(fields | changes))
 

@@ -14,7 +14,7 @@ from iris_core import engines, plan, team
 from iris_core import generate as generate_module
 from iris_core.config import parse_experiment
 from iris_core.engines import Sample
-from iris_core.errors import ConfigError, ModelError, StageFailed
+from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
 from iris_core.generate import generate, summarize
 from iris_core.launch import descendants, launch
 from iris_core.prepare import prepare
@@ -213,8 +213,8 @@ def test_counts_of_responses():
 
 @pytest.mark.unit
 def test_a_response_ends_with_its_end_of_turn():
-    assert engines._until([5, 6, 2, 0, 0], 2) == Sample([5, 6, 2], "stop")
-    assert engines._until([5, 6], 2) == Sample([5, 6], "length")
+    assert engines._until([5, 6, 2, 0, 0], [9, 2]) == Sample([5, 6, 2], "stop")
+    assert engines._until([5, 6], [9, 2]) == Sample([5, 6], "length")
 
 
 @pytest.mark.unit
@@ -231,6 +231,14 @@ def test_a_model_that_changed_is_refused(tiny_model, pairs_file, tmp_path):
     wrong = spec.policy.model.model_copy(update={"digest": "0" * 64})
     spec = spec.model_copy(update={"policy": spec.policy.model_copy(update={"model": wrong})})
     with pytest.raises(ModelError, match="is missing or has changed"):
+        run_stage(spec, tmp_path / "out", generate)
+
+
+@pytest.mark.integration
+def test_pairs_that_changed_are_refused(tiny_model, pairs_file, tmp_path):
+    spec = spec_of(experiment(tiny_model, pairs_file), tmp_path)
+    spec.pairs.path.write_bytes(spec.pairs.path.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"pairs.parquet is missing or has changed since `prepare`"):
         run_stage(spec, tmp_path / "out", generate)
 
 

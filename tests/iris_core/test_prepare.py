@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from iris_core import models, plan
+from iris_core.chat import Chat
 from iris_core.config import parse_experiment
+from iris_core.conversations import single_turn
 from iris_core.data import load_pairs
 from iris_core.errors import DataError, ModelError
 from iris_core.prepare import prepare
@@ -42,12 +44,18 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
 def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD)
     assert manifest.metrics == {"train_pairs": 9, "heldout_pairs": 3, "dropped": {}}
-    pairs = load_pairs(manifest.artifact("pairs").path)
+    pairs = load_pairs(manifest.artifact("pairs"))
     assert sorted(pair.prompt for pair in pairs) == sorted(row["prompt"] for row in GOOD)
-    assert len(load_pairs(manifest.artifact("pairs").path, "heldout")) == 3
+    assert len(load_pairs(manifest.artifact("pairs"), "heldout")) == 3
     prepared = plan.Prepared.of(manifest)
     assert prepared.initial.model.path == tiny_model
     models.verify(prepared.initial)
+    assert prepared.stop_token_ids == [2]
+    tokenizer = models.load_tokenizer(tiny_model)
+    for pair in pairs:
+        question = f"<|im_start|>user\n{pair.prompt}<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(pair.prompt_ids) == question
+        assert tokenizer.decode(pair.response_ids) == f"{pair.response}<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,7 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
         (
             [*GOOD, {"prompt": "a", "response": None}],
             {},
-            r"row 12: the annotated response is empty; prompt 'a': mend it, or set data.on_invalid",
+            r"row 12: the annotated response is empty; prompt 'a': fix it, or set data.on_invalid",
         ),
         (
             [{"prompt": "a", "response": ["b", "c"]}],
@@ -152,7 +160,7 @@ def test_first_turn_of_conversations(tiny_model, tmp_path):
         for row in GOOD
     ]
     manifest = run(tiny_model, tmp_path, rows, response_column="messages")
-    assert {pair.response for pair in load_pairs(manifest.artifact("pairs").path)} == {
+    assert {pair.response for pair in load_pairs(manifest.artifact("pairs"))} == {
         row["response"] for row in GOOD
     }
 
@@ -189,11 +197,11 @@ def test_a_model_that_is_missing_or_not_safetensors(tiny_model, tmp_path):
 
 def test_response_tokens_end_as_the_chat_template_ends_a_turn(tiny_model):
     tokenizer = models.load_tokenizer(Path(tiny_model))
-    prompt = models.prompt_ids(tokenizer, "Hi", None)
+    prompt, response = Chat(tokenizer).encode(single_turn("Hi", "Yes"))
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],
         return_dict=False,
     )
-    mine = [*prompt, *models.response_ids(tokenizer, "Yes")]
+    mine = [*prompt, *response]
     assert whole[: len(mine)] == mine
     assert tokenizer.decode(mine[-1:]) == "<|im_end|>"
