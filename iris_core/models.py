@@ -13,28 +13,29 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from iris_core import hub
 from iris_core.attention import GROUPED
 from iris_core.config import ModelPart
-from iris_core.errors import ModelError, ServiceError
+from iris_core.digest import MODEL_FILES
+from iris_core.errors import ModelError
 from iris_core.fused import fuse
+from iris_core.hub import local_folder
 from iris_core.lora import streamline
 from iris_core.store import Artifact, Policy
 
 
-def resolve(model: ModelPart) -> Path:
+def resolve(model: ModelPart, commit: str | None = None) -> Path:
     """The local folder of `model`: as given, or a snapshot from the hub.
 
+    Args:
+        model: path or hub name, and revision.
+        commit: which commit of the hub model; None: the one that `model.revision` means now.
+
     Raises:
-        ModelError: the folder is missing or holds no safetensors.
+        ModelError: the folder is missing or holds no safetensors, or the hub refuses the model.
         ServiceError: the hub cannot be reached.
     """
-    folder = Path(model.path).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or model.path.startswith((".", "~")):
-            raise ModelError(
-                f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name"
-            )
-        folder = _download(model)
+    folder = local_folder(model) or _download(model, commit)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"model.path: {folder} holds no *.safetensors: load the model once and save it with "
@@ -43,26 +44,11 @@ def resolve(model: ModelPart) -> Path:
     return folder.absolute()
 
 
-def _download(model: ModelPart) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=patterns))
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise ModelError(
-            f"model.path: {model.path!r} is neither a folder nor a model on the hub"
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ServiceError(
-            f"model.path: {model.path!r} is not a folder, and the Hugging Face hub cannot be reached: "
-            "give a local folder, or run again with a network"
-        ) from error
+def _download(model: ModelPart, commit: str | None) -> Path:
+    if commit is None:
+        commit = hub.resolve_revision("model", model.path, model.revision)
+    code = ["*.py"] if model.trust_remote_code else []
+    return hub.download(model.path, model.revision, commit, [*MODEL_FILES, *code])
 
 
 def resolve_dtype(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from iris_core import miniature
+from iris_core import hub, miniature
 from iris_core.config import Experiment, ObjectiveName, ObjectivePart
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, EvaluationError, StoreError
@@ -83,14 +83,19 @@ class Prepared(Strict):
 
 
 def prepare_spec(experiment: Experiment) -> PrepareSpec:
-    """Digests the data and a local model, and asks for the model to be resolved.
+    """Digests the data and a local model, and asks the hub which commit the name of another means.
 
     Raises:
         DataError: the data file is missing.
+        ModelError: the model's folder is missing, or the hub refuses the model.
+        ServiceError: the hub cannot be reached.
     """
+    model = experiment.model
+    folder = hub.local_folder(model)
     return PrepareSpec(
-        model=experiment.model,
-        model_digest=_model_digest(experiment.model.path),
+        model=model,
+        model_digest=model_digest(folder) if folder else None,
+        model_commit=None if folder else hub.resolve_revision("model", model.path, model.revision),
         data=experiment.data,
         data_digest=_data_digest("data.path", experiment.data.path),
         heldout_digest=_data_digest("data.heldout_path", experiment.data.heldout_path),
@@ -263,12 +268,6 @@ def _member(loop: Experiment) -> Member:
 def recipe_yaml(experiment: Experiment) -> str:
     """The experiment as a recipe, complete with defaults."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-
-
-def _model_digest(path: str) -> str | None:
-    """Digest of a local model folder; None for a name on the hub."""
-    folder = Path(path).expanduser()
-    return model_digest(folder) if folder.is_dir() else None
 
 
 def _data_digest(field: str, path: str | None) -> str | None:

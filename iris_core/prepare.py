@@ -31,7 +31,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     Raises:
         ModelError: the model cannot be used; DataError: the data cannot.
     """
-    folder = models.resolve(spec.model)
+    folder = models.resolve(spec.model, spec.model_commit)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
     chat = Chat(tokenizer, spec.data.system_prompt)
     _check_template(chat, spec)
@@ -40,7 +40,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
         "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
-        "name": spec.model.path, "revision": spec.model.revision or _snapshot(folder), "stop_token_ids": [chat.end],
+        "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": [chat.end],
     }  # fmt: skip
     write_atomic(out / "model.json", json.dumps(resolved, indent=1))
     train = sum(pair.split == "train" for pair in pairs)
@@ -99,11 +99,6 @@ def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:
                 f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r} in {path}: "
                 "fix the pattern or the pair"
             )
-
-
-def _snapshot(folder: Path) -> str | None:
-    """The commit of a hub snapshot, which is the name of its folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 if __name__ == "__main__":

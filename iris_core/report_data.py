@@ -81,7 +81,7 @@ def inputs(prepared: Manifest | None) -> dict[str, Any]:
     start = Prepared.of(prepared)
     return {
         "model": redact(str(prepared.spec["model"]["path"])),
-        "revision": prepared.spec["model"].get("revision"),
+        "revision": prepared.spec["model_commit"],
         "model_digest": start.initial.model.digest,
         "dtype": start.dtype,
         "data": redact(str(prepared.spec["data"]["path"])),

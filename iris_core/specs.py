@@ -27,7 +27,8 @@ class PrepareSpec(Spec):
 
     stage: ClassVar[str] = "prepare"
     model: ModelPart
-    model_digest: str | None
+    model_digest: str | None  # of a local folder
+    model_commit: str | None  # of a model on the hub
     data: DataPart
     data_digest: str | None
     heldout_digest: str | None
