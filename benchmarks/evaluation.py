@@ -107,7 +107,7 @@ def _seconds(command: list[str], cwd: Path, settings: dict[str, str]) -> float:
 
 
 def _spec(model: Path) -> Any:
-    from iris_core.config import EvaluationPart
+    from iris_core.config import DataPart, EvaluationPart
     from iris_core.harness import resolve_backend
     from iris_core.miniature import FOLDER
     from iris_core.models import resolve_dtype
@@ -122,6 +122,8 @@ def _spec(model: Path) -> Any:
         pairs=Artifact(path=Path(), digest="benchmark"),
         answer_pattern=None,
         stop_token_ids=[],
+        chat_template_kwargs={},
+        template_date=DataPart(path="benchmark").template_date,
         max_new_tokens=NEW_TOKENS,
         dtype=resolve_dtype("auto"),
         seed=0,

@@ -96,7 +96,7 @@ def _spec(model: Path) -> Any:
         policy=Policy(model=Artifact(path=model, digest="benchmark")),
         pairs=Artifact(path=Path(), digest="benchmark"),
         generation=GenerationPart(backend="vllm", max_new_tokens=NEW_TOKENS),
-        stop_token_ids=[_chat(model).end],
+        stop_token_ids=_chat(model).stop_token_ids,
         dtype=resolve_dtype("auto"),
         seed=0,
     )
@@ -118,9 +118,10 @@ def _prompts(model: Path, data: Path | None, repeats: int) -> list[list[int]]:
 
 def _chat(model: Path) -> Any:
     from iris_core.chat import Chat
+    from iris_core.config import DataPart
     from iris_core.models import load_tokenizer
 
-    return Chat(load_tokenizer(model))
+    return Chat(load_tokenizer(model), DataPart(path="benchmark"))
 
 
 def _batch(prompts: list[list[int]], repetition: int) -> tuple[list[list[int]], list[int]]:

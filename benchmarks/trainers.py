@@ -235,11 +235,12 @@ def tokens_of(case: Case) -> list[Any]:
     """Every pair as a `Group`."""
     from iris_core import models
     from iris_core.chat import Chat
+    from iris_core.config import DataPart
     from iris_core.conversations import single_turn
     from iris_core.packing import Group
 
     tokenizer = models.load_tokenizer(case.model)
-    encode = Chat(tokenizer).encode
+    encode = Chat(tokenizer, DataPart(path="benchmark")).encode
     groups = []
     for pair in _pairs(case, tokenizer):
         sides = (pair.annotated, pair.synthetic)

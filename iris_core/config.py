@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,13 @@ Benchmark = Literal[
     "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"
 ]  # fmt: skip
 TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
+
+
+TEMPLATE_ARGUMENTS = frozenset(
+    ("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
+     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
+     "tokenizer_kwargs", "strftime_now")
+)  # fmt: skip
 
 
 class Part(BaseModel):
@@ -57,6 +65,14 @@ class DataPart(Part):
     system_prompt: str | None = Field(
         None, description="System message put before every prompt; none: the template's own."
     )
+    chat_template_kwargs: dict[str, str | bool | int | float | None] = Field(
+        {},
+        description="Variables of the chat template, such as {enable_thinking: false}; for generation, training and benchmarks.",
+    )
+    template_date: datetime.date = Field(
+        datetime.date(2024, 7, 26),
+        description="The date that a chat template is told when it asks for today's, so that prompts stay what they are.",
+    )
     max_pairs: int | None = Field(
         None, ge=2, description="Use only the first so many pairs of a seeded shuffle."
     )
@@ -83,6 +99,13 @@ class DataPart(Part):
     mix_previous: bool = Field(
         False, description="Train on the synthetic responses of this and the previous iteration."
     )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _free(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(TEMPLATE_ARGUMENTS & set(variables)):
+            raise ValueError(f"{', '.join(taken)}: set by the pipeline itself; leave it out")
+        return variables
 
     @field_validator("answer_pattern")
     @classmethod

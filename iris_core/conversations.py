@@ -29,3 +29,19 @@ def single_turn(question: str, answer: str, place: str = "") -> Conversation:
     """A conversation of one message of the user and its answer."""
     messages = [{"role": "user", "content": question}]
     return Conversation(messages, {"role": "assistant", "content": answer}, place)
+
+
+class Unusable(Exception):
+    """A conversation that makes no pair: the reason, to count by, and the detail, to show."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def text_of(message: Message) -> str:
+    """The text of a message; of parts, all of them; "" where there is none (a tool call)."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core.config import DataPart
-from iris_core.conversations import Conversation, single_turn
+from iris_core.conversations import Conversation, Unusable, single_turn, text_of
 from iris_core.digest import json_digest
 from iris_core.errors import DataError, ServiceError
 from iris_core.store import Artifact
@@ -80,7 +80,7 @@ def read_conversations(data: DataPart, path: str) -> list[Conversation]:
 
 
 def make_pairs(
-    conversations: list[Conversation],
+    conversations: Iterable[Conversation],
     data: DataPart,
     path: str,
     encode: Encode,
@@ -102,7 +102,7 @@ def make_pairs(
     for conversation in conversations:
         try:
             pair = _pair(conversation, data, encode, seen)
-        except _Unusable as problem:
+        except Unusable as problem:
             if data.on_invalid == "error":
                 prompt = last_question(conversation)[:60]
                 raise DataError(
@@ -159,7 +159,7 @@ def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
 def last_question(conversation: Conversation) -> str:
     """The text of the user's last message before the answer; "" where there is none."""
     users = [each for each in conversation.messages if each["role"] == "user"]
-    return str(users[-1]["content"]) if users else ""
+    return text_of(users[-1]) if users else ""
 
 
 def _load(data: DataPart, path: str) -> Any:
@@ -213,24 +213,20 @@ def _text(value: Any, role: str, path: str, row: int, column: str) -> str:
     return value
 
 
-class _Unusable(Exception):
-    """A conversation that makes no pair: the reason, to count by, and the detail, to show."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason, self.detail = reason, detail
-
-
 def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[str]) -> Pair:
-    """`conversation` as a pair, or _Unusable."""
-    prompt, response = last_question(conversation), str(conversation.answer["content"])
+    """`conversation` as a pair.
+
+    Raises:
+        Unusable: it makes none.
+    """
+    prompt, response = last_question(conversation), text_of(conversation.answer)
     if not prompt.strip():
-        raise _Unusable("empty prompt", "the prompt is empty")
-    if not response.strip():
-        raise _Unusable("empty response", "the annotated response is empty")
+        raise Unusable("empty prompt", "the prompt is empty")
+    if not (response.strip() or conversation.answer.get("tool_calls")):
+        raise Unusable("empty response", "the annotated response is empty")
     prompt_id = json_digest([conversation.messages, conversation.tools])[:16]
     if prompt_id in seen:
-        raise _Unusable("duplicated prompt", "the prompt stands there twice")
+        raise Unusable("duplicated prompt", "the prompt stands there twice")
     prompt_ids, response_ids = encode(conversation)
     limits = (
         ("prompt", len(prompt_ids), data.max_prompt_tokens),
@@ -238,7 +234,7 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     )
     for name, tokens, limit in limits:
         if tokens > limit:
-            raise _Unusable(
+            raise Unusable(
                 f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}"
             )
     return Pair(prompt_id, prompt, response, prompt_ids, response_ids)

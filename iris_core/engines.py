@@ -77,6 +77,7 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
         "dtype": dtype,
         "disable_log_stats": True,
         "enable_prefix_caching": True,
+        "generation_config": "vllm",  # nothing of the model's generation_config.json
     }
     if not torch.cuda.is_available():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -87,7 +88,7 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
 
 
 def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
-    settings = vllm_settings(spec.dtype)
+    settings = vllm_settings(sampling_dtype(spec))
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -141,9 +142,15 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     return sample
 
 
+def sampling_dtype(spec: GenerateSpec) -> str:
+    """The number format to sample in; on a CPU, bfloat16 would round a small adapter away where it is added."""
+    adapted = spec.policy.adapter is not None and models.device().type == "cpu"
+    return "float32" if adapted else spec.dtype
+
+
 def _merge(spec: GenerateSpec, folder: Path) -> Path:
-    """Saves the model of `spec` with its adapter added to the weights."""
-    model = models.load_policy(spec.policy, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    """Saves the model of `spec` with its adapter added to the weights, in fp32."""
+    model = models.load_policy(spec.policy, "float32", trust_remote_code=spec.trust_remote_code)
     model.merge_and_unload().save_pretrained(folder)
     models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
     return folder
@@ -151,7 +158,9 @@ def _merge(spec: GenerateSpec, folder: Path) -> Path:
 
 def _open_transformers(spec: GenerateSpec) -> Sampler:
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    model = models.load_policy(spec.policy, spec.dtype, trust_remote_code=spec.trust_remote_code)
+    dtype = sampling_dtype(spec)
+    model = models.load_policy(spec.policy, dtype, trust_remote_code=spec.trust_remote_code)
+    models.sample_plainly(model)
     generation, ends = spec.generation, spec.stop_token_ids
     sampling: dict[str, Any] = {"do_sample": False}
     if generation.temperature > 0:

@@ -28,6 +28,7 @@ from iris_core.progress import Progress
 from iris_core.specs import EvaluateSpec
 from iris_core.stage import main
 from iris_core.store import Artifact, Outcome, versions, write_atomic
+from iris_core.templates import Template
 
 SCORES = "scores"
 HELDOUT = "heldout.parquet"
@@ -82,6 +83,7 @@ def settings(spec: EvaluateSpec, item: Benchmark) -> Record:
         "filter": item.filter,
         "limit": part.limit,
         "apply_chat_template": part.apply_chat_template,
+        "chat_template": _template_settings(spec) if part.apply_chat_template else None,
         "fewshot_seed": harness.FEWSHOT_SEED,
         "max_gen_tokens": part.max_gen_tokens if item.generates else None,
         "backend": harness.resolve_backend(part.backend),
@@ -90,6 +92,10 @@ def settings(spec: EvaluateSpec, item: Benchmark) -> Record:
         "label": label(spec.data),
         "lm_eval": versions("lm-eval").get("lm-eval"),
     }
+
+
+def _template_settings(spec: EvaluateSpec) -> Record:
+    return {"date": spec.template_date.isoformat(), "variables": spec.chat_template_kwargs}
 
 
 def label(data: Artifact | None) -> str | None:
@@ -193,8 +199,10 @@ def _run(
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
     batch_size = int(spec.execution.get("batch_size", harness.BATCH_SIZE))
     started = time.monotonic()
+    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(
         spec.policy, harness.resolve_backend(spec.evaluation.backend), spec.dtype,
+        template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date), ends=spec.stop_token_ids,
         trust_remote_code=spec.trust_remote_code, batch_size=batch_size,
     )  # fmt: skip
     log.info("opened the engine in %.1f s", time.monotonic() - started)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from iris_core import models, team
+from iris_core.config import GenerationPart
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import text_digest
 from iris_core.engines import Sample, open_engine
@@ -62,6 +63,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
         _sample_missing(spec, shards, missing, out)
     seconds = time.monotonic() - started
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
+    metrics["warnings"] = warnings(spec.generation)
     if missing:
         metrics["tokens_per_second"] = sum(map(_tokens, missing)) / seconds
     return Outcome(outputs={"responses": folder}, metrics=metrics)
@@ -78,6 +80,16 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "empty": sum(not row["response"].strip() for row in rows),
         "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),
     }
+
+
+def warnings(generation: GenerationPart) -> list[str]:
+    """What a user should know about the settings, each in one line."""
+    if generation.temperature == generation.top_p == 1:
+        return []
+    return [
+        f"generation: at temperature {generation.temperature:g} and top_p {generation.top_p:g} responses are not samples of the "
+        "opponent p_t, which the objective takes them for: set both to 1, unless that is what you want"
+    ]
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

@@ -27,6 +27,7 @@ from iris_core.engines import vllm_settings
 from iris_core.errors import ConfigError, EvaluationError, IrisError, ServiceError
 from iris_core.mirror import in_mirror
 from iris_core.store import Artifact, Policy
+from iris_core.templates import Template
 
 FEWSHOT_SEED = (
     1234  # the harness's own default: which examples a prompt shows, whatever the experiment's seed
@@ -97,18 +98,39 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
 
 
 def open_model(
-    policy: Policy, backend: str, dtype: str, *, trust_remote_code: bool, batch_size: int
+    policy: Policy, backend: str, dtype: str, *, template: Template, ends: list[int], trust_remote_code: bool,
+    batch_size: int,
+) -> Any:  # fmt: skip
+    """The harness's model for `policy`: vLLM serving base and adapter, or transformers with shared prefixes.
+
+    Args:
+        policy: what is scored.
+        backend: "vllm" or "hf".
+        dtype: "bfloat16" or "float32".
+        template: renders the prompts of benchmarks that are asked as a chat.
+        ends: tokens that end what the model generates.
+        trust_remote_code: run code from the model's folder.
+        batch_size: prompts that generate together.
+    """
+    opened = (
+        _open_vllm(policy, dtype, trust_remote_code)
+        if backend == "vllm"
+        else _open_hf(policy, dtype, template, trust_remote_code, batch_size)
+    )
+    opened.template, opened.ends = template, ends
+    return opened
+
+
+def _open_hf(
+    policy: Policy, dtype: str, template: Template, trust_remote_code: bool, batch_size: int
 ) -> Any:
-    """The harness's model for `policy`: vLLM serving base and adapter, or transformers with shared prefixes."""
-    if backend == "vllm":
-        return _open_vllm(policy, dtype, trust_remote_code)
     from iris_core.prefix_lm import PrefixLM
 
-    tokenizer = models.load_tokenizer(policy.model.path, trust_remote_code)
     model = models.load_policy(policy, dtype, trust_remote_code=trust_remote_code)
     if policy.adapter is not None and dtype == "float32":  # in bf16, merging would round
         model = model.merge_and_unload()
-    return PrefixLM(model, tokenizer, batch_size)
+    models.sample_plainly(model)
+    return PrefixLM(model, template.tokenizer, batch_size)
 
 
 def score(

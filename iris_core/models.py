@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import timeit
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -98,6 +100,17 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def generation_ends(folder: Path) -> list[int]:
+    """The tokens that end generation by the settings in a model's folder."""
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        ends = found.get("eos_token_id", found.get("text_config", {}).get("eos_token_id"))
+        if ends is not None:
+            return ends if isinstance(ends, list) else [ends]
+    return []
+
+
 def load_policy(
     policy: Policy, dtype: str, *, trainable: bool = False, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -124,6 +137,12 @@ def load_policy(
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
         streamline(model)
     return model.to(device()).eval()
+
+
+def sample_plainly(model: PreTrainedModel) -> None:
+    """Leaves out of `model.generate` what generation_config.json says, such as a repetition penalty."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model.generation_config = inner.generation_config = GenerationConfig()
 
 
 def verify(policy: Policy) -> None:

@@ -162,6 +162,8 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy) ->
         data=Artifact.of(data) if data else None,
         pairs=prepared.pairs,
         answer_pattern=experiment.data.answer_pattern,
+        chat_template_kwargs=experiment.data.chat_template_kwargs,
+        template_date=experiment.data.template_date,
         stop_token_ids=prepared.stop_token_ids,
         max_new_tokens=experiment.generation.max_new_tokens,
         dtype=prepared.dtype,

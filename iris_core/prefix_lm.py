@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iris_core.prefix_tree import ROW_TOKENS, Request, Row, rows
+from iris_core.templates import ChatPrompts
 
 MIN_SHARED = 16
 LOGIT_ROWS = 256
@@ -36,7 +37,7 @@ def half_the_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class PrefixLM(HFLM):
+class PrefixLM(ChatPrompts, HFLM):
     """`HFLM` for a causal model that is already loaded, with SDPA attention.
 
     Args:
@@ -44,7 +45,12 @@ class PrefixLM(HFLM):
         tokenizer: its tokenizer.
         batch_size: prompts that generate together.
         max_length: tokens that the model reads at once; None: what its configuration says.
+
+    Attributes:
+        ends: tokens that end what it generates; none: those of the model's generation_config.
     """
+
+    ends: list[int] | None = None
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None):
         super().__init__(
@@ -110,6 +116,7 @@ class PrefixLM(HFLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **settings: Any
     ) -> Tensor:
+        settings |= {"eos_token_id": self.ends} if self.ends else {}
         attention = settings.get("attention_mask")
         if attention is None or not self._full_attention():
             return super()._model_generate(context, max_length, stop, **settings)

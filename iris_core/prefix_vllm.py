@@ -13,6 +13,8 @@ from typing import Any
 
 from vllm import SamplingParams
 
+from iris_core.templates import ChatPrompts
+
 _version = importlib.metadata.version
 
 
@@ -36,8 +38,14 @@ SHORT = (
 CHUNK = 2048  # requests prepared together
 
 
-class PrefixVLLM(VLLM):
-    """`VLLM` without progress bars, whose short log-likelihood requests share their prefixes."""
+class PrefixVLLM(ChatPrompts, VLLM):
+    """`VLLM` without progress bars, whose short log-likelihood requests share their prefixes.
+
+    Attributes:
+        ends: tokens that end what it generates, beside those that vLLM stops at anyway.
+    """
+
+    ends: list[int]
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         """As the harness's, without its progress bar."""
@@ -54,6 +62,8 @@ class PrefixVLLM(VLLM):
             sampling_params = SamplingParams(
                 temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False
             )
+        for each in sampling_params if generate else ():
+            each.stop_token_ids = list({*each.stop_token_ids, *self.ends})
         prompts = [{"prompt_token_ids": list(tokens)} for tokens in requests]
         return self.model.generate(
             prompts, sampling_params, lora_request=self.lora_request, use_tqdm=False

@@ -16,7 +16,6 @@ from transformers import AutoConfig
 
 from iris_core import models
 from iris_core.chat import Chat
-from iris_core.conversations import single_turn
 from iris_core.data import Pair, make_pairs, read_conversations, split_pairs, write_pairs
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, ModelError
@@ -33,14 +32,13 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     """
     folder = models.resolve(spec.model, spec.model_commit)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
-    chat = Chat(tokenizer, spec.data.system_prompt)
-    _check_template(chat, spec)
+    chat = Chat(tokenizer, spec.data, models.generation_ends(folder))
     _check_attention(folder, spec)
     pairs, dropped = _pairs(spec, chat)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
         "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
-        "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": [chat.end],
+        "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": chat.stop_token_ids,
     }  # fmt: skip
     write_atomic(out / "model.json", json.dumps(resolved, indent=1))
     train = sum(pair.split == "train" for pair in pairs)
@@ -50,6 +48,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
             "train_pairs": train,
             "heldout_pairs": len(pairs) - train,
             "dropped": dict(dropped),
+            "warnings": chat.warnings,
         },
     )
 
@@ -58,24 +57,15 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Counter[str]]:
     """The pairs of both splits, and how many were dropped for which reason."""
     data, heldout = spec.data, None
     if data.heldout_path is not None:
-        read = read_conversations(data, data.heldout_path)
+        read = map(chat.clean, read_conversations(data, data.heldout_path))
         heldout, _ = make_pairs(read, data, data.heldout_path, chat.encode)
         _check_answers(heldout, spec, data.heldout_path)
     taken = [pair.prompt_id for pair in heldout or ()]
-    read = read_conversations(data, data.path)
+    read = map(chat.clean, read_conversations(data, data.path))
     kept, dropped = make_pairs(read, data, data.path, chat.encode, taken)
     pairs = split_pairs(kept, heldout, data, spec.seed)
     _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
     return pairs, dropped
-
-
-def _check_template(chat: Chat, spec: PrepareSpec) -> None:
-    try:
-        chat.encode(single_turn("?", "?"))
-    except Exception as error:  # a template is a program; it may raise anything
-        raise ModelError(
-            f"{spec.model.path}: the chat template fails: {error}; is data.system_prompt allowed by it?"
-        ) from error
 
 
 def _check_attention(folder: Path, spec: PrepareSpec) -> None:

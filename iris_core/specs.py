@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import ClassVar, Literal
 
 from iris_core import tracking
@@ -89,6 +90,8 @@ class EvaluateSpec(Spec):
     pairs: Artifact
     answer_pattern: str | None
     stop_token_ids: list[int]
+    chat_template_kwargs: dict[str, str | bool | int | float | None]
+    template_date: datetime.date
     max_new_tokens: int
     dtype: str
     trust_remote_code: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ def make_spec(
     } | changes.pop("part", {})
     fields = {
         "policy": Policy(model=Artifact.of(model)), "evaluation": EvaluationPart(**part), "data": data and Artifact.of(data),
-        "pairs": pairs, "answer_pattern": None, "stop_token_ids": [2], "max_new_tokens": 8, "dtype": "float32", "seed": 0,
+        "pairs": pairs, "answer_pattern": None, "stop_token_ids": [2], "chat_template_kwargs": {}, "template_date": datetime.date(2024, 7, 26), "max_new_tokens": 8, "dtype": "float32", "seed": 0,
     }  # fmt: skip
     return EvaluateSpec(**(fields | changes))
 

@@ -11,7 +11,7 @@ import torch
 
 from iris_core import models, plan
 from iris_core.chat import Chat
-from iris_core.config import parse_experiment
+from iris_core.config import DataPart, parse_experiment
 from iris_core.conversations import single_turn
 from iris_core.data import load_pairs
 from iris_core.errors import DataError, ModelError
@@ -43,7 +43,7 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
 
 def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD)
-    assert manifest.metrics == {"train_pairs": 9, "heldout_pairs": 3, "dropped": {}}
+    assert manifest.metrics == {"train_pairs": 9, "heldout_pairs": 3, "dropped": {}, "warnings": []}
     pairs = load_pairs(manifest.artifact("pairs"))
     assert sorted(pair.prompt for pair in pairs) == sorted(row["prompt"] for row in GOOD)
     assert len(load_pairs(manifest.artifact("pairs"), "heldout")) == 3
@@ -197,7 +197,7 @@ def test_a_model_that_is_missing_or_not_safetensors(tiny_model, tmp_path):
 
 def test_response_tokens_end_as_the_chat_template_ends_a_turn(tiny_model):
     tokenizer = models.load_tokenizer(Path(tiny_model))
-    prompt, response = Chat(tokenizer).encode(single_turn("Hi", "Yes"))
+    prompt, response = Chat(tokenizer, DataPart(path="x")).encode(single_turn("Hi", "Yes"))
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],
         return_dict=False,
