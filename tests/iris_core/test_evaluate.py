@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from iris_core import evaluate, harness, miniature
 from iris_core.benchmarks import BENCHMARKS, benchmark
@@ -24,7 +25,9 @@ from iris_core.errors import DataError, EvaluationError
 from iris_core.mirror import write_card, write_rows
 from iris_core.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
+from iris_core.templates import Template
 from tests.conftest import build_model
+from tests.iris_core.tokenizers import DATED, byte_level
 
 PATTERN = r"Answer: *(.+)"
 unit = pytest.mark.unit
@@ -270,7 +273,6 @@ def test_the_stage_scores_answers_and_reports(
 
 def build_adapter(model: Path, folder: Path) -> Path:
     """Saves a LoRA adapter on `model` that changes what it says."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -372,6 +374,50 @@ def test_the_chat_template_changes_the_prompts_and_the_protocol(
     scores = [manifest.metrics["benchmarks"]["winogrande"] for manifest in (plain, chat)]
     assert scores[0]["protocol"] != scores[1]["protocol"]
     assert scores[0]["n"] == scores[1]["n"] == 6
+
+
+@integration
+def test_answers_are_greedy_whatever_generation_config_says(
+    pairs: Artifact, tmp_path: Path
+) -> None:
+    """Penalties in the model's folder change no answer to a held-out prompt and no benchmark."""
+    found = []
+    for penalty in (1.0, 1.8):
+        model = tmp_path / f"model-{penalty}"
+        build_model(model)
+        file = model / "generation_config.json"
+        settings = {**json.loads(file.read_text()), "repetition_penalty": penalty, "num_beams": 2}
+        file.write_text(json.dumps(settings))
+        spec = make_spec(model, pairs, ["gsm8k"], answer_pattern=PATTERN)
+        manifest = run(spec, tmp_path / f"out-{penalty}")
+        rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
+        found.append([row["response"] for row in rows])
+    assert found[0] == found[1]
+
+
+@integration
+def test_benchmarks_are_asked_by_the_experiment_s_template(tiny_model: Path) -> None:
+    tokenizer = byte_level(f"{DATED}{{{{ tone }}}}")
+    template = Template(tokenizer, {"tone": "brief"}, datetime.date(2025, 1, 2))
+    policy = Policy(model=Artifact.of(tiny_model))
+    lm = harness.open_model(
+        policy, "hf", "float32", template=template, ends=[2, 60], trust_remote_code=False, batch_size=2,
+    )  # fmt: skip
+    asked = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert asked.startswith("<|im_start|>system\nNow 02 Jan 2025")
+    assert asked.endswith("assistant\nbrief")
+    begun = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "The answer"}]
+    assert "The answer" in lm.apply_chat_template(begun, add_generation_prompt=False)[-15:]
+    context = torch.tensor([[1, 70, 80]])
+
+    def generated(ends: list[int]) -> list[int]:
+        lm.ends = ends
+        return list(lm._model_generate(context, 12, [], attention_mask=context**0)[0, 3:].tolist())
+
+    whole = generated([383])
+    stop = next(token for token in whole if token != whole[0])
+    assert len(whole) == 9
+    assert generated([stop, 383]) == whole[: whole.index(stop) + 1]
 
 
 @integration

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import subprocess
 import sys
 import threading
@@ -9,16 +11,21 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from iris_core import engines, plan, team
+from iris_core import engines, models, plan, team
 from iris_core import generate as generate_module
-from iris_core.config import parse_experiment
+from iris_core.config import GenerationPart, parse_experiment
 from iris_core.engines import Sample
 from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
-from iris_core.generate import generate, summarize
+from iris_core.generate import generate, summarize, warnings
 from iris_core.launch import descendants, launch
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, run_stage
+from tests.conftest import build_model
+from tests.iris_core.tokenizers import CHATML, byte_level
 
 SHARE_OF_RANK_1 = "responses/shard-*[13579].parquet"  # of two ranks
 
@@ -217,6 +224,106 @@ def test_a_response_ends_with_its_end_of_turn():
     assert engines._until([5, 6], [9, 2]) == Sample([5, 6], "length")
 
 
+PENALTIES = {
+    "repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "num_beams": 3, "suppress_tokens": [60, 61, 62], "top_k": 1,
+    "min_p": 0.5, "temperature": 0.1, "do_sample": True,
+}  # fmt: skip
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_generation_config_has_no_say_in_sampling(pairs_file, tmp_path, temperature):
+    """The same tokens with penalties, beams and cuts of the distribution in the model's folder as without."""
+    found = {}
+    for name, settings in (("plain", {}), ("penalties", PENALTIES)):
+        build_model(tmp_path / name)
+        file = tmp_path / name / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        config = experiment(tmp_path / name, pairs_file, "transformers", temperature=temperature)
+        spec = spec_of(config, tmp_path / f"{name}-prepare")
+        found[name] = responses(run_stage(spec, tmp_path / f"{name}-out", generate))
+    assert found["penalties"] == found["plain"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_a_response_ends_where_the_template_ends_a_turn(pairs_file, tmp_path, backend):
+    """The end of turn (2) is not what the model's settings call the end (0): both end a response, and nothing follows."""
+    folder = tmp_path / "model"
+    build_model(folder, eos_token_id=0, hidden_size=128)
+    byte_level(CHATML, eos="<|endoftext|>").save_pretrained(folder)
+    config = experiment(folder, pairs_file, backend, max_new_tokens=100)
+    spec = spec_of(config, tmp_path)
+    assert spec.stop_token_ids == [2, 0]
+    rows = responses(run_stage(spec, tmp_path / "out", generate))
+    ended = {row["token_ids"][-1] for row in rows if row["finish_reason"] == "stop"}
+    assert ended == {0, 2}
+    for row in rows:
+        stopped = row["finish_reason"] == "stop"
+        assert [token in (0, 2) for token in row["token_ids"]] == [False] * (
+            len(row["token_ids"]) - stopped
+        ) + [True] * stopped
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_an_update_far_below_the_resolution_of_bf16_is_sampled_from(
+    pairs_file, tmp_path, backend, monkeypatch
+):
+    """Weights move by 1e-4 of their size, bf16 resolves 4e-3: first-token log-probs move as they do in fp64."""
+    folder, adapter = tmp_path / "model", tmp_path / "adapter"
+    build_model(folder)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    base.save_pretrained(folder)
+    small_adapter(base, adapter, relative=1e-4)
+    config = experiment(folder, pairs_file, backend)
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"dtype": "bfloat16"})}
+    )
+    spec = spec_of(config, tmp_path)
+    policy = spec.policy.model_copy(update={"adapter": Artifact.of(adapter)})
+    spec = spec.model_copy(update={"policy": policy})
+    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    dtype = engines.sampling_dtype(spec)
+    if backend == "vllm":
+        merged = engines._merge(spec, tmp_path / "merged")
+        sampled = AutoModelForCausalLM.from_pretrained(merged, dtype=getattr(torch, dtype))
+    else:
+        sampled = models.load_policy(spec.policy, dtype)
+    exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    before = first_logprobs(exact)
+    after = first_logprobs(PeftModel.from_pretrained(exact, adapter).to(torch.float64))
+    moved = first_logprobs(sampled) - before
+    assert (after - before).abs().max() > 1e-5
+    assert (moved - (after - before)).norm() < 0.05 * (after - before).norm()
+
+
+def small_adapter(model, folder, relative):
+    """Saves an adapter whose update of each layer has `relative` times the norm of its weight."""
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(copy.deepcopy(model).float(), settings)
+    for layer in adapted.modules():
+        if hasattr(layer, "get_delta_weight"):
+            size = layer.get_delta_weight("default").norm() / layer.base_layer.weight.norm()
+            layer.lora_B["default"].weight.data *= relative / size
+    adapted.save_pretrained(folder)
+
+
+@torch.no_grad()
+def first_logprobs(model):
+    ids = torch.tensor([[1, 60, 70, 80, 2, 1, 65]])
+    return model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+
+
+@pytest.mark.unit
+def test_sampling_that_is_not_from_the_opponent_is_said():
+    assert warnings(GenerationPart()) == []
+    (line,) = warnings(GenerationPart(temperature=0.7))
+    assert "at temperature 0.7 and top_p 1 responses are not samples of the opponent p_t" in line
+    assert len(warnings(GenerationPart(top_p=0.9))) == 1
+
+
 @pytest.mark.unit
 def test_vllm_asked_for_and_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -246,10 +353,6 @@ def test_pairs_that_changed_are_refused(tiny_model, pairs_file, tmp_path):
 @pytest.mark.timeout(600)
 def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_path):
     """Greedy answers of base + adapter are the same by vLLM and transformers, and not those of the base."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     settings = LoraConfig(
         r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
