@@ -13,17 +13,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import httpx
 import typer
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from iris_core.config import Experiment
 from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
-from iris_core.recipe import load_recipe
+from iris_core.recipe import load_recipe, parse_settings
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
@@ -35,9 +34,14 @@ console = Console()
 errors = Console(stderr=True)
 
 P = ParamSpec("P")
+SET_HELP = (
+    "Change a setting, as in training.epochs=1. VALUE is one number, true, false, null or text, kept as it is, # and : included; "
+    "where it starts with [, {, \" or ' it is YAML: a list, a mapping, quoted text. A mapping changes the keys it names, the "
+    "others stay."
+)
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in training.epochs=1."),
+    typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP),
 ]
 StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
 STORE = Path("iris-store")
@@ -75,7 +79,7 @@ def run_command(
     """Run the loop on a recipe; run it again to resume."""
     from deployments.demo import recipe_path
 
-    run_loop(load_recipe(recipe_path(recipe), _overrides(set_)))
+    run_loop(load_recipe(recipe_path(recipe), parse_settings(set_ or [])))
 
 
 @app.command()
@@ -88,7 +92,7 @@ def demo(
     from deployments.demo import RECIPES, make_inputs
 
     console.print("making the demo's model and annotated set", style="dim")
-    overrides = {**make_inputs(seed), **_overrides(set_)}
+    overrides = {**make_inputs(seed), **parse_settings(set_ or [])}
     run_loop(load_recipe(RECIPES / "demo.yaml", overrides))
 
 
@@ -192,24 +196,6 @@ def run_loop(experiment: Experiment) -> None:
             terminal.send_the_rest()
     terminal.show_result(console, store)
     terminal.show_places(console, store, path, _again())
-
-
-def _overrides(settings: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE settings, values in YAML.
-
-    Raises:
-        ConfigError: a setting without "=", or a value that is not YAML.
-    """
-    found = {}
-    for setting in settings or []:
-        key, separator, value = setting.partition("=")
-        if not (key and separator):
-            raise ConfigError(f"--set {setting}: write KEY=VALUE, as in --set training.epochs=1")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {setting}: the value is not YAML: quote it") from None
-    return found
 
 
 def _again() -> str:

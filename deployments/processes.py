@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -14,16 +15,20 @@ import httpx
 import psutil
 
 from iris_core.errors import ConfigError, ServiceError
+from iris_core.uris import sqlite_uri
 
 HOST = "127.0.0.1"
 START_S = 180.0
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 LOG_LINES = 15
 
 
 def prefect_environment(store: Path, api: str) -> dict[str, str]:
     """Prefect's settings for a server that keeps its runs in `store`, and for its clients."""
+    home = store / ".prefect"
     return {
-        "PREFECT_HOME": str(store / ".prefect"),
+        "PREFECT_HOME": str(home),
+        DATABASE: os.environ.get(DATABASE) or sqlite_uri(home / "prefect.db", "sqlite+aiosqlite"),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
@@ -40,7 +45,7 @@ def mlflow_server(port: int, store: Path) -> list[str]:
     """The command that serves MLflow on `port` from the database in `store`."""
     return [
         *_python("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{store / 'mlflow.db'}",
+        "--backend-store-uri", sqlite_uri(store / "mlflow.db"),
         "--artifacts-destination", str(store / "mlflow-artifacts"),
     ]  # fmt: skip
 

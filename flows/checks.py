@@ -1,33 +1,102 @@
-"""What is checked before anything heavy starts: the disk, MLflow, the benchmarks' data, and whose store it is."""
+"""What is checked before anything heavy starts: places that are written, engines, services, the hub, and whose store it is."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from iris_core import tracking
+from iris_core import backends, hub, tracking
+from iris_core.benchmarks import BENCHMARKS
 from iris_core.config import Experiment
+from iris_core.data import READERS
+from iris_core.errors import ConfigError, EvaluationError, ServiceError
 from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
 from iris_core.store import Store, write_atomic
 
 RECIPE = "recipe.yaml"
+ANSWER_S = 12.0  # what all services together may take
+
+Check = Callable[[], object]
 
 
 def check_services(experiment: Experiment) -> Store:
-    """Finds out within seconds whether the store, MLflow and the benchmarks' data can be used.
+    """Finds out within seconds whether what the loop needs is there: nothing of it is loaded.
 
     Returns:
         The experiment's store.
 
     Raises:
-        ServiceError, ConfigError: MLflow cannot be used at `tracking.uri`.
         StoreError: the store cannot be written, or its disk is full.
-        EvaluationError: `evaluation.data_dir` does not exist.
+        ConfigError: a cache cannot be written, an engine is missing, or MLflow cannot be used at `tracking.uri`.
+        ModelError, DataError, EvaluationError: the model, the data or a benchmark's data is missing, or the hub refuses it.
+        ServiceError: MLflow or the hub does not answer.
     """
     store = Store(Path(experiment.store), experiment.name)
     store.check()
-    tracking.check(experiment.tracking_uri)
-    benchmark_folder(experiment.evaluation.data_dir)
+    check_caches()
+    _check_engines(experiment)
+    _check_mirror(experiment)
+    at_once({"MLflow": lambda: tracking.check(experiment.tracking_uri), **_on_hub(experiment)})
     return store
+
+
+def check_caches() -> None:
+    """Raises ConfigError for a folder of downloads that cannot be written; names it and the variable that sets it."""
+    from huggingface_hub import constants
+
+    for variable, folder in (
+        ("HF_HOME", Path(constants.HF_HOME)),
+        ("IRIS_CACHE", Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")),
+    ):
+        try:
+            folder.expanduser().mkdir(parents=True, exist_ok=True)
+            if not os.access(folder.expanduser(), os.W_OK | os.X_OK):
+                raise PermissionError(0, "no permission")
+        except OSError as error:
+            raise ConfigError(
+                f"{variable}: the cache {folder} cannot be written ({error.strerror}): set {variable} to a folder that can be"
+            ) from error
+
+
+def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
+    """Runs `checks` side by side and raises the first error in their order.
+
+    Args:
+        checks: by what answers.
+        seconds: what all of them together may take. A name server that is gone outlasts the limits of single requests.
+
+    Raises:
+        ServiceError: one has no answer in time.
+    """
+    found: dict[str, Exception | None] = {}
+
+    def run(name: str, check: Check) -> None:
+        try:
+            check()
+            found[name] = None
+        except Exception as error:  # raised below, where it is waited for
+            found[name] = error
+
+    threads = {
+        name: threading.Thread(target=run, args=(name, check), daemon=True)
+        for name, check in checks.items()
+    }
+    for thread in threads.values():
+        thread.start()
+    deadline = time.monotonic() + seconds
+    for name, thread in threads.items():
+        thread.join(max(0.0, deadline - time.monotonic()))
+        error = found.get(
+            name,
+            ServiceError(
+                f"{name} gives no answer within {seconds:g} s: is there a network? With HF_HUB_OFFLINE=1 the hub is not asked"
+            ),
+        )
+        if error is not None:
+            raise error
 
 
 def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
@@ -52,3 +121,58 @@ def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
             if link.is_symlink():
                 link.unlink()
     write_atomic(kept, recipe)
+
+
+def _check_engines(experiment: Experiment) -> None:
+    wanted = experiment.generation.backend
+    engine = backends.resolve("generation.backend", wanted, "transformers")
+    backends.check_device("generation.backend", engine, "transformers")
+    if experiment.evaluation.backend == "vllm":  # "auto" is vLLM on GPUs only
+        backends.resolve("evaluation.backend", "vllm", "hf")
+        backends.check_device("evaluation.backend", "vllm", "hf")
+
+
+def _check_mirror(experiment: Experiment) -> None:
+    """Raises EvaluationError if `evaluation.data_dir` or a data set in it is missing."""
+    folder = benchmark_folder(experiment.evaluation.data_dir)
+    for name in experiment.evaluation.benchmarks if folder else ():
+        assert folder is not None
+        if not (folder / BENCHMARKS[name].data).is_dir():
+            raise EvaluationError(
+                f"evaluation.data_dir: {folder} has no data set {BENCHMARKS[name].data}: add it where there is a network "
+                f"(`python -m iris_core.mirror --out {folder} --benchmarks {name}`), or take {name} out of "
+                "evaluation.benchmarks"
+            )
+
+
+def _on_hub(experiment: Experiment) -> dict[str, Check]:
+    """A check for each name on the hub: the model's, the data's, the benchmarks'."""
+    model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
+    checks: dict[str, Check] = {}
+    if hub.local_folder(model) is None:
+        checks[f"the hub for {model.path}"] = lambda: hub.resolve_revision(
+            "model", model.path, model.revision
+        )
+    for path in _remote(data.path, data.heldout_path):
+        checks[f"the hub for {path}"] = lambda path=path: hub.resolve_revision("dataset", path)
+    if evaluation.data_dir is None:
+        for benchmark in evaluation.benchmarks:
+            name = BENCHMARKS[benchmark].data
+            checks[f"the hub for {name}"] = lambda name=name: check_benchmark(name)
+    return checks
+
+
+def _remote(*paths: str | None) -> Iterator[str]:
+    """Those of `paths` that are names on the hub."""
+    for path in paths:
+        file = Path(path or ".").expanduser()
+        if path and not file.exists() and file.suffix not in READERS and hub.is_name(path):
+            yield path
+
+
+def check_benchmark(name: str) -> None:
+    """Raises an error if a benchmark's data set is neither on the hub nor, offline, in a cache."""
+    root = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")
+    built = root.expanduser() / "datasets" / "hub" / name.replace("/", "___").lower()
+    if not (hub.is_offline() and built.is_dir()):
+        hub.resolve_revision("benchmark", name)

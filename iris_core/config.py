@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from iris_core.errors import ConfigError
+from iris_core.explain import Place, explain
+from iris_core.rules import (
+    LONGEST_NAME,
+    AnswerPattern,
+    ModelName,
+    PathText,
+    StorePath,
+    TrackingUri,
+)
+from iris_core.uris import sqlite_uri
 
 ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
@@ -30,15 +47,24 @@ TEMPLATE_ARGUMENTS = frozenset(
 
 
 class Part(BaseModel):
-    """A part of an experiment: unknown keys are refused, values do not change."""
+    """A part of an experiment: unknown keys are refused, values do not change, text is never taken for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_nothing(cls, value: object, info: ValidationInfo) -> object:
+        optional = NoneType in get_args(cls.model_fields[str(info.field_name)].annotation)
+        if optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
+            what = "is a word like any other" if value.strip() else "is empty"
+            raise ValueError(f"{what}: to set nothing, leave the key out or write null")
+        return value
 
 
 class ModelPart(Part):
     """The supervised fine-tuned model that self-play starts from."""
 
-    path: str = Field(
+    path: PathText = Field(
         description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub."
     )
     revision: str | None = Field(
@@ -63,7 +89,7 @@ class DataPart(Part):
     prompt_column: str = Field("prompt", description="Column with the user's message.")
     response_column: str = Field("response", description="Column with the annotated answer.")
     system_prompt: str | None = Field(
-        None, description="System message put before every prompt; none: the template's own."
+        None, description="System message put before every prompt; left out: the template's own."
     )
     chat_template_kwargs: dict[str, str | bool | int | float | None] = Field(
         {},
@@ -71,6 +97,7 @@ class DataPart(Part):
     )
     template_date: datetime.date = Field(
         datetime.date(2024, 7, 26),
+        strict=False,  # recipes have no type for it
         description="The date that a chat template is told when it asks for today's, so that prompts stay what they are.",
     )
     max_pairs: int | None = Field(
@@ -80,7 +107,7 @@ class DataPart(Part):
         64, ge=2, description="Pairs never trained on: they measure the gap and the exact match."
     )
     heldout_path: str | None = Field(
-        None, description="File with the held-out pairs; none: taken from `path`."
+        None, description="File with the held-out pairs; left out: taken from `path`."
     )
     max_prompt_tokens: int = Field(
         1024, ge=1, description="Longest prompt, in tokens with its chat template."
@@ -92,7 +119,7 @@ class DataPart(Part):
         "error",
         description="What to do with a pair that is empty, duplicated or over those limits.",
     )
-    answer_pattern: str | None = Field(
+    answer_pattern: AnswerPattern | None = Field(
         None,
         description="Regular expression with one group: two answers match exactly if their last captures do.",
     )
@@ -107,16 +134,13 @@ class DataPart(Part):
             raise ValueError(f"{', '.join(taken)}: set by the pipeline itself; leave it out")
         return variables
 
-    @field_validator("answer_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
+    @model_validator(mode="after")
+    def _separate(self) -> DataPart:
+        if self.heldout_path == self.path:
             raise ValueError(
-                f"not a regular expression ({error}): mend it, or leave it out"
-            ) from error
-        return pattern
+                f"heldout_path is path itself ({self.path}), so that no pair would be left to train on: leave heldout_path out"
+            )
+        return self
 
 
 class GenerationPart(Part):
@@ -150,7 +174,7 @@ class ObjectivePart(Part):
         default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
         gt=0,
         le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent; none: 1 for space and tspin, else 0.1.",
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, else 0.1.",
     )
     normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
         "anchored", description="How the weights of iris are normalised; see docs/objective.md."
@@ -242,21 +266,28 @@ class EvaluationPart(Part):
     benchmarks: list[Benchmark] = Field(
         list(TEN), description="Which of the ten benchmarks to run."
     )
-    data_dir: str | None = Field(
+    data_dir: PathText | None = Field(
         None,
-        description="Local mirror of the data sets, or `miniature` for the embedded one; none: the hub.",
+        description="Local mirror of the data sets, or `miniature` for the embedded one; left out: the hub.",
     )
     backend: Literal["auto", "vllm", "hf"] = Field(
         "auto", description="Engine under lm-evaluation-harness."
     )
-    limit: int | None = Field(None, ge=1, description="Items per task; none: all of them.")
+    limit: int | None = Field(None, ge=1, description="Items per task; left out: all of them.")
     apply_chat_template: bool = Field(
         False, description="Wrap benchmark prompts in the model's chat template."
     )
     max_gen_tokens: int | None = Field(
-        None, ge=1, description="Cap on generated tokens; none: each task's own."
+        None, ge=1, description="Cap on generated tokens; left out: each task's own."
     )
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _once(cls, names: list[Benchmark]) -> list[Benchmark]:
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(doubled)} more than once: name each benchmark once")
+        return names
 
 
 STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds beside experiments
@@ -265,9 +296,11 @@ STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds
 class TrackingPart(Part):
     """Where runs and model versions go."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; none: SQLite inside the store.")
-    registered_model: str | None = Field(
-        None, description="Name in the model registry; none: the experiment's name."
+    uri: TrackingUri | None = Field(
+        None, description="MLflow tracking URI; left out: SQLite inside the store."
+    )
+    registered_model: ModelName | None = Field(
+        None, description="Name in the model registry; left out: the experiment's name."
     )
 
 
@@ -276,13 +309,18 @@ class Experiment(Part):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=LONGEST_NAME,
         description="Name, a folder in the store and a run in MLflow.",
     )
     iterations: int = Field(
         3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register."
     )
-    seed: int = Field(0, ge=0, description="Seeds sampling, shuffling and initialisation.")
-    store: str = Field("./iris-store", description="Folder for everything the experiment produces.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seeds sampling, shuffling and initialisation."
+    )
+    store: StorePath = Field(
+        "./iris-store", description="Folder for everything the experiment produces."
+    )
     model: ModelPart = Field(description="The model that self-play starts from.")
     data: DataPart = Field(description="The annotated pairs.")
     generation: GenerationPart = Field(
@@ -299,17 +337,14 @@ class Experiment(Part):
     @field_validator("name")
     @classmethod
     def _free(cls, name: str) -> str:
-        if name in STORE_NAMES:
+        if name.lower() in STORE_NAMES or name.lower().startswith("mlflow.db"):
             raise ValueError("the store uses this name itself: choose another")
         return name
 
     @property
     def tracking_uri(self) -> str:
         """The MLflow URI: as set, or a SQLite file in the store."""
-        return (
-            self.tracking.uri
-            or f"sqlite:///{Path(self.store).expanduser().absolute() / 'mlflow.db'}"
-        )
+        return self.tracking.uri or sqlite_uri(Path(self.store).expanduser() / "mlflow.db")
 
     @property
     def registered_model(self) -> str:
@@ -317,39 +352,20 @@ class Experiment(Part):
         return self.tracking.registered_model or self.name
 
 
-def parse_experiment(content: dict[str, object], source: str = "experiment") -> Experiment:
-    """`content` as an Experiment, or a ConfigError that names each wrong field, its value and the remedy."""
+def parse_experiment(
+    content: Mapping[str, object], place: str | Place = "experiment"
+) -> Experiment:
+    """`content` as an Experiment.
+
+    Args:
+        content: nested settings.
+        place: where they come from, or a function of a field's location that says so; begins each line of an error.
+
+    Raises:
+        ConfigError: names each wrong field, its value and the remedy.
+    """
     try:
         return Experiment.model_validate(content)
     except pydantic.ValidationError as error:
-        raise ConfigError(
-            "\n".join(
-                f"{source}: {_explain(item)}"
-                for item in error.errors()
-                if item["type"] != "default_factory_not_called"  # follows from another error
-            )
-        ) from None
-
-
-def _explain(item: Mapping[str, Any]) -> str:
-    field = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        known = _fields_beside(item["loc"])
-        return f"{field}: unknown key; known here: {', '.join(known)}"
-    if item["type"] == "model_type":
-        known = _fields_beside((*item["loc"], ""))
-        return (
-            f"{field}: a mapping with the keys {', '.join(known)} is needed (got {item['input']!r})"
-        )
-    if item["type"] == "missing":
-        return f"{field}: missing; add it to the recipe"
-    whole_part = item["type"] == "value_error" and isinstance(item["input"], dict)
-    given = "" if whole_part else f" (got {item['input']!r})"
-    return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _fields_beside(location: tuple) -> list[str]:
-    part: type[BaseModel] = Experiment
-    for name in location[:-1]:
-        part = part.model_fields[name].annotation  # type: ignore[assignment]
-    return list(part.model_fields)
+        where: Place = place if callable(place) else lambda location: place
+        raise ConfigError(explain(error, Experiment, where)) from None

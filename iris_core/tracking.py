@@ -3,14 +3,13 @@
     check("http://localhost:5000")                  # answers within seconds, or says what to do
     client = connect("sqlite:////data/mlflow.db")
 
-MLflow is imported only by `connect` (it takes seconds): `check`, `holds` and `redact` are cheap.
+MLflow is imported only by `connect` (it takes seconds): `check` and `holds` are cheap.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,55 +21,32 @@ from urllib.parse import urlsplit
 import filelock
 import httpx
 
+from iris_core import uris
 from iris_core.errors import ConfigError, ServiceError
+from iris_core.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHECK_TIMEOUT_S = 3.0
-DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-_USERINFO = re.compile(r"(?<=://)[^/@\s'\"]+@")
-_SECRET_FIELD = re.compile(
-    r"(?i)\b((?:password|passwd|token|secret|api_?key|access_?key)=)[^&\s'\"]+"
-)
-
-
-def redact(text: str) -> str:
-    """`text` without the credentials that URIs in it carry."""
-    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def check(uri: str) -> None:
     """Finds out within seconds whether MLflow can be used at `uri`, before anything heavy starts.
 
     Raises:
-        ConfigError: a file store, an unknown scheme, a password in the URI, or credentials the server refuses.
+        ConfigError: the URI is none that MLflow can use (see `uris.problem`), or the server refuses the credentials.
         ServiceError: nothing answers there, or what answers is not MLflow.
     """
-    scheme = uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
-    if uri.startswith("databricks"):
-        return
-    if urlsplit(uri).password or _SECRET_FIELD.search(uri):
-        raise ConfigError(
-            f"tracking.uri: {redact(uri)} carries a password, which recipes and stores would keep: for an MLflow server set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead, for PostgreSQL PGPASSWORD or ~/.pgpass"
-        )
-    if scheme in ("", "file"):
-        raise ConfigError(
-            f"tracking.uri: {redact(uri)!r} is a file store, which cannot hold model versions: use sqlite:////folder/mlflow.db, "
-            "the URL of an MLflow server, or leave it out for SQLite inside the store"
-        )
+    if problem := uris.problem(uri):
+        raise ConfigError(f"tracking.uri: {problem}")
+    scheme = uris.scheme(uri)
     if scheme in ("http", "https"):
         _check_server(uri)
     elif scheme == "sqlite":
         _check_sqlite(uri)
     elif scheme in DATABASE_PORTS:
         _check_port(uri, DATABASE_PORTS[scheme])
-    else:
-        raise ConfigError(
-            f"tracking.uri: {redact(uri)!r}: unknown scheme; known: http, https, sqlite, {', '.join(DATABASE_PORTS)}"
-        )
 
 
 def connect(uri: str) -> MlflowClient:
@@ -91,7 +67,7 @@ def connect(uri: str) -> MlflowClient:
     set_tracking_uri(uri)
     with service_errors(uri):
         if uri.startswith("sqlite:"):
-            _make_database(_sqlite_file(uri))
+            _make_database(sqlite_file(uri))
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
@@ -133,7 +109,7 @@ def holds(uri: str, runs: Sequence[str]) -> bool:
         ServiceError: the server does not answer.
     """
     if uri.startswith("sqlite:"):
-        return _database_holds(_sqlite_file(uri), runs)
+        return _database_holds(sqlite_file(uri), runs)
     return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
 
 
@@ -153,7 +129,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def artifact_folder(uri: str, otherwise: Path) -> Path:
     """Where artifacts of runs at `uri` lie when no server keeps them: beside a SQLite file, else `otherwise`."""
     return (
-        _sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise
+        sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise
     ) / "mlflow-artifacts"
 
 
@@ -215,10 +191,6 @@ def _is_mlflow(answer: httpx.Response) -> bool:
         return False
 
 
-def _sqlite_file(uri: str) -> Path:
-    return Path(re.sub(r"^sqlite(\+\w+)?:///", "", uri).split("?")[0])
-
-
 def _make_database(file: Path) -> None:
     """Gives a missing SQLite file MLflow's tables, whole or not at all: a kill between its migrations leaves a wreck."""
     from mlflow import MlflowClient
@@ -228,16 +200,16 @@ def _make_database(file: Path) -> None:
             return
         unfinished = file.with_name(f".{file.name}.new")
         unfinished.unlink(missing_ok=True)
-        MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
         unfinished.rename(file)
 
 
 def _check_sqlite(uri: str) -> None:
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            sqlite3.connect(f"file:{file}?mode=rw", uri=True, timeout=CHECK_TIMEOUT_S).execute(
+            sqlite3.connect(_opened(file, "rw"), uri=True, timeout=CHECK_TIMEOUT_S).execute(
                 "pragma schema_version"
             ).close()
         elif not os.access(file.parent, os.W_OK):
@@ -248,12 +220,17 @@ def _check_sqlite(uri: str) -> None:
         ) from error
 
 
+def _opened(file: Path, mode: str) -> str:
+    """`file` as SQLite's own URI."""
+    return f"{file.absolute().as_uri()}?mode={mode}"
+
+
 def _database_holds(file: Path, runs: Sequence[str]) -> bool:
     """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
     query = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
     try:
         with closing(
-            sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=CHECK_TIMEOUT_S)
+            sqlite3.connect(_opened(file, "ro"), uri=True, timeout=CHECK_TIMEOUT_S)
         ) as database:
             return all(database.execute(query, (run,)).fetchone() for run in runs)
     except sqlite3.Error:

@@ -29,7 +29,9 @@ def recipe(tmp_path: Path) -> Path:
         "store": str(tmp_path / "store"),
         "model": {"path": str(tmp_path / "model")},
         "data": {"path": str(tmp_path / "pairs.jsonl")},
+        "evaluation": {"data_dir": "miniature"},
     }
+    (tmp_path / "model").mkdir()
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -57,7 +59,8 @@ def test_value_out_of_range(recipe: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["training.epochs", "training.epochs=[1", "=1"])
 def test_setting_that_is_none(recipe: Path, setting: str) -> None:
-    assert f"--set {setting}" in run("run", str(recipe), "--set", setting)
+    key = setting.partition("=")[0]
+    assert f"--set {key}" in run("run", str(recipe), "--set", setting)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,13 @@ def test_setting_that_is_none(recipe: Path, setting: str) -> None:
         ("tracking.uri=http://127.0.0.1:9", "tracking.uri: no MLflow server answers"),
         ("tracking.uri=./mlruns", "is a file store"),
         ("evaluation.data_dir=/nowhere", "evaluation.data_dir: there is no folder /nowhere"),
+        ("model.path=/nowhere", "model.path: there is no folder /nowhere"),
+        ("tracking.registered_model=a/b", "tracking.registered_model: MLflow takes no name with /"),
+        ("seed=1732636800000", "seed: Input should be less than 4294967296 (got 1732636800000)"),
+        (
+            "training.epochs=064",
+            "training.epochs: Input should be a valid integer (got '064'): write 64",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_before_a_server_starts(

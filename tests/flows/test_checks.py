@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from flows.checks import RECIPE, check_services, claim
-from iris_core.config import parse_experiment
-from iris_core.errors import DataError, EvaluationError, ServiceError, StoreError
+from flows.checks import RECIPE, at_once, check_benchmark, check_services, claim
+from iris_core import backends
+from iris_core.config import Experiment, parse_experiment
+from iris_core.errors import (
+    ConfigError,
+    DataError,
+    EvaluationError,
+    ModelError,
+    ServiceError,
+    StoreError,
+)
 from iris_core.recipe import load_recipe
 from iris_core.store import Policy
+from tests.iris_core.fake_hub import FakeHub, fake_hub
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[2]
 
 
 def changed(small: SmallExperiment, **settings: object) -> SmallExperiment:
@@ -51,6 +68,147 @@ def test_benchmark_data_that_is_missing(small: SmallExperiment) -> None:
     changed(small, evaluation={"data_dir": "/nowhere"})
     with pytest.raises(EvaluationError, match=r"evaluation\.data_dir: there is no folder /nowhere"):
         check_services(small.experiment)
+
+
+def on_hub(small: SmallExperiment, **settings: object) -> Experiment:
+    """The experiment with its model, its data and a benchmark on the hub."""
+    parts = {
+        "model": {"path": "acme/model-2.5"}, "data": {"path": "acme/pairs-1.0"},
+        "evaluation": {"benchmarks": ["gsm8k", "gpqa"], "limit": 10},
+    }  # fmt: skip
+    return changed(small, **parts, **settings).experiment
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "iris-cache"))
+    with fake_hub(monkeypatch, tmp_path / "cache") as served:
+        for name in (
+            "models/acme/model-2.5",
+            "datasets/acme/pairs-1.0",
+            "datasets/openai/gsm8k",
+            "datasets/Idavidrein/gpqa",
+        ):
+            served.add(name)
+        yield served
+
+
+def test_everything_is_on_the_hub(small: SmallExperiment, served: FakeHub) -> None:
+    check_services(on_hub(small))
+    assert {path.split("/", 2)[2].removesuffix("/revision/main") for path in served.requests} == {
+        *served.repositories
+    }
+
+
+@pytest.mark.parametrize(
+    ("repository", "settings", "error", "message"),
+    [
+        ("models/acme/model-2.5", {"refusal": "gated"}, ModelError, "acme/model-2.5 is gated: ask for access"),
+        ("models/acme/model-2.5", {"refusal": "missing"}, ModelError, "no model acme/model-2.5"),
+        ("datasets/acme/pairs-1.0", {"refusal": "private"}, DataError, "no data set acme/pairs-1.0"),
+        ("datasets/openai/gsm8k", {"refusal": "missing"}, EvaluationError, "evaluation.benchmarks: .*openai/gsm8k"),
+        ("datasets/Idavidrein/gpqa", {"gated": True}, EvaluationError, "Idavidrein/gpqa is gated: ask for access"),
+        ("datasets/openai/gsm8k", {"refusal": "limit"}, ServiceError, "limits the rate"),
+    ],
+)  # fmt: skip
+def test_the_hub_refuses(
+    small: SmallExperiment, served: FakeHub, repository: str, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:  # fmt: skip
+    served.add(repository, **settings)
+    with pytest.raises(error, match=message):
+        check_services(on_hub(small))
+
+
+def test_no_network(
+    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with fake_hub(monkeypatch, tmp_path / "cache"):
+        pass  # nothing listens there any more
+    with pytest.raises(ServiceError, match="cannot be reached for the model acme/model-2.5"):
+        check_services(on_hub(small))
+
+
+def test_offline_with_nothing_in_the_cache(
+    small: SmallExperiment, served: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(EvaluationError, match="openai/gsm8k .*is not complete in the cache"):
+        check_benchmark("openai/gsm8k")
+    (tmp_path / "iris-cache" / "datasets" / "hub" / "openai___gsm8k").mkdir(parents=True)
+    check_benchmark("openai/gsm8k")
+    with pytest.raises(ModelError, match="acme/model-2.5 .*is not complete in the cache"):
+        check_services(on_hub(small))
+    assert not served.requests
+
+
+def test_what_gives_no_answer_is_not_waited_for() -> None:
+    started = time.monotonic()
+    with pytest.raises(ServiceError, match=r"the hub for x gives no answer within 0\.2 s"):
+        at_once({"MLflow": lambda: None, "the hub for x": lambda: time.sleep(5)}, seconds=0.2)
+    assert time.monotonic() - started < 2
+
+
+def test_the_first_error_in_order_counts() -> None:
+    def fail(text: str) -> None:
+        raise ServiceError(text)
+
+    with pytest.raises(ServiceError, match="one"):
+        at_once({"a": lambda: fail("one"), "b": lambda: fail("two")})
+
+
+def test_cache_on_a_mount_that_is_missing(
+    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", "/proc/nope")
+    with pytest.raises(
+        ConfigError, match="HF_HOME: the cache /proc/nope cannot be written .*set HF_HOME to"
+    ):
+        check_services(small.experiment)
+
+
+def test_cache_that_is_a_file(
+    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="IRIS_CACHE: the cache .*file cannot be written"):
+        check_services(small.experiment)
+
+
+def test_a_mirror_without_a_benchmark(small: SmallExperiment, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "openai" / "gsm8k").mkdir(parents=True)
+    changed(
+        small, evaluation={"data_dir": str(tmp_path / "mirror"), "benchmarks": ["gsm8k", "mmlu"]}
+    )
+    with pytest.raises(
+        EvaluationError,
+        match=r"evaluation\.data_dir: .* has no data set cais/mmlu: .*--benchmarks mmlu",
+    ):
+        check_services(small.experiment)
+
+
+def test_vllm_that_cannot_run_here(
+    small: SmallExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for part, fallback in (("generation", "transformers"), ("evaluation", "hf")):
+        changed(
+            small, **{"generation": {}, "evaluation": {"benchmarks": []}, part: {"backend": "vllm"}}
+        )
+        message = rf"{part}\.backend: vllm is not installed here.*or use `{fallback}`"
+        with pytest.raises(ConfigError, match=message):
+            check_services(small.experiment)
+    monkeypatch.setattr(backends, "version", lambda name: "0.32.0")
+    with pytest.raises(ConfigError, match="runs on GPUs, and this machine shows none"):
+        backends.check_device("generation.backend", "vllm", "transformers", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    backends.check_device("generation.backend", "vllm", "transformers", tmp_path)
+
+
+def test_the_checks_are_light() -> None:
+    code = "import sys, flows.checks; print({'torch', 'transformers', 'datasets', 'mlflow', 'lm_eval'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()", done.stderr
 
 
 def test_claim_keeps_the_recipe_and_the_links(small: SmallExperiment) -> None:

@@ -41,7 +41,7 @@ class SmallExperiment:
         self.experiment: Experiment = parse_experiment({
             "name": "small", "iterations": len(averages), "store": str(root / "store"),
             "model": {"path": str(root / "model")}, "data": {"path": str(root / "pairs.jsonl"), "answer_pattern": "(.+)"},
-            "evaluation": {"benchmarks": ["gsm8k", "mmlu"], "limit": 10},
+            "evaluation": {"benchmarks": ["gsm8k", "mmlu"], "limit": 10, "data_dir": "miniature"},
             **settings,
         })  # fmt: skip
         self.store = Store(root / "store", self.experiment.name)

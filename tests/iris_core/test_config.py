@@ -57,7 +57,7 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
         ),
         (
             {"data": {"path": "d", "answer_pattern": "("}},
-            r"data.answer_pattern: not a regular expression .*mend it, or leave it out \(got '\('\)",
+            r"data.answer_pattern: not a regular expression .*fix it, or leave it out \(got '\('\)",
         ),
         (
             {"data": {"path": "d", "answer_pattern": {"Answer": "(.+)"}}},

@@ -11,7 +11,14 @@ from huggingface_hub import constants
 
 from iris_core import hub, models
 from iris_core.config import ModelPart, parse_experiment
-from iris_core.errors import DataError, EvaluationError, IrisError, ModelError, ServiceError
+from iris_core.errors import (
+    ConfigError,
+    DataError,
+    EvaluationError,
+    IrisError,
+    ModelError,
+    ServiceError,
+)
 from iris_core.plan import prepare_spec
 from tests.iris_core.fake_hub import FakeHub, fake_hub
 
@@ -129,7 +136,7 @@ def test_a_commit_that_was_downloaded_by_a_library_without_a_branch(
 def test_a_cache_that_only_reads(served: FakeHub, tiny_model: Path, tmp_path: Path) -> None:
     commit = served.add("models/acme/tiny", tiny_model).commit
     (tmp_path / "cache").mkdir(mode=0o500)
-    with pytest.raises(ModelError, match=r"cannot be written at .*/cache.*set HF_HOME"):
+    with pytest.raises(ConfigError, match=r"cannot be written at .*/cache.*set HF_HOME"):
         hub.download("acme/tiny", None, commit, FILES)
 
 
@@ -138,7 +145,7 @@ def test_a_cache_on_a_mount_that_is_missing(
 ) -> None:
     commit = served.add("models/acme/tiny", tiny_model).commit
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/nope/hub")
-    with pytest.raises(ModelError, match=r"cannot be written at /proc/nope.*set HF_HOME"):
+    with pytest.raises(ConfigError, match=r"cannot be written at /proc/nope.*set HF_HOME"):
         hub.download("acme/tiny", None, commit, FILES)
 
 

@@ -1,0 +1,86 @@
+"""Rules for single settings, as pydantic validators: each returns the value, or raises ValueError with the remedy."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from iris_core import uris
+
+LONGEST_NAME = (
+    200  # with the suffixes of a comparison it is still a file name, and fits MLflow's databases
+)
+LONGEST_FILE_NAME = 255  # bytes
+LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
+
+
+def usable_path(text: str) -> str:
+    """A path, or a name on a hub, that the file system can look up."""
+    if "\0" in text or not text.strip():
+        raise ValueError("is no path: give a file, a folder or a name")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError("starts with ~ and names no user: write the folder out") from error
+    if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
+        raise ValueError(
+            f"has a part of more than {LONGEST_FILE_NAME} bytes: no file can be called so"
+        )
+    return text
+
+
+def store_path(text: str) -> str:
+    """A folder short enough for the databases in it."""
+    length = len(os.fsencode(Path(usable_path(text)).expanduser().absolute()))
+    if length > LONGEST_STORE:
+        raise ValueError(
+            f"is a path of {length} bytes, and the databases in a store take {LONGEST_STORE}: choose a shorter one"
+        )
+    return text
+
+
+def model_name(name: str) -> str:
+    """A name that MLflow's registry takes."""
+    if re.search(r"[/:\"'\x00-\x1f\x7f]", name) or name.strip() in (".", ".."):
+        raise ValueError(
+            "MLflow takes no name with /, :, quotes or control characters, nor . and ..: rename it"
+        )
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"is longer than {LONGEST_NAME} characters: shorten it")
+    return name
+
+
+def tracking_uri(uri: str) -> str:
+    """A URI that MLflow can track at and keep models in."""
+    if problem := uris.problem(uri):
+        raise ValueError(problem)
+    return uri
+
+
+def answer_pattern(pattern: str) -> str:
+    """A regular expression with one group that finds something."""
+    try:
+        compiled = re.compile(pattern, re.MULTILINE)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression ({error}): fix it, or leave it out") from error
+    if compiled.groups != 1:
+        raise ValueError(
+            f"has {compiled.groups} groups and needs one, the answer: write (…) around it, and (?:…) for other groups"
+        )
+    if compiled.search(""):
+        raise ValueError(
+            "fits the empty text, and so the end of every response: any two answers would be equal; ask for one "
+            "character at least, as in (.+)"
+        )
+    return pattern
+
+
+PathText = Annotated[str, AfterValidator(usable_path)]
+StorePath = Annotated[str, AfterValidator(store_path)]
+ModelName = Annotated[str, AfterValidator(model_name)]
+TrackingUri = Annotated[str, AfterValidator(tracking_uri)]
+AnswerPattern = Annotated[str, AfterValidator(answer_pattern)]

@@ -1,0 +1,78 @@
+"""Addresses of MLflow: of SQLite files, of servers and databases, and without the secrets they may carry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+_USERINFO = re.compile(  # up to the last @ before a slash; behind a colon that begins no port, up to the last @ of all
+    r"(?<=://)(?:[^/\s'\":@]*:(?!\d+(?:/|$))[^\s'\"]*|[^/\s'\"]+)@"
+)
+_SECRET_FIELD = re.compile(
+    r"(?i)\b((?:password|passwd|pwd|token|secret|api_?key|access_?key)=)[^&\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """`text` without the credentials that URIs in it carry."""
+    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
+
+
+def sqlite_uri(file: Path, driver: str = "sqlite") -> str:
+    """The URI of a SQLite file for SQLAlchemy, whatever characters the path has."""
+    return f"{driver}:///{quote(str(file.absolute()), safe=' /:@&=+$,;#!()[]~')}"
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file of a SQLite URI."""
+    return Path(unquote(re.sub(r"^sqlite(\+\w+)?:///", "", uri).split("?")[0]))
+
+
+def scheme(uri: str) -> str:
+    """What comes before the colon, without a driver: "postgresql" of "postgresql+psycopg2://…"; "" for a path."""
+    return uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
+
+
+def problem(uri: str) -> str | None:
+    """What is wrong with the form of `uri` as MLflow's tracking URI, with the remedy; None: nothing. Never repeats it."""
+    kind = scheme(uri)
+    if uri.startswith("databricks"):
+        return None
+    if kind in ("", "file") or re.match(r"[A-Za-z]:[\\/]", uri):
+        return (
+            "a path is a file store, which cannot hold model versions: use sqlite:////folder/mlflow.db, "
+            "the URL of an MLflow server, or leave it out for SQLite inside the store"
+        )
+    if kind == "sqlite":
+        return _sqlite_problem(uri)
+    if kind not in ("http", "https", *DATABASE_PORTS):
+        return f"unknown scheme; known: http, https, sqlite, {', '.join(DATABASE_PORTS)}"
+    return _server_problem(uri)
+
+
+def _sqlite_problem(uri: str) -> str | None:
+    name = re.sub(r"^sqlite(\+\w+)?:(///)?", "", uri).split("?")[0]
+    if ":///" in uri and name.strip("/") and name != ":memory:":
+        return None
+    return (
+        f"{uri!r} names no file: write sqlite:////folder/mlflow.db (four slashes), or leave it out"
+    )
+
+
+def _server_problem(uri: str) -> str | None:
+    try:
+        parts = urlsplit(uri)
+        port, host, password = parts.port, parts.hostname, parts.password
+    except ValueError:
+        return "host or port cannot be read: write it as http://host:5000"
+    if password or _SECRET_FIELD.search(uri):
+        return (
+            "carries a password, which recipes and stores would keep: for an MLflow server set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead, for PostgreSQL PGPASSWORD or ~/.pgpass"
+        )
+    if not host or re.search(r"\s", uri) or port == 0:
+        return f"names no host: write it as {scheme(uri)}://host:{DATABASE_PORTS.get(scheme(uri), 5000)}"
+    return None
