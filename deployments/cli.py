@@ -85,7 +85,10 @@ def run_command(
 @app.command()
 @told
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the annotated set and everything random.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Of the annotated set and everything random."),
+    ] = 0,
     set_: Settings = None,
 ) -> None:
     """Watch a real 135M chat model improve by self-play."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 from pydantic import BaseModel
@@ -14,6 +14,9 @@ from iris_core.uris import redact
 
 Place = Callable[[tuple[Any, ...]], str]
 SECRET = ("tracking",)  # parts whose values may carry a password: they are never repeated
+UNION_MEMBER = re.compile(
+    r"a path|a list|str|int|float|bool|(list|dict)\[.*\]"
+)  # pydantic puts it in locations
 YES = ("yes", "on", "y", "t", "1", "true")
 NO = ("no", "off", "n", "f", "0", "false")
 
@@ -32,7 +35,7 @@ def explain(error: pydantic.ValidationError, root: type[BaseModel], place: Place
 
 def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     location, kind = item["loc"], item["type"]
-    field = ".".join(str(part) for part in location)
+    field = ".".join(str(part) for part in location if not UNION_MEMBER.fullmatch(str(part)))
     if kind == "extra_forbidden":
         return f"{field}: unknown key; known here: {', '.join(_fields(location, root))}{_dotted(location)}"
     if kind == "missing":
@@ -96,6 +99,14 @@ def _number(text: str) -> str:
 def _fields(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
     """The keys that are known where the last part of `location` is."""
     part = root
-    for name in location[:-1]:
-        part = part.model_fields[name].annotation  # type: ignore[assignment]
+    for name in location[:-1]:  # numbers in lists, and members of unions, lead to no other part
+        if name in part.model_fields:
+            part = _model_in(part.model_fields[name].annotation) or part
     return list(part.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The part that a field holds, itself or in a list or union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
