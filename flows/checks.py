@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from iris_core import backends, hub, tracking
@@ -150,15 +151,15 @@ def _on_hub(experiment: Experiment) -> dict[str, Check]:
     model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
     checks: dict[str, Check] = {}
     if hub.local_folder(model) is None:
-        checks[f"the hub for {model.path}"] = lambda: hub.resolve_revision(
-            "model", model.path, model.revision
+        checks[f"the hub for {model.path}"] = partial(
+            hub.resolve_revision, "model", model.path, model.revision
         )
     for path in _remote(data.path, data.heldout_path):
-        checks[f"the hub for {path}"] = lambda path=path: hub.resolve_revision("dataset", path)
+        checks[f"the hub for {path}"] = partial(hub.resolve_revision, "dataset", path)
     if evaluation.data_dir is None:
         for benchmark in evaluation.benchmarks:
             name = BENCHMARKS[benchmark].data
-            checks[f"the hub for {name}"] = lambda name=name: check_benchmark(name)
+            checks[f"the hub for {name}"] = partial(check_benchmark, name)
     return checks
 
 

@@ -34,8 +34,13 @@ def usable_path(text: str) -> str:
 
 
 def store_path(text: str) -> str:
-    """A folder short enough for the databases in it."""
-    length = len(os.fsencode(Path(usable_path(text)).expanduser().absolute()))
+    """A folder short enough for the databases in it, and without what MLflow reads as part of an address."""
+    folder = Path(usable_path(text)).expanduser().absolute()
+    if found := [sign for sign in "?%" if sign in str(folder)]:
+        raise ValueError(
+            f"has {' and '.join(found)} in its path ({folder}), which MLflow takes for a part of an address: choose another folder"
+        )
+    length = len(os.fsencode(folder))
     if length > LONGEST_STORE:
         raise ValueError(
             f"is a path of {length} bytes, and the databases in a store take {LONGEST_STORE}: choose a shorter one"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -23,7 +23,8 @@ def redact(text: str) -> str:
 
 def sqlite_uri(file: Path, driver: str = "sqlite") -> str:
     """The URI of a SQLite file for SQLAlchemy, whatever characters the path has."""
-    return f"{driver}:///{quote(str(file.absolute()), safe=' /:@&=+$,;#!()[]~')}"
+    path = str(file.absolute()).replace("%", "%25").replace("?", "%3F")
+    return f"{driver}:///{path}"
 
 
 def sqlite_file(uri: str) -> Path:

@@ -93,6 +93,11 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
             r"name: String should have at most 200 characters \(got 'xxx.*\.\.\..*'\)",
         ),
         ({"name": "Mlflow.db-wal"}, r"name: the store uses this name itself"),
+        (
+            {"store": "/data/run?1"},
+            r"store: has \? in its path \(/data/run\?1\), which MLflow takes for a part of an address",
+        ),
+        ({"store": "50%41/a?"}, r"store: has \? and % in its path"),
         ({"store": "~nobody-here/x"}, r"store: starts with ~ and names no user"),
         ({"store": "/a" * 300}, r"store: is a path of 600 bytes"),
         ({"store": "a" * 256}, r"store: has a part of more than 255 bytes"),
@@ -163,6 +168,7 @@ def test_every_wrong_field_is_named_at_once():
         ("tracking", "uri", "http://[::1]:5000/mlflow"),
         ("tracking", "uri", "databricks://profile"),
         ("data", "answer_pattern", "#### (.*)"),
+        ("model", "path", "models/a?b %41#é"),
         ("data", "answer_pattern", "(?m)^(?:Answer|Result): (?P<answer>.+)$"),
     ],
 )
