@@ -224,6 +224,7 @@ def _spec(case: Case) -> Any:
         objective=ObjectivePart(name="spin", beta=BETA),
         order=1.0,
         training=training,
+        packing="packed",
         learning_rate=1e-5,
         max_response_tokens=1024,
         dtype=case.dtype,

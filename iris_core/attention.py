@@ -6,6 +6,7 @@ what no query sees (arXiv 2412.05496). A CPU multiplies each part with what it s
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ def grouped_attention(
     layout: Layout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each group of a packed row; without `layout`, `sdpa_attention_forward`.
+    """Attention within each group of a packed row; without `layout`, what transformers computes.
 
     Args:
         module: the attention layer.
@@ -46,21 +47,54 @@ def grouped_attention(
         Shape [1, tokens, heads, head size], and None for the weights.
     """
     if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return _plain(module, query, key, value, attention_mask, **options)
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in fp32
-    kind = kind_for(value, options)
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    window = layout.window(options.get("sliding_window"))
+    kind = kind_for(query, value, options)
     if kind == "flex":
-        return flex_attention_forward(module, query, key, value, layout.mask, **options)[0], None
-    attend = attention_flash.attend if kind == "flash" else attention_parts.attend
+        mask = layout.mask(window)
+        return flex_attention_forward(module, query, key, value, mask, **options)[0], None
+    sides = query[0], key[0], value[0], layout, scaling, window
     with torch.autocast(value.device.type, enabled=False):
-        return attend(query[0], key[0], value[0], layout, options["scaling"])[None], None
+        if kind == "flash":
+            return attention_flash.attend(*sides)[None], None
+        extras = options.get("softcap"), options.get("s_aux")
+        return attention_parts.attend(*sides, *extras)[None], None
 
 
-def kind_for(value: Tensor, options: dict[str, Any]) -> Literal["parts", "flash", "flex"]:
-    """What attends to a row of such values: `iris_core.attention_parts`, `iris_core.attention_flash` or FlexAttention."""
+def _plain(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`sdpa_attention_forward`; the class's own eager attention where scores have a soft cap or sinks, which that leaves out."""
+    if options.get("softcap") is None and options.get("s_aux") is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return eager(module, query, key, value, _added(mask, query, key), **options)[0], None
+
+
+def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """What is added to scores for a mask as SDPA takes it: None there means causal, or all keys for a single query."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if queries == 1:
+            return None
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
+        ~mask, torch.finfo(query.dtype).min
+    )
+
+
+def kind_for(
+    query: Tensor, value: Tensor, options: dict[str, Any]
+) -> Literal["parts", "flash", "flex"]:
+    """What attends to such a row: `iris_core.attention_parts`, `iris_core.attention_flash` or FlexAttention."""
     if not value.is_cuda:
         return "parts"
     plain = all(options.get(name) is None for name in FLEX_ONLY)
+    plain &= query.shape[-1] == value.shape[-1]
     return "flash" if plain and attention_flash.fits(value) else "flex"
 
 

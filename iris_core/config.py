@@ -227,6 +227,9 @@ class LoraPart(Part):
     )
 
 
+Packing = Literal["packed", "separate"]
+
+
 class TrainingPart(Part):
     """How the policy is fine-tuned in one iteration."""
 
@@ -236,8 +239,12 @@ class TrainingPart(Part):
     )
     epochs: int = Field(2, ge=1, description="Passes over the pairs in one iteration.")
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all devices.")
+    packing: Literal["auto", "packed", "separate"] = Field(
+        "auto",
+        description="Rows: packed (fast), separate sequences (any causal model), or what is proved for the model; see docs/models.md.",
+    )
     tokens_per_batch: int = Field(
-        4096, ge=16, description="Tokens in one packed micro-batch row; lower it to save memory."
+        4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory."
     )
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
     learning_rate: float = Field(5e-7, gt=0, lt=1, description="Peak learning rate.")

@@ -58,3 +58,9 @@ class StageFailed(IrisError):
 
     retryable = True
     exit_code = 70
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says in its first line, for a message of one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 import pyarrow.parquet as pq
-from transformers import AutoConfig
 
 from iris_core.data import load_pairs
 from iris_core.errors import DataError
@@ -39,26 +36,6 @@ def load_groups(spec: TrainSpec, split: str) -> list[Group]:
             cut = tuple(ids[: spec.max_response_tokens] for ids in responses)
             groups.append(Group(pair.prompt_ids, cut))
     return groups
-
-
-def check_lengths(spec: TrainSpec, groups: list[Group]) -> None:
-    """Finds out whether every prompt with its longest response fits what one token of the model can see.
-
-    Raises:
-        DataError: one does not.
-    """
-    config = AutoConfig.from_pretrained(
-        spec.policy.model.path, trust_remote_code=spec.trust_remote_code
-    ).get_text_config()
-    slides = getattr(config, "use_sliding_window", True)
-    window = (getattr(config, "sliding_window", None) if slides else None) or math.inf
-    most = min(getattr(config, "max_position_embeddings", math.inf), window)
-    longest = max(len(group.prompt) + max(map(len, group.responses)) for group in groups)
-    if longest > most:
-        raise DataError(
-            f"a prompt with its response has {longest} tokens, the model sees {most}: lower data.max_prompt_tokens, "
-            "data.max_response_tokens and generation.max_new_tokens, and set data.on_invalid to drop"
-        )
 
 
 def _responses(artifact: Artifact) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -25,11 +25,18 @@ class Layout:
 
     parts: Parts
     device: torch.device
+    _masks: dict[int | None, BlockMask] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
-    def mask(self) -> BlockMask:
+    def window(self, asked: int | None) -> int | None:
+        """The window of a layer, if any response of the row reaches beyond it."""
+        longest = max(prompt + max(responses) for prompt, *responses in self.parts)
+        return asked if asked and asked < longest else None
+
+    def mask(self, window: int | None) -> BlockMask:
         """FlexAttention's mask."""
-        return flex_mask(self.parts, self.device)
+        if window not in self._masks:
+            self._masks[window] = flex_mask(self.parts, self.device, window)
+        return self._masks[window]
 
     @cached_property
     def seen(self) -> Seen:
@@ -111,8 +118,8 @@ def sequences(parts: Parts, device: torch.device) -> Seen:
     )
 
 
-def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
-    """A query sees a key of its group that is not later and belongs to the prompt or to the same response.
+def flex_mask(parts: Parts, device: torch.device, window: int | None = None) -> BlockMask:
+    """A query sees a key of its group that is not later, within the window, and belongs to the prompt or to the same response.
 
     Which blocks anybody sees is found from the parts' lengths: nothing of the size [tokens, tokens] is held.
     """
@@ -125,18 +132,30 @@ def flex_mask(parts: Parts, device: torch.device) -> BlockMask:
     held.index_put_((torch.arange(tokens) // BLOCK, part_of), torch.ones(tokens), accumulate=True)
     related = (part[:, None] == part) | (prompt[:, None] == part)
     pairs = held @ related.float() @ held.T  # of a query and a key, whichever comes first
-    whole = (pairs == BLOCK**2).tril(-1)
+    whole = (pairs == BLOCK**2).tril(-1) if window is None else torch.zeros_like(pairs).bool()
     some = (pairs > 0).tril() & ~whole
     part_of, prompt_of = part_of.to(device), prompt[part_of].to(device)
+    position = _positions(parts).to(device)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         other = part_of[key]
-        return (query >= key) & ((other == part_of[query]) | (other == prompt_of[query]))
+        related = (query >= key) & ((other == part_of[query]) | (other == prompt_of[query]))
+        return related if window is None else related & (position[query] - position[key] < window)
 
     listed = (side for dense in (some, whole) for side in _listed(dense, device))
     return BlockMask.from_kv_blocks(
         *listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
     )
+
+
+def _positions(parts: Parts) -> Tensor:
+    """Where each token of the row stands in its prompt with its response."""
+    runs = [
+        torch.arange(start, start + length)
+        for prompt, *responses in parts
+        for start, length in ((0, prompt), *((prompt, length) for length in responses))
+    ]
+    return torch.cat(runs)
 
 
 def _listed(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ backward forms the block's inner product again instead of keeping it.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from transformers.activations import SiLUActivation
 
 from iris_core.compiled import one_kernel
 
+SWIGLU = "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))\n        return down_proj"
 PRODUCT_ROWS = 512  # oneDNN leaves larger products to one thread where they have few columns
 
 
@@ -60,8 +62,11 @@ def _is_plain(layer: Any) -> bool:
 def _is_swiglu(block: Any) -> bool:
     """Whether it is down(silu(gate(x)) · up(x)), as in Llama, Mistral and Qwen2, of plain LoRA layers."""
     layers = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(map(_is_plain, layers)):
+        return False
     activation = getattr(block, "act_fn", None)
-    return all(map(_is_plain, layers)) and isinstance(activation, (nn.SiLU, SiLUActivation))
+    says_so = SWIGLU in inspect.getsource(type(block).forward)  # others scale or clip in between
+    return says_so and isinstance(activation, (nn.SiLU, SiLUActivation))
 
 
 def _is_attention(block: Any) -> bool:
@@ -132,7 +137,7 @@ class _LoraLinears(torch.autograd.Function):
         outputs, low = _products(rows, frozen, rounded)
         ctx.save_for_backward(rows, low, *rounded)
         ctx.frozen, ctx.shape = frozen, x.shape
-        return tuple(output.view(*x.shape[:-1], -1) for output in outputs)
+        return tuple(_shaped(output, x) for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,7 +162,7 @@ class _LoraSwiglu(torch.autograd.Function):
         (result,), low_last = _products(_gated(gate, up), last, rounded[4:])
         ctx.save_for_backward(rows, low, gate, up, low_last, *rounded)
         ctx.first, ctx.last, ctx.shape = first, last, x.shape
-        return result.view(*x.shape[:-1], -1)
+        return _shaped(result, x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -171,6 +176,12 @@ class _LoraSwiglu(torch.autograd.Function):
         by_low, by_first = _by_factors(rows, low, ctx.first, factors[:4], outer)
         by_x = _by_rows(by_low, ctx.first, factors[:4], outer) if ctx.needs_input_grad[0] else None
         return None if by_x is None else by_x.view(ctx.shape), None, None, *by_first, *by_last
+
+
+def _shaped(rows: Tensor, x: Tensor) -> Tensor:
+    """`rows` in the shape of `x`, no view for autograd: some models change outputs in place."""
+    shaped: Tensor = torch.ops.aten._unsafe_view(rows, [*x.shape[:-1], rows.shape[-1]])
+    return shaped
 
 
 @one_kernel

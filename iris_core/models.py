@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 import timeit
 from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from iris_core import hub
+from iris_core import dropout, hub
 from iris_core.attention import GROUPED
 from iris_core.config import ModelPart
 from iris_core.digest import MODEL_FILES
-from iris_core.errors import ModelError
+from iris_core.errors import ModelError, first_line
 from iris_core.fused import fuse
 from iris_core.hub import local_folder
 from iris_core.lora import streamline
@@ -111,6 +116,52 @@ def generation_ends(folder: Path) -> list[int]:
     return []
 
 
+def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's configuration, as it was saved.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"model.path: {folder}/config.json cannot be read: {first_line(error)}"
+        ) from error
+
+
+def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The class that `AutoModelForCausalLM` takes for `config`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    remote = getattr(config, "auto_map", {}).get("AutoModelForCausalLM")
+    if remote and trust_remote_code:
+        return get_class_from_dynamic_module(remote, config.name_or_path)
+    try:
+        return AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError as error:
+        raise ModelError(
+            f"model.path: transformers has no causal language model for model_type {config.model_type!r}: use another model"
+        ) from error
+
+
+def attention_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
+    """The attention that a model of `config` is loaded with: ours, or its own where its class takes no other.
+
+    Some classes take any, but apply a mask of their own only for those whose names they know.
+    """
+    found = model_class(config, trust_remote_code)
+    takes_others = found._can_set_attn_implementation() and (
+        found._supports_sdpa or found._supports_flex_attn
+    )
+    known_names = '_attn_implementation in ("eager", "sdpa")'
+    if takes_others and known_names not in inspect.getsource(sys.modules[found.__module__]):
+        return GROUPED
+    return "eager"
+
+
 def load_policy(
     policy: Policy, dtype: str, *, trainable: bool = False, trust_remote_code: bool = False
 ) -> PreTrainedModel:
@@ -122,10 +173,13 @@ def load_policy(
         trainable: whether an adapter's weights can be trained on.
         trust_remote_code: run code from the model's folder.
     """
+    config = load_config(policy.model.path, trust_remote_code)
+    dropout.silence(config)
     model = AutoModelForCausalLM.from_pretrained(
         policy.model.path,
+        config=config,
         dtype=getattr(torch, dtype),
-        attn_implementation=GROUPED,
+        attn_implementation=attention_of(config, trust_remote_code),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
@@ -136,6 +190,7 @@ def load_policy(
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
         streamline(model)
+    dropout.silence_layers(model)
     return model.to(device()).eval()
 
 

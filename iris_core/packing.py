@@ -1,22 +1,26 @@
 """Packed, prefix-shared rows: several [prompt | annotated | synthetic] groups in one row, each prompt computed once.
 
-A response sees its prompt and itself; positions restart after the prompt; there is no padding. A row's tensors are
+A response sees its prompt and itself; positions restart after the prompt; there is no padding. For a model that cannot be
+told so (a state-space model, say) the same row is computed as separate sequences, [prompt | response] each. A row's tensors are
 
     input_ids, position_ids   [tokens]
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
     lengths                   [groups, responses]: tokens of every response, in the order of `sources` and `targets`
     pairs                     [groups]: which pair each group is
 
-and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have.
+and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have, `packing` which way it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from iris_core.config import Packing
 
 Row = dict[str, Any]
 
@@ -30,6 +34,11 @@ class Group:
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
+
+    def computed(self, packing: Packing) -> int:
+        """Tokens that a model computes: the prompt once, or once for each response."""
+        prompts = 1 if packing == "packed" else len(self.responses)
+        return prompts * len(self.prompt) + sum(map(len, self.responses))
 
     def first(self, responses: int) -> Group:
         """The same prompt with the first `responses` only."""
@@ -58,12 +67,29 @@ def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
+def build_rows(
+    groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing
+) -> list[Row]:
+    """Rows of some of the pairs, under a budget of computed tokens.
+
+    Args:
+        groups: of all pairs.
+        pairs: which of them.
+        tokens_per_row: the budget.
+        packing: how the rows are computed.
+    """
+    packed = pack([groups[pair].computed(packing) for pair in pairs], tokens_per_row)
+    chosen = [[pairs[place] for place in places] for places in packed]
+    return [build_row([groups[pair] for pair in row], row, packing) for row in chosen]
+
+
+def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = "packed") -> Row:
     """One row.
 
     Args:
         groups: what the row holds, as many responses in each; no prompt is empty.
         pairs: the index of each group's pair.
+        packing: how the row is computed.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -85,4 +111,17 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int]) -> Row:
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
     parts = [[len(group.prompt), *map(len, group.responses)] for group in groups]
-    return {**tensors, "lengths": torch.tensor(parts)[:, 1:], "parts": parts}
+    return {**tensors, "lengths": torch.tensor(parts)[:, 1:], "parts": parts, "packing": packing}
+
+
+def sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
+    """The separate sequences of a row, in the order of its targets: token ids, and the places that predict the response."""
+    start = 0
+    for prompt_tokens, *responses in row["parts"]:
+        prompt = row["input_ids"][start : start + prompt_tokens]
+        start += prompt_tokens
+        for length in responses:
+            if length:
+                ids = torch.cat([prompt, row["input_ids"][start : start + length]])
+                yield ids, slice(prompt_tokens - 1, prompt_tokens + length - 1)
+            start += length

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field
 
 from iris_core import hub, miniature, yaml12
-from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
+from iris_core.config import Experiment, ObjectiveName, ObjectivePart, Packing, parse_experiment
 from iris_core.digest import model_digest
 from iris_core.errors import DataError, EvaluationError, StoreError
 from iris_core.specs import (
@@ -59,12 +59,14 @@ class Prepared(Strict):
         pairs: the annotated pairs, in text and tokens.
         dtype: number format of the weights in memory.
         stop_token_ids: what ends a generated response: the end of turn of the chat template, then others.
+        packing: in which rows the model is trained and scored.
     """
 
     initial: Policy
     pairs: Artifact
     dtype: str
     stop_token_ids: list[int]
+    packing: Packing
 
     @classmethod
     def of(cls, manifest: Manifest) -> Prepared:
@@ -76,6 +78,7 @@ class Prepared(Strict):
             pairs=manifest.artifact("pairs"),
             dtype=found["dtype"],
             stop_token_ids=found["stop_token_ids"],
+            packing=found["packing"],
         )
 
     def start(self, experiment: Experiment) -> LoopState:
@@ -93,6 +96,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
     """
     model = experiment.model
     folder = hub.local_folder(model)
+    training = experiment.training
     return PrepareSpec(
         model=model,
         model_digest=model_digest(folder) if folder else None,
@@ -100,6 +104,10 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data=experiment.data,
         data_digest=_data_digest("data.path", experiment.data.path),
         heldout_digest=_data_digest("data.heldout_path", experiment.data.heldout_path),
+        max_new_tokens=experiment.generation.max_new_tokens,
+        packing=training.packing,
+        lora=training.lora if training.method == "lora" else None,
+        gradient_checkpointing=training.gradient_checkpointing,
         seed=experiment.seed,
         versions=versions("transformers", "datasets"),
     )
@@ -134,6 +142,7 @@ def train_spec(
         objective=experiment.objective,
         order=state.order,
         training=training,
+        packing=prepared.packing,
         learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
         max_response_tokens=max(data.max_response_tokens, experiment.generation.max_new_tokens),
         dtype=prepared.dtype,

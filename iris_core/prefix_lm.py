@@ -6,6 +6,7 @@ prompts share (the few-shot examples). The numbers are those of the harness's ow
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import DynamicCache
 
+from iris_core import architectures
 from iris_core.prefix_tree import ROW_TOKENS, Request, Row, rows
 from iris_core.templates import ChatPrompts
 
@@ -130,7 +132,16 @@ class PrefixLM(ChatPrompts, HFLM):
     def _full_attention(self) -> bool:
         """Whether every layer attends to all tokens before, or to a window of them."""
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
-        return set(kinds or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+        known = set(kinds or ["full_attention"]) <= {"full_attention", "sliding_attention"}
+        return known and self._takes_rows
+
+    @functools.cached_property
+    def _takes_rows(self) -> bool:
+        """Whether the model's layers can be told which tokens belong together: not so where they carry a state along."""
+        model = self.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        remote = type(inner).__module__.startswith("transformers_modules")
+        return architectures.probe(inner.config, trust_remote_code=remote).short is None
 
 
 def prefill(model: Any, context: Tensor, attention: Tensor, shared: int) -> DynamicCache:

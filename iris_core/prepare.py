@@ -12,13 +12,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from transformers import AutoConfig
-
-from iris_core import models
+from iris_core import fit, models
 from iris_core.chat import Chat
 from iris_core.data import Pair, make_pairs, read_conversations, split_pairs, write_pairs
 from iris_core.digest import model_digest
-from iris_core.errors import DataError, ModelError
+from iris_core.errors import DataError
 from iris_core.specs import PrepareSpec
 from iris_core.stage import main
 from iris_core.store import Outcome, write_atomic
@@ -33,12 +31,15 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     folder = models.resolve(spec.model, spec.model_commit)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
     chat = Chat(tokenizer, spec.data, models.generation_ends(folder))
-    _check_attention(folder, spec)
+    config = models.load_config(folder, spec.model.trust_remote_code)
+    proof = fit.prove(config, spec)
     pairs, dropped = _pairs(spec, chat)
+    rows = fit.choose_packing(config, proof, spec, pairs)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
         "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
         "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": chat.stop_token_ids,
+        "packing": rows.packing,
     }  # fmt: skip
     write_atomic(out / "model.json", json.dumps(resolved, indent=1))
     train = sum(pair.split == "train" for pair in pairs)
@@ -48,7 +49,9 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
             "train_pairs": train,
             "heldout_pairs": len(pairs) - train,
             "dropped": dict(dropped),
-            "warnings": chat.warnings,
+            "warnings": [*chat.warnings, *rows.warnings],
+            "packing": rows.packing,
+            "packing_reason": rows.reason,
         },
     )
 
@@ -66,17 +69,6 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Counter[str]]:
     pairs = split_pairs(kept, heldout, data, spec.seed)
     _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
     return pairs, dropped
-
-
-def _check_attention(folder: Path, spec: PrepareSpec) -> None:
-    """Attention scores with a soft cap (Gemma 2) are computed by FlexAttention and vLLM, which means on GPUs."""
-    loaded = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
-    cap = getattr(loaded.get_text_config(), "attn_logit_softcapping", None)
-    if cap is not None and models.device().type == "cpu":
-        raise ModelError(
-            f"model.path: {spec.model.path} caps its attention scores (attn_logit_softcapping: {cap}), which is computed on "
-            "GPUs only: use a machine with one, or another model"
-        )
 
 
 def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:

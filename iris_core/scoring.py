@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a model, by packed prefix-shared rows: the numerics of training and measuring."""
+"""Log-probabilities of responses under a model: the numerics of training and measuring."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from iris_core.attention import no_mask
-from iris_core.errors import ModelError
 from iris_core.layout import Layout
 from iris_core.logprobs import token_logprobs
-from iris_core.packing import Group, Row, build_row, pack
+from iris_core.packing import Group, Packing, Row, build_rows, sequences
+
+# how configurations call what happens to logits
+SCALES = ("logit_scale", "lm_head_multiplier")
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
@@ -28,40 +33,76 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         Shape [groups, responses per group]; 0 for an empty response.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = (_packed if row["packing"] == "packed" else _separate)(causal, row)
+    logprobs = head_logprobs(causal, hidden, row["targets"])
+    lengths = row["lengths"]  # always added up in the same order, unlike `index_add` on a GPU
+    sums = torch.segment_reduce(logprobs, "sum", lengths=lengths.flatten(), unsafe=True)
+    return sums.view(lengths.shape)
+
+
+def _packed(causal: PreTrainedModel, row: Row) -> Tensor:
+    """Hidden states that predict the responses, shape [response tokens, hidden size], from one forward."""
     ids = row["input_ids"]
-    hidden = causal.base_model(
+    hidden = _body(causal)(
         input_ids=ids[None],
         position_ids=row["position_ids"][None],
         attention_mask=no_mask(),
         use_cache=False,
         layout=Layout(row["parts"], ids.device),
     ).last_hidden_state[0]
-    logprobs = token_logprobs(hidden[row["sources"]], targets=row["targets"], **_head(causal))
-    lengths = row["lengths"]  # always added up in the same order, unlike `index_add` on a GPU
-    sums = torch.segment_reduce(logprobs, "sum", lengths=lengths.flatten(), unsafe=True)
-    return sums.view(lengths.shape)
+    return hidden[row["sources"]]
 
 
-def _head(model: PreTrainedModel) -> dict[str, Any]:
-    """What makes logits of hidden states: the output embedding, and its scale and soft cap where the model has them.
+def _separate(causal: PreTrainedModel, row: Row) -> Tensor:
+    """The same from a plain causal forward of each sequence, without padding: no model can confuse them."""
+    body = _body(causal)
+    found = [
+        body(input_ids=ids[None], use_cache=False).last_hidden_state[0, places]
+        for ids, places in sequences(row)
+    ]
+    return torch.cat(found)
 
-    Raises:
-        ModelError: the output layer has a bias.
+
+def _body(causal: PreTrainedModel) -> Any:
+    """The model without its output layer."""
+    body = causal.base_model
+    return causal.model if body is causal else body
+
+
+def head_logprobs(causal: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target by the output layer: its weight, and bias, scale and soft cap where the model has them.
+
+    Args:
+        causal: the model, without PEFT's wrapper.
+        hidden: shape [tokens, hidden size].
+        targets: token ids, shape [tokens].
     """
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    head, config = causal.get_output_embeddings(), causal.config.get_text_config()
+    weight, bias = head.weight, getattr(head, "bias", None)
     if hasattr(head, "get_delta_weight"):  # LoRA on the output layer
-        weight = head.weight + sum(map(head.get_delta_weight, head.active_adapters))
-    else:
-        weight = head.weight
-    if getattr(head, "bias", None) is not None:
-        raise ModelError(
-            f"model.path: the output layer of {type(model).__name__} has a bias, which is not supported: use another model"
-        )
-    scale = getattr(config, "logit_scale", None) or 1 / (
-        getattr(config, "logits_scaling", None) or 1
+        weight = weight + sum(map(head.get_delta_weight, head.active_adapters))
+    if bias is not None:
+        hidden, weight = _with_bias(hidden, weight, bias)
+    scale, softcap = _scale(config), _first(config, SOFTCAPS)
+    return token_logprobs(hidden, weight, targets, scale, softcap)
+
+
+def _with_bias(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states and weight that have the bias as a further column; zeros keep the width a multiple of 8."""
+    ones = hidden.new_ones(len(hidden), 1)
+    return pad(torch.cat([hidden, ones], 1), (0, 7)), pad(
+        torch.cat([weight, bias[:, None].to(weight.dtype)], 1), (0, 7)
     )
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return {"weight": weight, "scale": float(scale), "softcap": softcap}
+
+
+def _scale(config: Any) -> float:
+    """What hidden · weightᵀ is multiplied by (Cohere, Granite, Falcon-H1)."""
+    return (_first(config, SCALES) or 1.0) / (_first(config, DIVISORS) or 1.0)
+
+
+def _first(config: Any, names: Sequence[str]) -> float | None:
+    values = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in values if value), None)
 
 
 @torch.no_grad()
@@ -71,25 +112,27 @@ def score(
     tokens_per_row: int,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_row: Callable[[int], None] = lambda groups: None,
+    packing: Packing = "packed",
 ) -> Tensor:
     """Log-probabilities of the responses of each group, forward only.
 
     Args:
         model: the model, in evaluation mode.
         groups: prompts with as many responses each.
-        tokens_per_row: packing budget.
+        tokens_per_row: budget of a row.
         precision: context manager of the training step (autocast or none).
         on_row: called with the number of groups behind us after each row.
+        packing: how rows are computed.
 
     Returns:
         Shape [groups, responses per group] on the CPU, fp32.
     """
     result = torch.empty(len(groups), len(groups[0].responses))
-    for indices in pack([len(group) for group in groups], tokens_per_row):
-        row = to_device(build_row([groups[index] for index in indices], indices), model.device)
+    for row in build_rows(groups, range(len(groups)), tokens_per_row, packing):
+        row = to_device(row, model.device)
         with precision():
-            result[indices] = response_logprobs(model, row).cpu()
-        on_row(len(indices))
+            result[row["pairs"].cpu()] = response_logprobs(model, row).cpu()
+        on_row(len(row["pairs"]))
     return result
 
 

@@ -10,8 +10,10 @@ from iris_core.config import (
     DataPart,
     EvaluationPart,
     GenerationPart,
+    LoraPart,
     ModelPart,
     ObjectivePart,
+    Packing,
     SchedulePart,
     TrainingPart,
 )
@@ -33,6 +35,10 @@ class PrepareSpec(Spec):
     data: DataPart
     data_digest: str | None
     heldout_digest: str | None
+    max_new_tokens: int
+    packing: Literal["auto", "packed", "separate"]
+    lora: LoraPart | None
+    gradient_checkpointing: bool
     seed: int
 
 
@@ -70,6 +76,7 @@ class TrainSpec(Spec):
     objective: ObjectivePart
     order: float
     training: TrainingPart
+    packing: Packing
     learning_rate: float
     max_response_tokens: int
     dtype: str

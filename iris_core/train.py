@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from iris_core import models, team
+from iris_core import dropout, models, team
 from iris_core.gap import measure_gap, ratio_of_sums
-from iris_core.groups import check_lengths, load_groups
+from iris_core.groups import load_groups
 from iris_core.lora import streamline
 from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
 from iris_core.packing import Group
@@ -56,7 +56,6 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     work = out / WORK
     set_seed(spec.seed)
     groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
-    check_lengths(spec, groups["train"] + groups["heldout"])
     before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], work)
@@ -64,7 +63,9 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     if team.rank():
         return Outcome(outputs={})
     model.eval()
-    after = score(model, groups["heldout"], _tokens_per_row(spec), precision(spec))
+    after = score(
+        model, groups["heldout"], _tokens_per_row(spec), precision(spec), packing=spec.packing
+    )
     name, folder = _save(spec, model, out)
     shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
     metrics = _measure(spec, groups["heldout"], before["heldout"], after, out / "heldout.parquet")
@@ -91,7 +92,9 @@ def opponent_logprobs(
         tables = []
         for split, items in groups.items():
             pairs = [group.first(2) for group in items]
-            sums = score(model, pairs, _tokens_per_row(spec), precision(spec), progress.advance)
+            sums = score(
+                model, pairs, _tokens_per_row(spec), precision(spec), progress.advance, spec.packing
+            )
             columns = {
                 "annotated": sums[:, 0].numpy(),
                 "synthetic": sums[:, 1].numpy(),
@@ -136,7 +139,9 @@ def build_trainer(
     training = spec.training
     objective = OBJECTIVES[spec.objective.name]
     seen = [group.first(objective.responses) for group in groups]
-    batches = Batches(seen, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed)
+    batches = Batches(
+        seen, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed, spec.packing
+    )
     same = spec.policy == spec.opponent
     settings = Settings(
         objective=objective,
@@ -240,6 +245,9 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
         (folder / "README.md").unlink(missing_ok=True)
         return "adapter", folder
     folder = out / "model"
+    dropout.restore(
+        model.config, models.load_config(spec.policy.model.path, spec.trust_remote_code)
+    )
     model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
     models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
     return "model", folder

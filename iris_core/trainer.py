@@ -32,7 +32,7 @@ from iris_core.objectives import (
     effective_sample_size,
     pushes,
 )
-from iris_core.packing import Group, Row, build_row, pack
+from iris_core.packing import Group, Packing, Row, build_rows
 from iris_core.progress import Progress
 from iris_core.scoring import response_logprobs
 from iris_core.store import write_atomic
@@ -47,14 +47,16 @@ class Batches(Dataset[list[Row]]):
         groups: prompt and responses of every pair.
         epochs: passes over them, each in an order of its own.
         batch_size: pairs per batch; the last one of an epoch may be smaller.
-        tokens_per_row: packing budget.
+        tokens_per_row: budget of a row.
         seed: of the order.
+        packing: how rows are computed.
     """
 
     def __init__(
-        self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int
-    ):
-        self.groups, self.tokens_per_row = groups, tokens_per_row
+        self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int,
+        packing: Packing = "packed",
+    ):  # fmt: skip
+        self.groups, self.tokens_per_row, self.packing = groups, tokens_per_row, packing
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(groups), generator=generator).tolist() for _ in range(epochs)]
         self.batches = [
@@ -67,10 +69,7 @@ class Batches(Dataset[list[Row]]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> list[Row]:
-        batch = self.batches[index]
-        packed = pack([len(self.groups[pair]) for pair in batch], self.tokens_per_row)
-        rows = [[batch[place] for place in places] for places in packed]
-        return [build_row([self.groups[pair] for pair in pairs], pairs) for pairs in rows]
+        return build_rows(self.groups, self.batches[index], self.tokens_per_row, self.packing)
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ class SelfPlayTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward over the rows of one optimiser batch; returns its loss."""
         started = time.monotonic()
-        if not model.training:  # it walks through all modules
-            model.train()
+        if model.training != self.args.gradient_checkpointing:  # nothing else here needs it
+            model.train(self.args.gradient_checkpointing)
         pairs = torch.cat([row["pairs"] for row in inputs]).to(model.device)
         lengths = torch.cat([row["lengths"] for row in inputs]).to(model.device)
         normalizer = self.settings.normalizer

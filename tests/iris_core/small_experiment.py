@@ -106,6 +106,7 @@ class SmallExperiment:
             "path": str(self.root / "model"),
             "digest": plan.Artifact.of(self.root / "model").digest,
             "dtype": "float32",
+            "packing": "packed",
             "stop_token_ids": [2],
         }
         (out / "model.json").write_text(json.dumps(model))

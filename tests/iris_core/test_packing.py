@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    Gemma2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -15,10 +16,9 @@ from transformers import (
 )
 
 from iris_core.attention import GROUPED
-from iris_core.errors import ModelError
 from iris_core.layout import flex_mask
 from iris_core.lora import streamline
-from iris_core.packing import Group, build_row, pack
+from iris_core.packing import Group, build_row, build_rows, pack
 from iris_core.scoring import response_logprobs, score
 from tests.iris_core.separate import separate
 
@@ -40,6 +40,16 @@ MODELS = {
     "multi-query": (LlamaConfig, {"num_key_value_heads": 1}),  # of all heads together
     "mistral": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": 128}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),  # biases in its attention
+    "window": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": 5}),
+    "gemma2": (
+        Gemma2Config,
+        {
+            "head_dim": 8,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+            "sliding_window": 4,
+        },
+    ),
     "granite": (GraniteConfig, {"logits_scaling": 3.0}),
     "cohere": (CohereConfig, {"logit_scale": 0.25}),
 }
@@ -97,7 +107,7 @@ def test_packed_equals_separate_forwards_and_so_do_all_gradients(name):
     assert_same(*both_ways(build(name)))
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "window", "gemma2"])
 def test_flex_attention_sees_the_same(name, monkeypatch):
     """What a GPU computes in fp32, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
     monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked: "flex")
@@ -108,7 +118,7 @@ def test_flex_attention_sees_the_same(name, monkeypatch):
 
 def slow_varlen(query, key, value, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa):  # fmt: skip
     """`varlen_attn` sequence by sequence; the last query of each sees all of its keys."""
-    assert window_size == (-1, 0)
+    assert window_size[1] == 0
     assert enable_gqa
     assert most_queries == query_starts.diff().max()
     assert most_keys == key_starts.diff().max()
@@ -120,13 +130,15 @@ def slow_varlen(query, key, value, query_starts, key_starts, most_queries, most_
         strict=True,
     ):
         mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        if window_size[0] >= 0:
+            mask = mask.triu(len(k) - len(q) - window_size[0])
         sides = (side.transpose(0, 1)[None] for side in (q, k, v))
         found = scaled_dot_product_attention(*sides, attn_mask=mask, scale=scale, enable_gqa=True)
         outputs.append(found[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("name", ["llama", "multi-query", "mistral", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "multi-query", "mistral", "qwen2", "window"])
 def test_flash_attention_is_given_sequences_that_see_the_same(name, monkeypatch):
     monkeypatch.setattr("iris_core.attention.kind_for", lambda *asked: "flash")
     monkeypatch.setattr("iris_core.attention_flash.varlen.varlen_attn", slow_varlen)
@@ -196,11 +208,26 @@ def test_one_response_and_three_take_the_same_path():
         torch.testing.assert_close(packed, torch.stack([separate(model, g) for g in groups]))
 
 
-def test_an_output_layer_with_a_bias_is_refused():
+def test_an_output_layer_with_a_bias_counts():
     model = build("qwen2")
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(96))
-    with pytest.raises(ModelError, match="output layer of Qwen2ForCausalLM has a bias"):
-        response_logprobs(model, build_row(GROUPS, [0, 1, 2, 3]))
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 96))
+    packed, apart = both_ways(model)
+    assert len(packed[1]) == len(list(model.parameters()))
+    assert_same(packed, apart)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_separate_rows_are_the_same_pairs(name):
+    """Rows of separate sequences hold fewer pairs: each prompt counts once for each response."""
+    model = build(name)
+    found = score(model, GROUPS, 24, packing="separate")
+    torch.testing.assert_close(found, score(model, GROUPS, 24), rtol=1e-5, atol=1e-5)
+    rows = {
+        packing: build_rows(GROUPS, [0, 1, 2], 26, packing) for packing in ("packed", "separate")
+    }
+    assert [row["pairs"].tolist() for row in rows["packed"]] == [[0, 2], [1]]
+    assert [row["pairs"].tolist() for row in rows["separate"]] == [[1, 2], [0]]
+    assert [group.computed("separate") for group in GROUPS] == [16, 3, 17, 66]
 
 
 def test_score_does_not_depend_on_the_packing(model):

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from iris_core import models, plan
 from iris_core.chat import Chat
@@ -27,7 +26,9 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
+def run(
+    tiny_model, tmp_path, rows, suffix=".jsonl", model=None, training=None, generation=None, **data
+):
     """`rows` as dictionaries, or as the file's bytes."""
     path = tmp_path / f"pairs{suffix}"
     path.write_bytes(rows if isinstance(rows, bytes) else lines(rows).encode())
@@ -36,6 +37,8 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
             "name": "t",
             "model": {"path": str(model or tiny_model)},
             "data": {"path": str(path), "heldout": 3, **data},
+            "training": training or {},
+            "generation": generation or {},
         }
     )
     return run_stage(spec := plan.prepare_spec(config), tmp_path / spec.key()[:16], prepare)
@@ -43,7 +46,10 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, **data):
 
 def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD)
-    assert manifest.metrics == {"train_pairs": 9, "heldout_pairs": 3, "dropped": {}, "warnings": []}
+    assert manifest.metrics == {
+        "train_pairs": 9, "heldout_pairs": 3, "dropped": {}, "warnings": [], "packing": "packed",
+        "packing_reason": None,
+    }  # fmt: skip
     pairs = load_pairs(manifest.artifact("pairs"))
     assert sorted(pair.prompt for pair in pairs) == sorted(row["prompt"] for row in GOOD)
     assert len(load_pairs(manifest.artifact("pairs"), "heldout")) == 3
@@ -51,6 +57,7 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     assert prepared.initial.model.path == tiny_model
     models.verify(prepared.initial)
     assert prepared.stop_token_ids == [2]
+    assert prepared.packing == "packed"
     tokenizer = models.load_tokenizer(tiny_model)
     for pair in pairs:
         question = f"<|im_start|>user\n{pair.prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -173,18 +180,105 @@ def test_a_model_without_a_chat_template(tiny_model, tmp_path):
         run(tiny_model, tmp_path, GOOD, model=folder)
 
 
-def test_a_model_whose_attention_a_cpu_does_not_compute(tiny_model, tmp_path, monkeypatch):
+def test_a_model_that_caps_its_scores_is_let_in(tiny_model, tmp_path):
     """Gemma 2 caps its attention scores; everything else about this model is as in the others."""
+    capped = {"attn_logit_softcapping": 50.0, "model_type": "gemma2", "head_dim": 32}
+    manifest = run(tiny_model, tmp_path, GOOD, model=changed(tiny_model, tmp_path, **capped))
+    assert plan.Prepared.of(manifest).packing == "packed"
+
+
+def changed(tiny_model, tmp_path, **settings):
+    """The model's folder with other settings in its configuration."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    settings = json.loads((folder / "config.json").read_text())
-    capped = {"attn_logit_softcapping": 50.0, "model_type": "gemma2", "head_dim": 32}
-    (folder / "config.json").write_text(json.dumps({**settings, **capped}))
-    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
-    with pytest.raises(
-        ModelError, match=r"attn_logit_softcapping: 50.0\), which is computed on GPUs"
-    ):
+    before = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**before, **settings}))
+    return folder
+
+
+MAMBA = {"model_type": "mamba2", "head_dim": 32, "num_heads": 4, "n_groups": 1, "state_size": 8}
+
+
+def test_a_model_with_a_state_is_trained_in_separate_rows(tiny_model, tmp_path):
+    folder = changed(tiny_model, tmp_path, **MAMBA)
+    full = {"method": "full"}
+    manifest = run(tiny_model, tmp_path, GOOD, model=folder, training=full)
+    assert plan.Prepared.of(manifest).packing == "separate"
+    reason = manifest.metrics["packing_reason"]
+    assert reason == "its layers cannot be told which tokens belong together"
+    assert manifest.metrics["warnings"] == [
+        f"training.packing: separate rows, which are slower than packed ones: {reason}"
+    ]
+    with pytest.raises(ModelError, match=rf"training.packing: packed rows are wrong .*{reason}"):
+        run(tiny_model, tmp_path, GOOD, model=folder, training={**full, "packing": "packed"})
+    with pytest.raises(ModelError, match="training.lora.targets: 'all-linear' does not fit Mamba2"):
         run(tiny_model, tmp_path, GOOD, model=folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "bert"}, "cannot be trained: it is not causal: a token sees later ones"),
+        ({"model_type": "vit"}, "transformers has no causal language model for model_type 'vit'"),
+        ({"model_type": "bart"}, "it is an encoder-decoder model"),
+        ({"model_type": "unheard_of"}, "config.json cannot be read"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_in_a_line(
+    tiny_model, tmp_path, settings, message
+):
+    folder = changed(tiny_model, tmp_path, **settings)
+    with pytest.raises(ModelError, match=message) as caught:
+        run(tiny_model, tmp_path, GOOD, model=folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "default"}, 280),
+        ({"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 200}, 300),
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 280}, 280),
+    ],
+)
+def test_a_text_longer_than_the_model_takes_is_refused(tiny_model, tmp_path, rope, most):
+    """A prompt has 25 tokens here, give or take one; 256 can be sampled."""
+    rope = {**rope, "rope_theta": 10000.0}
+    folder = changed(tiny_model, tmp_path, max_position_embeddings=280, rope_parameters=rope)
+    rows = [{"prompt": f"{i:02d}", "response": "yes"} for i in range(12)]
+    run(tiny_model, tmp_path, rows, model=folder)
+    long = [*rows, {"prompt": "?", "response": "y" * most}]
+    with pytest.raises(
+        DataError, match=rf"the model takes {most} \(max_position_embeddings\): lower"
+    ):
+        run(tiny_model, tmp_path, long, model=folder)
+    with pytest.raises(DataError, match="generation.max_new_tokens"):
+        run(tiny_model, tmp_path, rows, model=folder, generation={"max_new_tokens": most})
+
+
+def test_longrope_is_packed_up_to_where_its_scaling_changes(tiny_model, tmp_path):
+    """Positions from 50 on switch the whole row to other factors."""
+    factors = {"long_factor": [4.0] * 16, "short_factor": [1.0] * 16}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 50,
+        **factors,
+    }
+    folder = changed(
+        tiny_model,
+        tmp_path,
+        model_type="phi3",
+        rope_parameters=rope,
+        original_max_position_embeddings=50,
+    )
+    rows = [{"prompt": f"{i:02d}", "response": "yes"} for i in range(12)]
+    for tokens, packing in ((16, "packed"), (40, "separate")):
+        manifest = run(
+            tiny_model, tmp_path, rows, model=folder, generation={"max_new_tokens": tokens}
+        )
+        assert manifest.metrics["packing"] == packing
+    assert "beyond a window or limit of 50" in manifest.metrics["packing_reason"]
 
 
 def test_a_model_that_is_missing_or_not_safetensors(tiny_model, tmp_path):

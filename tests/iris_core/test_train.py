@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from iris_core import plan
 from iris_core import train as train_module
 from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import DataError, TrainingError
+from iris_core.errors import TrainingError
 from iris_core.generate import generate
 from iris_core.prepare import prepare
-from iris_core.store import Artifact, Manifest, Policy, run_stage
+from iris_core.store import Manifest, run_stage
 from iris_core.train import train
 from iris_core.trainer import SelfPlayTrainer
 
@@ -251,17 +252,61 @@ def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_p
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
 
 
-def test_a_text_longer_than_the_model_sees_is_refused(inputs, tiny_model, pairs_file, tmp_path):
+@pytest.mark.parametrize(
+    ("training", "processes"),
+    [({}, 1), ({}, 2), ({"gradient_checkpointing": True}, 1)],
+)
+def test_separate_rows_take_the_same_steps(
+    inputs, whole, tiny_model, pairs_file, tmp_path, training, processes
+):
     prepared, state, generated = inputs
-    folder = tmp_path / "short-sighted"
-    shutil.copytree(tiny_model, folder)
-    settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 16}))
-    policy = Policy(model=Artifact.of(folder))
-    config = experiment(tiny_model, pairs_file)
-    spec = plan.train_spec(config, prepared, state.model_copy(update={"policy": policy}), generated)
-    with pytest.raises(DataError, match="the model sees 16: lower data.max_prompt_tokens"):
-        run_stage(spec, tmp_path / "train", train)
+    separate = prepared.model_copy(update={"packing": "separate"})
+    config = experiment(tiny_model, pairs_file, **training)
+    spec = plan.train_spec(config, separate, state, generated)
+    asked = spec.model_copy(update={"execution": {"processes": processes}})
+    manifest = run_stage(asked, tmp_path / "train", train)
+    for one, other in zip(compared(manifest), compared(whole), strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
+
+
+NOISE = {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}
+
+
+@pytest.fixture(scope="module")
+def noisy_model(tiny_model, tmp_path_factory):
+    """A GPT-2 with dropout everywhere."""
+    folder = tmp_path_factory.mktemp("noisy-model")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 384, "initializer_range": 0.1}
+    GPT2LMHeadModel(GPT2Config(**sizes, **NOISE, eos_token_id=2)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_policy_and_opponent_are_scored_in_one_mode(
+    noisy_model, pairs_file, tmp_path, method, checkpointing
+):
+    """Two iterations: rewards are exactly 0 at the first step of each, and the second starts where the first ended."""
+    settings = {"method": method, "gradient_checkpointing": checkpointing, "epochs": 1}
+    config = experiment(noisy_model, pairs_file, **settings)
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), tmp_path / "prepare", prepare))
+    state = prepared.start(config)
+    generated = run_stage(plan.generate_spec(config, prepared, state), tmp_path / "g", generate)
+    for iteration in range(2):
+        folder = tmp_path / str(iteration)
+        manifest = run_stage(plan.train_spec(config, prepared, state, generated), folder, train)
+        first = history(manifest)[0]
+        assert first["reward/margin"] == pytest.approx(0, abs=1e-5)
+        assert first["loss"] == pytest.approx(0, abs=1e-5)
+        state = state.model_copy(
+            update={"iteration": 1, "policy": plan.trained_policy(state.policy, manifest)}
+        )
+    assert abs(history(manifest)[-1]["reward/margin"]) > 1e-3
+    if method == "full":
+        saved = json.loads((manifest.artifact("model").path / "config.json").read_text())
+        assert {name: saved[name] for name in NOISE} == NOISE
 
 
 def test_a_loss_that_is_not_a_number_stops(inputs, tiny_model, pairs_file, tmp_path, monkeypatch):
