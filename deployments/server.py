@@ -5,24 +5,18 @@ The server keeps its runs in the store (`.prefect/`), where `iris up` shows them
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
 import httpx
 
 from deployments import processes, services
+from iris_core import supervision
 from iris_core.errors import ServiceError
-from iris_core.launch import GRACE_S, TELEMETRY_OFF
-
-PR_SET_PDEATHSIG = 1
+from iris_core.launch import TELEMETRY_OFF
 
 
 @contextmanager
@@ -66,44 +60,25 @@ def _server(store: Path, port: int) -> Iterator[str]:
     api, log = os.environ["PREFECT_API_URL"], home / "server.log"
     with filelock.FileLock(home / "start.lock"):  # two at once would both make the tables
         with log.open("a") as file:
-            process = subprocess.Popen(
-                processes.prefect_server(port),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the loop, which still has to report its end
-                preexec_fn=_end_with_parent,
+            # in a session of its own: Ctrl-C is for the loop, which still has to report its end
+            server = supervision.start(
+                "prefect-server", processes.prefect_server(port), os.environ, file
             )
         try:
-            processes.wait_healthy("the Prefect server", f"{api}/health", process, log)
+            processes.wait_healthy("the Prefect server", f"{api}/health", server.process, log)
         except BaseException:
-            process.kill()
+            server.end()
             raise
     try:
         yield api
     finally:
-        _stop(process)
+        server.end()
 
 
 def _end_lost_runs(store: Path, api: str) -> None:
     from deployments import lost  # imports Prefect, which reads its settings then
 
     lost.end_lost_runs(store, api)
-
-
-def _stop(process: subprocess.Popen[Any]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _end_with_parent() -> None:
-    """Has the kernel end this process when the one that started it is gone, however that came about."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _check(url: str) -> None:

@@ -1,7 +1,8 @@
 """Starts and stops what `iris up` offers: a Prefect server, an MLflow server, and a worker with the deployments.
 
-Each service is a process of its own with a log file; a state file says where they are. Everything they start carries
-a mark in its environment, by which `down` finds and ends all of it.
+Each service is a process of its own with a log file, below a supervisor that ends with it all that it has started; a
+state file says where the supervisors are. Everything they start carries a mark in its environment, too, by which `down`
+finds what is left where a supervisor was killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from deployments.processes import (
     prefect_environment,
     wait_healthy,
 )
+from iris_core import supervision
 from iris_core.errors import ConfigError, ServiceError
-from iris_core.launch import GRACE_S, TELEMETRY_OFF, descendants
+from iris_core.launch import TELEMETRY_OFF
 from iris_core.store import Strict, write_atomic
+from iris_core.supervision import GRACE_S, end_marked, marked, send
 
 CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
@@ -46,7 +50,7 @@ class Services(Strict):
     Attributes:
         store: the store whose runs they show.
         mark: found in the environment of every process that belongs to them.
-        pids: process ids by name: prefect, mlflow, worker.
+        pids: process ids of their supervisors, by name: prefect, mlflow, worker.
     """
 
     store: Path
@@ -71,9 +75,17 @@ class Services(Strict):
         return f"http://{HOST}:{self.mlflow_port}"
 
     def alive(self) -> set[str]:
-        """Names of the services whose process lives."""
-        marked = {process.pid for process in descendants(self.mark, MARK_VARIABLE)}
-        return {name for name, pid in self.pids.items() if pid in marked}
+        """Names of the services whose supervisor lives, as it does for as long as they do."""
+        pids = {process.pid for process in self.supervisors()}
+        return {name for name, pid in self.pids.items() if pid in pids}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process that belongs to them."""
+        return marked(MARK_VARIABLE, self.mark)
+
+    def supervisors(self) -> list[psutil.Process]:
+        """Those of `pids` that live."""
+        return [process for process in self.processes() if process.pid in self.pids.values()]
 
 
 def home() -> Path:
@@ -137,15 +149,12 @@ def down(say: Say = print) -> bool:
     flow_runs = _flow_runs(services)
     if flow_runs:  # first, so that they can still tell the server that they ended
         say("stopping the flow runs")
-        for process in flow_runs:
-            _signal(process.pid, signal.SIGTERM)
+        send(flow_runs, signal.SIGTERM)
         _wait(lambda: not _flow_runs(services), RUN_GRACE_S)
     say("stopping Prefect, MLflow and the worker")
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in descendants(services.mark, MARK_VARIABLE):
-            _signal(process.pid, number)
-        if _wait(lambda: not descendants(services.mark, MARK_VARIABLE), GRACE_S):
-            break
+    send(services.supervisors(), signal.SIGTERM)
+    _wait(lambda: not services.supervisors(), 2 * GRACE_S)
+    end_marked(MARK_VARIABLE, services.mark)
     (home() / "services.json").unlink(missing_ok=True)
     return True
 
@@ -218,19 +227,13 @@ def _end_lost_runs(services: Services) -> None:
 def _spawn(
     services: Services, name: str, command: list[str]
 ) -> tuple[subprocess.Popen[Any], Services]:
-    """Starts a service in a session of its own and notes it in the state file."""
+    """Starts a service below a supervisor and notes it in the state file."""
     log = _log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=CHECKOUT,
-            env=environment(services),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = supervision.start(
+            name, command, environment(services), file, cwd=CHECKOUT, outlives=True
+        ).process
     services = services.model_copy(update={"pids": {**services.pids, name: process.pid}})
     write_atomic(home() / "services.json", services.model_dump_json(indent=1))
     return process, services
@@ -259,20 +262,11 @@ def _log(name: str) -> Path:
 def _flow_runs(services: Services) -> list[psutil.Process]:
     """The processes of flow runs that the worker has started."""
     found = []
-    for process in descendants(services.mark, MARK_VARIABLE):
-        try:
+    for process in services.processes():
+        with suppress(psutil.NoSuchProcess):
             if "prefect.engine" in process.cmdline():
                 found.append(process)
-        except psutil.NoSuchProcess:
-            continue
     return found
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _wait(reached: Callable[[], bool], seconds: float) -> bool:

@@ -1,8 +1,7 @@
-"""Starts a stage as a subprocess in its own process group and leaves no descendant of it alive.
+"""Starts a stage as a subprocess and leaves no descendant of it alive.
 
-Three things end a stage: its own end, an exception in the starter (cancel, Ctrl-C), and the starter's death (the pipe
-the stage holds as a leash closes). Whatever the way, every process that carries this launch's mark in its environment
-is gone afterwards.
+Three things end a stage: its own end, an exception in the starter (cancel, Ctrl-C), and the starter's death. Whatever
+the way, nothing below it is left afterwards (`iris_core.supervision`).
 """
 
 from __future__ import annotations
@@ -20,15 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-import psutil
-
-from iris_core import errors
+from iris_core import errors, supervision
 from iris_core.errors import IrisError, StageFailed
-from iris_core.progress import FD_VARIABLE, LEASH_VARIABLE
+from iris_core.progress import FD_VARIABLE
 from iris_core.store import Manifest, Spec, read_manifest, write_atomic
 
-MARK_VARIABLE = "IRIS_LAUNCH"
-GRACE_S = 10.0
+READ_S = 10.0  # for the last lines of a stage that has ended
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -100,24 +96,16 @@ def supervise(
     stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None]
 ) -> IrisError | None:
     """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
-    mark = uuid.uuid4().hex
     error: IrisError | None = None
-    with _pipes() as (leash, progress_in, progress_out):
+    with _pipe() as (progress_in, progress_out):
         environment = {
-            **TELEMETRY_OFF, **CPU_SETTINGS, **os.environ, MARK_VARIABLE: mark, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1",
-            LEASH_VARIABLE: str(leash), FD_VARIABLE: str(progress_out),
+            **TELEMETRY_OFF, **CPU_SETTINGS, **os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1",
+            FD_VARIABLE: str(progress_out),
         }  # fmt: skip
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            pass_fds=(leash, progress_out),
+        started = supervision.start(
+            stage, command, environment, subprocess.PIPE, pass_fds=[progress_out]
         )
+        process = started.process
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stdout is not None
         readers = [_read(process.stdout, on_log), _read(progress_in, events.put)]
@@ -130,10 +118,10 @@ def supervise(
                     on_progress(event)
             code = process.wait()
         finally:
-            end(process, mark)
+            started.end()
             os.close(progress_out)
             for reader in readers:
-                reader.join(timeout=GRACE_S)
+                reader.join(timeout=READ_S)
     if code != 0 and error is None:
         how = (
             f"was killed by {signal.Signals(-code).name}"
@@ -144,47 +132,12 @@ def supervise(
     return error
 
 
-def end(process: subprocess.Popen[str], mark: str) -> None:
-    """Ends `process` and all that carry `mark`: SIGTERM, `GRACE_S` seconds, then SIGKILL."""
-    marked = descendants(mark)
-    for descendant in marked:
-        _signal(descendant, signal.SIGTERM)
-    _, alive = psutil.wait_procs(marked, timeout=GRACE_S)
-    for survivor in {*alive, *descendants(mark)}:
-        _signal(survivor, signal.SIGKILL)
-    process.wait()
-
-
-def descendants(mark: str, variable: str = MARK_VARIABLE) -> list[psutil.Process]:
-    """Every live process with `mark` in its environment, wherever it went (also one that left its session)."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(variable) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
-
-
 @contextmanager
-def _pipes() -> Iterator[tuple[int, TextIO, int]]:
-    """The leash's reading end and both ends of the progress pipe. The leash's writing end closes with this process."""
-    leash_read, leash_write = os.pipe()
+def _pipe() -> Iterator[tuple[TextIO, int]]:
+    """Both ends of the progress pipe."""
     progress_read, progress_write = os.pipe()
-    try:
-        with os.fdopen(progress_read, encoding="utf-8") as progress_in:
-            yield leash_read, progress_in, progress_write
-    finally:
-        os.close(leash_write)
-        os.close(leash_read)
+    with os.fdopen(progress_read, encoding="utf-8") as progress_in:
+        yield progress_in, progress_write
 
 
 def _read(stream: IO[str], to: Callable[[str], None]) -> threading.Thread:

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 FD_VARIABLE = "IRIS_PROGRESS_FD"
-LEASH_VARIABLE = "IRIS_LEASH_FD"  # a pipe that closes when the starter is gone
 LOG_EVERY_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ def emit(event: str, **fields: Any) -> bool:
     line = json.dumps({"event": event, **fields}) + "\n"
     try:
         os.write(int(descriptor), line.encode())
-    except OSError:  # the starter is gone; the leash ends this process
+    except OSError:  # the starter is gone; the supervisor ends this process
         return False
     return True
 

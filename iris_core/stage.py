@@ -1,29 +1,31 @@
 """The command line that every stage shares: `python -m iris_core.<stage> --spec spec.json --out DIR`.
 
-Errors end the process with one line that says what to do and the exit code of `iris_core.errors`; a stage whose
-starter dies (the pipe of `IRIS_LEASH_FD` closes) ends itself and every process it started.
+Errors end the process with one line that says what to do and the exit code of `iris_core.errors`. What a stage forks or
+spawns ends with it, however it ends, also where it was started by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pydantic
 
-from iris_core import progress, team
+from iris_core import progress, supervision, team
 from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
-from iris_core.progress import LEASH_VARIABLE
 from iris_core.store import Outcome, Spec, run_stage
 
 S = TypeVar("S", bound=Spec)
+
+if multiprocessing.current_process().name != "MainProcess":
+    # a process that a stage spawned, such as vLLM's engine, which imports the stage's module before it begins
+    supervision.end_with_parent(os.getppid())
 
 
 def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
@@ -37,7 +39,7 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    _hold_leash()
+    supervision.tie_forks()
     try:
         spec = read_spec(spec_type, arguments.spec)
         if team.rank():  # rank 0 alone keeps the store
@@ -88,20 +90,3 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )  # fmt: skip
-
-
-def _hold_leash() -> None:
-    descriptor = os.environ.get(LEASH_VARIABLE)
-    if descriptor is not None:
-        threading.Thread(target=_end_with_starter, args=(int(descriptor),), daemon=True).start()
-
-
-def _end_with_starter(descriptor: int) -> None:
-    """Waits for the starter's end of the pipe to close, then ends all that the launch has started, this process last."""
-    os.read(descriptor, 1)
-    from iris_core.launch import MARK_VARIABLE, descendants  # it imports this module
-
-    for process in descendants(os.environ[MARK_VARIABLE]):
-        if process.pid != os.getpid():
-            process.kill()
-    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -13,16 +13,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
-from iris_core import progress
-from iris_core.progress import FD_VARIABLE, LEASH_VARIABLE
+from iris_core import progress, supervision
+from iris_core.progress import FD_VARIABLE
 from iris_core.store import WORK, Spec
 
 if TYPE_CHECKING:
@@ -79,7 +76,7 @@ def members(spec: Spec, out: Path, count: int) -> Iterator[None]:
         over.set()
         for process in others:
             if process.poll() is None:
-                _end(process.pid)
+                supervision.end_tree(process.pid)
                 process.wait()
 
 
@@ -107,8 +104,8 @@ def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
 
 
 def end_with_rank_0() -> None:
-    """From now on this process and all that it starts end as soon as rank 0 is gone, however it went."""
-    threading.Thread(target=_follow, args=(int(os.environ[LEADER]),), daemon=True).start()
+    """From now on this process ends as soon as rank 0 is gone, however it went."""
+    supervision.end_with_parent(int(os.environ[LEADER]))
 
 
 def wait() -> None:
@@ -137,8 +134,7 @@ def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[b
     """Starts rank `number` on its own device, with nothing to report to."""
     request = out / WORK / "team.json"
     request.write_text(spec.model_dump_json(), encoding="utf-8")
-    hidden = (FD_VARIABLE, LEASH_VARIABLE)
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    environment = {name: value for name, value in os.environ.items() if name != FD_VARIABLE}
     environment |= {RANK: str(number), SIZE: str(count), LEADER: str(os.getpid())}
     environment["CUDA_VISIBLE_DEVICES"] = _device(number)
     command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]  # fmt: skip
@@ -163,18 +159,3 @@ def _watch(
         message = f"rank {number} of the stage {stage} ended with code {code}: the log has its error; run again to resume"
         progress.emit("error", kind="StageFailed", message=message, exit_code=code)
         os._exit(code if code > 0 else 70)
-
-
-def _follow(leader: int) -> None:
-    while os.getppid() == leader:
-        time.sleep(1)
-    _end(os.getpid())
-
-
-def _end(pid: int) -> None:
-    """Kills a process and all that it has started: on a GPU the engine of a rank is a process of its own."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for descendant in [*process.children(recursive=True), process]:
-            with suppress(psutil.NoSuchProcess):
-                descendant.kill()

@@ -19,9 +19,9 @@ from prefect.states import Cancelling, Running, State
 
 from deployments import pool, processes, services
 from deployments.services import CHECKOUT, MARK_VARIABLE, Services
-from iris_core import launch
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import ConfigError
+from iris_core.supervision import LAUNCH_VARIABLE
 
 STAGES = {"prepare", "generate", "train", "evaluate", "schedule", "register"}
 
@@ -112,7 +112,7 @@ def marked(up: Services) -> list[psutil.Process]:
             environment = process.environ()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-        if launch.MARK_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.mark:
+        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.mark:
             found.append(process)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -238,7 +238,7 @@ def test_runs_of_a_lost_worker_do_not_hold_the_pool(
 @pytest.mark.integration
 def test_down_leaves_nothing(up: Services) -> None:
     assert services.down()
-    assert launch.descendants(up.mark, MARK_VARIABLE) == []
+    assert up.processes() == []
     assert services.running() is None
     assert os.listdir(services.home())  # the logs stay
     assert not services.down()

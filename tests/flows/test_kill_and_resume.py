@@ -19,8 +19,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from iris_core.launch import MARK_VARIABLE
 from iris_core.store import Store
+from iris_core.supervision import LAUNCH_VARIABLE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -99,7 +99,7 @@ def stages_alive(store: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK_VARIABLE in process.environ() and str(store) in " ".join(process.cmdline()):
+            if LAUNCH_VARIABLE in process.environ() and str(store) in " ".join(process.cmdline()):
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue

@@ -21,9 +21,10 @@ from iris_core.config import GenerationPart, parse_experiment
 from iris_core.engines import Sample
 from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
 from iris_core.generate import generate, summarize, warnings
-from iris_core.launch import descendants, launch
+from iris_core.launch import launch
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, run_stage
+from iris_core.supervision import marked
 from tests.conftest import build_model
 from tests.iris_core.tokenizers import CHATML, byte_level
 
@@ -65,7 +66,7 @@ def shards(folder):
 
 
 def rank_1(folder):
-    return [each for each in descendants("1", team.RANK) if str(folder) in each.cmdline()]
+    return [each for each in marked(team.RANK, "1") if str(folder) in each.cmdline()]
 
 
 def wait_for(condition, seconds=120.0):

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from iris_core import launch as launcher
+from iris_core import supervision
 from iris_core.config import SchedulePart
 from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
-from iris_core.launch import MARK_VARIABLE, launch, supervise
+from iris_core.launch import launch, supervise
 from iris_core.specs import Gap, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_exception_in_the_starter_ends_every_descendant(
     monkeypatch: pytest.MonkeyPatch,
     interruption: type[BaseException],
 ) -> None:
-    monkeypatch.setattr(launcher, "GRACE_S", 1.0)  # one descendant ignores SIGTERM
+    monkeypatch.setattr(supervision, "GRACE_S", 1.0)  # one descendant ignores SIGTERM
     seen = 0
 
     def interrupt(event: dict[str, object]) -> None:
@@ -150,12 +150,12 @@ def test_exception_in_the_starter_ends_every_descendant(
 
     with pytest.raises(interruption):
         supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)
-    assert seen == 4  # the stage and its three children, two of them in sessions of their own
+    assert seen == 5  # supervisor, stage and its three children, two of them in sessions of their own
     assert none_left(family, within_s=0)
 
 
 def test_death_of_the_starter_ends_every_descendant(tmp_path: Path, family: str) -> None:
-    """SIGKILL gives the starter no chance: the stage must notice by its leash."""
+    """SIGKILL gives the starter no chance: the supervisor must notice."""
     code = (
         "import sys; from iris_core.launch import supervise\n"
         "supervise('slow', sys.argv[1:], lambda event: print(event, flush=True), lambda line: None)"
@@ -167,7 +167,7 @@ def test_death_of_the_starter_ends_every_descendant(tmp_path: Path, family: str)
     )
     assert starter.stdout is not None
     assert "progress" in starter.stdout.readline()
-    assert len(alive(family)) == 5
+    assert len(alive(family)) == 6
     starter.send_signal(signal.SIGKILL)
     starter.wait()
     assert none_left(family, within_s=5)
@@ -177,7 +177,7 @@ def test_mark_differs_from_launch_to_launch(tmp_path: Path, family: str) -> None
     """Ending one launch leaves another alone."""
     other = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(1000)"],
-        env={**os.environ, MARK_VARIABLE: "another"},
+        env={**os.environ, supervision.LAUNCH_VARIABLE: "another"},
     )
     run(tmp_path, "refuse")
     assert other.poll() is None

@@ -1,0 +1,238 @@
+"""Supervision of processes: a command ends with the process that started it, and nothing it started outlives it.
+
+    supervised = supervision.start("generate", command, environment, stdout)
+    supervised.process.wait()  # the command's exit code; nothing below it is left
+    supervised.end()           # the same at once, for whatever reason
+
+A supervisor (this file, run as a small process) stands between the two. It relies on the kernel, not on what processes
+say about themselves: they change their titles, sessions and environments.
+
+- It is a subreaper: whatever loses its parent below it becomes its child. It ends when it has no child left.
+- Its input is a pipe that closes when the process that started it is gone, however that came about.
+- The command gets SIGTERM when the supervisor is gone, and a stage's forks, such as vLLM's engine, SIGKILL when the
+  stage is gone (`tie_forks`): where all of them are killed at once, nobody else is left to do it.
+- After a supervisor that was killed, its starter looks for the launch id in the environment that a process got at its
+  start. The kernel shows those bytes even where a new title has replaced their beginning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import psutil
+
+LAUNCH_VARIABLE = "IRIS_LAUNCH"
+GRACE_S = 10.0  # from SIGTERM to SIGKILL
+ORPHAN_GRACE_S = 2.0  # the same where the starter is gone and nobody waits for a clean end
+LOOK_EVERY_S = 0.05
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A command below a supervisor.
+
+    Attributes:
+        process: the supervisor, which ends as the command did once nothing below it is left.
+        launch_id: in the environment of all that belongs to it.
+    """
+
+    process: subprocess.Popen[str]
+    launch_id: str
+
+    def end(self) -> None:
+        """Ends the command and all that it has started, and waits until nothing of it is left."""
+        self.process.terminate()
+        self.process.wait()
+        end_marked(LAUNCH_VARIABLE, self.launch_id)  # where the supervisor was killed
+
+
+def start(
+    name: str, command: Sequence[str], environment: Mapping[str, str], stdout: int | IO[Any], *,
+    cwd: Path | None = None, pass_fds: Sequence[int] = (), outlives: bool = False,
+) -> Supervised:  # fmt: skip
+    """Starts `command` below a supervisor, in a session of its own.
+
+    Args:
+        name: what the supervisor is called in lists of processes.
+        command: program and arguments.
+        environment: of the command.
+        stdout: where its output and errors go, as `subprocess.Popen` takes it.
+        cwd: where it runs.
+        pass_fds: file descriptors it gets.
+        outlives: it goes on when this process ends.
+    """
+    launch_id = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-P", __file__, name],
+        env={**environment, LAUNCH_VARIABLE: launch_id},
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
+    assert process.stdin is not None  # open for as long as this process lives
+    request = {"command": list(command), "grace": GRACE_S, "outlives": outlives}
+    with suppress(BrokenPipeError):  # it has ended already, and its exit code says so
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+    return Supervised(process, launch_id)
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Every live process that was started with `variable` set to `value`, whatever it has become since."""
+    entry, found = f"{variable}={value}".encode(), []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.NoSuchProcess):
+            if entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                found.append(process)
+    return found
+
+
+def end_marked(variable: str, value: str) -> None:
+    """Kills every process that was started with `variable` set to `value`."""
+    while processes := marked(variable, value):
+        send(processes, signal.SIGKILL)
+        time.sleep(LOOK_EVERY_S)
+
+
+def end_tree(pid: int) -> None:
+    """Kills a process and all below it."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        send([*process.children(recursive=True), process], signal.SIGKILL)
+
+
+def send(processes: Sequence[psutil.Process], number: int) -> None:
+    """Sends a signal to those of the processes that still live."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Has the kernel send this process a signal when the thread that has started it ends.
+
+    Args:
+        parent: its process id; if it is gone already, this process ends at once.
+        number: the signal.
+    """
+    _prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def tie_forks() -> None:
+    """From now on whatever the main thread forks ends when this process does, as do forks of forks."""
+    main = threading.main_thread().ident  # a fork from another thread would end with that thread
+
+    def tie() -> None:
+        if threading.get_ident() == main:
+            _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    os.register_at_fork(after_in_child=tie)
+
+
+class _Tree:
+    """A command and all below it, seen from the process that is to end after them.
+
+    Args:
+        command: program and arguments.
+    """
+
+    def __init__(self, command: list[str]):
+        supervisor = os.getpid()
+        self.code: int | None = None
+        self.command = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            close_fds=False,  # those passed to the supervisor are the command's
+            start_new_session=True,  # a signal to its group does not reach the supervisor
+            preexec_fn=lambda: end_with_parent(supervisor, signal.SIGTERM),
+        )
+
+    def lives(self) -> bool:
+        """Collects what has ended. Returns whether anything is left."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self.command.pid:
+                    self.code = self.command.returncode = os.waitstatus_to_exitcode(ended[1])
+            return True
+        return False
+
+    def end(self, grace: float) -> None:
+        """SIGTERM to all, `grace` seconds, then SIGKILL until nothing is left, however fast it forks."""
+        send(psutil.Process().children(recursive=True), signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while self.lives() and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_S)
+        while self.lives():
+            send(psutil.Process().children(recursive=True), signal.SIGKILL)
+            time.sleep(LOOK_EVERY_S)
+
+
+def main() -> NoReturn:
+    """The supervisor: reads its request, starts the command, ends after it and as it did."""
+    signals = _catch_signals()
+    request = json.loads(sys.stdin.readline())
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    tree = _Tree(request["command"])
+    watched = [signals] if request["outlives"] else [signals, sys.stdin.fileno()]
+    grace = request["grace"]
+    while tree.lives() and tree.code is None:
+        ready, _, _ = select.select(watched, [], [])
+        if ready != [signals]:
+            grace = min(grace, ORPHAN_GRACE_S)
+            break
+        if set(os.read(signals, 4096)) != {signal.SIGCHLD}:
+            break
+    tree.end(grace)
+    _exit_as(tree.code or 0)
+
+
+def _catch_signals() -> int:
+    """Where the number of each signal can be read that this process gets, a byte each; none of them ends it."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: None)
+    return read
+
+
+def _exit_as(code: int) -> NoReturn:
+    """Ends this process with an exit code, or by the signal that ended the command, without a core file of its own."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError):  # SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+if __name__ == "__main__":
+    main()
