@@ -6,6 +6,7 @@ The server keeps its runs in the store (`.prefect/`), where `iris up` shows them
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpx
 from deployments import processes, services
 from iris_core import supervision
 from iris_core.errors import ServiceError
-from iris_core.launch import TELEMETRY_OFF
+from iris_core.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
 
 
 @contextmanager
@@ -58,21 +59,21 @@ def _server(store: Path, port: int) -> Iterator[str]:
     home = store / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
     api, log = os.environ["PREFECT_API_URL"], home / "server.log"
+    command, launch_id = processes.prefect_server(port), uuid.uuid4().hex
     with filelock.FileLock(home / "start.lock"):  # two at once would both make the tables
         with log.open("a") as file:
             # in a session of its own: Ctrl-C is for the loop, which still has to report its end
-            server = supervision.start(
-                "prefect-server", processes.prefect_server(port), os.environ, file
-            )
+            environment = {**os.environ, LAUNCH_VARIABLE: launch_id}
+            server = supervision.start("prefect-server", command, environment, file)
         try:
-            processes.wait_healthy("the Prefect server", f"{api}/health", server.process, log)
+            processes.wait_healthy("the Prefect server", f"{api}/health", server, log)
         except BaseException:
-            server.end()
+            supervision.end(server, LAUNCH_VARIABLE, launch_id)
             raise
     try:
         yield api
     finally:
-        server.end()
+        supervision.end(server, LAUNCH_VARIABLE, launch_id)
 
 
 def _end_lost_runs(store: Path, api: str) -> None:

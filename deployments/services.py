@@ -233,7 +233,7 @@ def _spawn(
     with log.open("w") as file:
         process = supervision.start(
             name, command, environment(services), file, cwd=CHECKOUT, outlives=True
-        ).process
+        )
     services = services.model_copy(update={"pids": {**services.pids, name: process.pid}})
     write_atomic(home() / "services.json", services.model_dump_json(indent=1))
     return process, services

@@ -24,6 +24,7 @@ from iris_core.errors import IrisError, StageFailed
 from iris_core.progress import FD_VARIABLE
 from iris_core.store import Manifest, Spec, read_manifest, write_atomic
 
+LAUNCH_VARIABLE = "IRIS_LAUNCH"
 READ_S = 10.0  # for the last lines of a stage that has ended
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "1",
@@ -96,16 +97,16 @@ def supervise(
     stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None]
 ) -> IrisError | None:
     """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
+    launch_id = uuid.uuid4().hex
     error: IrisError | None = None
     with _pipe() as (progress_in, progress_out):
         environment = {
             **TELEMETRY_OFF, **CPU_SETTINGS, **os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1",
-            FD_VARIABLE: str(progress_out),
+            FD_VARIABLE: str(progress_out), LAUNCH_VARIABLE: launch_id,
         }  # fmt: skip
-        started = supervision.start(
+        process = supervision.start(
             stage, command, environment, subprocess.PIPE, pass_fds=[progress_out]
         )
-        process = started.process
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stdout is not None
         readers = [_read(process.stdout, on_log), _read(progress_in, events.put)]
@@ -118,7 +119,7 @@ def supervise(
                     on_progress(event)
             code = process.wait()
         finally:
-            started.end()
+            supervision.end(process, LAUNCH_VARIABLE, launch_id)
             os.close(progress_out)
             for reader in readers:
                 reader.join(timeout=READ_S)

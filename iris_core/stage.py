@@ -24,8 +24,9 @@ from iris_core.store import Outcome, Spec, run_stage
 S = TypeVar("S", bound=Spec)
 
 if multiprocessing.current_process().name != "MainProcess":
-    # a process that a stage spawned, such as vLLM's engine, which imports the stage's module before it begins
+    # a process that a stage spawned, such as vLLM's engine: it imports the stage's module before it begins
     supervision.end_with_parent(os.getppid())
+    supervision.tie_forks()
 
 
 def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:

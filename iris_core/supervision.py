@@ -1,8 +1,8 @@
 """Supervision of processes: a command ends with the process that started it, and nothing it started outlives it.
 
-    supervised = supervision.start("generate", command, environment, stdout)
-    supervised.process.wait()  # the command's exit code; nothing below it is left
-    supervised.end()           # the same at once, for whatever reason
+    supervisor = start("generate", command, {**os.environ, "IRIS_LAUNCH": launch_id}, stdout)
+    supervisor.wait()                          # the command's exit code; nothing below it is left
+    end(supervisor, "IRIS_LAUNCH", launch_id)  # the same at once, for whatever reason
 
 A supervisor (this file, run as a small process) stands between the two. It relies on the kernel, not on what processes
 say about themselves: they change their titles, sessions and environments.
@@ -11,7 +11,7 @@ say about themselves: they change their titles, sessions and environments.
 - Its input is a pipe that closes when the process that started it is gone, however that came about.
 - The command gets SIGTERM when the supervisor is gone, and a stage's forks, such as vLLM's engine, SIGKILL when the
   stage is gone (`tie_forks`): where all of them are killed at once, nobody else is left to do it.
-- After a supervisor that was killed, its starter looks for the launch id in the environment that a process got at its
+- Where a supervisor was killed, its starter looks for the launch id in the environment that processes got at their
   start. The kernel shows those bytes even where a new title has replaced their beginning.
 """
 
@@ -27,60 +27,40 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import psutil
 
-LAUNCH_VARIABLE = "IRIS_LAUNCH"
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
 ORPHAN_GRACE_S = 2.0  # the same where the starter is gone and nobody waits for a clean end
 LOOK_EVERY_S = 0.05
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-@dataclass(frozen=True)
-class Supervised:
-    """A command below a supervisor.
-
-    Attributes:
-        process: the supervisor, which ends as the command did once nothing below it is left.
-        launch_id: in the environment of all that belongs to it.
-    """
-
-    process: subprocess.Popen[str]
-    launch_id: str
-
-    def end(self) -> None:
-        """Ends the command and all that it has started, and waits until nothing of it is left."""
-        self.process.terminate()
-        self.process.wait()
-        end_marked(LAUNCH_VARIABLE, self.launch_id)  # where the supervisor was killed
-
-
 def start(
     name: str, command: Sequence[str], environment: Mapping[str, str], stdout: int | IO[Any], *,
     cwd: Path | None = None, pass_fds: Sequence[int] = (), outlives: bool = False,
-) -> Supervised:  # fmt: skip
+) -> subprocess.Popen[str]:  # fmt: skip
     """Starts `command` below a supervisor, in a session of its own.
 
     Args:
         name: what the supervisor is called in lists of processes.
         command: program and arguments.
-        environment: of the command.
+        environment: of the command; a variable with a value of its own in it lets `end` find all that belongs to it.
         stdout: where its output and errors go, as `subprocess.Popen` takes it.
         cwd: where it runs.
         pass_fds: file descriptors it gets.
         outlives: it goes on when this process ends.
+
+    Returns:
+        The supervisor, which ends as the command did once nothing below it is left.
     """
-    launch_id = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-P", __file__, name],
-        env={**environment, LAUNCH_VARIABLE: launch_id},
+        env=environment,
         cwd=cwd,
         stdin=subprocess.PIPE,
         stdout=stdout,
@@ -95,7 +75,20 @@ def start(
     with suppress(BrokenPipeError):  # it has ended already, and its exit code says so
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-    return Supervised(process, launch_id)
+    return process
+
+
+def end(supervisor: subprocess.Popen[str], variable: str, value: str) -> None:
+    """Ends what a supervisor was started for, and waits until nothing is left of it.
+
+    Args:
+        supervisor: from `start`.
+        variable: the environment variable by which what belongs to it is found where the supervisor was killed.
+        value: its value.
+    """
+    supervisor.terminate()
+    supervisor.wait()
+    end_marked(variable, value)
 
 
 def marked(variable: str, value: str) -> list[psutil.Process]:

@@ -21,7 +21,7 @@ from deployments import pool, processes, services
 from deployments.services import CHECKOUT, MARK_VARIABLE, Services
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import ConfigError
-from iris_core.supervision import LAUNCH_VARIABLE
+from iris_core.launch import LAUNCH_VARIABLE
 
 STAGES = {"prepare", "generate", "train", "evaluate", "schedule", "register"}
 
@@ -117,6 +117,11 @@ def marked(up: Services) -> list[psutil.Process]:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
+def stages(up: Services) -> list[psutil.Process]:
+    """The stages that generate."""
+    return [process for process in marked(up) if "iris_core.generate" in process.cmdline()]
+
+
 @pytest.mark.unit
 def test_default_parameters_are_an_experiment() -> None:
     content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
@@ -195,15 +200,10 @@ def test_death_of_the_flow_process_ends_its_stage(
     parameters = small(up.store, tiny_model, pairs_file, name="killed", generation=slow)
     with SyncPrefectClient(up.api) as client:
         run = start(client, parameters)
-        stage = wait_for(
-            lambda: [p for p in marked(up) if "iris_core.generate" in p.cmdline()], 180
-        )[0]
-        flow = stage.parent()
-        assert flow is not None
-        assert "prefect.engine" in flow.cmdline()
-        flow.kill()
+        stage = wait_for(lambda: stages(up), 180)[0]
+        next(each for each in stage.parents() if "prefect.engine" in each.cmdline()).kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
-        wait_for(lambda: not marked(up), 10)
+        wait_for(lambda: not marked(up), 60)
 
 
 @pytest.mark.integration
@@ -233,6 +233,22 @@ def test_runs_of_a_lost_worker_do_not_hold_the_pool(
         state = client.read_flow_run(run.id).state
         assert state is not None
         assert state.type.value == "CRASHED"
+
+
+@pytest.mark.integration
+def test_death_of_the_worker_ends_its_runs(
+    up: Services, tiny_model: Path, pairs_file: Path
+) -> None:
+    slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
+    parameters = small(up.store, tiny_model, pairs_file, name="orphaned", generation=slow)
+    with SyncPrefectClient(up.api) as client:
+        run = start(client, parameters)
+        wait_for(lambda: stages(up), 180)
+        (worker,) = psutil.Process(up.pids["worker"]).children()
+        worker.kill()
+        wait_for(lambda: not marked(up), 60)
+        assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
+        assert services.running() is None
 
 
 @pytest.mark.integration

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from iris_core.launch import LAUNCH_VARIABLE
 from iris_core.store import Store
-from iris_core.supervision import LAUNCH_VARIABLE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 

@@ -16,7 +16,7 @@ import pytest
 from iris_core import supervision
 from iris_core.config import SchedulePart
 from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
-from iris_core.launch import launch, supervise
+from iris_core.launch import LAUNCH_VARIABLE, launch, supervise
 from iris_core.specs import Gap, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +150,9 @@ def test_exception_in_the_starter_ends_every_descendant(
 
     with pytest.raises(interruption):
         supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)
-    assert seen == 5  # supervisor, stage and its three children, two of them in sessions of their own
+    assert (
+        seen == 5
+    )  # supervisor, stage and its three children, two of them in sessions of their own
     assert none_left(family, within_s=0)
 
 
@@ -177,7 +179,7 @@ def test_mark_differs_from_launch_to_launch(tmp_path: Path, family: str) -> None
     """Ending one launch leaves another alone."""
     other = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(1000)"],
-        env={**os.environ, supervision.LAUNCH_VARIABLE: "another"},
+        env={**os.environ, LAUNCH_VARIABLE: "another"},
     )
     run(tmp_path, "refuse")
     assert other.poll() is None

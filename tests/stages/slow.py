@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ STUBBORN = [
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
 ]
+STRAY = ["sleep", "1000"]
 
 
 class SlowSpec(Spec):
@@ -47,6 +49,8 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
         os.abort()
     if spec.action == "endless":
         go_on()
+    if spec.action == "engines":
+        sample()
     subprocess.Popen(ENDLESS, start_new_session=True)  # ends well, and leaves a process behind
     progress = Progress("slow", total=2)
     for _ in range(2):
@@ -60,6 +64,29 @@ def go_on() -> None:
     subprocess.Popen(ENDLESS, start_new_session=True)
     subprocess.Popen(STUBBORN, start_new_session=True)
     time.sleep(0.3)  # until the stubborn one ignores SIGTERM
+    report()
+
+
+def sample() -> None:
+    """With processes like vLLM's, forked and spawned, and one that nothing in its environment or session gives away."""
+    for method in ("fork", "spawn"):
+        multiprocessing.get_context(method).Process(target=engine, daemon=True).start()
+    subprocess.Popen(["env", "-i", "setsid", *STRAY])
+    report()
+
+
+def engine() -> None:
+    """Two processes in a session of their own, under a title that hides what they were started with."""
+    from setproctitle import setproctitle
+
+    os.setsid()
+    name = "Worker" if os.fork() == 0 else "EngineCore"
+    setproctitle(f"VLLM::{name}")
+    time.sleep(1000)
+
+
+def report() -> None:
+    """Progress without an end."""
     progress = Progress("slow", total=1000)
     while True:
         progress.advance(1, pid=str(os.getpid()))
