@@ -248,7 +248,7 @@ def test_death_of_the_worker_ends_its_runs(
         worker.kill()
         wait_for(lambda: not marked(up), 60)
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
-        assert services.running() is None
+        wait_for(lambda: services.running() is None, 60)
 
 
 @pytest.mark.integration
