@@ -29,6 +29,7 @@ from iris_core.fused import fuse
 from iris_core.hub import local_folder
 from iris_core.lora import streamline
 from iris_core.store import Artifact, Policy
+from iris_core.weights import check_adapter_loaded, check_loaded
 
 
 def resolve(model: ModelPart, commit: str | None = None) -> Path:
@@ -172,22 +173,29 @@ def load_policy(
         dtype: "bfloat16" or "float32".
         trainable: whether an adapter's weights can be trained on.
         trust_remote_code: run code from the model's folder.
+
+    Raises:
+        ModelError: weights of the model or the adapter are missing, left over, or of another shape.
     """
     config = load_config(policy.model.path, trust_remote_code)
     dropout.silence(config)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         policy.model.path,
         config=config,
         dtype=getattr(torch, dtype),
         attn_implementation=attention_of(config, trust_remote_code),
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported in one line by `check_loaded`
+        output_loading_info=True,
     )
+    check_loaded(policy.model.path, type(model).__name__, found)
     fuse(model)
     if policy.adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
+        check_adapter_loaded(model, policy.adapter.path)
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
         streamline(model)
     dropout.silence_layers(model)
