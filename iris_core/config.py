@@ -217,14 +217,41 @@ class SchedulePart(Part):
         return self
 
 
+_ONE_MODE = "policy and opponent are scored in one mode, without dropout"
+_VLLM = "vLLM serves no adapter with it"
+UNSUPPORTED_LORA = {
+    "dropout": _ONE_MODE, "lora_dropout": _ONE_MODE, "use_dora": _VLLM, "modules_to_save": _VLLM, "bias": _VLLM,
+    "lora_bias": _VLLM, "init_lora_weights": "the first update is 0, so that the policy starts as the opponent",
+}  # fmt: skip
+
+
 class LoraPart(Part):
     """The low-rank adapter (arXiv 2106.09685)."""
 
-    rank: int = Field(16, ge=1, description="Rank r of the update.")
+    rank: int = Field(16, ge=1, le=512, description="Rank r of the update; vLLM serves up to 512.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    targets: str | list[str] = Field(
-        "all-linear", description="Names of the layers adapted, or all-linear."
+    use_rslora: bool = Field(
+        False, description="Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732)."
     )
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="A list of names of linear layers, a regular expression for whole names, or all-linear.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key in UNSUPPORTED_LORA:
+                raise ValueError(f"{key} is not supported: {UNSUPPORTED_LORA[key]}: leave it out")
+        return given
+
+    @field_validator("targets")
+    @classmethod
+    def _named(cls, targets: str | list[str]) -> str | list[str]:
+        if not targets or not all(targets):
+            raise ValueError("names no layer: give names of linear layers, or all-linear")
+        return targets
 
 
 Packing = Literal["packed", "separate"]

@@ -19,6 +19,7 @@ from iris_core.specs import GenerateSpec
 
 HF_BATCH = 32
 CPU_BATCHED_TOKENS = 4096
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as `max_lora_rank`
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     settings: dict[str, Any] = {
         "dtype": dtype,
+        "load_format": "safetensors",  # "auto" takes consolidated*.safetensors where they lie beside
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # nothing of the model's generation_config.json
@@ -78,6 +80,14 @@ def vllm_settings(dtype: str) -> dict[str, Any]:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         settings |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
     return settings
+
+
+def served_rank(adapter: Path) -> int:
+    """The smallest `max_lora_rank` of vLLM that holds the adapter in the folder `adapter`."""
+    from peft import PeftConfig
+
+    rank = PeftConfig.from_pretrained(str(adapter)).r
+    return next(served for served in LORA_RANKS if served >= rank)
 
 
 def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
@@ -93,7 +103,7 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     if adapter:
         settings |= {
             "enable_lora": True,
-            "max_lora_rank": max(8, _rank(adapter.path)),
+            "max_lora_rank": served_rank(adapter.path),
             "max_loras": 1,
         }
     generation = spec.generation
@@ -193,9 +203,3 @@ def _until(token_ids: list[int], ends: list[int]) -> Sample:
         if token in ends:
             return Sample(token_ids[: index + 1], "stop")
     return Sample(token_ids, "length")
-
-
-def _rank(adapter: Any) -> int:
-    from peft import PeftConfig
-
-    return int(PeftConfig.from_pretrained(str(adapter)).r)

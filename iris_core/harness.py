@@ -22,7 +22,7 @@ import torch
 from iris_core import backends, models
 from iris_core.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.digest import json_digest
-from iris_core.engines import vllm_settings
+from iris_core.engines import served_rank, vllm_settings
 from iris_core.errors import EvaluationError, IrisError, ServiceError
 from iris_core.mirror import in_mirror
 from iris_core.store import Artifact, Policy
@@ -34,7 +34,6 @@ FEWSHOT_SEED = (
 LOAD_SEED = 0  # GPQA shuffles its choices while it is loaded
 BATCH_SIZE = 16
 MAX_LENGTH = 8192  # longer than any prompt of the ten; bounds vLLM's memory
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can serve
 
 Tasks = dict[str, Any]
 
@@ -226,11 +225,10 @@ def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
         policy.model.path, trust_remote_code=trust_remote_code
     ).get_text_config()
     if policy.adapter is not None:
-        from peft import PeftConfig
-
-        rank = PeftConfig.from_pretrained(str(policy.adapter.path)).r
-        settings |= {"lora_local_path": str(policy.adapter.path)}
-        settings |= {"max_lora_rank": next(served for served in LORA_RANKS if served >= rank)}
+        settings |= {
+            "lora_local_path": str(policy.adapter.path),
+            "max_lora_rank": served_rank(policy.adapter.path),
+        }
     if not torch.cuda.is_available():
         settings["block_size"] = 32  # of the prefix cache; 128 by default, half a few-shot prompt
     return PrefixVLLM(

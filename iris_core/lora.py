@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,10 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
+from transformers.pytorch_utils import Conv1D
 
 from iris_core.compiled import one_kernel
+from iris_core.errors import ConfigError
 
 SWIGLU = "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))\n        return down_proj"
 PRODUCT_ROWS = 512  # oneDNN leaves larger products to one thread where they have few columns
@@ -44,6 +47,49 @@ def streamline(model: nn.Module) -> None:
             together = _Together(*layers)
             for place, layer in enumerate(layers):
                 layer.forward = functools.partial(together.output, place)
+
+
+def check_targets(model: Any, targets: str | list[str]) -> None:
+    """Refuses targets of an adapter that fit no layer of `model`, or one that cannot be adapted.
+
+    Args:
+        model: a causal language model without an adapter, on any device.
+        targets: "all-linear", names (or their ends, from a dot on), or a regular expression for whole names: as in PEFT.
+
+    Raises:
+        ConfigError: one of them does.
+    """
+    linear = _linear_layers(model)
+    wanted = targets if isinstance(targets, list) else [targets]
+    for target in wanted if targets != "all-linear" or not linear else ():
+        found = [name for name, _ in model.named_modules() if _fits(name, target, targets)]
+        wrong = [name for name in found if name not in linear]
+        if wrong or not found:
+            where = f"{wrong[0]}, which cannot be adapted" if wrong else "no layer"
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise ConfigError(
+                f"training.lora.targets: {target!r} fits {where}; the linear layers of "
+                f"{type(model).__name__} are {names or 'none'}: give a list of these, or all-linear"
+            )
+
+
+def _linear_layers(model: Any) -> set[str]:
+    """The names of the layers that can be adapted: not the output layer where it is the embedding, too."""
+    tied = {name for pair in model.all_tied_weights_keys.items() for name in pair}
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and f"{name}.weight" not in tied
+    }
+
+
+def _fits(name: str, target: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, list):
+        return f".{name}".endswith(f".{target}")
+    try:
+        return re.fullmatch(target, name) is not None
+    except re.error:
+        return False
 
 
 def _is_plain(layer: Any) -> bool:

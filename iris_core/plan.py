@@ -94,9 +94,8 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         ModelError: the model's folder is missing, or the hub refuses the model.
         ServiceError: the hub cannot be reached.
     """
-    model = experiment.model
+    model, training = experiment.model, experiment.training
     folder = hub.local_folder(model)
-    training = experiment.training
     return PrepareSpec(
         model=model,
         model_digest=model_digest(folder) if folder else None,

@@ -17,9 +17,11 @@ from iris_core.chat import Chat
 from iris_core.data import Pair, make_pairs, read_conversations, split_pairs, write_pairs
 from iris_core.digest import model_digest
 from iris_core.errors import DataError
+from iris_core.lora import check_targets
 from iris_core.specs import PrepareSpec
 from iris_core.stage import main
 from iris_core.store import Outcome, write_atomic
+from iris_core.weights import check_model, check_vocabulary
 
 
 def prepare(spec: PrepareSpec, out: Path) -> Outcome:
@@ -29,7 +31,11 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
         ModelError: the model cannot be used; DataError: the data cannot.
     """
     folder = models.resolve(spec.model, spec.model_commit)
+    model = check_model(folder, spec.model.trust_remote_code)
+    if spec.lora is not None:
+        check_targets(model, spec.lora.targets)
     tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
+    check_vocabulary(folder, tokenizer, model)
     chat = Chat(tokenizer, spec.data, models.generation_ends(folder))
     config = models.load_config(folder, spec.model.trust_remote_code)
     proof = fit.prove(config, spec)

@@ -124,8 +124,9 @@ def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
 
         lora = spec.training.lora
         config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
-        )
+            r=lora.rank, lora_alpha=lora.alpha, use_rslora=lora.use_rslora, target_modules=lora.targets,
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
         model = get_peft_model(model, config)
         streamline(model)
     return model

@@ -163,8 +163,8 @@ def _check_class(folder: Path, settings: dict[str, Any], model: PreTrainedModel)
     names, kind = settings.get("architectures") or [], type(model).__name__
     if names and kind not in names:
         raise ModelError(
-            f"model.path: {folder} holds a {names[0]} (config.json, architectures) and would be loaded as a {kind}: use a causal "
-            f"language model; if it is one, write architectures: [{kind}]"
+            f"model.path: {folder} was saved as a {names[0]} (config.json, architectures), as a causal language model it would be a "
+            f"{kind}: use a causal language model; if it is one, write architectures: [{kind}]"
         )
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import Gemma2Config, Gemma2ForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 from iris_core import models, plan
 from iris_core.chat import Chat
@@ -180,11 +181,12 @@ def test_a_model_without_a_chat_template(tiny_model, tmp_path):
         run(tiny_model, tmp_path, GOOD, model=folder)
 
 
-def test_a_model_that_caps_its_scores_is_let_in(tiny_model, tmp_path):
-    """Gemma 2 caps its attention scores; everything else about this model is as in the others."""
-    capped = {"attn_logit_softcapping": 50.0, "model_type": "gemma2", "head_dim": 32}
-    manifest = run(tiny_model, tmp_path, GOOD, model=changed(tiny_model, tmp_path, **capped))
-    assert plan.Prepared.of(manifest).packing == "packed"
+def saved(tiny_model, tmp_path, model):
+    """A folder with `model` and the tokenizer of the tiny model."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    model.save_pretrained(folder)
+    return folder
 
 
 def changed(tiny_model, tmp_path, **settings):
@@ -196,11 +198,23 @@ def changed(tiny_model, tmp_path, **settings):
     return folder
 
 
-MAMBA = {"model_type": "mamba2", "head_dim": 32, "num_heads": 4, "n_groups": 1, "state_size": 8}
+def test_a_model_that_caps_its_scores_is_let_in(tiny_model, tmp_path):
+    """Gemma 2 caps its attention scores."""
+    config = Gemma2Config(
+        vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, attn_logit_softcapping=50.0, bos_token_id=0, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    folder = saved(tiny_model, tmp_path, Gemma2ForCausalLM(config))
+    manifest = run(tiny_model, tmp_path, GOOD, model=folder)
+    assert plan.Prepared.of(manifest).packing == "packed"
 
 
 def test_a_model_with_a_state_is_trained_in_separate_rows(tiny_model, tmp_path):
-    folder = changed(tiny_model, tmp_path, **MAMBA)
+    config = Mamba2Config(
+        vocab_size=384, hidden_size=32, num_hidden_layers=1, head_dim=16, num_heads=4, n_groups=1, state_size=8,
+        bos_token_id=0, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    folder = saved(tiny_model, tmp_path, Mamba2ForCausalLM(config))
     full = {"method": "full"}
     manifest = run(tiny_model, tmp_path, GOOD, model=folder, training=full)
     assert plan.Prepared.of(manifest).packing == "separate"
