@@ -198,11 +198,14 @@ def _answer_batch(
     padded = lm.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(
         lm.device
     )
-    cache = prefill(lm.model, padded["input_ids"], padded["attention_mask"], shared=0)
+    cache = {}
+    if lm.only_attends:
+        found = prefill(lm.model, padded["input_ids"], padded["attention_mask"], shared=0)
+        cache = {"past_key_values": found}
     with half_the_threads():
         ids = lm.model.generate(
             **padded,
-            past_key_values=cache,
+            **cache,
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,

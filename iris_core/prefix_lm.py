@@ -1,14 +1,15 @@
 """lm-evaluation-harness's transformers model, with every shared prefix computed once.
 
 Log-likelihoods run on the rows of `iris_core.prefix_tree`; a batch that generates starts from one copy of what its
-prompts share (the few-shot examples). The numbers are those of the harness's own model.
+prompts share (the few-shot examples). The numbers are those of the harness's own model: where a model counts places (a
+window that is full, a state), what is asked is left to the harness.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,9 +91,8 @@ class PrefixLM(ChatPrompts, HFLM):
 
     def _can_share(self, items: list[Request]) -> bool:
         """Whether a tree row means the same to the model as separate rows: full attention over the whole prompt."""
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         longest = max(len(item.inputs(self.max_length)) for item in items)
-        return self._full_attention() and longest <= (window or longest)
+        return self.only_attends and self._is_within_window(longest)
 
     def _score(self, row: Row) -> tuple[list[float], list[bool]]:
         """Log-probability in nats of each scored token, and whether it is the most likely one."""
@@ -120,28 +120,33 @@ class PrefixLM(ChatPrompts, HFLM):
     ) -> Tensor:
         settings |= {"eos_token_id": self.ends} if self.ends else {}
         attention = settings.get("attention_mask")
-        if attention is None or not self._full_attention():
+        if attention is None or not self.only_attends:
             return super()._model_generate(context, max_length, stop, **settings)
-        shared = _shared_prefix(context, attention)
+        shared = _shared_prefix(context, attention) if self._is_within_window(max_length) else 0
         context, attention = _prefix_first(context, attention, shared)
         cache = prefill(self.model, context, attention, shared)
         settings |= {"attention_mask": attention, "past_key_values": cache}
         with half_the_threads():
             return super()._model_generate(context, max_length, stop, **settings)
 
-    def _full_attention(self) -> bool:
-        """Whether every layer attends to all tokens before, or to a window of them."""
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
-        known = set(kinds or ["full_attention"]) <= {"full_attention", "sliding_attention"}
-        return known and self._takes_rows
+    @cached_property
+    def only_attends(self) -> bool:
+        """Whether every layer attends to all tokens before it, or to a window of them, by transformers' masks.
 
-    @functools.cached_property
-    def _takes_rows(self) -> bool:
-        """Whether the model's layers can be told which tokens belong together: not so where they carry a state along."""
-        model = self.model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        remote = type(inner).__module__.startswith("transformers_modules")
-        return architectures.probe(inner.config, trust_remote_code=remote).short is None
+        Others (state spaces, convolutions, chunks, attention with masks of its own) know tokens by where they stand.
+        """
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+        masked = model._supports_attention_backend and not model._is_stateful
+        if not masked or not set(kinds) <= {"full_attention", "sliding_attention"}:
+            return False
+        remote = type(model).__module__.startswith("transformers_modules")
+        return architectures.probe(model.config, trust_remote_code=remote).short is None
+
+    def _is_within_window(self, tokens: int) -> bool:
+        """Whether a window over `tokens` places holds them all, padding between them included."""
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        return window is None or tokens <= window
 
 
 def prefill(model: Any, context: Tensor, attention: Tensor, shared: int) -> DynamicCache:

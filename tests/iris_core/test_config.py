@@ -18,7 +18,7 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
         ({"objective": {"bta": 1}}, r"objective.bta: unknown key; known here: name, beta"),
         (
             {"training": {"lora": {"rnk": 1}}},
-            r"training.lora.rnk: unknown key; known here: rank, alpha, targets",
+            r"training.lora.rnk: unknown key; known here: rank, alpha, use_rslora, targets",
         ),
         (
             {"schedule": {"min_order": 3}},
@@ -54,7 +54,7 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
         ),
         (
             {"training": {"lora": [1]}},
-            r"training.lora: a mapping with the keys rank, alpha, targets is needed",
+            r"training.lora: a mapping with the keys rank, alpha, use_rslora, targets is needed",
         ),
         (
             {"data": {"path": "d", "answer_pattern": "("}},

@@ -32,10 +32,12 @@ def logits_and_gradients(model):
     return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("product_rows", [512, 3])
-def test_equals_peft_in_fp32(tiny_model, monkeypatch, product_rows):
+@pytest.mark.parametrize(
+    ("product_rows", "settings"), [(512, {}), (3, {}), (512, {"use_rslora": True})]
+)
+def test_equals_peft_in_fp32(tiny_model, monkeypatch, product_rows, settings):
     monkeypatch.setattr(lora, "PRODUCT_ROWS", product_rows)
-    model = adapted(tiny_model)
+    model = adapted(tiny_model, **settings)
     expected, gradients = logits_and_gradients(model)
     gradients = {name: gradient.clone() for name, gradient in gradients.items()}
     streamline(model)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iris_core import prefix_lm
 from iris_core.prefix_tree import Request, Row, rows
 
 pytestmark = pytest.mark.unit
@@ -161,3 +162,55 @@ def test_a_sliding_window_shorter_than_the_prompts_is_left_to_the_harness(
     assert ours._can_share(items)
     monkeypatch.setattr(model.config, "sliding_window", 16, raising=False)
     assert not ours._can_share(items)
+
+
+WORDS = "Question: What is the sum of two and three? Answer: five. " * 3
+
+
+def windowed(kind: str) -> Any:
+    """A random model whose window is shorter than the prompts below, or that has layers of other kinds."""
+    from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+
+    settings = {
+        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 24, "initializer_range": 0.3, "eos_token_id": 2,
+        "bos_token_id": 0, "pad_token_id": 0,
+    }  # fmt: skip
+    if kind == "gemma3_text":
+        settings["layer_types"] = ["sliding_attention", "full_attention"]
+    if kind == "lfm2":
+        settings["layer_types"] = ["conv", "full_attention"]
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](**settings)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text", "gpt_neo", "mamba", "lfm2"])
+def test_models_with_windows_or_states_get_the_harness_s_numbers(
+    tokenizer: Any, kind: str
+) -> None:
+    ours, theirs = both(windowed(kind), tokenizer)
+    prompts = [WORDS + question for question in ("Why?", "What is the sum of a and b and c?", "So?")]
+    scored = instances("loglikelihood", [(p, choice) for p in prompts for choice in (" A", " a b")])
+    for (logprob, greedy), (expected, was_greedy) in zip(
+        ours.loglikelihood(scored), theirs.loglikelihood(scored, disable_tqdm=True), strict=True
+    ):
+        assert logprob == pytest.approx(expected, rel=1e-4)
+        assert greedy == was_greedy
+    arguments = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
+    asked = instances("generate_until", [(prompt, dict(arguments)) for prompt in prompts])
+    assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize(("tokens", "shared"), [(24, 16), (25, 0)])
+def test_a_prefix_is_shared_while_a_window_holds_everything(
+    tokenizer: Any, monkeypatch: Any, tokens: int, shared: int
+) -> None:
+    """Prompts of 18 and 20 tokens: the padding of the first counts towards the window of 24, as do the new tokens."""
+    ours, _ = both(windowed("mistral"), tokenizer)
+    found = []
+    prefill = prefix_lm.prefill
+    monkeypatch.setattr(prefix_lm, "prefill", lambda *a: found.append(a[-1]) or prefill(*a))
+    context = torch.tensor([[0, 0, *range(30, 46), 50, 51], [*range(30, 46), 60, 61, 62, 63]])
+    ours._model_generate(context, tokens, [], attention_mask=(context > 0).long(), do_sample=False)
+    assert found == [shared]
