@@ -155,7 +155,9 @@ def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool
     file = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers, its validators and code from the folder raise many kinds
+    except (
+        Exception
+    ) as error:  # transformers, its validators and code from the folder raise many kinds
         if "auto_map" in settings and not trust_remote_code:
             raise ModelError(
                 f"model.path: {folder} needs Python code that it brings along (config.json, auto_map): read that code, then "

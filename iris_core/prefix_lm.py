@@ -100,7 +100,7 @@ class PrefixLM(ChatPrompts, HFLM):
         logits = self.model(
             input_ids=torch.tensor([row.input_ids], device=self.device),
             position_ids=torch.tensor([row.positions], device=self.device),
-            attention_mask=row.mask().to(self.device),
+            attention_mask=self._mask(row),
             logits_to_keep=places.to(self.device),
             use_cache=False,
         ).logits[0]
@@ -113,6 +113,14 @@ class PrefixLM(ChatPrompts, HFLM):
             chosen = logits[back[part]].float()
             logprobs[part] = chosen.gather(1, targets[part, None])[:, 0] - chosen.logsumexp(dim=-1)
         return logprobs.tolist(), (top[back] == targets).tolist()
+
+    def _mask(self, row: Row) -> Tensor:
+        """The row's mask as the model's attention takes it: eager attention adds it to the scores."""
+        mask = row.mask().to(self.device)
+        if self.model.config._attn_implementation != "eager":
+            return mask
+        lowest = torch.finfo(self.model.dtype).min
+        return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
 
     @torch.inference_mode()
     def _model_generate(
@@ -137,7 +145,10 @@ class PrefixLM(ChatPrompts, HFLM):
         """
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-        masked = model._supports_attention_backend and not model._is_stateful
+        plain = not getattr(
+            model.config, "is_decoder", False
+        )  # an encoder as a decoder counts from elsewhere
+        masked = plain and model._supports_attention_backend and not model._is_stateful
         if not masked or not set(kinds) <= {"full_attention", "sliding_attention"}:
             return False
         remote = type(model).__module__.startswith("transformers_modules")

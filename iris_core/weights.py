@@ -126,7 +126,9 @@ def check_vocabulary(folder: Path, tokenizer: Any, model: PreTrainedModel) -> No
     outside = sorted((i, text) for text, i in tokenizer.get_vocab().items() if i >= rows)
     for i, text in outside:
         added = tokenizer.added_tokens_decoder.get(i)
-        never = added and added.special and i not in own and text not in str(tokenizer.chat_template)
+        never = (
+            added and added.special and i not in own and text not in str(tokenizer.chat_template)
+        )
         if not never:
             raise ModelError(
                 f"model.path: {folder}: the tokenizer gives {text!r} the id {i}, the model has rows for {rows} tokens: call "
@@ -234,9 +236,7 @@ def _is_finite(content: Any, name: str) -> bool:
     return bool(ends.isfinite().all())
 
 
-def _each(
-    tensors: dict[str, Path], look: Callable[[Any, str], Any]
-) -> Iterator[tuple[str, Any]]:
+def _each(tensors: dict[str, Path], look: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
     """What `look` finds at every tensor, file by file."""
     for file in dict.fromkeys(tensors.values()):
         with _open(file) as content:

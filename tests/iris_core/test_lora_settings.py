@@ -149,7 +149,7 @@ def run_train(config: Experiment, folder: Path) -> tuple[TrainSpec, Manifest]:
 
 
 def scale(model: Any) -> set[float]:
-    return {m.scaling["default"] for m in model.modules() if hasattr(m, "scaling")}
+    return {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")}
 
 
 @integration

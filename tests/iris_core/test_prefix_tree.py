@@ -164,6 +164,17 @@ def test_a_sliding_window_shorter_than_the_prompts_is_left_to_the_harness(
     assert not ours._can_share(items)
 
 
+def test_eager_attention_adds_its_mask(tiny_model: Path, tokenizer: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    eager = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager").eval()
+    ours, theirs = both(eager, tokenizer)
+    requests = instances("loglikelihood", [("What is the sum?", x) for x in (" A", " a b", " B")])
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    for (found, _), (logprob, _) in zip(ours.loglikelihood(requests), expected, strict=True):
+        assert found == pytest.approx(logprob, rel=1e-4)
+
+
 WORDS = "Question: What is the sum of two and three? Answer: five. " * 3
 
 
@@ -178,19 +189,21 @@ def windowed(kind: str) -> Any:
     }  # fmt: skip
     if kind == "gemma3_text":
         settings["layer_types"] = ["sliding_attention", "full_attention"]
+    if kind == "gpt_neo":
+        settings |= {"attention_types": [[["global", "local"], 1]], "window_size": 24}
     if kind == "lfm2":
         settings["layer_types"] = ["conv", "full_attention"]
     torch.manual_seed(0)
     config = CONFIG_MAPPING[kind](**settings)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text", "gpt_neo", "mamba", "lfm2"])
-def test_models_with_windows_or_states_get_the_harness_s_numbers(
-    tokenizer: Any, kind: str
-) -> None:
+def test_models_with_windows_or_states_get_the_harness_s_numbers(tokenizer: Any, kind: str) -> None:
     ours, theirs = both(windowed(kind), tokenizer)
-    prompts = [WORDS + question for question in ("Why?", "What is the sum of a and b and c?", "So?")]
+    prompts = [
+        WORDS + question for question in ("Why?", "What is the sum of a and b and c?", "So?")
+    ]
     scored = instances("loglikelihood", [(p, choice) for p in prompts for choice in (" A", " a b")])
     for (logprob, greedy), (expected, was_greedy) in zip(
         ours.loglikelihood(scored), theirs.loglikelihood(scored, disable_tqdm=True), strict=True

@@ -39,7 +39,13 @@ pytestmark = pytest.mark.unit
 
 Weights = dict[str, Tensor]
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-SMALL = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -218,9 +224,14 @@ def test_a_truncated_file_and_a_dead_link(folder: Path) -> None:
 
 def test_files_that_vllm_and_transformers_would_not_read_alike(folder: Path) -> None:
     shutil.copy(folder / WEIGHTS, folder / "consolidated.safetensors")
-    refused(folder, r"holds consolidated.safetensors, model.safetensors: without .* vLLM all of them")
+    refused(
+        folder, r"holds consolidated.safetensors, model.safetensors: without .* vLLM all of them"
+    )
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
-    refused(folder, r"holds consolidated.safetensors, model.fp16.safetensors: .*model.safetensors alone is needed")
+    refused(
+        folder,
+        r"holds consolidated.safetensors, model.fp16.safetensors: .*model.safetensors alone is needed",
+    )
 
 
 def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder: Path, tmp_path: Path) -> None:  # fmt: skip
