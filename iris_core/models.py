@@ -28,6 +28,7 @@ from iris_core.errors import ModelError, first_line
 from iris_core.fused import fuse
 from iris_core.hub import local_folder
 from iris_core.lora import streamline
+from iris_core.model_folder import check_adapter
 from iris_core.store import Artifact, Policy
 from iris_core.weights import check_adapter_loaded, check_loaded
 
@@ -45,6 +46,7 @@ def resolve(model: ModelPart, commit: str | None = None) -> Path:
     """
     folder = local_folder(model) or _download(model, commit)
     if not any(folder.glob("*.safetensors")):
+        check_adapter(folder)
         raise ModelError(
             f"model.path: {folder} holds no *.safetensors: load the model once and save it with "
             "save_pretrained(folder, safe_serialization=True)"

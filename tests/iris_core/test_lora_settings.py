@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from iris_core import models, plan
+from iris_core import harness, models, plan
 from iris_core.config import Experiment, parse_experiment
 from iris_core.engines import LORA_RANKS, served_rank
 from iris_core.errors import ConfigError
@@ -20,7 +21,7 @@ from iris_core.generate import generate
 from iris_core.lora import check_targets
 from iris_core.prepare import prepare
 from iris_core.specs import TrainSpec
-from iris_core.store import Manifest, run_stage
+from iris_core.store import Artifact, Manifest, Policy, run_stage
 from iris_core.train import train, trainable_policy
 
 unit = pytest.mark.unit
@@ -175,3 +176,26 @@ def test_rslora_has_one_scale_in_every_stage(
     torch.testing.assert_close(following.eval()(ids).logits, found)
     merged = loaded.merge_and_unload()(ids).logits  # what vLLM is given on a CPU
     torch.testing.assert_close(merged, found, rtol=1e-4, atol=1e-5)
+
+
+@integration
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_evaluation_does_not_round_a_small_adapter_away(
+    tiny_model: Path, tmp_path: Path, dtype: str
+) -> None:
+    """An update of a hundredth of a weight's last bit in bf16: added to the weights there, it would be gone."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=1e-4)
+    adapted.save_pretrained(tmp_path)
+    policy = Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(tmp_path))
+    lm = harness.open_model(policy, "hf", dtype, trust_remote_code=False, batch_size=2)
+    ids = torch.tensor([[3, 9, 27, 81]])
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
+    assert not torch.equal(lm.model(ids).logits, plain(ids).logits)
+    merged = copy.deepcopy(adapted).merge_and_unload()
+    kept = [torch.equal(a, b) for a, b in zip(merged.parameters(), plain.parameters(), strict=True)]
+    assert all(kept) == (dtype == "bfloat16")

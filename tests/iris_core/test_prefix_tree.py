@@ -180,7 +180,7 @@ WORDS = "Question: What is the sum of two and three? Answer: five. " * 3
 
 def windowed(kind: str) -> Any:
     """A random model whose window is shorter than the prompts below, or that has layers of other kinds."""
-    from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     settings = {
         "vocab_size": 384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

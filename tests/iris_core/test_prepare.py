@@ -301,6 +301,9 @@ def test_a_model_that_is_missing_or_not_safetensors(tiny_model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"holds no \*.safetensors"):
         run(tiny_model, tmp_path, GOOD, model=tmp_path / "empty")
+    (tmp_path / "empty" / "adapter_model.bin").touch()
+    with pytest.raises(ModelError, match=r"is an adapter on a base model, not a model: merge it"):
+        run(tiny_model, tmp_path, GOOD, model=tmp_path / "empty")
 
 
 def test_response_tokens_end_as_the_chat_template_ends_a_turn(tiny_model):
