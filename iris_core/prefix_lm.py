@@ -145,10 +145,8 @@ class PrefixLM(ChatPrompts, HFLM):
         """
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
-        plain = not getattr(
-            model.config, "is_decoder", False
-        )  # an encoder as a decoder counts from elsewhere
-        masked = plain and model._supports_attention_backend and not model._is_stateful
+        counts = model._is_stateful or getattr(model.config, "is_decoder", False)  # as RoBERTa does
+        masked = model._supports_attention_backend and not counts
         if not masked or not set(kinds) <= {"full_attention", "sliding_attention"}:
             return False
         remote = type(model).__module__.startswith("transformers_modules")
