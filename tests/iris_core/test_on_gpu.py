@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from iris_core import logprobs, train
 from iris_core.attention import GROUPED
@@ -30,6 +37,22 @@ MODELS = {
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
     "mistral": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": None}),
     "qwen2": (Qwen2Config, {"tie_word_embeddings": False}),
+    "window": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": 50}),
+}
+CAPPED = {
+    "gemma2": (
+        Gemma2Config,
+        {
+            "head_dim": 16,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 2.0,
+            "sliding_window": 50,
+        },
+    ),
+    "gpt_oss": (
+        GptOssConfig,
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 50},
+    ),
 }
 
 
@@ -46,7 +69,7 @@ def groups(seed):
 
 def build(name):
     """A model with an adapter that is not zero."""
-    config, settings = MODELS[name]
+    config, settings = {**MODELS, **CAPPED}[name]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
         config(**{**SIZES, **settings}), attn_implementation=GROUPED
@@ -83,7 +106,7 @@ def packed(model, items):
     return with_gradients(model, response_logprobs(model, row))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *CAPPED])
 def test_packed_rows_equal_separate_forwards_and_so_does_every_gradient(name):
     slow = build(name)
     fast = on_gpu(slow)
@@ -92,7 +115,7 @@ def test_packed_rows_equal_separate_forwards_and_so_does_every_gradient(name):
         values, gradients = packed(fast, items)
         expected, by_hand = with_gradients(slow, torch.stack([separate(slow, g) for g in items]))
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
-        assert len(gradients) == 2 * 7 * 2
+        assert len(gradients) == 2 * (4 if name == "gpt_oss" else 7) * 2
         for one, other in zip(gradients, by_hand, strict=True):
             assert other.abs().max() > 0
             torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5 * other.abs().max().item())
