@@ -18,6 +18,7 @@ from benchmarks.data import GSM8K_LIKE, Pair, Sizes, pairs
 from benchmarks.sides import SideFailed, Turns, peak_bytes
 
 BETA, RANK, ALPHA = 0.1, 16, 32
+LONGEST_RESPONSE = 1024  # tokens
 TOKENS_PER_ROW = 704  # as in the demo
 
 
@@ -207,7 +208,7 @@ def _peer_arguments(case: Case, setting: Setting, work: Path) -> Any:
 
 def _spec(case: Case) -> Any:
     """What the stage `train` would be asked for this case."""
-    from iris_core.config import LoraPart, ObjectivePart, TrainingPart
+    from iris_core.config import LoraPart, ObjectivePart, SyntheticPart, TrainingPart
     from iris_core.specs import TrainSpec
     from iris_core.store import Artifact, Policy
 
@@ -226,7 +227,8 @@ def _spec(case: Case) -> Any:
         training=training,
         packing="packed",
         learning_rate=1e-5,
-        max_response_tokens=1024,
+        handling=SyntheticPart(),
+        max_new_tokens=LONGEST_RESPONSE,
         dtype=case.dtype,
         seed=case.seed,
     )
@@ -246,7 +248,8 @@ def tokens_of(case: Case) -> list[Any]:
     for pair in _pairs(case, tokenizer):
         sides = (pair.annotated, pair.synthetic)
         encoded = [encode(single_turn(pair.prompt, side)) for side in sides]
-        groups.append(Group(encoded[0][0], tuple(response for _, response in encoded)))
+        responses = tuple(response for _, response in encoded)
+        groups.append(Group(encoded[0][0], responses, cut=LONGEST_RESPONSE))
     return groups
 
 

@@ -25,7 +25,7 @@ LOG_LINES = 15
 NARROW_HEADERS = (  # those of `iris_core.summary`, for 80 columns
     "iter.",
     "α",
-    "gap D̂\n[95 %]",
+    "gap D̂\n(ESS)",
     "ESS\nann.\nsyn.",
     "reward\nmargin",
     "log-prob\n/ token\n[95 %]",

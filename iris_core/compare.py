@@ -2,14 +2,14 @@
 
     python -m iris_core.compare --spec spec.json --out DIR
 
-Every number is a mean over seeds; its 95 % interval is a bootstrap over seeds and, within each, over held-out prompts.
+Every number is a mean over seeds; its 95 % interval counts seeds and held-out prompts as samples (`intervals.crossed`).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from iris_core import figures, tracking
-from iris_core.gap import RESAMPLES, Floats, variational_gap
+from iris_core.gap import variational_gap
+from iris_core.intervals import Floats, crossed, crossed_proportion
 from iris_core.mlflow_runs import claim_experiment, claim_run, log_points, points
 from iris_core.report import TEMPLATES
-from iris_core.specs import CompareSpec, Gap, Member
+from iris_core.specs import CompareSpec, Interval, Member
 from iris_core.stage import main
 from iris_core.store import Artifact, Manifest, Outcome, require_manifest, write_atomic
 
@@ -32,7 +33,7 @@ HEADERS = (
     "β",
     "log-prob / token [95 %]",
     "exact match [95 %]",
-    "gap D̂ [95 %]",
+    "gap D̂",
     "log-prob of own answers",
     "average, %",
 )
@@ -45,7 +46,7 @@ class Trajectory(NamedTuple):
         logprob: held-out log-prob per token of annotated answers, before and after each iteration, in nats.
         exact_match: share of held-out prompts answered exactly, the same.
         average: mean benchmark score of the last model, over seeds.
-        gap: D̂ of the last iteration.
+        gap: D̂ of the last iteration, an estimate.
         synthetic: log-prob per token of the opponent's held-out answers under the last model.
         minutes: wall time of its stages, over all seeds; work shared between objectives counts for each.
     """
@@ -53,11 +54,11 @@ class Trajectory(NamedTuple):
     objective: str
     beta: float
     seeds: list[int]
-    logprob: list[Gap]
-    exact_match: list[Gap]
+    logprob: list[Interval]
+    exact_match: list[Interval]
     average: float | None
-    gap: Gap
-    synthetic: Gap
+    gap: float
+    synthetic: Interval
     minutes: float
 
 
@@ -94,7 +95,7 @@ def cells(trajectory: Trajectory) -> list[str]:
         f"{trajectory.beta:g}",
         _text(trajectory.logprob[-1], 3),
         _text(trajectory.exact_match[-1], 2) if trajectory.exact_match else "",
-        _text(trajectory.gap, 2),
+        f"{trajectory.gap:.2f}",
         f"{trajectory.synthetic.value:.2f}",
         "" if average is None else f"{100 * average:.1f}",
     ]
@@ -150,28 +151,6 @@ def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) ->
     return run_id
 
 
-def over_seeds(statistic: Callable[..., Floats], *columns: Floats) -> Gap:
-    """Mean over seeds of a statistic of held-out prompts, with its bootstrap 95 % interval over both.
-
-    Args:
-        statistic: takes the columns, shape [..., prompts], and reduces the last axis.
-        columns: shape [seeds, prompts] each.
-    """
-    seeds, prompts = columns[0].shape
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(0, seeds, (RESAMPLES, seeds, 1))
-    rows = generator.integers(0, prompts, (RESAMPLES, seeds, prompts))
-    means = statistic(*(column[drawn, rows] for column in columns)).mean(-1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Gap(value=float(statistic(*columns).mean()), low=float(low), high=float(high))
-
-
-def per_token(logprobs: Floats, tokens: Floats) -> Floats:
-    """Σ log-probs / Σ tokens over the last axis."""
-    result: Floats = logprobs.sum(-1) / tokens.sum(-1)
-    return result
-
-
 def _trajectory(members: Sequence[Member]) -> Trajectory:
     beta = members[0].beta
     trained = [[_read(artifact) for artifact in member.train] for member in members]
@@ -181,13 +160,11 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
     ]
     heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
     first, last = heldout[0], heldout[-1]
-    before = over_seeds(per_token, first["annotated_opponent"], first["annotated_tokens"])
-    after = [
-        over_seeds(per_token, it["annotated_policy"], it["annotated_tokens"]) for it in heldout
-    ]
+    before = crossed(first["annotated_opponent"], first["annotated_tokens"])
+    after = [crossed(it["annotated_policy"], it["annotated_tokens"]) for it in heldout]
     rewards = [
         beta * (last[f"{side}_policy"] - last[f"{side}_opponent"])
-        for side in ("annotated", "synthetic")
+        for side in ("annotated_cut", "synthetic")
     ]
     answered = [runs for runs in zip(*scored, strict=True) if "heldout" in runs[0].outputs]
     averages = [(run[-1].metrics.get("average") or {}).get("value") for run in scored if run]
@@ -197,13 +174,10 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
         beta=beta,
         seeds=[member.seed for member in members],
         logprob=[before, *after],
-        exact_match=[
-            over_seeds(lambda correct: correct.mean(-1), _heldout(runs)["correct"])
-            for runs in answered
-        ],
+        exact_match=[crossed_proportion(_heldout(runs)["correct"]) for runs in answered],
         average=sum(known) / len(known) if known and len(known) == len(averages) else None,
-        gap=over_seeds(variational_gap, *rewards),
-        synthetic=over_seeds(per_token, last["synthetic_policy"], last["synthetic_tokens"]),
+        gap=float(variational_gap(*rewards).mean()),
+        synthetic=crossed(last["synthetic_policy"], last["synthetic_tokens"]),
         minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
     )
 
@@ -219,11 +193,11 @@ def _read(artifact: Artifact) -> Manifest:
     return require_manifest(artifact.path.parent)
 
 
-def _triple(value: Gap) -> list[float]:
+def _triple(value: Interval) -> list[float]:
     return [value.value, value.low, value.high]
 
 
-def _text(value: Gap, digits: int) -> str:
+def _text(value: Interval, digits: int) -> str:
     center, low, high = (f"{number:.{digits}f}" for number in _triple(value))
     return f"{center} [{low}, {high}]"
 
@@ -231,7 +205,7 @@ def _text(value: Gap, digits: int) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return value.model_dump() if isinstance(value, Gap) else value
+    return value.model_dump() if isinstance(value, Interval) else value
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from iris_core.rules import (
 from iris_core.uris import sqlite_uri
 
 ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
+LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 
 Benchmark = Literal[
@@ -79,6 +80,23 @@ class ModelPart(Part):
     )
 
 
+Handling = Literal["keep", "drop", "mask"]
+
+
+class SyntheticPart(Part):
+    """What training does with synthetic responses that are a doubtful opponent.
+
+    keep: train on the pair as it is; drop: leave the pair out; mask: train on its annotated response alone. Where several
+    apply, drop goes before mask. Held-out pairs are always kept.
+    """
+
+    truncated: Handling = Field(
+        "keep", description="Responses that were cut at generation.max_new_tokens."
+    )
+    empty: Handling = Field("keep", description="Responses without text.")
+    equal: Handling = Field("keep", description="Responses that are the annotated one.")
+
+
 class DataPart(Part):
     """The annotated prompt/response pairs."""
 
@@ -125,6 +143,10 @@ class DataPart(Part):
     )
     mix_previous: bool = Field(
         False, description="Train on the synthetic responses of this and the previous iteration."
+    )
+
+    synthetic: SyntheticPart = Field(
+        default_factory=SyntheticPart, description="Which synthetic responses to train on."
     )
 
     @field_validator("chat_template_kwargs")
@@ -205,7 +227,8 @@ class SchedulePart(Part):
         False, description="Let the adaptive order rise again when the gap grows."
     )
     stop_when_converged: bool = Field(
-        False, description="End the loop when the gap's 95 % interval contains 0."
+        False,
+        description="End the loop when training moved the policy and held-out pairs show nothing of it; see docs/objective.md.",
     )
 
     @model_validator(mode="after")
@@ -274,7 +297,14 @@ class TrainingPart(Part):
         4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory."
     )
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
-    learning_rate: float = Field(5e-7, gt=0, lt=1, description="Peak learning rate.")
+    learning_rate: float = Field(
+        default_factory=lambda given: LEARNING_RATES.get(
+            given.get("method"), LEARNING_RATES["lora"]
+        ),
+        gt=0,
+        lt=1,
+        description="Peak learning rate; none: 1e-4 for lora, 3e-6 for full.",
+    )
     learning_rate_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
     )

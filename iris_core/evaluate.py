@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris_core import gap, harness, models
+from iris_core import harness, intervals, models
 from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import json_digest
@@ -68,7 +68,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     outputs = {"scores": out / SCORES}
     if pairs:
         outputs["heldout"] = out / HELDOUT
-        metrics["heldout"] = exact_match(out / HELDOUT, spec.seed)
+        metrics["heldout"] = exact_match(out / HELDOUT)
     return Outcome(outputs=outputs, metrics=metrics)
 
 
@@ -175,12 +175,10 @@ def extract(pattern: str, text: str) -> str | None:
     return str(last.group(last.lastindex or 0)).strip()
 
 
-def exact_match(path: Path, seed: int) -> dict[str, Any]:
-    """The share of correct held-out answers with its bootstrap 95 % interval."""
-    correct = np.array(
-        pq.read_table(path, columns=["correct"])["correct"].to_pylist(), dtype=np.float64
-    )
-    found = gap.interval(lambda rows: correct[rows].mean(axis=-1), len(correct), seed)
+def exact_match(path: Path) -> dict[str, Any]:
+    """The share of correct held-out answers with its exact 95 % interval."""
+    correct = pq.read_table(path, columns=["correct"])["correct"].to_pylist()
+    found = intervals.proportion(sum(correct), len(correct))
     return {"exact_match": found.model_dump(), "n": len(correct)}
 
 

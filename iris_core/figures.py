@@ -37,8 +37,8 @@ MOST_POINTS = 1500  # of a curve; a longer one is thinned
 Spread = Sequence[float] | None  # value, low, high
 
 
-def order_and_gap(orders: Sequence[float | None], gaps: Sequence[Spread]) -> str:
-    """The order α of each iteration, above the gap D̂ it measured with its interval."""
+def order_and_gap(orders: Sequence[float | None], gaps: Sequence[float]) -> str:
+    """The order α of each iteration, above the gap D̂ it measured, an estimate without an interval."""
 
     def draw(figure: Figure) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
@@ -46,7 +46,7 @@ def order_and_gap(orders: Sequence[float | None], gaps: Sequence[Spread]) -> str
         top.plot(_numbers(orders), color=INK, marker="s", markersize=5)
         top.set_ylabel("order α")
         top.margins(y=0.25)
-        _spreads(bottom, names, gaps, ACCENT)
+        _spreads(bottom, names, [(gap, gap, gap) for gap in gaps], ACCENT)
         bottom.axhline(0, color=MUTED, linewidth=0.8, linestyle=":")
         bottom.set_ylabel("gap D̂ (nats)")
         bottom.set_xlabel("iteration")

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
 )
 SHARES = "shares.json"  # in the work folder: the names of each rank's shards
 LOOK_EVERY_S = 0.5
+MOST_TRUNCATED = 0.1  # share of responses above which there is a warning
 
 Shards = dict[Path, list[Pair]]
 
@@ -63,7 +64,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
         _sample_missing(spec, shards, missing, out)
     seconds = time.monotonic() - started
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
-    metrics["warnings"] = warnings(spec.generation)
+    metrics["warnings"] = warnings(spec.generation, metrics["truncated"], metrics["prompts"])
     if missing:
         metrics["tokens_per_second"] = sum(map(_tokens, missing)) / seconds
     return Outcome(outputs={"responses": folder}, metrics=metrics)
@@ -82,14 +83,20 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def warnings(generation: GenerationPart) -> list[str]:
-    """What a user should know about the settings, each in one line."""
-    if generation.temperature == generation.top_p == 1:
-        return []
-    return [
-        f"generation: at temperature {generation.temperature:g} and top_p {generation.top_p:g} responses are not samples of the "
-        "opponent p_t, which the objective takes them for: set both to 1, unless that is what you want"
-    ]
+def warnings(generation: GenerationPart, truncated: int, responses: int) -> list[str]:
+    """What a user should know about the settings and what came of them, each in one line."""
+    found = []
+    if not generation.temperature == generation.top_p == 1:
+        found.append(
+            f"generation: at temperature {generation.temperature:g} and top_p {generation.top_p:g} responses are not samples "
+            "of the opponent p_t, which the objective takes them for: set both to 1, unless that is what you want"
+        )
+    if truncated > MOST_TRUNCATED * responses:
+        found.append(
+            f"generation.max_new_tokens: {truncated} of {responses} synthetic responses were cut at {generation.max_new_tokens} "
+            "tokens: raise it, or see data.synthetic"
+        )
+    return found
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

@@ -8,7 +8,8 @@ order α is
 (the variational formula for Rényi divergences, arXiv 2007.03814; tilted risks, arXiv 2007.01162). Its gradient is
 −Σ w_i ∇r_i + Σ v_j ∇r'_j with w ∝ e^{(α−1) r} and v ∝ e^{α r'}. This is a reconstruction: of the paper
 (arXiv 2604.20933) only the abstract was at hand. `OBJECTIVES` lists IRIS and its relatives; docs/objective.md derives
-them. Rewards have the shape [..., pairs]; leading axes are independent runs.
+them. Rewards have the shape [..., pairs]; leading axes are independent runs. The comparison sees every response up to the
+same number of tokens, the likelihood (λ, SFT) the whole annotated one (`Rewards.rest`).
 """
 
 from __future__ import annotations
@@ -34,11 +35,19 @@ class Rewards(NamedTuple):
         annotated: of the annotated responses, shape [..., pairs].
         synthetic: of the opponent's responses, the same shape.
         initial: of the initial model's responses, the same shape; only T-SPIN looks at them.
+        rest: of the tokens by which an annotated response is longer than a synthetic one can be; None: there are none.
+            The comparison does not see them, the annotated likelihood does.
     """
 
     annotated: Tensor
     synthetic: Tensor
     initial: Tensor | None = None
+    rest: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """Of the annotated responses to their end."""
+        return self.annotated if self.rest is None else self.annotated + self.rest
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Parameters:
         order: α of IRIS.
         log_normalizers: log Z of both sides' weights in IRIS; (0, 0) is the unit normaliser.
         clip: largest weight in IRIS.
-        likelihood_weight: λ, weight of an annotated log-likelihood term −λ·r in IRIS.
+        likelihood_weight: λ, weight of an annotated log-likelihood term −λ·r in IRIS, r of the whole response.
         ratio: μ of SPACE, synthetic responses per annotated one.
         curvature: c of SPIF; its optimal rewards lie in [−1/c, 1/c].
         initial_weight: b of T-SPIN.
@@ -69,13 +78,14 @@ class Parameters:
 def iris(rewards: Rewards, parameters: Parameters) -> Tensor:
     """−w·r + v·r' − λ·r with the weights constant: its mean has the gradient of L_α (arXiv 2604.20933, reconstructed)."""
     w, v = iris_weights(rewards, parameters)
-    return v * rewards.synthetic - (w + parameters.likelihood_weight) * rewards.annotated
+    tilted = v * rewards.synthetic - w * rewards.annotated
+    return tilted - parameters.likelihood_weight * rewards.whole
 
 
 def iris_value(rewards: Rewards, parameters: Parameters) -> Tensor:
     """L_α − λ·mean r of one batch."""
     bound = variational_bound(rewards.annotated, rewards.synthetic, parameters.order)
-    return -bound - parameters.likelihood_weight * rewards.annotated.mean()
+    return -bound - parameters.likelihood_weight * rewards.whole.mean()
 
 
 def spin(rewards: Rewards, parameters: Parameters) -> Tensor:
@@ -118,7 +128,7 @@ def tspin(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 def sft(rewards: Rewards, parameters: Parameters) -> Tensor:
     """−log p_θ(y|x) per token: supervised fine-tuning on the annotated responses, the baseline."""
-    return -rewards.annotated / parameters.mean_tokens
+    return -rewards.whole / parameters.mean_tokens
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,8 @@ def pushes(objective: Objective, rewards: Rewards, parameters: Parameters) -> tu
     with torch.enable_grad():
         annotated = rewards.annotated.detach().requires_grad_()
         synthetic = rewards.synthetic.detach().requires_grad_()
-        loss = objective.loss(Rewards(annotated, synthetic, rewards.initial), parameters).sum()
+        moved = rewards._replace(annotated=annotated, synthetic=synthetic)
+        loss = objective.loss(moved, parameters).sum()
         up, down = torch.autograd.grad(loss, (annotated, synthetic), materialize_grads=True)
     return -up, down
 

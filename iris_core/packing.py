@@ -5,7 +5,7 @@ told so (a state-space model, say) the same row is computed as separate sequence
 
     input_ids, position_ids   [tokens]
     sources, targets          [response tokens]: where each response token is predicted from, and which it is
-    lengths                   [groups, responses]: tokens of every response, in the order of `sources` and `targets`
+    lengths                   [groups, sums]: over how many of these each sum runs: a response, or one of its two pieces
     pairs                     [groups]: which pair each group is
 
 and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have, `packing` which way it is.
@@ -14,7 +14,7 @@ and `parts` says, as plain numbers, how many tokens each group's prompt and each
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Group:
-    """Token ids of one prompt and the responses to it: annotated, synthetic, the initial model's."""
+    """Token ids of one prompt and the responses to it: annotated, synthetic, the initial model's.
+
+    Attributes:
+        cut: so many tokens of the first response have a sum, and the rest of it another; None: it has one sum.
+    """
 
     prompt: list[int]
     responses: tuple[list[int], ...]
+    cut: int | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
@@ -42,7 +47,16 @@ class Group:
 
     def first(self, responses: int) -> Group:
         """The same prompt with the first `responses` only."""
-        return Group(self.prompt, self.responses[:responses])
+        return replace(self, responses=self.responses[:responses])
+
+    @property
+    def sums(self) -> list[int]:
+        """Over how many tokens each sum of log-probs runs: [annotated, synthetic, …], or [cut, rest, synthetic, …]."""
+        lengths = [len(response) for response in self.responses]
+        if self.cut is None:
+            return lengths
+        head = min(self.cut, lengths[0])
+        return [head, lengths[0] - head, *lengths[1:]]
 
 
 def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
@@ -111,7 +125,8 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = 
     }  # fmt: skip
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
     parts = [[len(group.prompt), *map(len, group.responses)] for group in groups]
-    return {**tensors, "lengths": torch.tensor(parts)[:, 1:], "parts": parts, "packing": packing}
+    lengths = torch.tensor([group.sums for group in groups])
+    return {**tensors, "lengths": lengths, "parts": parts, "packing": packing}
 
 
 def sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:

@@ -20,6 +20,7 @@ from iris_core.specs import (
     Gap,
     GenerateSpec,
     Member,
+    Movement,
     PrepareSpec,
     RegisterSpec,
     ScheduleSpec,
@@ -39,7 +40,7 @@ class LoopState(Strict):
         gaps: the gaps measured by the iterations before.
         previous: the synthetic responses of iteration t-1.
         first: the synthetic responses of iteration 0, those of the initial model.
-        converged: the last gap's interval contained 0 and the experiment asks to stop then.
+        converged: the last iteration found nothing more to learn, and the experiment asks to stop then.
     """
 
     iteration: int
@@ -143,7 +144,8 @@ def train_spec(
         training=training,
         packing=prepared.packing,
         learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
-        max_response_tokens=max(data.max_response_tokens, experiment.generation.max_new_tokens),
+        handling=data.synthetic,
+        max_new_tokens=experiment.generation.max_new_tokens,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed,
@@ -184,13 +186,13 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy) ->
 
 def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -> ScheduleSpec:
     """The next order, from the gaps up to this iteration."""
-    gap = Gap(**trained.metrics["gap"])
     return ScheduleSpec(
         schedule=experiment.schedule,
         iteration=state.iteration,
         iterations=experiment.iterations,
         order=state.order,
-        gaps=[*state.gaps, gap],
+        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
+        movement=Movement(**trained.metrics["movement"]),
     )
 
 

@@ -230,7 +230,11 @@ def describe(name: str, tags: dict[str, str]) -> str:
     """A version in a sentence, and how to use it."""
     label = f"{tags['label']} average" if "label" in tags else "benchmark average"
     score = f", {label} {100 * float(tags['average']):.1f} %" if "average" in tags else ""
-    gap = f", gap {tags['gap']} [{tags['gap_low']}, {tags['gap_high']}]" if "gap" in tags else ""
+    gap = (
+        f", gap {tags['gap']} (ESS {tags['gap_ess']} of {tags['gap_pairs']})"
+        if "gap" in tags
+        else ""
+    )
     return f"Iteration {tags['iteration']}: order {tags.get('order')}{gap}{score}.\n\n{USE.format(name=name)}"
 
 
@@ -269,7 +273,7 @@ def iteration_metrics(manifests: dict[str, Manifest]) -> dict[str, Any]:
     numbers: dict[str, Any] = {}
     if trained := manifests.get("train"):
         numbers |= {"order": trained.spec["order"], **_spread("gap", trained.metrics["gap"])}
-        for group in ("heldout", "train"):
+        for group in ("heldout", "movement", "train"):
             for name, value in trained.metrics[group].items():
                 numbers |= _spread(f"{group}/{name}", value)
     if evaluated := manifests.get("evaluate"):

@@ -72,9 +72,9 @@ def outcome_plots(data: dict[str, Any]) -> list[Plot]:
     plots = []
     for key, title, unit, caption in (
         ("exact_match", "Exact match", "share of held-out prompts",
-         "Share of held-out prompts whose greedy answer is exactly the annotated one, with its bootstrap 95 % interval."),
+         "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval."),
         ("logprob", "Held-out log-probability", "nats per token",
-         "Held-out log-probability per token of the annotated answers, with its bootstrap 95 % interval."),
+         "Held-out log-probability per token of the annotated answers, with its 95 % interval."),
     ):  # fmt: skip
         values = [model[key] for model in models]
         if any(values):
@@ -83,14 +83,13 @@ def outcome_plots(data: dict[str, Any]) -> list[Plot]:
                 Plot(title, Markup(svg), caption, f"{title} by model: {_say(names, values)}")
             )
     if trained:
-        orders, gaps = [model["order"] for model in trained], [model["gap"] for model in trained]
+        orders, gaps = [model["order"] for model in trained], [model["gap"][0] for model in trained]
         alt = "; ".join(
-            f"iteration {m['name']}: order {m['order']:.3g}, gap {_interval(m['gap'])}"
-            for m in trained
+            f"iteration {m['name']}: order {m['order']:.3g}, gap {m['gap'][0]:.3g}" for m in trained
         )
         caption = (
             "The order of each iteration's objective (above) and the gap between data and opponent that the iteration "
-            "measured on held-out pairs, with its bootstrap 95 % interval (below)."
+            "estimated on held-out pairs (below). It has no interval: n pairs show no gap above ln n nats."
         )
         plots.append(
             Plot("Order α and gap D̂", Markup(figures.order_and_gap(orders, gaps)), caption, alt)

@@ -246,18 +246,23 @@ def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
     pairs = [
         ("held-out exact match", first.exact_match, last.exact_match, 2),
         ("held-out log-prob per token", first.logprob, last.logprob, 3),
-        (
-            "gap D̂, first and last iteration",
-            trained[0].gap if len(trained) > 1 else None,
-            last.gap,
-            3,
-        ),
         (label, _percent(first), _percent(last), 1),
     ]
-    return [
-        {"name": name, "before": f"{old.value:.{digits}f}", "after": f"{new.value:.{digits}f}", "interval": _range(new, digits)}
+    shown = [
+        _tile(name, old.value, new.value, digits, f"95 % {_range(new, digits)}")
         for name, old, new, digits in pairs if old and new
     ]  # fmt: skip
+    if len(trained) > 1 and trained[0].gap and last.gap:
+        note = f"ESS {last.gap.ess:.0f} of {last.gap.pairs}"
+        name = "gap D̂, first and last iteration"
+        shown.insert(2, _tile(name, trained[0].gap.value, last.gap.value, 3, note))
+    return shown
+
+
+def _tile(name: str, before: float, after: float, digits: int, note: str) -> dict[str, str]:
+    return {
+        "name": name, "before": f"{before:.{digits}f}", "after": f"{after:.{digits}f}", "note": note,
+    }  # fmt: skip
 
 
 def _change(what: str, old: Interval | None, new: Interval | None, digits: int) -> str:

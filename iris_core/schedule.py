@@ -1,4 +1,4 @@
-"""Stage `schedule`: the next order α from the gaps measured so far.
+"""Stage `schedule`: the next order α from the gaps measured so far, and whether there is more to learn.
 
     python -m iris_core.schedule --spec spec.json --out DIR
 
@@ -9,28 +9,31 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from iris_core.config import SchedulePart
-from iris_core.specs import Gap, ScheduleSpec
+from iris_core.specs import Gap, Movement, ScheduleSpec
 from iris_core.stage import main
 from iris_core.store import Outcome, write_atomic
 
+LEAST_TRAINED = math.log(2)  # nats; odds of annotated over synthetic responses that have doubled
+
 
 def next_order(
-    schedule: SchedulePart, iteration: int, iterations: int, order: float, gaps: list[Gap]
+    schedule: SchedulePart, iteration: int, iterations: int, order: float, gaps: Sequence[float]
 ) -> tuple[float, str]:
     """α_{t+1} and the reason for it.
 
-    adaptive: α_{t+1} = α_min + (α_max − α_min)·min(1, D̂_t / D̂_0), not above α_t unless rising is allowed. Linear and
-    cosine go from α_max at iteration 0 to α_min at the last. A gap that is not above 0 counts as 0.
+    adaptive: α_{t+1} = α_min + (α_max − α_min)·D̂_t / max(D̂_0 … D̂_t), not above α_t unless rising is allowed; α_t as long
+    as no gap is above 0. Linear and cosine go from α_max at iteration 0 to α_min at the last.
 
     Args:
         schedule: rule and bounds.
         iteration: t.
         iterations: how many there are.
         order: α_t.
-        gaps: D̂_0 … D̂_t.
+        gaps: D̂_0 … D̂_t as `confirmed_gap` counts them, none below 0.
     """
     low, high = schedule.min_order, schedule.max_order
     done = min(1.0, (iteration + 1) / max(1, iterations - 1))
@@ -39,34 +42,52 @@ def next_order(
     if schedule.kind == "linear":
         return high + (low - high) * done, f"linear, {done:.0%} of the way"
     if schedule.kind == "cosine":
-        return low + (high - low) * (
-            1 + math.cos(math.pi * done)
-        ) / 2, f"cosine, {done:.0%} of the way"
-    first, last = gaps[0].value, gaps[-1].value
-    if min(first, last) <= 0:
-        share, reason = (
-            0.0,
-            f"gap {last:.4g} (first {first:.4g}): training gained nothing on held-out pairs",
-        )
-    else:
-        share = min(1.0, last / first)
-        reason = f"gap {last:.4g} is {share:.0%} of the first, {first:.4g}"
-    proposed = low + (high - low) * share
+        share = (1 + math.cos(math.pi * done)) / 2
+        return low + (high - low) * share, f"cosine, {done:.0%} of the way"
+    largest, last = max(gaps), gaps[-1]
+    if largest <= 0:
+        return order, "no gap above noise so far: the order stays"
+    reason = f"gap {last:.4g} is {last / largest:.0%} of the largest, {largest:.4g}"
+    proposed = low + (high - low) * last / largest
     if proposed > order and not schedule.allow_rising:
         return order, f"{reason}; the order does not rise"
     return proposed, reason
 
 
+def confirmed_gap(gap: Gap) -> float:
+    """D̂ where the held-out reward margin is above noise, else 0: a first gap of ±10⁻⁴ must not be what others are measured by."""
+    return gap.value if gap.confirmed else 0.0
+
+
+def converged(movement: Movement) -> tuple[bool, str]:
+    """Whether training worked and held-out pairs show nothing of it, and why (or why not).
+
+    It worked if the odds of annotated over synthetic responses have at least doubled on the pairs trained on: the interval
+    of their margin lies above ln 2, and above that of the held-out margin. Nothing shows if the latter contains 0.
+    """
+    training, heldout = movement.training_margin, movement.heldout_margin
+    if heldout.low > 0:
+        return False, f"held-out pairs gained {heldout.value:.3g} nats: there is more to learn"
+    if heldout.high < 0:
+        return False, f"held-out pairs lost {-heldout.value:.3g} nats: lower training.learning_rate"
+    if training.low <= LEAST_TRAINED:
+        return False, f"the pairs trained on gained only {training.value:.3g} nats: train longer or raise training.learning_rate"  # fmt: skip
+    if training.low <= heldout.high:
+        return False, "held-out pairs may have gained as much as those trained on: too few of them"
+    return (
+        True,
+        f"pairs trained on gained {training.value:.3g} nats, held-out ones none above noise",
+    )
+
+
 def schedule(spec: ScheduleSpec, out: Path) -> Outcome:
     """Decides the next order and whether the loop has converged."""
-    order, reason = next_order(
-        spec.schedule, spec.iteration, spec.iterations, spec.order, spec.gaps
-    )
-    gap = spec.gaps[-1]
-    converged = gap.low <= 0 <= gap.high
+    gaps = [confirmed_gap(gap) for gap in spec.gaps]
+    order, reason = next_order(spec.schedule, spec.iteration, spec.iterations, spec.order, gaps)
+    done, finding = converged(spec.movement)
     decision = {
-        "order": spec.order, "next_order": order, "converged": converged,
-        "stop": converged and spec.schedule.stop_when_converged, "reason": reason,
+        "order": spec.order, "next_order": order, "reason": reason, "converged": done,
+        "stop": done and spec.schedule.stop_when_converged, "finding": finding,
     }  # fmt: skip
     write_atomic(out / "schedule.json", json.dumps(decision, indent=1))
     return Outcome(outputs={"schedule": out / "schedule.json"}, metrics=decision)

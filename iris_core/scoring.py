@@ -23,14 +23,14 @@ SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap
 
 
 def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
-    """Σ_t log p(y_t | x, y_<t) of every response in `row`, in nats, fp32.
+    """Σ_t log p(y_t | x, y_<t) of every response in `row`, or of both pieces of one that is cut, in nats, fp32.
 
     Args:
         model: a causal language model, with or without a PEFT adapter.
         row: from `build_row`, on the model's device.
 
     Returns:
-        Shape [groups, responses per group]; 0 for an empty response.
+        Shape [groups, sums per group], as `Group.sums` counts them; 0 for an empty response.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = (_packed if row["packing"] == "packed" else _separate)(causal, row)
@@ -125,9 +125,9 @@ def score(
         packing: how rows are computed.
 
     Returns:
-        Shape [groups, responses per group] on the CPU, fp32.
+        Shape [groups, sums per group] on the CPU, fp32.
     """
-    result = torch.empty(len(groups), len(groups[0].responses))
+    result = torch.empty(len(groups), len(groups[0].sums))
     for row in build_rows(groups, range(len(groups)), tokens_per_row, packing):
         row = to_device(row, model.device)
         with precision():

@@ -15,6 +15,7 @@ from iris_core.config import (
     ObjectivePart,
     Packing,
     SchedulePart,
+    SyntheticPart,
     TrainingPart,
 )
 from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
@@ -61,10 +62,11 @@ class GenerateSpec(Spec):
 class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
-    `synthetic` holds its responses, the newest first; `initial_synthetic` the initial model's, for T-SPIN.
+    `synthetic` holds its responses, the newest first; `initial_synthetic` the initial model's, for T-SPIN. Both sides are
+    compared up to `max_new_tokens` tokens, as no synthetic response is longer.
 
     Outputs: `adapter` (LoRA) or `model` (full), `history` (JSON Lines, a row a step), `opponent_logprobs`, `heldout`
-    (Parquet, a row a held-out pair: log-probs of both responses under opponent and policy).
+    (Parquet, a row a held-out pair: log-probs under opponent and policy of the responses, and of the annotated one's cut).
     """
 
     stage: ClassVar[str] = "train"
@@ -78,7 +80,8 @@ class TrainSpec(Spec):
     training: TrainingPart
     packing: Packing
     learning_rate: float
-    max_response_tokens: int
+    handling: SyntheticPart
+    max_new_tokens: int
     dtype: str
     trust_remote_code: bool = False
     seed: int
@@ -105,16 +108,43 @@ class EvaluateSpec(Spec):
     seed: int
 
 
-class Gap(Strict):
-    """The measured gap D̂ between data and opponent, in nats, with its bootstrap 95 % interval."""
+class Interval(Strict):
+    """A value with its 95 % confidence interval (`iris_core.intervals`)."""
 
     value: float
     low: float
     high: float
 
 
+class Gap(Strict):
+    """The gap D̂ between data and opponent: an estimate in nats, without an interval (`iris_core.gap`).
+
+    Attributes:
+        ess: effective sample size of the weights e^{r'} that it rests on.
+        pairs: held-out pairs it was measured on.
+        confirmed: it is positive, and the interval of the mean held-out margin lies above 0.
+    """
+
+    value: float
+    ess: float
+    pairs: int
+    confirmed: bool
+
+
+class Movement(Strict):
+    """What an iteration did to the mean log-ratio margin, (log p_θ/p_t)(y) − (log p_θ/p_t)(y'), in nats per pair.
+
+    Attributes:
+        training_margin: on pairs that were trained on.
+        heldout_margin: on held-out pairs.
+    """
+
+    training_margin: Interval
+    heldout_margin: Interval
+
+
 class ScheduleSpec(Spec):
-    """Set the next order from the gaps measured so far (the last one is this iteration's).
+    """Set the next order from the gaps measured so far (the last one is this iteration's), and say whether to go on.
 
     Output `schedule`: a JSON file with order, next_order, converged and reason; the metrics hold the same.
     """
@@ -125,6 +155,7 @@ class ScheduleSpec(Spec):
     iterations: int
     order: float
     gaps: list[Gap]
+    movement: Movement
 
 
 class Member(Strict):

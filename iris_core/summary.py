@@ -18,7 +18,7 @@ from iris_core.store import Manifest, Store
 HEADERS = (
     "iteration",
     "α",
-    "gap D̂ [95 %]",
+    "gap D̂ (ESS)",
     "ESS annotated / synthetic",
     "reward margin",
     "log-prob / token [95 %]",
@@ -33,6 +33,14 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class Gap(NamedTuple):
+    """An estimate without an interval: D̂, and of how many held-out pairs its weights effectively are."""
+
+    value: float
+    ess: float
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Row:
 
     iteration: int | None
     order: float | None = None
-    gap: Interval | None = None
+    gap: Gap | None = None
     ess_annotated: float | None = None
     ess_synthetic: float | None = None
     reward_margin: float | None = None
@@ -107,7 +115,7 @@ def cells(row: Row) -> list[str]:
     return [
         "initial" if row.iteration is None else str(row.iteration),
         "" if row.order is None else f"{row.order:.3g}",
-        _text(row.gap, 3),
+        "" if row.gap is None else f"{row.gap.value:.3f} ({row.gap.ess:.0f} of {row.gap.pairs})",
         ess,
         "" if row.reward_margin is None else f"{row.reward_margin:.3g}",
         _text(row.logprob, 2),
@@ -153,9 +161,10 @@ def samples(store: Store, count: int = 5) -> list[Sample]:
 
 def _training(manifest: Manifest) -> dict[str, Any]:
     held, train = manifest.metrics["heldout"], manifest.metrics["train"]
+    gap = manifest.metrics["gap"]
     return {
         "order": manifest.spec["order"],
-        "gap": _interval(manifest.metrics["gap"]),
+        "gap": Gap(gap["value"], gap["ess"], gap["pairs"]),
         "ess_annotated": train["ess_annotated"],
         "ess_synthetic": train["ess_synthetic"],
         "reward_margin": held["reward_margin"],

@@ -12,9 +12,9 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from iris_core import lean
 
@@ -28,10 +28,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core import dropout, models, team
-from iris_core.gap import measure_gap, ratio_of_sums
 from iris_core.groups import load_groups
 from iris_core.lora import streamline
+from iris_core.movement import SUMS, measure, summary
 from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
+from iris_core.optimizers import RMSprop, learning_rate_share
 from iris_core.packing import Group
 from iris_core.progress import Progress
 from iris_core.scoring import score
@@ -41,6 +42,7 @@ from iris_core.store import WORK, Outcome, write_atomic
 from iris_core.trainer import COMPLETE, Batches, SelfPlayTrainer, Settings
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 
 
 def train(spec: TrainSpec, out: Path) -> Outcome:
@@ -55,7 +57,8 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     models.verify(spec.opponent)
     work = out / WORK
     set_seed(spec.seed)
-    groups = {split: load_groups(spec, split) for split in ("train", "heldout")}
+    trained, counts = load_groups(spec, "train")
+    groups = {"train": trained, "heldout": load_groups(spec, "heldout")[0]}
     before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], work)
@@ -63,12 +66,12 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     if team.rank():
         return Outcome(outputs={})
     model.eval()
-    after = score(
-        model, groups["heldout"], _tokens_per_row(spec), precision(spec), packing=spec.packing
-    )
+    _round(spec, model)
+    after = {split: _score(spec, model, items) for split, items in measured(groups).items()}
     name, folder = _save(spec, model, out)
     shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
-    metrics = _measure(spec, groups["heldout"], before["heldout"], after, out / "heldout.parquet")
+    metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet")
+    steps = summary(out / "history.jsonl")
     return Outcome(
         outputs={
             name: folder,
@@ -76,14 +79,19 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
             "heldout": out / "heldout.parquet",
             "opponent_logprobs": out / "opponent_logprobs.parquet",
         },
-        metrics={**metrics, "train": _summary(out / "history.jsonl")},
+        metrics={**metrics, "train": {**steps, "synthetic": dict(counts)}},
     )
+
+
+def measured(groups: dict[str, list[Group]]) -> dict[str, list[Group]]:
+    """What the trained policy is scored on: all held-out pairs, and as many of those trained on."""
+    return {"train": groups["train"][: len(groups["heldout"])], "heldout": groups["heldout"]}
 
 
 def opponent_logprobs(
     spec: TrainSpec, groups: dict[str, list[Group]], path: Path
 ) -> dict[str, Tensor]:
-    """Log-probs of annotated and synthetic responses under the opponent, by split, shape [pairs, 2]; stored at `path`."""
+    """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored at `path`."""
     if not path.exists() and team.rank() == 0:
         model = models.load_policy(
             spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
@@ -91,15 +99,9 @@ def opponent_logprobs(
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
         for split, items in groups.items():
-            pairs = [group.first(2) for group in items]
-            sums = score(
-                model, pairs, _tokens_per_row(spec), precision(spec), progress.advance, spec.packing
-            )
-            columns = {
-                "annotated": sums[:, 0].numpy(),
-                "synthetic": sums[:, 1].numpy(),
-                "split": [split] * len(items),
-            }
+            sums = _score(spec, model, items, progress.advance)
+            columns = {name: sums[:, place].numpy() for place, name in enumerate(SUMS)}
+            columns["split"] = [split] * len(items)
             tables.append(pa.table(columns))
         temporary = path.with_name(f".{path.name}")
         pq.write_table(pa.concat_tables(tables), temporary)
@@ -107,10 +109,20 @@ def opponent_logprobs(
     team.wait()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
-    return {
-        split: torch.tensor(rows[["annotated", "synthetic"]].to_numpy())
-        for split, rows in by_split.items()
-    }
+    return {split: torch.tensor(rows[SUMS].to_numpy()) for split, rows in by_split.items()}
+
+
+def _score(
+    spec: TrainSpec,
+    model: PreTrainedModel,
+    groups: list[Group],
+    on_row: Callable[[int], None] = lambda groups: None,
+) -> Tensor:
+    """Log-probs in the order of `SUMS`, shape [pairs, 3], with the numerics of the training step."""
+    pairs = [group.first(2) for group in groups]
+    return score(
+        model, pairs, _tokens_per_row(spec), precision(spec), on_row, packing=spec.packing
+    )
 
 
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
@@ -155,6 +167,12 @@ def build_trainer(
         beta=spec.objective.beta,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),
         step0_tolerance=STEP0_TOLERANCE[spec.dtype] if same else None,
+        rate=functools.partial(
+            learning_rate_share,
+            steps=len(batches),
+            warmup_ratio=training.warmup_ratio,
+            kind=training.lr_scheduler,
+        ),
         precision=precision(spec),
     )
     progress = Progress("train", len(batches))
@@ -165,6 +183,7 @@ def build_trainer(
         model=model,
         args=_arguments(spec, len(batches), work),
         train_dataset=batches,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[training.optimizer], {"lr": spec.learning_rate}),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -177,11 +196,6 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         max_steps=steps,
         per_device_train_batch_size=1,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(
-            training.lr_scheduler, training.lr_scheduler
-        ),
-        warmup_steps=int(training.warmup_ratio * steps),
-        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch"}[training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
@@ -233,6 +247,15 @@ def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
     return str(whole[step])
 
 
+@torch.no_grad()
+def _round(spec: TrainSpec, model: PreTrainedModel) -> None:
+    """Rounds fully trained weights as they are saved: what is measured is what the next iteration starts from."""
+    if spec.training.method == "full":
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.to(getattr(torch, spec.dtype)))
+
+
 def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path]:
     """Writes what was trained as safetensors: the adapter, or the whole model with its tokenizer."""
     if spec.training.method == "lora":
@@ -252,63 +275,6 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
     model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
     models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
     return "model", folder
-
-
-def _measure(
-    spec: TrainSpec, groups: list[Group], before: Tensor, after: Tensor, path: Path
-) -> dict[str, Any]:
-    """The gap and its companions on held-out pairs; the rows behind them go to `path`."""
-    tokens = (
-        torch.tensor([[len(ids) for ids in group.responses] for group in groups]).double().numpy()
-    )
-    old, new = before.double().numpy(), after.double().numpy()
-    rewards = spec.objective.beta * (new - old)
-    columns = {
-        f"{side}_{name}": values[:, index]
-        for index, side in enumerate(("annotated", "synthetic"))
-        for name, values in (("opponent", old), ("policy", new), ("tokens", tokens))
-    }
-    pq.write_table(pa.table(columns), path)
-    seed = spec.seed
-    return {
-        "gap": measure_gap(rewards[:, 0], rewards[:, 1], seed).model_dump(),
-        "heldout": {
-            "annotated_logprob_per_token": ratio_of_sums(
-                new[:, 0], tokens[:, 0], seed
-            ).model_dump(),
-            "opponent_annotated_logprob_per_token": ratio_of_sums(
-                old[:, 0], tokens[:, 0], seed
-            ).model_dump(),
-            "annotated_logprob_gain_per_token": ratio_of_sums(
-                (new - old)[:, 0], tokens[:, 0], seed
-            ).model_dump(),
-            "reward_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
-            "synthetic_kl_per_token": float((old - new)[:, 1].sum() / tokens[:, 1].sum()),
-        },
-    }
-
-
-def _summary(history: Path) -> dict[str, float]:
-    """Means over the steps of an iteration, and its last loss."""
-    rows = [json.loads(line) for line in history.read_text().splitlines()]
-
-    def mean(name: str) -> float:
-        return float(sum(row[name] for row in rows) / len(rows))
-
-    last = rows[-1]
-    return {
-        "steps": len(rows),
-        "loss": last["loss"],
-        "ess_annotated": mean("ess/annotated"),
-        "ess_synthetic": mean("ess/synthetic"),
-        **{
-            f"reward_{name}": last[f"reward/{name}"]
-            for name in ("margin", "accuracy")
-            if f"reward/{name}" in last
-        },
-        "tokens_per_second": mean("tokens_per_second"),
-        "memory_gb": max(row["memory_gb"] for row in rows),
-    }
 
 
 def _tokens_per_row(spec: TrainSpec) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 
@@ -79,10 +80,12 @@ class Settings:
     Attributes:
         objective: the loss, and which rewards it is a function of.
         parameters: its constants.
-        opponent: log-probs of annotated and synthetic response of each pair under the opponent, shape [pairs, 2].
+        opponent: log-probs of each pair under the opponent: the annotated response's cut, its rest, the synthetic response;
+            shape [pairs, 3].
         beta: reward scale β.
         normalizer: state of the normaliser.
         step0_tolerance: largest mean |log-ratio| per token at step 0, in nats; None if the policy is not the opponent.
+        rate: share of the peak learning rate at each step.
         precision: context manager around every forward.
     """
 
@@ -92,6 +95,7 @@ class Settings:
     beta: float
     normalizer: Normalizer
     step0_tolerance: float | None
+    rate: Callable[[int], float]
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -115,6 +119,14 @@ class SelfPlayTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        """The course of the learning rate in `settings.rate`; transformers' own begins with a step at 0."""
+        scheduler = LambdaLR(optimizer or self.optimizer, self.settings.rate)
+        self.lr_scheduler = scheduler
+        return scheduler
+
     def training_step(
         self, model: Any, inputs: list[Row], num_items_in_batch: Any = None
     ) -> Tensor:
@@ -132,7 +144,7 @@ class SelfPlayTrainer(Trainer):
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
-            mean_tokens=lengths[:, 0].sum().item() / len(pairs),
+            mean_tokens=lengths[:, :2].sum().item() / len(pairs),
         )
 
         def forward_and_backward(row: Row) -> Tensor:
@@ -148,7 +160,7 @@ class SelfPlayTrainer(Trainer):
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
-        """`work` on this rank's rows, and what all ranks found: log-probs of shape [pairs, responses]."""
+        """`work` on this rank's rows, and what all ranks found: log-probs of shape [pairs, sums]."""
         shape = (sum(len(row["pairs"]) for row in rows), rows[0]["lengths"].shape[1])
         found, start = torch.zeros(shape, device=self.args.device), 0
         for number, row in enumerate(rows):
@@ -178,16 +190,15 @@ class SelfPlayTrainer(Trainer):
             logprobs = self._log_ratios(logprobs, pairs)
         if objective.scaled:
             logprobs = self.settings.beta * logprobs
-        columns = logprobs.unbind(dim=1)
-        return (
-            Rewards(*columns)
-            if len(columns) > 1
-            else Rewards(columns[0], torch.zeros_like(columns[0]))
+        cut, rest, *others = logprobs.unbind(dim=1)
+        synthetic, initial = [*others, None, None][:2]
+        return Rewards(
+            cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest
         )
 
     def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
-        """log p_θ − log p_t of annotated and synthetic responses (annotated ones only where no others are seen)."""
-        sides = logprobs[:, :2]
+        """log p_θ − log p_t of cut, rest and synthetic response (of the annotated one only where no others are seen)."""
+        sides = logprobs[:, :3]
         return sides - self.settings.opponent.to(sides.device)[pairs, : sides.shape[1]]
 
     def _conclude(
@@ -203,16 +214,15 @@ class SelfPlayTrainer(Trainer):
                 "or objective.beta; the work up to the last checkpoint is kept"
             )
         if self.state.global_step == 0:
-            _check_step0(ratios, lengths[:, :2], settings.step0_tolerance)
+            _check_step0(ratios, lengths[:, :3], settings.step0_tolerance)
         w, v = pushes(settings.objective, rewards, self._parameters)
+        v = v[(lengths[:, 2:3] > 0).any(dim=1)]  # of pairs with a synthetic response
         if not settings.normalizer.needs_whole_batch:
             settings.normalizer.see(rewards)
         self._metrics = {
             "loss": loss.item(),
-            "ess/annotated": effective_sample_size(w).item() / len(w),
-            "ess/synthetic": effective_sample_size(v).item() / len(v),
-            "weight_max/annotated": w.max().item(),
-            "weight_max/synthetic": v.max().item(),
+            **_weights("annotated", w),
+            **_weights("synthetic", v),
             **_sides(settings.beta * ratios, logprobs, lengths),
             "tokens_per_second": tokens_per_second,
             "memory_gb": _peak_memory_gb(),
@@ -253,16 +263,33 @@ def _add_gradients_up(model: PreTrainedModel) -> None:
     team.add_up([parameter.grad for parameter in trained])
 
 
+def _weights(side: str, weights: Tensor) -> dict[str, float]:
+    """Effective share and largest of one side's per-pair gradient coefficients; 0 where no pair has any."""
+    if not len(weights):
+        return {f"ess/{side}": 0.0, f"weight_max/{side}": 0.0}
+    share = effective_sample_size(weights).item() / len(weights)
+    return {f"ess/{side}": share, f"weight_max/{side}": weights.max().item()}
+
+
 def _sides(rewards: Tensor, logprobs: Tensor, lengths: Tensor) -> dict[str, float]:
-    """Mean reward and log-prob per token of annotated and synthetic responses, and the margin where there are both."""
-    names = ("annotated", "synthetic")[: rewards.shape[1]]
-    per_token = logprobs.sum(dim=0) / lengths.sum(dim=0)
-    metrics = {f"reward/{name}": rewards[:, side].mean().item() for side, name in enumerate(names)}
-    metrics |= {f"logprob/{name}": per_token[side].item() for side, name in enumerate(names)}
-    if rewards.shape[1] == 2:
-        margin = rewards[:, 0] - rewards[:, 1]
-        metrics["reward/margin"] = margin.mean().item()
-        metrics["reward/accuracy"] = (margin > 0).float().mean().item()
+    """Mean reward and log-prob per token of annotated and synthetic responses, and the margin where there are both.
+
+    Rewards are those of the comparison; log-probs those of whole responses.
+    """
+    annotated = logprobs[:, :2].sum() / lengths[:, :2].sum()
+    metrics = {
+        "reward/annotated": rewards[:, 0].mean().item(),
+        "logprob/annotated": annotated.item(),
+    }
+    both = (lengths[:, 2:3] > 0).any(dim=1)
+    if both.any():
+        synthetic, margin = rewards[both, 2], rewards[both, 0] - rewards[both, 2]
+        metrics |= {
+            "reward/synthetic": synthetic.mean().item(),
+            "logprob/synthetic": (logprobs[:, 2].sum() / lengths[:, 2].sum()).item(),
+            "reward/margin": margin.mean().item(),
+            "reward/accuracy": (margin > 0).float().mean().item(),
+        }
     return metrics
 
 

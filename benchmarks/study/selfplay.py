@@ -23,7 +23,6 @@ from iris_core.objectives import (
     pushes,
 )
 from iris_core.schedule import next_order
-from iris_core.specs import Gap
 
 AT_ONCE = 32  # runs in one stack: few enough for the processor's cache
 
@@ -227,7 +226,7 @@ class _Game:
                 iteration,
                 self.setting.iterations,
                 order,
-                [Gap(value=value, low=value, high=value) for value in gaps],
+                [max(0.0, gap) for gap in gaps],
             )[0]
             for order, gaps in zip(self.orders.squeeze(1).tolist(), history, strict=True)
         ]

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
-from iris_core.compare import over_seeds, per_token
 from iris_core.config import parse_experiment
 from iris_core.plan import member
 from iris_core.store import Manifest, Store
@@ -51,20 +49,6 @@ def test_members_differ_in_objective_and_seed_and_keep_published_scales(tmp_path
     assert other.store == base.store
 
 
-@pytest.mark.unit
-def test_the_mean_over_seeds_has_an_interval_over_seeds_and_prompts():
-    """Two seeds of two prompts: (−6/4 − 2/4)/2 = −1. Seeds that agree and prompts that agree leave no width."""
-    tokens = np.array([[2.0, 2.0], [2.0, 2.0]])
-    found = over_seeds(per_token, np.array([[-2.0, -4.0], [-1.0, -1.0]]), tokens)
-    assert found.value == pytest.approx(-1)
-    assert found.low == pytest.approx(
-        -1.75
-    )  # -2 is drawn one time in 64: seed 0 twice, its second prompt always
-    assert found.high == pytest.approx(-0.5)
-    alike = over_seeds(per_token, np.full((2, 2), -3.0), tokens)
-    assert (alike.low, alike.value, alike.high) == pytest.approx((-1.5, -1.5, -1.5))
-
-
 @pytest.mark.integration
 def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_path):
     experiment = parse_experiment(settings(tmp_path, tiny_model, pairs_file))
@@ -93,7 +77,7 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
             held["annotated_logprob_per_token"]["value"], abs=1e-6
         )
         assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations
-        assert row["gap"]["value"] == pytest.approx(
+        assert row["gap"] == pytest.approx(
             manifest(name, "iteration-1/train").metrics["gap"]["value"], abs=1e-6
         )
     text = page.read_text()

@@ -136,7 +136,9 @@ class SmallExperiment:
             gap = 0.8 / (t + 1)
             log = -1.5 + 0.2 * t
             metrics = {
-                "gap": {"value": gap, "low": gap - 0.1, "high": gap + 0.1},
+                "gap": {"value": gap, "ess": 6.0, "pairs": PROMPTS, "confirmed": True},
+                "movement": {name: {"value": 0.3, "low": 0.2, "high": 0.4}
+                             for name in ("training_margin", "heldout_margin")},
                 "heldout": {
                     "annotated_logprob_per_token": {"value": log, "low": log - 0.1, "high": log + 0.1},
                     "opponent_annotated_logprob_per_token": {"value": log - 0.2, "low": log - 0.3, "high": log - 0.1},

@@ -220,6 +220,16 @@ def test_counts_of_responses():
 
 
 @pytest.mark.unit
+def test_more_than_a_tenth_truncated_is_warned_of():
+    (line,) = warnings(GenerationPart(max_new_tokens=40), 97, 144)
+    assert line.startswith(
+        "generation.max_new_tokens: 97 of 144 synthetic responses were cut at 40"
+    )
+    assert warnings(GenerationPart(), 14, 144) == []
+    assert len(warnings(GenerationPart(temperature=0.7), 15, 144)) == 2
+
+
+@pytest.mark.unit
 def test_a_response_ends_with_its_end_of_turn():
     assert engines._until([5, 6, 2, 0, 0], [9, 2]) == Sample([5, 6, 2], "stop")
     assert engines._until([5, 6], [9, 2]) == Sample([5, 6], "length")

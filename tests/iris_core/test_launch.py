@@ -17,7 +17,7 @@ from iris_core import supervision
 from iris_core.config import SchedulePart
 from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
 from iris_core.launch import LAUNCH_VARIABLE, launch, supervise
-from iris_core.specs import Gap, ScheduleSpec
+from iris_core.specs import Gap, Interval, Movement, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
 SLOW = ROOT / "tests" / "stages" / "slow.py"
@@ -74,8 +74,12 @@ def run(tmp_path: Path, action: str) -> tuple[IrisError | None, list[str]]:
 
 
 def schedule_spec() -> ScheduleSpec:
-    gap = Gap(value=1.0, low=0.5, high=1.5)
-    return ScheduleSpec(schedule=SchedulePart(), iteration=0, iterations=2, order=2.0, gaps=[gap])
+    gap = Gap(value=1.0, ess=8.0, pairs=16, confirmed=True)
+    above = Interval(value=1.0, low=0.5, high=1.5)
+    moved = Movement(training_margin=above, heldout_margin=above)
+    return ScheduleSpec(
+        schedule=SchedulePart(), iteration=0, iterations=2, order=2.0, gaps=[gap], movement=moved
+    )
 
 
 def test_real_stage_gives_its_manifest_and_log(tmp_path: Path) -> None:

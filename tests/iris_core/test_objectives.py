@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import logsigmoid
 
 from iris_core.objectives import (
     OBJECTIVES,
@@ -408,6 +409,67 @@ def test_leading_axes_are_independent_runs():
             alone.see(Rewards(*sides[:, run]))
             parameters = Parameters(order=order, log_normalizers=alone.log_values(sides))
             assert torch.allclose(iris(Rewards(*sides[:, run]), parameters), both[run], atol=1e-6)
+
+
+# --- responses of different lengths --------------------------------------------------------------------------------
+
+
+def lengths_apart(end: torch.Tensor, cut: bool) -> Rewards:
+    """Rewards (β = 1) of a policy that ends a response at every token with probability σ(end), against one with ½.
+
+    Both sides end after the first token (½) or the second (¼), or do not (¼): synthetic responses are cut there, at L = 2;
+    annotated ones go on to 3L = 6 without an end. So the two differ in length only.
+    """
+    ended, went_on = (logsigmoid(sign * end) - math.log(0.5) for sign in (1, -1))
+    first = torch.stack([ended, ended, went_on + ended, 2 * went_on])
+    rest = torch.stack([0 * end, 0 * end, 0 * end, 4 * went_on])
+    annotated, rest = (side.repeat_interleave(4) for side in (first, rest))  # with each of
+    synthetic = first.repeat(4)
+    if cut:
+        return Rewards(annotated, synthetic, rest=rest)
+    return Rewards(annotated + rest, synthetic)
+
+
+def pull_towards_length(name: str, cut: bool, **parameters: float) -> float:
+    """−∂ loss/∂ end at the first step: above 0 where the objective wants responses to end, below where to go on."""
+    end = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    rewards = lengths_apart(end, cut)
+    loss = OBJECTIVES[name].loss(rewards, Parameters(order=2.0, clip=1.0, **parameters)).mean()
+    return -torch.autograd.grad(loss, end)[0].item()
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_the_comparison_does_not_learn_that_synthetic_responses_are_cut(name):
+    assert pull_towards_length(name, cut=True) == pytest.approx(0, abs=1e-12)
+    assert pull_towards_length(name, cut=False) < -0.1
+
+
+@pytest.mark.parametrize("end", [-0.5, -0.2, 0.5])
+def test_a_policy_that_goes_on_longer_shows_no_gap_where_both_sides_are_cut(end):
+    """Cut, both sides have one distribution: no policy has J > 0 on it. Uncut, one that goes on longer has."""
+    for order in (0.5, 1.0, 2.0):
+        bounds = {
+            cut: variational_bound(*lengths_apart(torch.tensor(end).double(), cut)[:2], order)
+            for cut in (True, False)
+        }
+        assert bounds[True] <= 1e-12
+        assert (bounds[False] > 0) == (end < 0)
+
+
+def test_the_likelihood_sees_the_whole_annotated_response():
+    """A quarter of annotated responses goes on for 4 more tokens; their score at ½ is −½ each: −½·4·¼ = −½ a pair.
+
+    SFT on pairs of 1 token on average: −½ and the first L tokens' share, ½·½ + ½·½·0 − ½·2·¼ = 0.
+    """
+    assert pull_towards_length("sft", cut=True) == pytest.approx(-0.5)
+    assert pull_towards_length("iris", cut=True, likelihood_weight=2.0) == pytest.approx(-1.0)
+
+
+def test_the_reported_loss_of_iris_counts_the_rest_as_likelihood():
+    """r = .4 of the cut and .3 beyond it: −.4 − .6 − .5·.7 = −1.35."""
+    rewards = PAIR._replace(rest=torch.tensor([0.3]))
+    loss = OBJECTIVES["iris"].batch_loss(rewards, Parameters(order=2.0, likelihood_weight=0.5))
+    assert loss.item() == pytest.approx(-1.35)
 
 
 # --- weights and normalisers ---------------------------------------------------------------------------------------

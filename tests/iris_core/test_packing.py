@@ -208,6 +208,21 @@ def test_one_response_and_three_take_the_same_path():
         torch.testing.assert_close(packed, torch.stack([separate(model, g) for g in groups]))
 
 
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_a_response_that_is_cut_has_two_sums(cut):
+    """They are the log-probs of its first tokens and of all of it, less the first; the others keep one."""
+    model = build("llama")
+    groups = [Group(group.prompt, group.responses, cut) for group in GROUPS]
+    packed = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
+    whole = torch.stack([separate(model, group) for group in GROUPS])
+    heads = [Group(group.prompt, (group.responses[0][:cut],)) for group in GROUPS]
+    first = torch.stack([separate(model, group) for group in heads])[:, 0]
+    expected = torch.stack([first, whole[:, 0] - first, whole[:, 1]], dim=1)
+    torch.testing.assert_close(packed, expected, rtol=1e-5, atol=1e-5)
+    assert groups[0].sums == [min(cut, 3), max(3 - cut, 0), 5]
+    torch.testing.assert_close(packed, score(model, groups, tokens_per_row=1))
+
+
 def test_an_output_layer_with_a_bias_counts():
     model = build("qwen2")
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 96))

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from iris_core import plan
 from iris_core import train as train_module
-from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import TrainingError
+from iris_core.config import Experiment, SyntheticPart, parse_experiment
+from iris_core.errors import DataError, TrainingError
 from iris_core.generate import generate
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
@@ -99,9 +101,14 @@ def test_learns_to_tell_annotated_from_synthetic(whole):
         heldout["annotated_logprob_per_token"]["value"]
         > heldout["opponent_annotated_logprob_per_token"]["value"]
     )
-    assert (
-        whole.metrics["gap"]["low"] <= whole.metrics["gap"]["value"] <= whole.metrics["gap"]["high"]
-    )
+    gap, movement = whole.metrics["gap"], whole.metrics["movement"]
+    assert gap["value"] > 0
+    assert 1 <= gap["ess"] <= gap["pairs"] == 4
+    assert 0.5 * movement["heldout_margin"]["value"] == pytest.approx(heldout["reward_margin"])
+    assert movement["training_margin"]["low"] > 0
+    above_what_four_can_show, few = whole.metrics["warnings"]
+    assert "is above ln(4) = 1.39" in above_what_four_can_show
+    assert few.startswith("4 held-out pairs: intervals of fewer than 16 may be too short")
     assert not (whole.folder / "work").exists()
     assert {Path(name).suffix for name in whole.files} <= {
         ".safetensors",
@@ -215,6 +222,103 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     out.mkdir()
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "spec.json", out], check=False)
     assert done.returncode == 76
+
+
+def test_weight_decay_is_in_every_step_of_a_resumed_run(
+    inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
+):
+    step = SelfPlayTrainer.training_step
+
+    def dies(self, *arguments, **options):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **options)
+
+    config = experiment(tiny_model, pairs_file, weight_decay=10.0)
+    decayed = run(inputs, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfPlayTrainer, "training_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, config, tmp_path / "train")
+    resumed = run(inputs, config, tmp_path / "train")
+    assert compared(resumed) == compared(decayed)
+    assert compared(decayed)[0] == compared(whole)[0]  # the first batch has seen no step
+    assert compared(decayed)[1] != compared(whole)[1]
+
+
+def test_a_run_of_one_step_trains(inputs, tiny_model, pairs_file, tmp_path):
+    one = {"epochs": 1, "batch_size": 64, "warmup_ratio": 0.9}
+    manifest = run(inputs, experiment(tiny_model, pairs_file, **one), tmp_path / "train")
+    (row,) = history(manifest)
+    assert row["learning_rate"] == 5e-3
+    assert manifest.metrics["heldout"]["annotated_logprob_gain_per_token"]["value"] > 0.01
+
+
+def test_the_comparison_sees_8_tokens_and_the_likelihood_all(
+    inputs, whole, tiny_model, pairs_file, tmp_path
+):
+    """Annotated responses are longer than the 8 tokens of generation; margins and gap come from the cut ones alone."""
+    table = pq.read_table(whole.artifact("heldout").path).to_pandas()
+    assert (table["annotated_tokens"] > 8).all()
+    assert (table["annotated_cut_tokens"] == 8).all()
+    assert (table["synthetic_tokens"] <= 8).all()
+    ratios = {
+        side: table[f"{side}_policy"] - table[f"{side}_opponent"]
+        for side in ("annotated", "annotated_cut", "synthetic")
+    }
+    held, beta = whole.metrics["heldout"], 0.5
+    margin = beta * (ratios["annotated_cut"] - ratios["synthetic"]).mean()
+    assert held["reward_margin"] == pytest.approx(margin)
+    per_token = table["annotated_policy"].sum() / table["annotated_tokens"].sum()
+    assert held["annotated_logprob_per_token"]["value"] == pytest.approx(per_token)
+    assert not np.allclose(ratios["annotated"], ratios["annotated_cut"])
+
+
+def test_the_loss_of_the_comparison_is_a_function_of_the_cut_rewards(
+    inputs, tiny_model, pairs_file, tmp_path
+):
+    """SPIN on one pair a step: log(1 + e^{−m}), m the margin of both responses' first 8 tokens."""
+    base = experiment(tiny_model, pairs_file, batch_size=1, epochs=1)
+    objective = base.objective.model_copy(update={"name": "spin"})
+    manifest = run(inputs, base.model_copy(update={"objective": objective}), tmp_path / "train")
+    rows = history(manifest)
+    assert max(abs(row["reward/margin"]) for row in rows) > 1
+    for row in rows:
+        assert row["loss"] == pytest.approx(np.logaddexp(0, -row["reward/margin"]), abs=1e-5)
+
+
+def test_masked_pairs_train_on_their_annotated_responses(inputs, tiny_model, pairs_file, tmp_path):
+    """All synthetic responses are cut at 8 tokens or end; with all masked, nothing of them is in the metrics."""
+    base = experiment(tiny_model, pairs_file)
+    kinds = {"truncated": "mask", "empty": "mask", "equal": "mask"}
+    data = base.data.model_copy(update={"synthetic": SyntheticPart(**kinds)})
+    manifest = run(inputs, base.model_copy(update={"data": data}), tmp_path / "train")
+    counts, rows = manifest.metrics["train"]["synthetic"], history(manifest)
+    assert (counts["masked"], counts["truncated"]) == (20, 18)
+    assert "reward/margin" not in rows[0]
+    assert rows[-1]["ess/synthetic"] == 0
+    assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_is_measured_is_what_the_next_iteration_starts_from(
+    inputs, tiny_model, pairs_file, tmp_path, method
+):
+    """The weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
+    prepared, state, generated = inputs
+    config = experiment(tiny_model, pairs_file, method=method)
+    prepared = prepared.model_copy(update={"dtype": "bfloat16"})
+    spec = plan.train_spec(config, prepared, state, generated)
+    first = run_stage(spec, tmp_path / "0", train)
+    later = state.model_copy(
+        update={"iteration": 1, "policy": plan.trained_policy(state.policy, first)}
+    )
+    second = run_stage(plan.train_spec(config, prepared, later, generated), tmp_path / "1", train)
+    measured, opponent = (
+        pq.read_table(manifest.artifact("heldout").path).to_pandas() for manifest in (first, second)
+    )
+    for side in ("annotated", "annotated_cut", "synthetic"):
+        assert (measured[f"{side}_policy"] == opponent[f"{side}_opponent"]).all()
 
 
 def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tmp_path):
