@@ -97,7 +97,7 @@ def test_objectives_keep_their_runs_apart(name):
     parameters = Parameters(order=torch.tensor([[2.0], [1.5]]))
     together = STUDY_OBJECTIVES[name].loss(rewards, parameters)
     first = dataclasses.replace(parameters, order=torch.tensor([[2.0]]))
-    alone = STUDY_OBJECTIVES[name].loss(Rewards(*(side[:1] for side in rewards)), first)
+    alone = STUDY_OBJECTIVES[name].loss(Rewards(*(side[:1] for side in rewards[:3])), first)
     assert torch.allclose(together[:1], alone)
 
 

@@ -63,6 +63,21 @@ def run(inputs, config: Experiment, folder: Path) -> Manifest:
     return run_stage(plan.train_spec(config, prepared, state, generated), folder, train)
 
 
+def run_killed_at(step: int, inputs, config: Experiment, folder: Path, monkeypatch) -> None:
+    """A run that ends before its step number `step`."""
+    take = SelfPlayTrainer.training_step
+
+    def dies(self, *arguments, **options):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return take(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfPlayTrainer, "training_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(inputs, config, folder)
+
+
 def history(manifest: Manifest) -> list[dict]:
     return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
 
@@ -121,18 +136,8 @@ def test_learns_to_tell_annotated_from_synthetic(whole):
 def test_a_killed_run_goes_on_with_the_same_losses(
     inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
 ):
-    step = SelfPlayTrainer.training_step
-
-    def dies(self, *arguments, **options):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **options)
-
     config = experiment(tiny_model, pairs_file)
-    with monkeypatch.context() as patch:
-        patch.setattr(SelfPlayTrainer, "training_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(inputs, config, tmp_path / "train")
+    run_killed_at(5, inputs, config, tmp_path / "train", monkeypatch)
     half_written = tmp_path / "train" / "work" / "checkpoint-5"
     shutil.copytree(tmp_path / "train" / "work" / "checkpoint-4", half_written)
     (half_written / "normalizer.json").unlink()
@@ -227,19 +232,9 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
 def test_weight_decay_is_in_every_step_of_a_resumed_run(
     inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
 ):
-    step = SelfPlayTrainer.training_step
-
-    def dies(self, *arguments, **options):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **options)
-
     config = experiment(tiny_model, pairs_file, weight_decay=10.0)
     decayed = run(inputs, config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(SelfPlayTrainer, "training_step", dies)
-        with pytest.raises(KeyboardInterrupt):
-            run(inputs, config, tmp_path / "train")
+    run_killed_at(3, inputs, config, tmp_path / "train", monkeypatch)
     resumed = run(inputs, config, tmp_path / "train")
     assert compared(resumed) == compared(decayed)
     assert compared(decayed)[0] == compared(whole)[0]  # the first batch has seen no step
