@@ -120,9 +120,7 @@ def _score(
 ) -> Tensor:
     """Log-probs in the order of `SUMS`, shape [pairs, 3], with the numerics of the training step."""
     pairs = [group.first(2) for group in groups]
-    return score(
-        model, pairs, _tokens_per_row(spec), precision(spec), on_row, packing=spec.packing
-    )
+    return score(model, pairs, _tokens_per_row(spec), precision(spec), on_row, packing=spec.packing)
 
 
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from iris_core import plan
 from iris_core import train as train_module
 from iris_core.config import Experiment, SyntheticPart, parse_experiment
-from iris_core.errors import DataError, TrainingError
+from iris_core.errors import TrainingError
 from iris_core.generate import generate
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
