@@ -139,17 +139,18 @@ def title(deaths: Signals) -> str:
 @pytest.mark.unit
 @pytest.mark.parametrize("deaths", EVERY_DEATH, ids=title)
 def test_no_death_leaves_a_process(deaths: Signals, tmp_path: Path, start: Start) -> None:
-    """Engines in sessions of their own whose titles hide their environment; and one without an environment."""
+    """Engines in sessions of their own whose titles hide their environment; and two that nothing ties to the stage."""
     spec = tmp_path / "spec.json"
     spec.write_text('{"action": "engines"}')
     family = start([str(SLOW), "--spec", str(spec), "--out", str(tmp_path / "out")])
-    stray = " ".join(STRAY)
-    family.wait_until(lambda: len(family.named("VLLM::Worker")) == 2 and family.named(stray))
-    assert len(family.named("VLLM::EngineCore")) == 2
+    count = {"VLLM::EngineCore": 2, "VLLM::Worker": 2, "titled": 1, " ".join(STRAY): 1}
+    family.wait_until(lambda: all(len(family.named(title)) == n for title, n in count.items()))
     assert not any(process.environ() for process in family.named("VLLM::Worker"))
     family.strike(deaths)
     if deaths.get("supervisor") == signal.SIGKILL:  # nobody is left who could know of this one
-        supervision.send(family.named(stray), signal.SIGKILL)
+        supervision.send(family.named(" ".join(STRAY)), signal.SIGKILL)
+        if "starter" in deaths:  # nor of this one
+            supervision.send(family.named("titled"), signal.SIGKILL)
     family.wait_for_end()
 
 

@@ -24,6 +24,9 @@ STUBBORN = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
 ]
 STRAY = ["sleep", "1000"]
+TITLED = (
+    "import time; from setproctitle import setproctitle; setproctitle('titled'); time.sleep(1000)"
+)
 
 
 class SlowSpec(Spec):
@@ -68,9 +71,10 @@ def go_on() -> None:
 
 
 def sample() -> None:
-    """With processes like vLLM's, forked and spawned, and one that nothing in its environment or session gives away."""
+    """With processes like vLLM's, forked and spawned; one with a title of its own; one without an environment."""
     for method in ("fork", "spawn"):
         multiprocessing.get_context(method).Process(target=engine, daemon=True).start()
+    subprocess.Popen([sys.executable, "-c", TITLED], start_new_session=True)
     subprocess.Popen(["env", "-i", "setsid", *STRAY])
     report()
 
