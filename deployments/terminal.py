@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from iris_core.store import Store
-from iris_core.summary import cells, rows, samples
-from tasks.stage import Finished, describe
+from iris_core.summary import OTHER, Warned, cells, champion, place_name, rows, samples, warnings
+from tasks.stage import Finished, describe, place_of
 
 SAY_EVERY_S = 20.0  # where there is no terminal to draw in
 LOG_LINES = 15
@@ -61,7 +61,7 @@ class Display:
     def started(self, place: str) -> None:
         """A bar appears."""
         self.begun = self.said = time.monotonic()
-        self.bar = self.progress.add_task(_name(place), total=None, text="starting")
+        self.bar = self.progress.add_task(place_name(place), total=None, text="starting")
 
     def progressed(self, place: str, event: dict[str, Any]) -> None:
         """The bar moves; without a terminal, a line now and then."""
@@ -75,7 +75,7 @@ class Display:
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
             self.said = time.monotonic()
             self.console.print(
-                f"  … {_name(place)}  {phase} {text}", highlight=False, soft_wrap=True
+                f"  … {place_name(place)}  {phase} {text}", highlight=False, soft_wrap=True
             )
 
     def ended(self, place: str, finished: Finished | None) -> None:
@@ -87,8 +87,10 @@ class Display:
             self.failed = place
             return
         seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
-        line = f"[green]✓[/] {_name(place):<24} {seconds:>7}  [dim]{escape(gist(finished))}[/]"
+        line = f"[green]✓[/] {place_name(place):<24} {seconds:>7}  [dim]{escape(gist(finished))}[/]"
         self.console.print(line, highlight=False, soft_wrap=True)
+        for text in finished.metrics.get("warnings", []):
+            self.console.print(f"  [yellow]! {escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 def gist(finished: Finished) -> str:
@@ -97,7 +99,10 @@ def gist(finished: Finished) -> str:
     if finished.stage == "prepare":
         return f"{found['train_pairs']} pairs to train on, {found['heldout_pairs']} held out"
     if finished.stage == "generate":
-        return f"{found['prompts']} answers, {found['mean_tokens']:.0f} tokens each"
+        cut = (
+            f", {found['truncated'] / found['prompts']:.0%} truncated" if found["truncated"] else ""
+        )
+        return f"{found['prompts']} answers, {found['mean_tokens']:.0f} tokens each{cut}"
     if finished.stage == "train":
         margin = found["heldout"]["reward_margin"]
         return f"gap {found['gap']['value']:.3f}, held-out reward margin {margin:.3f}"
@@ -108,8 +113,8 @@ def gist(finished: Finished) -> str:
         return f"average {100 * average['value']:.1f} %{exact}" if average else exact.lstrip(", ")
     if finished.stage == "schedule":
         return f"next α {found['next_order']:.3g}: {found['reason']}"
-    version = found.get("version")
-    return f"model version {version}" if version else ""
+    version, won = found.get("version"), ", champion" if found.get("champion") else ""
+    return f"model version {version}{won}" if version else ""
 
 
 def show_result(console: Console, store: Store) -> None:
@@ -123,6 +128,10 @@ def show_result(console: Console, store: Store) -> None:
         table.add_row(*map(_narrow, cells(row)))
     console.print(f"\n[bold]{store.home.name}[/]: the model after each iteration", highlight=False)
     console.print(table)
+    if best := champion(store):
+        line = f"champion  version {best.version}, {place_name(place_of(best.iteration))}"
+        console.print(f"{line}: {best.note}\n", markup=False, highlight=False, soft_wrap=True)
+    show_warnings(console, warnings(store))
     for sample in samples(store):
         answers = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         answers.add_row("annotated", escape(sample.annotated))
@@ -131,6 +140,17 @@ def show_result(console: Console, store: Store) -> None:
         console.print(f"[bold]{escape(sample.prompt)}[/]", highlight=False)
         console.print(answers)
         console.print()
+
+
+def show_warnings(console: Console, found: list[Warned]) -> None:
+    """Each stage with what it warned of; nothing where there is nothing."""
+    if not found:
+        return
+    console.print(f"[bold yellow]warnings[/] ({len(found)})", highlight=False)
+    for warned in found:
+        line = f"[yellow]![/] {place_name(warned.place)}: {escape(warned.text)}"
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print()
 
 
 def show_places(console: Console, store: Store, report: Path, again: str) -> None:
@@ -164,14 +184,11 @@ def end_of_log(log: Path) -> str:
 
 def _narrow(text: str) -> str:
     """A cell on two lines: the value, and below it the interval or the second value."""
-    for mark in (" [", " / ", " ± "):
+    if text == OTHER:
+        return text.replace(" ", "\n")
+    for mark in (" [", " (", " / ", " ± "):
         text = text.replace(mark, f"\n{mark.strip()}" if mark != " / " else "\n")
     return text
-
-
-def _name(place: str) -> str:
-    """ "iteration 0 · train" for "iteration-0/train"."""
-    return place.replace("iteration-", "iteration ").replace("/", " · ")
 
 
 def _duration(seconds: float) -> str:

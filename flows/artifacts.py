@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from iris_core.store import Store
-from iris_core.summary import Row, cells, headers, markdown, rows, samples
-from tasks.stage import artifact_key
+from iris_core.summary import Row, cells, headers, markdown, place_name, rows, samples, warnings
+from tasks.stage import artifact_key, place_of
 
 
 def show_row(store: Store, row: Row) -> None:
@@ -16,8 +17,14 @@ def show_row(store: Store, row: Row) -> None:
     shown = dict(zip(headers([row]), cells(row), strict=True))
     shown |= {name: f"{100 * score:.1f}" for name, score in row.benchmarks.items()}
     where = "initial-model" if row.iteration is None else f"iteration-{row.iteration}"
+    stages = f"{place_of(row.iteration)}/"
+    warned = [text for place, text in warnings(store) if place.startswith(stages)]
+    lines = [(name, value) for name, value in shown.items() if value]
     create_table_artifact(
-        [{"quantity": name, "value": value} for name, value in shown.items() if value],
+        [
+            {"quantity": name, "value": value}
+            for name, value in [*lines, *(("warning", text) for text in warned)]
+        ],
         key=artifact_key(store.home.name, where),
         description=where.replace("-", " "),
     )
@@ -26,7 +33,7 @@ def show_row(store: Store, row: Row) -> None:
 def show_table(store: Store) -> None:
     """The table of all iterations so far as a Markdown artifact; the latest version is the current one."""
     create_markdown_artifact(
-        f"# {store.home.name}\n\n{markdown(rows(store))}\n",
+        "\n\n".join([f"# {store.home.name}", markdown(rows(store)), *_warnings(store)]),
         key=artifact_key(store.home.name, "iterations"),
         description="iterations",
     )
@@ -34,7 +41,8 @@ def show_table(store: Store) -> None:
 
 def show_report(store: Store, report: Path) -> None:
     """The table, some answers before and after, and where the whole report lies, as a Markdown artifact."""
-    parts = [f"# {store.home.name}", markdown(rows(store)), "## Before and after"]
+    table = markdown(rows(store))
+    parts = [f"# {store.home.name}", table, *_warnings(store), "## Before and after"]
     for sample in samples(store):
         parts += [
             f"**{_inline(sample.prompt)}**",
@@ -46,6 +54,12 @@ def show_report(store: Store, report: Path) -> None:
     create_markdown_artifact("\n\n".join(parts), key=key, description="report")
 
 
+def _warnings(store: Store) -> list[str]:
+    """The warnings of all stages as a list with its title; nothing where there are none."""
+    lines = [f"- {place_name(place)}: {_inline(text)}" for place, text in warnings(store)]
+    return ["## Warnings", "\n".join(lines)] if lines else []
+
+
 def _inline(text: str) -> str:
-    """`text` on one line, so that it stays inside its Markdown element."""
-    return " ⏎ ".join(text.split("\n"))
+    """`text` on one line, without a meaning in Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", " ⏎ ".join(text.split("\n")))

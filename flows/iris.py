@@ -21,6 +21,7 @@ from iris_core.summary import rows
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.register import register
+from tasks.stage import Finished
 
 
 @flow(name="iris", flow_run_name="{experiment.name}")
@@ -39,8 +40,7 @@ def iris(experiment: Experiment) -> Path:
     checked = prepare(experiment)
     prepared = Prepared.of(checked.manifest())
     claim(store, experiment, prepared)
-    if experiment.evaluation.initial:
-        _score_initial(experiment, prepared, store)
+    _register_initial(experiment, prepared, checked, store)
     state = prepared.start(experiment)
     while state.iteration < experiment.iterations and not state.converged:
         state = iteration(experiment, prepared, state)
@@ -51,8 +51,13 @@ def iris(experiment: Experiment) -> Path:
     return report
 
 
-def _score_initial(experiment: Experiment, prepared: Prepared, store: Store) -> None:
-    evaluated = evaluate(experiment, prepared, prepared.initial, None)
-    register(experiment, None, prepared.initial, {"evaluate": evaluated})
-    show_table(store)
-    show_row(store, rows(store)[0])
+def _register_initial(
+    experiment: Experiment, prepared: Prepared, checked: Finished, store: Store
+) -> None:
+    """The initial model, scored unless the experiment asks not to, is the first version and champion."""
+    stages = {"prepare": checked}
+    if experiment.evaluation.initial:
+        stages["evaluate"] = evaluate(experiment, prepared, prepared.initial, None)
+        show_table(store)
+        show_row(store, rows(store)[0])
+    register(experiment, prepared, None, prepared.initial, stages)

@@ -48,7 +48,7 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
         "evaluate": evaluated,
         "schedule": scheduled,
     }
-    register(experiment, t, policy, stages)
+    register(experiment, prepared, t, policy, stages)
     store = Store(Path(experiment.store), experiment.name)
     show_table(store)
     show_row(store, next(row for row in rows(store) if row.iteration == t))

@@ -46,6 +46,7 @@ class Trajectory(NamedTuple):
         logprob: held-out log-prob per token of annotated answers, before and after each iteration, in nats.
         exact_match: share of held-out prompts answered exactly, the same.
         average: mean benchmark score of the last model, over seeds.
+        label: "miniature" where the embedded benchmarks gave it.
         gap: D̂ of the last iteration, an estimate.
         synthetic: log-prob per token of the opponent's held-out answers under the last model.
         minutes: wall time of its stages, over all seeds; work shared between objectives counts for each.
@@ -57,6 +58,7 @@ class Trajectory(NamedTuple):
     logprob: list[Interval]
     exact_match: list[Interval]
     average: float | None
+    label: str | None
     gap: float
     synthetic: Interval
     minutes: float
@@ -90,6 +92,7 @@ def trajectories(members: Sequence[Member]) -> list[Trajectory]:
 def cells(trajectory: Trajectory) -> list[str]:
     """The row of an objective's last model, a cell for each of `HEADERS`."""
     average = trajectory.average
+    label = f" ({trajectory.label})" if trajectory.label else ""
     return [
         trajectory.objective,
         f"{trajectory.beta:g}",
@@ -97,7 +100,7 @@ def cells(trajectory: Trajectory) -> list[str]:
         _text(trajectory.exact_match[-1], 2) if trajectory.exact_match else "",
         f"{trajectory.gap:.2f}",
         f"{trajectory.synthetic.value:.2f}",
-        "" if average is None else f"{100 * average:.1f}",
+        "" if average is None else f"{100 * average:.1f}{label}",
     ]
 
 
@@ -142,7 +145,10 @@ def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) ->
             for step, value in enumerate(trajectory.logprob):
                 named = {f"{trajectory.objective}/logprob": value.value}
                 log_points(client, run_id, points(named, step, now))
-            for step, value in enumerate(trajectory.exact_match):
+            unscored = len(trajectory.logprob) - len(
+                trajectory.exact_match
+            )  # the initial model, perhaps
+            for step, value in enumerate(trajectory.exact_match, start=unscored):
                 named = {f"{trajectory.objective}/exact_match": value.value}
                 log_points(client, run_id, points(named, step, now))
         for name in ("comparison.html", "comparison.json"):
@@ -176,6 +182,7 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
         logprob=[before, *after],
         exact_match=[crossed_proportion(_heldout(runs)["correct"]) for runs in answered],
         average=sum(known) / len(known) if known and len(known) == len(averages) else None,
+        label=next((run[-1].metrics.get("label") for run in scored if run), None),
         gap=float(variational_gap(*rewards).mean()),
         synthetic=crossed(last["synthetic_policy"], last["synthetic_tokens"]),
         minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,

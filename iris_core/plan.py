@@ -212,7 +212,11 @@ def next_state(
 
 
 def register_spec(
-    experiment: Experiment, iteration: int | None, policy: Policy, stages: dict[str, Manifest]
+    experiment: Experiment,
+    prepared: Prepared,
+    iteration: int | None,
+    policy: Policy,
+    stages: dict[str, Manifest],
 ) -> RegisterSpec:
     """MLflow's record of one iteration (None: of the initial model)."""
     return RegisterSpec(
@@ -221,6 +225,8 @@ def register_spec(
         registered_model=experiment.registered_model,
         iteration=iteration,
         policy=policy,
+        pairs=prepared.pairs,
+        dtype=prepared.dtype,
         stages={
             name: Artifact.of(manifest.folder / "manifest.json")
             for name, manifest in stages.items()

@@ -1,4 +1,4 @@
-"""Stage `register`: one iteration as a run in MLflow, its model as a version in the registry.
+"""Stage `register`: the initial model or one iteration as a run in MLflow, its model as a version in the registry.
 
     python -m iris_core.register --spec spec.json --out DIR
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
 
 from iris_core import registry, tracking
-from iris_core.digest import json_digest
+from iris_core.lineage import content_key, describe, spread, version_tags, warnings_of
+from iris_core.measures import Measures, measures_of
 from iris_core.mlflow_runs import (
     PARENT_TAG,
     claim_experiment,
@@ -36,12 +39,6 @@ from iris_core.stage import main
 from iris_core.store import Manifest, Outcome, require_manifest, write_atomic
 
 INITIAL_STEP = -1
-SCORE_SETTINGS = ("label", "limit", "backend", "apply_chat_template", "dtype", "data", "lm_eval")
-USE = """```python
-from iris_core.load import load_model
-
-model, tokenizer = load_model("models:/{name}@champion")
-```"""
 
 
 @dataclass(frozen=True)
@@ -67,18 +64,19 @@ class Record:
 
 
 def register(spec: RegisterSpec, out: Path) -> Outcome:
-    """Logs the iteration and registers its model; the initial model gets a run and no version."""
+    """Logs the iteration, registers its model and lets it challenge the champion."""
     manifests = read_stages(spec)
+    measures = measures_of(manifests, spec.pairs.path)
     client = tracking.connect(spec.tracking_uri)
     with tracking.service_errors(spec.tracking_uri):
         record = claim_runs(client, spec, manifests, out)
         log_params(client, record.child, recipe_params(spec) | stage_params(manifests))
         log_inputs(record)
-        log_artifacts(record)
-        version, model_id = register_model(record)
+        log_artifacts(record, measures)
+        registered, model_id = register_model(record, measures)
         log_metrics(record, model_id)
         finish(record)
-    found = {"run_id": record.child, "parent_run_id": record.parent, "version": version}
+    found = {"run_id": record.child, "parent_run_id": record.parent, **registered}
     write_atomic(out / "registration.json", json.dumps(found, indent=1))
     return Outcome(outputs={"registration": out / "registration.json"}, metrics=found)
 
@@ -90,20 +88,6 @@ def read_stages(spec: RegisterSpec) -> dict[str, Manifest]:
         StoreError: one is gone.
     """
     return {name: require_manifest(artifact.path.parent) for name, artifact in spec.stages.items()}
-
-
-def content_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
-    """What an iteration is recognised by: its place, its model and the keys of the stages that made and scored it.
-
-    Not by paths, nor by the schedule, whose key changes when iterations are added.
-    """
-    policy = spec.policy
-    return json_digest({
-        "experiment": spec.experiment,
-        "iteration": spec.iteration,
-        "policy": [policy.model.digest, policy.adapter.digest if policy.adapter else None],
-        "stages": {name: manifest.key for name, manifest in manifests.items() if name != "schedule"},
-    })  # fmt: skip
 
 
 def run_name(iteration: int | None) -> str:
@@ -128,6 +112,8 @@ def claim_runs(
     }
     child = claim_run(client, experiment, name, tags, started)
     client.set_tag(child, PARENT_TAG, parent)  # a child outlives a parent that was deleted
+    if found := warnings_of(manifests):
+        client.set_tag(child, "warnings", found)
     for run in (parent, child):
         client.update_run(run, status="RUNNING")
     return Record(client, spec, manifests, experiment, parent, child)
@@ -168,8 +154,8 @@ def log_inputs(record: Record) -> None:
         )
 
 
-def log_artifacts(record: Record) -> None:
-    """The recipe, every manifest, the scores and the training history as files of the child run; the recipe also of the parent's."""
+def log_artifacts(record: Record, measures: Measures) -> None:
+    """Recipe, manifests, measures, scores and training history as files of the child run; the recipe also of the parent's."""
     with tempfile.TemporaryDirectory() as staged:
         folder = Path(staged)
         (folder / "manifests").mkdir()
@@ -177,6 +163,7 @@ def log_artifacts(record: Record) -> None:
         for name, manifest in record.manifests.items():
             text = tracking.redact(manifest.model_dump_json(indent=1))
             (folder / "manifests" / f"{name}.json").write_text(text, encoding="utf-8")
+        (folder / registry.MEASURES).write_text(measures.model_dump_json(), encoding="utf-8")
         record.client.log_artifacts(record.child, staged)
         record.client.log_artifact(record.parent, str(folder / "recipe.yaml"))
     for stage, output in (("evaluate", "scores"), ("evaluate", "heldout"), ("train", "history")):
@@ -186,66 +173,37 @@ def log_artifacts(record: Record) -> None:
             )
 
 
-def register_model(record: Record) -> tuple[int | None, str | None]:
-    """The iteration's model version and logged model; (None, None) for the initial model."""
+def register_model(record: Record, measures: Measures) -> tuple[dict[str, Any], str | None]:
+    """The model's version, whether it is champion and why, and its logged model."""
     spec, client = record.spec, record.client
-    if spec.iteration is None:
-        return None, None
-    tags = version_tags(record)
+    known = registry.versions(client, spec.registered_model)
+    tags = version_tags(spec, record.manifests, record.child, known)
+    if not may_have_version(spec, tags, known):
+        text = (
+            f"tracking.registered_model: {spec.registered_model!r} has versions that started from another model, so that the "
+            "initial model gets none and does not compete for champion: give another name"
+        )
+        return {"version": None, "champion": False, "warnings": [text]}, None
     name = f"{spec.experiment}-{run_name(spec.iteration)}"
     model = registry.claim_model(client, record.experiment, record.child, name, tags, spec.policy)
     about = describe(spec.registered_model, tags)
     version = registry.claim_version(client, spec.registered_model, model, tags, about)
-    registry.seek_title(client, version)
+    verdict = registry.promote_if_better(client, version, measures)
     client.set_tag(record.child, "iris.version", f"{spec.registered_model}/{version.version}")
-    return int(version.version), model.model_id
-
-
-def version_tags(record: Record) -> dict[str, str]:
-    """What a version tells about itself: scores, order, gap, lineage, digests. The most telling come first."""
-    spec, manifests = record.spec, record.manifests
-    trained, evaluated = manifests.get("train"), manifests.get("evaluate")
-    average = (evaluated.metrics.get("average") if evaluated else None) or {}
-    gap = trained.metrics["gap"] if trained else {}
-    tags = {
-        "iteration": spec.iteration,
-        "average": average.get("value"),
-        "average_stderr": average.get("stderr"),
-        "label": evaluated.metrics.get("label") if evaluated else None,
-        "order": trained.spec["order"] if trained else None,
-        **_spread("gap", {name: f"{value:.6g}" for name, value in gap.items()}),
-        "parent_version": _parent_version(record),
-        "experiment": spec.experiment,
-        "dtype": trained.spec["dtype"] if trained else None,
-        "model_path": spec.policy.model.path,
-        "model_digest": spec.policy.model.digest,
-        "adapter_digest": spec.policy.adapter.digest if spec.policy.adapter else None,
-        "evaluation_settings": score_settings(evaluated) if evaluated else None,
-        registry.KEY: content_key(spec, manifests),
+    registered = {
+        "version": int(version.version),
+        "champion": verdict.wins,
+        "champion_note": verdict.note,
     }
-    return {name: str(value) for name, value in tags.items() if value is not None}
+    return registered | ({} if verdict.compared else {"warnings": [verdict.note]}), model.model_id
 
 
-def describe(name: str, tags: dict[str, str]) -> str:
-    """A version in a sentence, and how to use it."""
-    label = f"{tags['label']} average" if "label" in tags else "benchmark average"
-    score = f", {label} {100 * float(tags['average']):.1f} %" if "average" in tags else ""
-    gap = (
-        f", gap {tags['gap']} (ESS {tags['gap_ess']} of {tags['gap_pairs']})"
-        if "gap" in tags
-        else ""
-    )
-    return f"Iteration {tags['iteration']}: order {tags.get('order')}{gap}{score}.\n\n{USE.format(name=name)}"
-
-
-def score_settings(evaluated: Manifest) -> str:
-    """The settings that a benchmark average depends on, as JSON: only equal ones are compared."""
-    files = sorted(evaluated.artifact("scores").path.glob("*.json"))
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    settings = {name: records[0].get(name) if records else None for name in SCORE_SETTINGS}
-    settings["benchmarks"] = sorted(record["benchmark"] for record in records)
-    settings["protocol"] = (evaluated.metrics.get("average") or {}).get("protocol")
-    return json.dumps(settings, sort_keys=True)
+def may_have_version(
+    spec: RegisterSpec, tags: dict[str, str], known: Sequence[ModelVersion]
+) -> bool:
+    """An initial model is the first version or none: as a later one it would be `@latest`."""
+    keys = {version.tags.get(registry.KEY) for version in known}
+    return spec.iteration is not None or not known or tags[registry.KEY] in keys
 
 
 def log_metrics(record: Record, model_id: str | None) -> None:
@@ -272,19 +230,19 @@ def iteration_metrics(manifests: dict[str, Manifest]) -> dict[str, Any]:
     """One iteration's numbers by the names they have in MLflow."""
     numbers: dict[str, Any] = {}
     if trained := manifests.get("train"):
-        numbers |= {"order": trained.spec["order"], **_spread("gap", trained.metrics["gap"])}
+        numbers |= {"order": trained.spec["order"], **spread("gap", trained.metrics["gap"])}
         for group in ("heldout", "movement", "train"):
             for name, value in trained.metrics[group].items():
-                numbers |= _spread(f"{group}/{name}", value)
+                numbers |= spread(f"{group}/{name}", value)
     if evaluated := manifests.get("evaluate"):
         kind = evaluated.metrics.get("label") or "benchmark"
         for name, score in evaluated.metrics.get("benchmarks", {}).items():
-            numbers |= _spread(
+            numbers |= spread(
                 f"{kind}/{name}", {key: score.get(key) for key in ("value", "stderr")}
             )
-        numbers |= _spread(f"{kind}/average", evaluated.metrics.get("average"))
+        numbers |= spread(f"{kind}/average", evaluated.metrics.get("average"))
         heldout = evaluated.metrics.get("heldout") or {}
-        numbers |= _spread("exact_match", heldout.get("exact_match"))
+        numbers |= spread("exact_match", heldout.get("exact_match"))
     if generated := manifests.get("generate"):
         numbers |= {f"generate/{name}": value for name, value in generated.metrics.items()}
     numbers |= {f"seconds/{name}": manifest.seconds for name, manifest in manifests.items()}
@@ -299,27 +257,6 @@ def finish(record: Record) -> None:
     record.client.set_terminated(record.child, "FINISHED", record.ended)
     if last or (scheduled is not None and scheduled.metrics.get("stop")):
         record.client.set_terminated(record.parent, "FINISHED", record.ended)
-
-
-def _parent_version(record: Record) -> str:
-    """The version that the iteration started from, by its content."""
-    trained = record.manifests.get("train")
-    if trained is None or record.spec.iteration == 0:
-        return "initial"
-    start = trained.spec["policy"]
-    digest = (start["adapter"] or start["model"])["digest"]
-    kind = "adapter_digest" if start["adapter"] else "model_digest"
-    known = registry.versions(record.client, record.spec.registered_model)
-    return next(
-        (str(v.version) for v in reversed(known) if v.tags.get(kind) == digest), f"sha256:{digest}"
-    )
-
-
-def _spread(name: str, value: Any) -> dict[str, Any]:
-    """{"gap": {"value": 1, "low": 0}} as gap, gap_low; a plain number as itself."""
-    if not isinstance(value, dict):
-        return {name: value}
-    return {name if key == "value" else f"{name}_{key}": number for key, number in value.items()}
 
 
 def _milliseconds(manifest: Manifest, ended: bool = False) -> int:

@@ -2,12 +2,7 @@
 
 `latest` is the newest version; MLflow reserves that alias and resolves it itself (`models:/demo@latest`).
 
-`champion` is the version with the best benchmark average:
-- a challenger must be strictly better than the champion: on a tie the earlier version stays;
-- a version without a score (a failed evaluation, not a number) never becomes champion;
-- only averages measured with the same settings (benchmarks, label, items, shots, harness version...) are compared; where
-  they differ the champion stays, and the challenger's tag `champion_note` says why and what to do;
-- a champion that a person chose is replaced under the same rule only.
+`champion` is the best so far by the rule of `iris_core.champion`.
 
 Each version is an MLflow logged model: the adapter's own files, or for full weights a reference to them, and an
 `MLmodel` file that names the base by path and digest. Nothing is pickled; `iris_core.load` reads it back.
@@ -16,7 +11,6 @@ Each version is an MLflow logged model: the adapter's own files, or for full wei
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,40 +21,20 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from iris_core.store import Policy, Strict
+from iris_core.champion import CHAMPION, Verdict, challenge, first_champion
+from iris_core.measures import Measures, policy_digest
+from iris_core.store import Policy
 
 KEY = "iris.key"
-CHAMPION = "champion"
 NOTE = "champion_note"
+INITIAL = "initial"  # the tag `iteration` of the model that self-play starts from
+RUN = "run"  # the tag that names the run with the version's files
+OPPONENT = "opponent_digest"
+# an initial model may be scored again
+SCORE_TAGS = ("average", "average_stderr", "label", "warnings")
+MEASURES = "measures.json"
 MODEL_TYPE = "iris"
 VERSIONS_TAG = "mlflow.modelVersions"  # links a logged model to its versions in the UI
-
-
-class Score(Strict):
-    """A benchmark average and the settings it was measured with (JSON); None where there is no score."""
-
-    average: float | None
-    settings: str
-
-
-def challenge(challenger: Score, champion: Score | None) -> tuple[bool, str]:
-    """Whether the challenger takes the title, and why (not)."""
-    if challenger.average is None or math.isnan(challenger.average):
-        return False, "no benchmark average: it cannot be champion"
-    if champion is None:
-        return True, "champion: the first version with a benchmark average"
-    if champion.average is None or champion.settings != challenger.settings:
-        named = _difference(json.loads(champion.settings), json.loads(challenger.settings))
-        return False, (
-            f"not compared: the champion was scored with other settings ({named}); to start anew, remove the alias "
-            f"`{CHAMPION}` and register again, or set it yourself"
-        )
-    if challenger.average > champion.average:
-        return True, f"champion: {challenger.average:.4f}, before it {champion.average:.4f}"
-    return (
-        False,
-        f"not better than the champion: {challenger.average:.4f}, champion {champion.average:.4f}",
-    )
 
 
 def claim_model(
@@ -106,7 +80,10 @@ def claim_model(
 def claim_version(
     client: MlflowClient, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
-    """The version of the registered model `name` with the key in `tags`, made if missing."""
+    """The version of the registered model `name` with the key in `tags`, made if missing, with these tags.
+
+    What a version started from never changes; where its weights lie and, for an initial model, its scores may.
+    """
     try:
         client.create_registered_model(name, {MODEL_TYPE: "self-play"})
     except MlflowException as error:
@@ -116,6 +93,7 @@ def claim_version(
     version = found[0] if found else client.create_model_version(
         name, f"models:/{model.model_id}", model.source_run_id, dict(tags), description=description, model_id=model.model_id
     )  # fmt: skip
+    _update_tags(client, version, tags)
     link = json.dumps([{"name": name, "version": int(version.version)}])
     if client.get_logged_model(model.model_id).tags.get(VERSIONS_TAG) != link:
         client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: link})
@@ -134,21 +112,26 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
             return sorted(found, key=lambda version: int(version.version))
 
 
-def seek_title(client: MlflowClient, version: ModelVersion) -> str:
-    """Lets `version` challenge the champion; moves the alias if it wins, and returns (and tags) the reason."""
+def promote_if_better(client: MlflowClient, version: ModelVersion, measures: Measures) -> Verdict:
+    """Lets `version` challenge the champion; tags it with the reason and moves the alias if it wins.
+
+    The alias moves last, so that a kill before that leaves a challenge that is repeated whole.
+    """
     champion = champion_of(client, version.name)
     if champion is not None and champion.version == version.version:
-        note = version.tags.get(NOTE) or "champion"
+        return Verdict(True, version.tags.get(NOTE, CHAMPION))
+    if champion is None:
+        verdict = first_champion(measures, version.tags.get("iteration") == INITIAL)
     else:
-        wins, note = challenge(score_of(version), score_of(champion) if champion else None)
-        if wins:
-            client.set_registered_model_alias(version.name, CHAMPION, version.version)
-        if wins and champion:
-            client.set_model_version_tag(
-                version.name, champion.version, NOTE, f"champion until version {version.version}"
-            )
-    client.set_model_version_tag(version.name, version.version, NOTE, note)
-    return note
+        held = _champion_measures(client, champion, version, measures)
+        verdict = challenge(measures, held, f"version {champion.version}")
+    client.set_model_version_tag(version.name, version.version, NOTE, verdict.note)
+    if verdict.wins:
+        if champion is not None:
+            former = f"champion until version {version.version}"
+            client.set_model_version_tag(version.name, champion.version, NOTE, former)
+        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    return verdict
 
 
 def champion_of(client: MlflowClient, name: str) -> ModelVersion | None:
@@ -158,13 +141,50 @@ def champion_of(client: MlflowClient, name: str) -> ModelVersion | None:
     return client.get_model_version_by_alias(name, CHAMPION)
 
 
-def score_of(version: ModelVersion) -> Score:
-    """The score in a version's tags."""
-    average = version.tags.get("average")
-    return Score(
-        average=float(average) if average else None,
-        settings=version.tags.get("evaluation_settings", "{}"),
-    )
+def weights_of(version: ModelVersion) -> str:
+    """What the weights of a version are recognised by."""
+    return policy_digest(version.tags.get("model_digest", ""), version.tags.get("adapter_digest"))
+
+
+def read_measures(client: MlflowClient, version: ModelVersion) -> Measures | None:
+    """What a version scored, from its run; None where that is gone, or was never there."""
+    run = version.tags.get(RUN)
+    try:
+        if run is None or MEASURES not in {item.path for item in client.list_artifacts(run)}:
+            return None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(client.download_artifacts(run, MEASURES, folder))
+        return Measures.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def _champion_measures(
+    client: MlflowClient, champion: ModelVersion, version: ModelVersion, measures: Measures
+) -> Measures | None:
+    """What the champion scored. Log-probs that it did not measure (the initial model's) come from one that played it."""
+    held = read_measures(client, champion)
+    if held is None or held.logprob:
+        return held
+    newest_first = reversed(versions(client, champion.name))
+    played = [v for v in newest_first if v.tags.get(OPPONENT) == weights_of(champion)]
+    known = [measures if v.version == version.version else read_measures(client, v) for v in played]
+    found = [one.opponent_logprob for one in known if one and one.opponent_logprob]
+    ours = measures.logprob
+    alike = [one for one in found if ours and one.same_items(ours)]
+    return held.model_copy(update={"logprob": next(iter(alike + found), None)})
+
+
+def _update_tags(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    place = (version.name, version.version)
+    for name, value in tags.items():
+        if version.tags.get(name) != value and name != "parent_version":
+            client.set_model_version_tag(*place, name, value)
+    for name in SCORE_TAGS:
+        if name in version.tags and name not in tags:
+            client.delete_model_version_tag(*place, name)
 
 
 def _describe(model: LoggedModel, run_id: str, tags: Mapping[str, str]) -> Model:
@@ -178,13 +198,3 @@ def _describe(model: LoggedModel, run_id: str, tags: Mapping[str, str]) -> Model
     }
     description.add_flavor("iris", loader_module="iris_core.load", **described)
     return description
-
-
-def _difference(champion: dict[str, object], challenger: dict[str, object]) -> str:
-    """The first setting that differs, as "limit: 100, here null"."""
-    for name in sorted({*champion, *challenger}):
-        if champion.get(name) != challenger.get(name):
-            return (
-                f"{name}: {json.dumps(champion.get(name))}, here {json.dumps(challenger.get(name))}"
-            )
-    return "it has no score"

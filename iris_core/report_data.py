@@ -6,6 +6,7 @@ Unfinished experiments give what there is: a stage without a manifest is marked,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,22 @@ import yaml
 
 from iris_core.plan import Prepared
 from iris_core.store import Manifest, Store
-from iris_core.summary import Interval, Row, cells, headers, iterations, rows, samples
+from iris_core.summary import (
+    Interval,
+    Row,
+    cells,
+    champion,
+    headers,
+    iterations,
+    place_name,
+    rows,
+    samples,
+    stages,
+    warnings,
+)
 from iris_core.tracking import redact
 
 RECIPE = "recipe.yaml"
-STAGES = ("generate", "train", "evaluate", "schedule", "register")
 SAMPLES = 6
 LONGEST_TEXT = 4000
 
@@ -40,6 +52,8 @@ def collect(store: Store) -> dict[str, Any]:
         "inputs": inputs(manifests.get("prepare")),
         "objective": objective(manifests.get("iteration-0/train")),
         "result": sentence(found),
+        "warnings": warned(store),
+        "champion": best._asdict() if (best := champion(store)) else None,
         "tiles": tiles(found),
         "table": {"headers": headers(found), "rows": [cells(row) for row in found]},
         "models": [model_of(store, row) for row in found],
@@ -51,18 +65,13 @@ def collect(store: Store) -> dict[str, Any]:
     }
 
 
-def stages(store: Store) -> dict[str, Manifest | None]:
-    """The manifest at each place of the experiment, None where a stage is not finished."""
-    places = ["prepare", "initial/evaluate", "initial/register"]
-    numbers = [path.name.removeprefix("iteration-") for path in store.home.glob("iteration-*")]
-    for t in sorted(int(number) for number in numbers if number.isdigit()):
-        places += [f"iteration-{t}/{stage}" for stage in STAGES]
-    known = {place: store.manifest(place) for place in places}
-    return {
-        place: manifest
-        for place, manifest in known.items()
-        if manifest or place.startswith("iteration")
-    }
+def warned(store: Store) -> list[dict[str, Any]]:
+    """What each stage warned of, stage by stage."""
+    grouped = itertools.groupby(warnings(store), key=lambda warning: warning.place)
+    return [
+        {"place": place_name(place), "texts": [redact(warning.text) for warning in found]}
+        for place, found in grouped
+    ]
 
 
 def recipe_of(store: Store, manifests: dict[str, Manifest | None]) -> str:

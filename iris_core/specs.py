@@ -186,10 +186,10 @@ class CompareSpec(Spec):
 
 
 class RegisterSpec(Spec):
-    """Log one iteration to MLflow and register its model.
+    """Log one iteration to MLflow, register its model as a version and let it challenge the champion.
 
-    `iteration` is None for the initial model, which gets a run with its scores but no version.
-    Output `registration`: a JSON file with run_id, parent_run_id, version.
+    `iteration` is None for the initial model, the first version and champion.
+    Output `registration`: a JSON file with run_id, parent_run_id, version, champion and champion_note.
     """
 
     stage: ClassVar[str] = "register"
@@ -198,9 +198,11 @@ class RegisterSpec(Spec):
     registered_model: str
     iteration: int | None
     policy: Policy
+    pairs: Artifact
+    dtype: str
     stages: dict[str, Artifact]
     recipe: str
-    identity: Literal["v1"] = "v1"
+    identity: Literal["v2"] = "v2"
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether MLflow still has the runs."""

@@ -10,11 +10,15 @@ The same rows go to the terminal, the Prefect UI and the report.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from iris_core.comparable import benchmark_protocols, exact_match_settings, logprob_settings
+from iris_core.digest import json_digest
 from iris_core.store import Manifest, Store
 
+OTHER = "other settings"
+STAGES = ("generate", "train", "evaluate", "schedule", "register")  # of an iteration
 HEADERS = (
     "iteration",
     "α",
@@ -57,6 +61,8 @@ class Row:
         exact_match: share of held-out prompts answered exactly.
         average: plain mean of the benchmarks, with its standard error.
         label: "miniature" where the embedded benchmarks gave the scores.
+        settings: what a score was measured with, by its name here or a benchmark's.
+        other: scores that were left out, as they were measured with other settings than the newest model's.
     """
 
     iteration: int | None
@@ -71,6 +77,23 @@ class Row:
     stderr: float | None = None
     label: str | None = None
     benchmarks: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    other: list[str] = field(default_factory=list)
+
+
+class Champion(NamedTuple):
+    """The version that took the alias `champion` last: whose it is, its number, and why."""
+
+    iteration: int | None
+    version: int
+    note: str
+
+
+class Warned(NamedTuple):
+    """A warning of a stage, in one line."""
+
+    place: str
+    text: str
 
 
 class Sample(NamedTuple):
@@ -90,37 +113,83 @@ def iterations(store: Store) -> Iterator[int]:
         iteration += 1
 
 
+def stages(store: Store) -> dict[str, Manifest | None]:
+    """The manifest at each place of the experiment, None where a stage is not finished."""
+    places = ["prepare", "initial/evaluate", "initial/register"]
+    numbers = [path.name.removeprefix("iteration-") for path in store.home.glob("iteration-*")]
+    for t in sorted(int(number) for number in numbers if number.isdigit()):
+        places += [f"iteration-{t}/{stage}" for stage in STAGES]
+    known = {place: store.manifest(place) for place in places}
+    return {
+        place: manifest
+        for place, manifest in known.items()
+        if manifest or place.startswith("iteration")
+    }
+
+
+def warnings(store: Store) -> list[Warned]:
+    """What the finished stages warned of, in their order."""
+    return [
+        Warned(place, text)
+        for place, manifest in stages(store).items()
+        for text in (manifest.metrics.get("warnings", []) if manifest else [])
+    ]
+
+
 def rows(store: Store) -> list[Row]:
-    """One row for the initial model, where something is known of it, and one for each iteration that trained."""
+    """One row for the initial model, where something is known of it, and one for each iteration that trained.
+
+    A column has scores of one kind only: those that were measured as the newest model's were.
+    """
     trained = [store.manifest(f"iteration-{t}/train") for t in iterations(store)]
     initial = _scores(store.manifest("initial/evaluate"))
     if trained and trained[0] is not None:
         held = trained[0].metrics["heldout"]
         initial["logprob"] = _interval(held.get("opponent_annotated_logprob_per_token"))
+        initial["settings"] = initial.get("settings", {}) | _logprob_settings(trained[0])
     found = [Row(iteration=None, **initial)] if initial else []
     for t, manifest in enumerate(trained):
         assert manifest is not None
         scores = _scores(store.manifest(f"iteration-{t}/evaluate"))
-        found.append(Row(iteration=t, **_training(manifest), **scores))
-    return found
+        settings = scores.pop("settings", {}) | _logprob_settings(manifest)
+        found.append(Row(iteration=t, **_training(manifest), **scores, settings=settings))
+    newest = {name: value for row in found for name, value in row.settings.items()}
+    return [_in_one_column(row, newest) for row in found]
+
+
+def champion(store: Store) -> Champion | None:
+    """The champion as the stage `register` left it; a person may have chosen another since."""
+    taken = [
+        Champion(
+            manifest.spec["iteration"],
+            manifest.metrics["version"],
+            manifest.metrics["champion_note"].removeprefix("champion: "),
+        )
+        for place, manifest in stages(store).items()
+        if manifest and place.endswith("/register") and manifest.metrics.get("champion")
+    ]
+    return taken[-1] if taken else None
 
 
 def cells(row: Row) -> list[str]:
     """The row as text, a cell for each of `HEADERS`."""
     sizes = (row.ess_annotated, row.ess_synthetic)
     ess = "" if None in sizes else " / ".join(f"{size:.2f}" for size in sizes)
-    average = (
-        "" if row.average is None else f"{100 * row.average:.1f} ± {100 * (row.stderr or 0):.1f}"
-    )
+    error = "" if row.stderr is None else f" ± {100 * row.stderr:.1f}"
+    average = "" if row.average is None else f"{100 * row.average:.1f}{error}"
+    shown = {
+        "logprob": _text(row.logprob, 2),
+        "exact_match": _text(row.exact_match, 2),
+        "average": average,
+    }
+    shown |= {name: OTHER for name in row.other if name in shown}
     return [
         "initial" if row.iteration is None else str(row.iteration),
         "" if row.order is None else f"{row.order:.3g}",
         "" if row.gap is None else f"{row.gap.value:.3f} ({row.gap.ess:.0f} of {row.gap.pairs})",
         ess,
         "" if row.reward_margin is None else f"{row.reward_margin:.3g}",
-        _text(row.logprob, 2),
-        _text(row.exact_match, 2),
-        average,
+        *shown.values(),
     ]
 
 
@@ -159,6 +228,11 @@ def samples(store: Store, count: int = 5) -> list[Sample]:
     ]
 
 
+def place_name(place: str) -> str:
+    """ "iteration 0 · train" for "iteration-0/train"."""
+    return place.replace("iteration-", "iteration ").replace("/", " · ")
+
+
 def _training(manifest: Manifest) -> dict[str, Any]:
     held, train = manifest.metrics["heldout"], manifest.metrics["train"]
     gap = manifest.metrics["gap"]
@@ -170,6 +244,29 @@ def _training(manifest: Manifest) -> dict[str, Any]:
         "reward_margin": held["reward_margin"],
         "logprob": _interval(held["annotated_logprob_per_token"]),
     }
+
+
+def _in_one_column(row: Row, newest: dict[str, str]) -> Row:
+    """The row without scores that were measured with other settings than those of the newest row that has them."""
+    other = [name for name, value in row.settings.items() if value != newest[name]]
+    benchmarks = {name: value for name, value in row.benchmarks.items() if name not in other}
+    left_out: dict[str, Any] = {name: None for name in other if name not in row.benchmarks}
+    if "average" in other:
+        left_out |= {"stderr": None, "label": None}
+    return replace(row, **left_out, benchmarks=benchmarks, other=other)
+
+
+def _logprob_settings(manifest: Manifest) -> dict[str, str]:
+    return {"logprob": json_digest(logprob_settings(manifest))}
+
+
+def _score_settings(manifest: Manifest) -> dict[str, str]:
+    settings = benchmark_protocols(manifest)
+    if average := manifest.metrics.get("average"):
+        settings["average"] = average["protocol"]
+    if "heldout" in manifest.metrics:
+        settings["exact_match"] = json_digest(exact_match_settings(manifest))
+    return settings
 
 
 def _scores(manifest: Manifest | None) -> dict[str, Any]:
@@ -184,6 +281,7 @@ def _scores(manifest: Manifest | None) -> dict[str, Any]:
             name: score["value"] for name, score in manifest.metrics["benchmarks"].items()
         },
         "exact_match": _interval(manifest.metrics.get("heldout", {}).get("exact_match")),
+        "settings": _score_settings(manifest),
     }
 
 

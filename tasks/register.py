@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from iris_core.config import Experiment
-from iris_core.plan import register_spec
+from iris_core.plan import Prepared, register_spec
 from iris_core.store import Policy
 from tasks.stage import Finished, Result, perform, place_of, stage_task
 
 
 @stage_task("register")
 def register(
-    experiment: Experiment, iteration: int | None, policy: Policy, stages: dict[str, Finished]
+    experiment: Experiment,
+    prepared: Prepared,
+    iteration: int | None,
+    policy: Policy,
+    stages: dict[str, Finished],
 ) -> Result:
-    """Logs one iteration to MLflow (None: the initial model, which gets no version)."""
+    """Logs one iteration to MLflow (None: the initial model) and registers its model."""
     manifests = {name: finished.manifest() for name, finished in stages.items()}
-    spec = register_spec(experiment, iteration, policy, manifests)
+    spec = register_spec(experiment, prepared, iteration, policy, manifests)
     return perform(spec, experiment, f"{place_of(iteration)}/register")

@@ -157,10 +157,12 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     if manifest := completed(folder, spec):
         store.link(place, folder)
         finished = Finished.of(manifest)
+        _warn(place, finished)
         _tell_end(place, finished)
         return Completed(name="Reused", message=f"{folder} has it already", data=finished)
     finished = Finished.of(_launch(spec, store, place))
     store.link(place, folder)
+    _warn(place, finished)
     _tell_end(place, finished)
     return finished
 
@@ -199,6 +201,12 @@ def _where(parameters: dict[str, Any]) -> list[str]:
         iteration = parameters["iteration"]
         return ["initial model" if iteration is None else f"iteration {iteration}"]
     return []
+
+
+def _warn(place: str, finished: Finished) -> None:
+    """A stage's warnings in the task's log, those of a reused stage, too."""
+    for text in finished.metrics.get("warnings", []):
+        get_run_logger().warning("%s: %s", place, text)
 
 
 def _tell_end(place: str, finished: Finished | None) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
 from iris_core.config import parse_experiment
@@ -31,12 +29,6 @@ def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
             "benchmarks": ["musr"], "data_dir": "miniature", "backend": "hf", "limit": 2,
         },
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.mark.unit
@@ -80,6 +72,7 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
         assert row["gap"] == pytest.approx(
             manifest(name, "iteration-1/train").metrics["gap"]["value"], abs=1e-6
         )
+        assert row["label"] == "miniature"
     text = page.read_text()
     assert all(f'<th scope="row">{name}</th>' in text for name in rows)
     assert "<svg" in text

@@ -21,6 +21,7 @@ from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
 
 STEPS = 6
 PROMPTS = 8
+ITEMS = 100  # of each benchmark
 STARTED = 1_790_000_000.0
 
 
@@ -30,11 +31,26 @@ class SmallExperiment:
     Args:
         root: a temporary folder; the store and the inputs go there.
         averages: the benchmark average after each iteration; None: that evaluation gave no score.
+        label: what the scores are labelled with; None: they are those of real benchmarks.
+        exact: share of held-out prompts answered exactly, by the initial model and after each iteration.
+        logprobs: held-out log-prob per token, likewise.
         settings: overrides of the experiment, as for a recipe.
     """
 
-    def __init__(self, root: Path, averages: list[float | None], **settings: Any):
-        self.root, self.averages = root, averages
+    def __init__(
+        self,
+        root: Path,
+        averages: list[float | None],
+        label: str | None = "miniature",
+        exact: list[float] | None = None,
+        logprobs: list[float] | None = None,
+        **settings: Any,
+    ):
+        self.root, self.averages, self.label = root, averages, label
+        self.warnings: dict[str, list[str]] = {}  # by stage
+        count = len(averages) + 1
+        self.exact = exact or [0.1, *(0.3 + 0.2 * t for t in range(count))]
+        self.logprobs = logprobs or [-1.7 + 0.2 * t for t in range(count)]
         (root / "model").mkdir(parents=True, exist_ok=True)
         save_file({"w": np.zeros(3, np.float32)}, root / "model" / "model.safetensors")
         (root / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
@@ -50,16 +66,26 @@ class SmallExperiment:
         )
 
     def run(self, spec: Spec, place: str, work: Any) -> Manifest:
+        def warn(spec: Any, out: Path) -> Outcome:
+            outcome: Outcome = work(spec, out)
+            said = {"warnings": self.warnings[spec.stage]} if spec.stage in self.warnings else {}
+            return outcome.model_copy(update={"metrics": {**outcome.metrics, **said}})
+
         folder = self.store.folder(spec)
-        manifest = run_stage(spec, folder, work)
+        manifest = run_stage(spec, folder, warn)
         self.store.link(place, folder)
         return manifest
 
     def initial(self) -> RegisterSpec:
         policy = self.prepared.initial
         spec = plan.evaluate_spec(self.experiment, self.prepared, policy)
-        evaluated = self.run(spec, "initial/evaluate", self.evaluate(0.2, 0.1))
-        return plan.register_spec(self.experiment, None, policy, {"evaluate": evaluated})
+        prepared = self.store.manifest("prepare")
+        assert prepared is not None
+        stages = {"prepare": prepared}
+        if self.experiment.evaluation.initial:
+            work = self.evaluate(0.2, self.exact[0])
+            stages["evaluate"] = self.run(spec, "initial/evaluate", work)
+        return plan.register_spec(self.experiment, self.prepared, None, policy, stages)
 
     def iterations(self, count: int | None = None) -> list[RegisterSpec]:
         """Runs `count` iterations (all of them) and gives the specs of their stage `register`."""
@@ -77,9 +103,8 @@ class SmallExperiment:
         trained = self.run(train, f"{at}/train", self.train(t))
         policy = plan.trained_policy(state.policy, trained)
         evaluate = plan.evaluate_spec(self.experiment, self.prepared, policy)
-        evaluated = self.run(
-            evaluate, f"{at}/evaluate", self.evaluate(self.averages[t], 0.3 + 0.2 * t)
-        )
+        work = self.evaluate(self.averages[t], self.exact[t + 1])
+        evaluated = self.run(evaluate, f"{at}/evaluate", work)
         scheduled = self.run(
             plan.schedule_spec(self.experiment, state, trained), f"{at}/schedule", self.schedule
         )
@@ -89,7 +114,7 @@ class SmallExperiment:
             "evaluate": evaluated,
             "schedule": scheduled,
         }
-        spec = plan.register_spec(self.experiment, t, policy, stages)
+        spec = plan.register_spec(self.experiment, self.prepared, t, policy, stages)
         return plan.next_state(state, generated, trained, scheduled), spec
 
     def policy(self, t: int) -> Policy:
@@ -98,8 +123,8 @@ class SmallExperiment:
         return plan.trained_policy(self.prepared.initial, trained)
 
     def prepare(self, spec: Any, out: Path) -> Outcome:
-        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i}", "split": "heldout",
-                 "prompt_ids": [i], "response_ids": [i, 2]}
+        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i + spec.seed}",
+                 "split": "heldout", "prompt_ids": [i], "response_ids": [i, 2]}
                 for i in range(PROMPTS)]  # fmt: skip
         pq.write_table(pa.Table.from_pylist(rows), out / "pairs.parquet")
         model = {
@@ -134,23 +159,23 @@ class SmallExperiment:
             rows = [history_row(t, step) for step in range(1, STEPS + 1)]
             (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             gap = 0.8 / (t + 1)
-            log = -1.5 + 0.2 * t
+            old, log = self.logprobs[t], self.logprobs[t + 1]
+            pq.write_table(heldout_logprobs(old, log), out / "heldout.parquet")
             metrics = {
                 "gap": {"value": gap, "ess": 6.0, "pairs": PROMPTS, "confirmed": True},
                 "movement": {name: {"value": 0.3, "low": 0.2, "high": 0.4}
                              for name in ("training_margin", "heldout_margin")},
                 "heldout": {
                     "annotated_logprob_per_token": {"value": log, "low": log - 0.1, "high": log + 0.1},
-                    "opponent_annotated_logprob_per_token": {"value": log - 0.2, "low": log - 0.3, "high": log - 0.1},
+                    "opponent_annotated_logprob_per_token": {"value": old, "low": old - 0.1, "high": old + 0.1},
                     "reward_margin": 0.3 + 0.1 * t, "synthetic_kl_per_token": 0.05,
                 },
                 "train": {"loss": -0.1, "ess_annotated": 50.0, "ess_synthetic": 40.0, "reward_margin": 0.4,
                           "tokens_per_second": 200.0, "steps": STEPS},
             }  # fmt: skip
-            return Outcome(
-                outputs={"adapter": out / "adapter", "history": out / "history.jsonl"},
-                metrics=metrics,
-            )
+            names = {"adapter": "adapter", "history": "history.jsonl", "heldout": "heldout.parquet"}
+            outputs = {name: out / file for name, file in names.items()}
+            return Outcome(outputs=outputs, metrics=metrics)
 
         return work
 
@@ -159,21 +184,31 @@ class SmallExperiment:
             (out / "scores").mkdir(exist_ok=True)
             scores = {} if average is None else {"gsm8k": average - 0.1, "mmlu": average + 0.1}
             for name, score in scores.items():
-                settings = {"benchmark": name, "shots": 5, "limit": spec.evaluation.limit, "label": "miniature",
+                settings = {"benchmark": name, "shots": 5, "limit": spec.evaluation.limit, "label": self.label,
                             "backend": "hf", "lm_eval": "0.4.13"}  # fmt: skip
-                record = {"value": score, **settings, "protocol": json_digest(settings)}
+                items = [float(i < round(score * ITEMS)) for i in range(ITEMS)]
+                record = {
+                    "value": score,
+                    **settings,
+                    "protocol": json_digest(settings),
+                    "items": items,
+                }
                 (out / "scores" / f"{name}.json").write_text(json.dumps(record))
             rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "annotated": f"Answer: {2 * i}",
                      "response": f"<b>{exact:.1f}</b> & {i}", "correct": i < exact * PROMPTS} for i in range(PROMPTS)]  # fmt: skip
             pq.write_table(pa.Table.from_pylist(rows), out / "heldout.parquet")
-            metrics = {
+            metrics: dict[str, Any] = {
                 **({} if average is None else {"average": average_of(scores, spec)}),
-                "benchmarks": {name: {"value": score, "stderr": 0.02, "n": 10} for name, score in scores.items()},
-                "label": "miniature",
+                "benchmarks": {name: {"value": score, "stderr": 0.02, "n": ITEMS, "protocol": json_digest(spec.evaluation.limit)}
+                               for name, score in scores.items()},
+                "label": self.label,
                 "heldout": {"exact_match": {"value": exact, "low": exact - 0.1, "high": exact + 0.1}, "n": PROMPTS},
             }  # fmt: skip
+            names = ["scores"] if spec.answer_pattern is None else ["scores", "heldout.parquet"]
+            if spec.answer_pattern is None:
+                del metrics["heldout"]
             return Outcome(
-                outputs={"scores": out / "scores", "heldout": out / "heldout.parquet"},
+                outputs={name.removesuffix(".parquet"): out / name for name in names},
                 metrics=metrics,
             )
 
@@ -195,6 +230,16 @@ def average_of(scores: dict[str, float], spec: Any) -> dict[str, Any]:
         "benchmarks": len(scores),
         "protocol": json_digest(spec.evaluation.limit),
     }
+
+
+def heldout_logprobs(opponent: float, policy: float) -> pa.Table:
+    """Held-out log-probs of annotated responses of 10 tokens, with these means per token and some spread of the change."""
+    spread = np.linspace(-0.1, 0.1, PROMPTS)
+    columns = {
+        "annotated_opponent": np.full(PROMPTS, 10 * opponent),
+        "annotated_policy": 10 * (policy + spread),
+    }
+    return pa.table(columns | {"annotated_tokens": np.full(PROMPTS, 10.0)})
 
 
 def history_row(t: int, step: int) -> dict[str, float]:

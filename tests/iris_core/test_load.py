@@ -139,6 +139,23 @@ def test_full_weights_are_loaded_from_where_they_are(tmp_path):
     assert not isinstance(model, PeftModel)
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_initial_model_is_loaded_where_no_iteration_beats_it(tmp_path, scored):
+    """By held-out exact match where it was evaluated, else by log-probs, those of the first opponent."""
+    data = {"path": str(tmp_path / "pairs.jsonl")}
+    settings = {} if scored else {"data": data, "evaluation": {"initial": False}}
+    small = TinyLlama(tmp_path, exact=[0.5, 0.25], logprobs=[-1.5, -1.6], **settings)
+    for spec in [small.initial(), *small.iterations()]:
+        run_stage(spec, small.store.folder(spec), register)
+        model, _ = load_model("models:/small@champion", small.experiment.tracking_uri)
+        assert not isinstance(model, PeftModel)
+        assert model.dtype == torch.float32
+        given = LlamaForCausalLM.from_pretrained(small.root / "model")
+        assert torch.equal(model.lm_head.weight, given.lm_head.weight)
+    latest, _ = load_model("models:/small@latest", small.experiment.tracking_uri)
+    assert isinstance(latest, PeftModel)
+
+
 def test_a_changed_adapter_is_refused(tmp_path):
     small = registered(tmp_path)
     [copy] = (tmp_path / "store" / "mlflow-artifacts").rglob("adapter_config.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,6 @@ from mlflow.artifacts import download_artifacts
 from iris_core import registry, tracking
 from iris_core.errors import ServiceError
 from iris_core.register import register
-from iris_core.registry import Score, challenge
 from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
@@ -54,8 +54,9 @@ def do(small: SmallExperiment, spec: RegisterSpec):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An initial model and three iterations, registered; averages rise, then tie."""
-    small = SmallExperiment(tmp_path_factory.mktemp("finished"), [0.30, 0.40, 0.40])
+    """An initial model and three iterations, registered; the miniature's averages fall, exact match rises, then ties."""
+    exact = [0.125, 0.25, 0.5, 0.5]
+    small = SmallExperiment(tmp_path_factory.mktemp("finished"), [0.50, 0.40, 0.30], exact=exact)
     manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
     return small, manifests
 
@@ -76,9 +77,11 @@ def test_one_parent_one_child_an_iteration(finished):
     assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
     assert {run.info.status for run in found.values()} == {"FINISHED"} == {parent.info.status}
     assert manifests[0].metrics == {
-        "run_id": found["initial"].info.run_id, "parent_run_id": parent.info.run_id, "version": None,
+        "run_id": found["initial"].info.run_id, "parent_run_id": parent.info.run_id, "version": 1, "champion": True,
+        "champion_note": "champion: the initial model, which iterations have to beat",
     }  # fmt: skip
-    assert [manifest.metrics["version"] for manifest in manifests] == [None, 1, 2, 3]
+    assert [manifest.metrics["version"] for manifest in manifests] == [1, 2, 3, 4]
+    assert [manifest.metrics["champion"] for manifest in manifests] == [True, True, True, False]
 
 
 def test_steps_of_training_keep_their_step_and_time(finished):
@@ -103,8 +106,8 @@ def test_parent_has_a_point_an_iteration(finished):
 
     assert series("gap") == [(0, 0.8), (1, 0.4), (2, 0.267)]
     assert series("order") == [(0, 2.0), (1, 1.5), (2, 1.0)]
-    assert series("miniature/average") == [(-1, 0.2), (0, 0.3), (1, 0.4), (2, 0.4)]
-    assert series("exact_match") == [(-1, 0.1), (0, 0.3), (1, 0.5), (2, 0.7)]
+    assert series("miniature/average") == [(-1, 0.2), (0, 0.5), (1, 0.4), (2, 0.3)]
+    assert series("exact_match") == [(-1, 0.125), (0, 0.25), (1, 0.5), (2, 0.5)]
     assert series("miniature/gsm8k_stderr") == [(-1, 0.02), (0, 0.02), (1, 0.02), (2, 0.02)]
 
 
@@ -119,7 +122,14 @@ def test_inputs_params_and_artifacts(finished):
     assert run.data.params["training.learning_rate"] == "5e-07"
     assert run.data.params["order"] == "2.0"
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert names == {"manifests", "scores", "recipe.yaml", "history.jsonl", "heldout.parquet"}
+    assert names == {
+        "manifests",
+        "scores",
+        "recipe.yaml",
+        "history.jsonl",
+        "heldout.parquet",
+        "measures.json",
+    }
     scores = {item.path for item in client.list_artifacts(run.info.run_id, "scores")}
     assert scores == {"scores/gsm8k.json", "scores/mmlu.json"}
 
@@ -127,13 +137,17 @@ def test_inputs_params_and_artifacts(finished):
 def test_versions_carry_lineage_and_the_adapter(finished):
     small, _ = finished
     client = client_of(small)
-    first, second, third = registry.versions(client, "small")
-    assert [v.tags["parent_version"] for v in (first, second, third)] == ["initial", "1", "2"]
+    initial, first, second, third = registry.versions(client, "small")
+    assert [v.tags["parent_version"] for v in (first, second, third)] == ["1", "2", "3"]
+    assert initial.tags["iteration"] == "initial"
+    assert not {"parent_version", "adapter_digest"} & set(initial.tags)
+    assert initial.tags["model_digest"] == small.prepared.initial.model.digest
+    assert initial.description.startswith("The initial model, before self-play, miniature average")
     assert second.tags["adapter_digest"] == small.policy(1).adapter.digest
     assert second.tags["model_digest"] == small.prepared.initial.model.digest
     assert second.tags["label"] == "miniature"
     assert float(second.tags["average"]) == 0.4
-    folder = client.get_model_version_download_uri("small", "2")
+    folder = client.get_model_version_download_uri("small", "3")
     assert {p.name for p in Path(folder).iterdir()} == {
         "MLmodel",
         "adapter_config.json",
@@ -142,23 +156,28 @@ def test_versions_carry_lineage_and_the_adapter(finished):
     assert second.run_id == runs(small)["iteration-1"].info.run_id
     model = client.get_logged_model(second.source.removeprefix("models:/"))
     assert model.status == "READY"
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": 2}]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": 3}]
     assert {m.key: m.value for m in model.metrics}["miniature/average"] == pytest.approx(0.4)
     assert [o.model_id for o in runs(small)["iteration-1"].outputs.model_outputs] == [
         model.model_id
     ]
 
 
-def test_latest_is_the_newest_and_a_tie_leaves_the_champion(finished):
+def test_exact_match_decides_where_the_average_is_of_the_miniature_and_a_tie_leaves_the_champion(
+    finished,
+):
+    """Two of 8 prompts more are +.25. The interval adds pairs of +1/2, -1/2 and 0: of 10, center .2, variance
+    (.3 - .04) / 10, so .2 ± 1.96 * .1612. A tie: 0 ± 1.96 * sqrt(.1 / 10)."""
     small, _ = finished
     client = client_of(small)
-    assert client.get_model_version_by_alias("small", "latest").version == 3
-    assert client.get_model_version_by_alias("small", "champion").version == 2
+    assert client.get_model_version_by_alias("small", "latest").version == 4
+    assert client.get_model_version_by_alias("small", "champion").version == 3
     notes = [version.tags["champion_note"] for version in registry.versions(client, "small")]
     assert notes == [
         "champion until version 2",
-        "champion: 0.4000, before it 0.3000",
-        "not better than the champion: 0.4000, champion 0.4000",
+        "champion until version 3",
+        "champion: held-out exact match +0.250 [-0.116, +0.516] against version 2, 8 items, within noise",
+        "not better than the champion: held-out exact match +0.000 [-0.196, +0.196] against version 3, 8 items",
     ]
 
 
@@ -187,7 +206,9 @@ def test_again_after_the_manifest_was_lost_changes_nothing(finished):
     assert everything() == before
 
 
-@pytest.mark.parametrize("where", ["claim_model", "claim_version", "seek_title", "champion_of"])
+@pytest.mark.parametrize(
+    "where", ["claim_model", "claim_version", "promote_if_better", "champion_of"]
+)
 def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, where):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
@@ -253,11 +274,11 @@ def test_what_mlflow_lost_is_registered_again_once(root, database, delete):
     assert not again[1].reused
     assert all(do(small, spec).reused for spec in specs)
     assert set(runs(small)) == {"small", "initial", "iteration-0"}
-    [version] = registry.versions(client_of(small), "small")
-    assert again[1].metrics["version"] == version.version
+    found = registry.versions(client_of(small), "small")
     assert (
-        client_of(small).get_model_version_by_alias("small", "champion").version == version.version
+        [manifest.metrics["version"] for manifest in again] == [v.version for v in found] == [1, 2]
     )
+    assert champion(small) == 2
 
 
 def test_a_version_that_was_deleted_stays_deleted(root):
@@ -284,25 +305,193 @@ def test_more_iterations_go_on_in_the_same_runs(root):
     assert len(client_of(longer).get_metric_history(found["small"].info.run_id, "gap")) == 3
 
 
-def test_a_failed_evaluation_never_becomes_champion(root):
-    small = SmallExperiment(root, [None, 0.3])
-    for spec in small.iterations():
+def notes_of(small: SmallExperiment) -> list[str]:
+    return [v.tags["champion_note"] for v in registry.versions(client_of(small), "small")]
+
+
+def champion(small: SmallExperiment) -> int:
+    return client_of(small).get_model_version_by_alias("small", "champion").version
+
+
+def test_the_last_of_the_demo_is_champion(root):
+    """Its kind of numbers: the miniature's average falls from the first iteration on, exact match rises."""
+    exact = [0.0, 0.25, 0.375, 0.5]
+    small = SmallExperiment(root, [0.36, 0.35, 0.34], exact=exact)
+    for spec in [small.initial(), *small.iterations()]:
         do(small, spec)
-    first, second = registry.versions(client_of(small), "small")
-    assert "no benchmark average" in first.tags["champion_note"]
-    assert (
-        client_of(small).get_model_version_by_alias("small", "champion").version == second.version
+    assert champion(small) == 4
+
+
+def test_the_initial_model_stays_champion_where_no_iteration_beats_it(root):
+    small = SmallExperiment(root, [0.5, 0.6], exact=[0.5, 0.25, 0.25])
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    assert champion(small) == 1
+    assert notes_of(small)[2] == (
+        "not better than the champion: held-out exact match -0.250 [-0.516, +0.116] against version 1, 8 items"
+    )
+    assert client_of(small).get_model_version_by_alias("small", "latest").version == 3
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "best"),
+    [([-1.7, -1.5, -1.6, -1.4], 4), ([-1.7, -1.8, -1.75, -1.9], 1), ([-1.7, -1.8, -1.6, -1.6], 3)],
+)
+def test_log_probs_decide_without_answers_and_the_initial_ones_are_those_of_the_first_opponent(
+    root, logprobs, best
+):
+    data = {"path": str(root / "pairs.jsonl")}
+    small = SmallExperiment(
+        root, [0.3, 0.2, 0.1], logprobs=logprobs, data=data, evaluation={"initial": False}
+    )
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    assert champion(small) == best
+    assert all(
+        "held-out log-prob per token" in note or "until" in note or "initial" in note
+        for note in notes_of(small)
     )
 
 
+def test_real_benchmarks_decide_before_exact_match(root):
+    """Of 100 items of each of two benchmarks, 10 changed: center 10 / 102 = .098, variance of each
+    ((10 + 1) / 102 - .098²) / 102 = .000963, so .098 ± 1.96 * sqrt(2 * .000963) / 2."""
+    small = SmallExperiment(root, [0.3, 0.2, 0.4], label=None, exact=[0.1, 0.2, 0.9, 0.1])
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    assert notes_of(small) == [
+        "champion until version 2",
+        "champion until version 4",
+        "not better than the champion: benchmark average -0.100 [-0.141, -0.055] against version 2, 200 items",
+        "champion: benchmark average +0.100 [+0.055, +0.141] against version 2, 200 items",
+    ]
+
+
+def test_a_failed_evaluation_never_becomes_champion(root):
+    small = SmallExperiment(root, [0.3, None, 0.4], label=None)
+    manifests = [do(small, spec) for spec in small.iterations()]
+    second = notes_of(small)[1]
+    assert second.startswith(
+        "not compared: it has no benchmark average, which the champion, version 1, is measured by: measure both"
+    )
+    assert manifests[1].metrics["warnings"] == [second]
+    assert "warnings" not in manifests[2].metrics
+    assert champion(small) == 3
+
+
+def test_log_probs_that_are_no_numbers_never_become_champion(root):
+    data = {"path": str(root / "pairs.jsonl")}
+    small = SmallExperiment(
+        root, [None], logprobs=[-1.7, math.nan], data=data, evaluation={"initial": False}
+    )
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    assert champion(small) == 1
+    assert "nothing was measured" not in notes_of(small)[1]
+    assert notes_of(small)[1].startswith("not compared: it has no held-out log-prob per token")
+
+
 def test_other_settings_are_not_compared(root):
+    small = SmallExperiment(root, [0.3], label=None)
+    do(small, *small.iterations())
+    other = SmallExperiment(
+        root, [0.9], label=None, evaluation={"benchmarks": ["gsm8k", "mmlu"], "limit": 20}
+    )
+    do(other, *other.iterations())
+    assert champion(other) == 1
+    assert "its benchmark average from other settings (limit: 10, here 20)" in notes_of(other)[1]
+
+
+def test_other_held_out_pairs_are_not_compared(root):
     small = SmallExperiment(root, [0.3])
     do(small, *small.iterations())
-    other = SmallExperiment(root, [0.9], evaluation={"benchmarks": ["gsm8k", "mmlu"], "limit": 20})
+    other = SmallExperiment(root, [0.3], exact=[0.1, 0.9], seed=1)
     do(other, *other.iterations())
-    first, second = registry.versions(client_of(other), "small")
-    assert client_of(other).get_model_version_by_alias("small", "champion").version == first.version
-    assert "limit: 10, here 20" in second.tags["champion_note"]
+    assert champion(other) == 1
+    assert "its held-out exact match from other held-out pairs" in notes_of(other)[1]
+
+
+def test_a_persons_choice_is_replaced_under_the_same_rule_only(root):
+    small = SmallExperiment(root, [0.3, 0.3, 0.3, 0.3], exact=[0.1, 0.25, 0.5, 0.375, 0.625])
+    specs = [small.initial(), *small.iterations()]
+    for spec in specs[:3]:
+        do(small, spec)
+    client_of(small).set_registered_model_alias("small", "champion", "2")
+    do(small, specs[3])
+    assert champion(small) == 4  # better than the chosen one, though not than version 3
+    client_of(small).set_registered_model_alias("small", "champion", "3")
+    do(small, specs[4])
+    assert champion(small) == 5
+
+
+def test_a_champion_whose_measures_are_gone_stays(root):
+    small = SmallExperiment(root, [0.3, 0.3])
+    specs = [small.initial(), *small.iterations()]
+    for spec in specs[:2]:
+        do(small, spec)
+    shutil.rmtree(root / "store" / "mlflow-artifacts")
+    do(small, specs[2])
+    assert champion(small) == 2
+    assert notes_of(small)[2].startswith(
+        "not compared: the champion, version 2, has no measures in MLflow: measure both in the same way, or set the alias"
+    )
+
+
+def test_versions_are_compared_after_their_store_is_gone(root, tmp_path_factory):
+    """MLflow elsewhere keeps the measures; the other machine's store, and its initial model's folder, are new."""
+    uri = f"sqlite:///{root}/store/mlflow.db"
+    small = SmallExperiment(root, [0.3, 0.3], exact=[0.1, 0.25, 0.5], tracking={"uri": uri})
+    specs = [small.initial(), *small.iterations()]
+    for spec in specs[:2]:
+        do(small, spec)
+    shutil.rmtree(root / "store" / "objects")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    other = SmallExperiment(elsewhere, [0.3, 0.3], exact=[0.1, 0.25, 0.5], tracking={"uri": uri})
+    for spec in [other.initial(), *other.iterations()]:
+        do(other, spec)
+    found = registry.versions(client_of(other), "small")
+    assert [v.tags["iteration"] for v in found] == ["initial", "0", "1"]
+    assert found[0].tags["model_path"] == str(elsewhere / "model")
+    assert champion(other) == 3
+
+
+def test_the_initial_model_scored_again_is_the_same_version(root):
+    small = SmallExperiment(root, [0.3], exact=[0.5, 0.25])
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    wanted = {"benchmarks": ["gsm8k", "mmlu"], "limit": 20}
+    again = SmallExperiment(root, [0.3], label=None, exact=[0.25, 0.25], evaluation=wanted)
+    do(again, again.initial())
+    client = client_of(again)
+    initial, first = registry.versions(client, "small")
+    assert "label" not in initial.tags
+    assert client.get_run(initial.tags["run"]).data.metrics["exact_match"] == 0.25
+    assert client.get_model_version_by_alias("small", "latest").version == first.version
+
+
+def test_an_initial_model_after_others_gets_no_version(root, tmp_path):
+    small = SmallExperiment(root, [0.3])
+    for spec in [small.initial(), *small.iterations()]:
+        do(small, spec)
+    (root / "model" / "config.json").write_text('{"other": 1}')
+    other = SmallExperiment(root, [0.3], name="other", tracking={"registered_model": "small"})
+    manifest = do(other, other.initial())
+    assert manifest.metrics["version"] is None
+    assert "tracking.registered_model: 'small' has versions" in manifest.metrics["warnings"][0]
+    assert client_of(other).get_model_version_by_alias("small", "latest").version == 2
+
+
+def test_warnings_are_tags_of_run_and_version(root):
+    small = SmallExperiment(root, [0.3])
+    small.warnings = {"generate": ["12 of 18 responses are <cut>", "second"]}
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    text = "generate: 12 of 18 responses are <cut>\ngenerate: second"
+    client = client_of(small)
+    assert client.get_run(manifests[1].metrics["run_id"]).data.tags["warnings"] == text
+    initial, first = registry.versions(client, "small")
+    assert first.tags["warnings"] == text
+    assert "warnings" not in initial.tags
+    assert "warnings" not in client.get_run(manifests[0].metrics["run_id"]).data.tags
 
 
 def test_credentials_of_a_recipe_are_not_logged(root):
@@ -402,9 +591,9 @@ def test_a_server_holds_the_same(server, tmp_path):
     assert set(found) == {"small", "initial", "iteration-0", "iteration-1"}
     assert len(client.get_metric_history(found["iteration-1"].info.run_id, "loss")) == STEPS
     assert len(client.get_metric_history(found["small"].info.run_id, "exact_match")) == 3
-    assert [v.version for v in registry.versions(client, "small")] == ["1", "2"]
-    assert client.get_model_version_by_alias("small", "champion").version == "2"
-    assert client.get_model_version_by_alias("small", "latest").version == "2"
+    assert [v.version for v in registry.versions(client, "small")] == ["1", "2", "3"]
+    assert client.get_model_version_by_alias("small", "champion").version == "3"
+    assert client.get_model_version_by_alias("small", "latest").version == "3"
     assert len(found["iteration-0"].inputs.dataset_inputs) == 2
     assert len(found["iteration-0"].outputs.model_outputs) == 1
     folder = Path(
@@ -434,15 +623,3 @@ def test_a_server_that_dies_gives_an_error_worth_a_retry(server, tmp_path, monke
         do(small, spec)
     assert caught.value.retryable
     assert "hunter2" not in str(caught.value)
-
-
-def test_challenge():
-    settings = json.dumps({"limit": 10})
-    best = Score(average=0.4, settings=settings)
-    assert challenge(Score(average=0.41, settings=settings), best)[0]
-    assert challenge(best, None)[0]
-    assert not challenge(Score(average=0.4, settings=settings), best)[0]
-    assert not challenge(Score(average=float("nan"), settings=settings), None)[0]
-    assert not challenge(Score(average=None, settings=settings), None)[0]
-    assert not challenge(Score(average=0.9, settings="{}"), best)[0]
-    assert not challenge(best, Score(average=None, settings=settings))[0]

@@ -192,6 +192,30 @@ def test_without_scores_and_without_an_answer_pattern(tmp_path):
     assert Page(path.read_text()).open == []
 
 
+def test_warnings_are_a_box_near_the_top_and_text_not_markup(tmp_path):
+    small = SmallExperiment(tmp_path, [0.3, 0.4])
+    small.warnings = {"generate": ["12 of 18 are <b>cut</b> at http://me:hunter2@host"]}
+    small.iterations()
+    text = write_report(small.store).read_text()
+    assert "<b>cut</b>" not in text
+    assert "hunter2" not in text
+    box = text[text.index('id="warnings"') : text.index("</section>")]
+    assert box.count("12 of 18 are &lt;b&gt;cut&lt;/b&gt; at http://***@host") == 2
+    assert re.findall("<dt>(.*?)</dt>", box) == ["iteration 0 · generate", "iteration 1 · generate"]
+    assert text.index('id="warnings"') < text.index('class="tiles"')
+    assert Page(text).open == []
+
+
+def test_no_warnings_no_box(finished):
+    assert 'id="warnings"' not in finished[1]
+    assert finished[2]["warnings"] == []
+    assert "other settings" not in finished[1]
+
+
+def test_the_share_of_cut_responses_is_in_the_report(finished):
+    assert "<td>1 (12.5\u00a0%)</td>" in finished[1]
+
+
 def test_a_history_with_a_number_missing_is_drawn_with_a_hole():
     svg = figures.curves("x", {"annotated": [0.1, float("nan"), 0.3]}, [0], "y")
     assert svg.startswith("<svg")

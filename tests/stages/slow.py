@@ -55,10 +55,11 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
     if spec.action == "engines":
         sample()
     subprocess.Popen(ENDLESS, start_new_session=True)  # ends well, and leaves a process behind
+    warned = {"warnings": ["mind <this>", "and [that]"]} if spec.action == "warn" else {}
     progress = Progress("slow", total=2)
     for _ in range(2):
         progress.advance(1, loss=0.5)
-    return Outcome(outputs={"tries": tries}, metrics={"answer": 42})
+    return Outcome(outputs={"tries": tries}, metrics={"answer": 42, **warned})
 
 
 def go_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,16 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterLevel,
+)
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.context import FlowRunContext
+from prefect.logging.handlers import APILogHandler
 from prefect.serializers import JSONSerializer
 
 from iris_core.config import Experiment, parse_experiment
@@ -89,6 +97,20 @@ def test_stage_runs_once_and_is_reused_then(experiment: Experiment, tmp_path: Pa
     assert (first.folder / "tries").read_text().count("\n") == 1
     assert store.manifest(PLACE) == first.manifest()
     assert "doing leave" in log_file(store, PLACE).read_text()
+
+
+def test_warnings_are_in_the_log_of_the_run_whether_it_worked_or_not(
+    experiment: Experiment,
+) -> None:
+    for _ in range(2):  # works, then is reused
+        run, _ = one(experiment, "warn")
+        APILogHandler().flush()
+        wanted = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=[run]), level=LogFilterLevel(ge_=logging.WARNING)
+        )
+        with get_client(sync_client=True) as client:
+            found = [log.message for log in client.read_logs(wanted)]
+        assert found == [f"{PLACE}: mind <this>", f"{PLACE}: and [that]"]
 
 
 def test_progress_becomes_an_artifact(experiment: Experiment) -> None:

@@ -1,0 +1,92 @@
+"""What a person sees in the terminal: stages as they end, the table, the champion, and every warning."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deployments.terminal import Display, gist, show_result
+from iris_core.store import Manifest
+from tasks.stage import Finished
+from tests.iris_core.small_experiment import SmallExperiment
+
+pytestmark = pytest.mark.unit
+WARNING = "12 of 18 responses are cut at [bold]generation.max_new_tokens[/]: raise it"
+
+
+def console() -> Console:
+    return Console(file=StringIO(), width=80)
+
+
+def text_of(shown: Console) -> str:
+    assert isinstance(shown.file, StringIO)
+    return shown.file.getvalue()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> SmallExperiment:
+    made = SmallExperiment(tmp_path, [0.3, 0.4])
+    made.warnings = {"generate": [WARNING]}
+    made.initial()
+    made.iterations()
+    return made
+
+
+def finished(small: SmallExperiment, place: str) -> Finished:
+    manifest = small.store.manifest(place)
+    assert isinstance(manifest, Manifest)
+    return Finished.of(manifest)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_warning_comes_with_its_stage_once(small: SmallExperiment, reused: bool) -> None:
+    shown = console()
+    done = finished(small, "iteration-0/generate").model_copy(update={"reused": reused})
+    Display(shown).ended("iteration-0/generate", done)
+    first, second = text_of(shown).splitlines()
+    assert first.startswith("✓ iteration 0 · generate")
+    assert second == f"  ! {WARNING}"
+
+
+def test_all_warnings_at_the_end_and_none_without_any(
+    small: SmallExperiment, tmp_path: Path
+) -> None:
+    shown = console()
+    show_result(shown, small.store)
+    lines = text_of(shown).splitlines()
+    at = lines.index("warnings (2)")
+    assert lines[at + 1 : at + 3] == [f"! iteration {t} · generate: {WARNING}" for t in (0, 1)]
+    quiet, other = console(), SmallExperiment(tmp_path / "other", [0.3])
+    other.initial()
+    other.iterations()
+    show_result(quiet, other.store)
+    assert "warning" not in text_of(quiet)
+    assert "!" not in text_of(quiet)
+
+
+def test_what_a_generation_and_a_version_tell(small: SmallExperiment) -> None:
+    done = finished(small, "iteration-0/generate")
+    assert gist(done) == "8 answers, 10 tokens each, 12% truncated"
+    register = {"version": 2, "champion": True}
+    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == (
+        "model version 2, champion"
+    )
+    register = {"version": 3, "champion": False}
+    assert (
+        gist(done.model_copy(update={"stage": "register", "metrics": register}))
+        == "model version 3"
+    )
+
+
+def test_the_table_is_80_columns_wide_even_with_other_settings(small: SmallExperiment) -> None:
+    again = SmallExperiment(small.root, [0.3, 0.4], evaluation={"limit": 3, "benchmarks": ["mmlu"]})
+    again.initial()
+    shown = console()
+    show_result(shown, small.store)
+    table = text_of(shown).split("warnings")[0].split("\n\n")[0]
+    assert "other" in table
+    assert "miniature" in table
+    assert max(map(len, table.splitlines())) <= 80
