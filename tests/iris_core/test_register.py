@@ -119,7 +119,7 @@ def test_inputs_params_and_artifacts(finished):
     assert inputs["annotated"].dataset.digest == trained.spec["pairs"]["digest"][:36]
     assert inputs["synthetic"].dataset.digest == trained.spec["synthetic"][0]["digest"][:36]
     assert {tag.value for entry in inputs.values() for tag in entry.tags} == {"train"}
-    assert run.data.params["training.learning_rate"] == "5e-07"
+    assert run.data.params["training.learning_rate"] == "0.0001"
     assert run.data.params["order"] == "2.0"
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert names == {

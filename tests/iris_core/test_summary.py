@@ -76,7 +76,7 @@ def test_cells_fit_the_headers(tmp_path: Path) -> None:
     assert cells(found[1]) == [
         "0",
         "2",
-        "0.800 [0.700, 0.900]",
+        "0.800 (6 of 8)",
         "50.00 / 40.00",
         "0.3",
         "-1.50 [-1.60, -1.40]",
