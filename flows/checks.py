@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from iris_core import backends, hub, tracking
+from iris_core import backends, hub, sources, tracking
 from iris_core.benchmarks import BENCHMARKS
 from iris_core.config import Experiment
-from iris_core.data import READERS
 from iris_core.errors import ConfigError, EvaluationError, ServiceError
 from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
 from iris_core.store import Store, write_atomic
@@ -154,21 +153,12 @@ def _on_hub(experiment: Experiment) -> dict[str, Check]:
         checks[f"the hub for {model.path}"] = partial(
             hub.resolve_revision, "model", model.path, model.revision
         )
-    for path in _remote(data.path, data.heldout_path):
-        checks[f"the hub for {path}"] = partial(hub.resolve_revision, "dataset", path)
+    checks[f"the hub for {sources.label('data.path', data.path)}"] = partial(sources.pin, data)
     if evaluation.data_dir is None:
         for benchmark in evaluation.benchmarks:
             name = BENCHMARKS[benchmark].data
             checks[f"the hub for {name}"] = partial(check_benchmark, name)
     return checks
-
-
-def _remote(*paths: str | None) -> Iterator[str]:
-    """Those of `paths` that are names on the hub."""
-    for path in paths:
-        file = Path(path or ".").expanduser()
-        if path and not file.exists() and file.suffix not in READERS and hub.is_name(path):
-            yield path
 
 
 def check_benchmark(name: str) -> None:

@@ -6,13 +6,16 @@ import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -38,6 +41,11 @@ Benchmark = Literal[
     "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"
 ]  # fmt: skip
 TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
+
+DataFormat = Literal[
+    "auto", "pairs", "alpaca", "sharegpt", "messages", "prompt_completion", "preference"
+]
+Turns = Literal["first", "last", "all"]
 
 
 TEMPLATE_ARGUMENTS = frozenset(
@@ -97,15 +105,66 @@ class SyntheticPart(Part):
     equal: Handling = Field("keep", description="Responses that are the annotated one.")
 
 
-class DataPart(Part):
-    """The annotated prompt/response pairs."""
+class Source(Part):
+    """One of several places that annotated data comes from. What is not set here is as in `data`."""
 
     path: str = Field(
-        description="JSON Lines, Parquet or CSV file, or the name of a data set on the Hugging Face hub."
+        description="File, folder, glob of files, or the name of a data set on the Hugging Face hub."
     )
-    split: str = Field("train", description="Split to read of a hub data set.")
-    prompt_column: str = Field("prompt", description="Column with the user's message.")
-    response_column: str = Field("response", description="Column with the annotated answer.")
+    weight: float | None = Field(
+        None, gt=0, description="Share of this source in the mixture, relative to the others."
+    )
+    name: str | None = Field(None, description="Subset of a data set.")
+    split: str | None = Field(None, description="Split of a data set or a folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    format: DataFormat | None = Field(None, description="Format of the rows.")
+    prompt_column: str | None = Field(None, description="Column with the prompt.")
+    response_column: str | None = Field(None, description="Column with the annotated answer.")
+
+
+def _listed(value: object) -> object:
+    """One source or several in the long form, whatever way they are written."""
+    if isinstance(value, dict):
+        return [value]
+    if isinstance(value, list):
+        return [{"path": each} if isinstance(each, str) else each for each in value]
+    return value
+
+
+KINDS = ("a path", "a list")  # of `Sources`: pydantic puts them into the place of an error
+Sources = Annotated[
+    Annotated[str, Field(min_length=1), Tag(KINDS[0])]
+    | Annotated[list[Source], Field(min_length=1), Tag(KINDS[1])],
+    Discriminator(lambda value: KINDS[isinstance(value, list)]),
+    BeforeValidator(_listed),
+]
+
+
+class DataPart(Part):
+    """The annotated prompts and responses; see docs/data.md."""
+
+    path: Sources = Field(
+        description="File (JSON Lines, JSON, CSV, TSV, Parquet, Arrow), folder, glob of files, or the name of a data set on the "
+        "Hugging Face hub; or a list of {path, weight, …}."
+    )
+    name: str | None = Field(None, description="Subset of a data set that has several.")
+    split: str = Field("train", description="Split to read of a data set or a folder.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit on the hub; the resolved commit is recorded."
+    )
+    format: DataFormat = Field(
+        "auto", description="Format of the rows; auto: found out from the columns."
+    )
+    turns: Turns = Field(
+        "all", description="Which turns of the assistant in a conversation become pairs."
+    )
+    prompt_column: str | None = Field(
+        None, description="Column with the prompt, text or messages; none: that of the format."
+    )
+    response_column: str | None = Field(
+        None,
+        description="Column with the annotated answer, text or messages; none: that of the format.",
+    )
     system_prompt: str | None = Field(
         None, description="System message put before every prompt; left out: the template's own."
     )
@@ -124,8 +183,9 @@ class DataPart(Part):
     heldout: int = Field(
         64, ge=2, description="Pairs never trained on: they measure the gap and the exact match."
     )
-    heldout_path: str | None = Field(
-        None, description="File with the held-out pairs; left out: taken from `path`."
+    heldout_path: Sources | None = Field(
+        None,
+        description="Where the held-out pairs are, as in `path`; left out: taken from `path`.",
     )
     max_prompt_tokens: int = Field(
         1024, ge=1, description="Longest prompt, in tokens with its chat template."

@@ -1,24 +1,23 @@
-"""The annotated pairs: read, check, split. Every complaint names the file, the column or row, and the remedy."""
+"""The annotated pairs: check, split, keep. Every complaint names the file, the row, and the remedy."""
 
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core.config import DataPart
-from iris_core.conversations import Conversation, Unusable, single_turn, text_of
+from iris_core.conversations import Conversation, Unusable, text_of
 from iris_core.digest import json_digest
-from iris_core.errors import DataError, ServiceError
+from iris_core.errors import DataError
 from iris_core.store import Artifact
 
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -54,87 +53,127 @@ class Pair:
     split: str = "train"
 
 
-def read_conversations(data: DataPart, path: str) -> list[Conversation]:
-    """The annotated answers in the file or hub data set `path`, in its order, with what they answer.
+@dataclass(frozen=True)
+class Usable:
+    """A pair that passed every check.
 
-    Raises:
-        DataError: not readable, columns missing, or a value that is no text.
+    Attributes:
+        pair: the pair.
+        near: digest of the conversation before the answer, the same where only case, white space or Unicode form differ.
+        row: which row of the source it is from; all turns of a conversation have the same.
     """
-    rows = _load(data, path)
-    for column in (data.prompt_column, data.response_column):
-        if column not in rows.column_names:
-            raise DataError(
-                f"{path} has no column {column!r}; it has {', '.join(map(repr, rows.column_names))}: "
-                "set data.prompt_column and data.response_column"
-            )
-    try:
-        prompts, responses = list(rows[data.prompt_column]), list(rows[data.response_column])
-    except UnicodeDecodeError as error:
-        raise _unreadable(path, error) from error
-    conversations = []
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        question = _text(prompt, "user", path, row, data.prompt_column)
-        answer = _text(response, "assistant", path, row, data.response_column)
-        conversations.append(single_turn(question, answer, f"row {row}"))
-    return conversations
+
+    pair: Pair
+    near: str
+    row: int
 
 
 def make_pairs(
-    conversations: Iterable[Conversation],
+    rows: Iterable[Iterable[Conversation]],
     data: DataPart,
-    path: str,
+    where: str,
     encode: Encode,
-    taken: Iterable[str] = (),
-) -> tuple[list[Pair], Counter[str]]:
-    """The conversations that can be used, as pairs with tokens, and how many were dropped for which reason.
+    dropped: Counter[str],
+    heldout: Collection[str] = (),
+) -> list[Usable]:
+    """The conversations that can be used, as pairs with tokens.
 
     Args:
-        conversations: what was read.
+        rows: what was read: the conversations of each row.
         data: limits, and whether a bad pair is an error or dropped.
-        path: named in messages.
+        where: the source, for messages.
         encode: the tokens of a prompt and its answer.
-        taken: ids of prompts that are in use already (the held-out ones).
+        dropped: what was dropped so far, by reason; added to.
+        heldout: `near` of prompts that are held out: a row with one of them is of no use for training.
 
     Raises:
         DataError: a bad pair, where `data.on_invalid` is "error"; or no pair is left.
     """
-    seen, kept, dropped = set(taken), [], Counter[str]()
-    for conversation in conversations:
-        try:
-            pair = _pair(conversation, data, encode, seen)
-        except Unusable as problem:
-            if data.on_invalid == "error":
-                prompt = last_question(conversation)[:60]
-                raise DataError(
-                    f"{path}, {conversation.place}: {problem.detail}; prompt {prompt!r}: fix it, or set data.on_invalid: drop"
-                ) from None
-            dropped[problem.reason] += 1
-        else:
-            seen.add(pair.prompt_id)
-            kept.append(pair)
+    seen: set[str] = set()
+    kept: list[Usable] = []
+    for number, row in enumerate(rows):
+        conversations = list(row)
+        nears = [near_digest(each) for each in conversations]
+        apart = not set(nears) & set(heldout)
+        for conversation, near in zip(conversations, nears, strict=True):
+            try:
+                if not apart:
+                    raise Unusable("held-out prompt", "the prompt is in the held-out data, too")
+                pair = _pair(conversation, data, encode, seen)
+            except Unusable as problem:
+                if data.on_invalid == "error":
+                    raise DataError(_complaint(conversation, where, problem)) from None
+                dropped[problem.reason] += 1
+            else:
+                seen.add(pair.prompt_id)  # only what is kept: a bad pair must not hide a good one
+                kept.append(Usable(pair, near, number))
     if not kept:
-        raise DataError(f"{path} has no usable pair: {dict(dropped) or 'it is empty'}")
-    return kept, dropped
+        raise DataError(f"{where} has no usable pair: {dict(dropped) or 'it is empty'}")
+    return kept
+
+
+def near_digest(conversation: Conversation) -> str:
+    """Digest of the conversation before the answer, the same where only case, white space or Unicode form differ."""
+    messages = [
+        {**message, "content": _plain(text_of(message))} for message in conversation.messages
+    ]
+    return json_digest([messages, conversation.tools])
 
 
 def split_pairs(
-    pairs: list[Pair], heldout: list[Pair] | None, data: DataPart, seed: int
+    usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str
 ) -> list[Pair]:
     """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
+
+    The turns of a conversation, and prompts that are nearly the same, lie on one side. With conversations of several turns
+    a few more than `data.heldout` may be held out for it.
 
     Raises:
         DataError: fewer pairs than are to be held out.
     """
-    shuffled = list(pairs)
-    random.Random(seed).shuffle(shuffled)
+    groups = _together(usable)
+    random.Random(seed).shuffle(groups)
     if heldout is None:
-        if len(shuffled) <= data.heldout:
+        heldout, groups = _hold_out(groups, data.heldout)
+        if not groups:
             raise DataError(
-                f"{data.path} has {len(shuffled)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
+                f"{where} has {len(usable)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
             )
-        heldout, shuffled = shuffled[: data.heldout], shuffled[data.heldout :]
-    marked = [replace(pair, split="heldout") for pair in heldout[: data.heldout]]
-    return shuffled[: data.max_pairs] + marked
+    else:
+        heldout = heldout[: data.heldout]
+    train = [pair for group in groups for pair in group]
+    return train[: data.max_pairs] + [replace(pair, split="heldout") for pair in heldout]
+
+
+def _together(usable: list[Usable]) -> list[list[Pair]]:
+    """Groups of pairs that share a row or a near-duplicate prompt, over any number of steps, in the order of their first."""
+    parents: dict[int | str, int | str] = {}
+
+    def root(name: int | str) -> int | str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = name = parents[parent]
+        return name
+
+    for each in usable:
+        parents[root(each.near)] = root(each.row)
+    groups: dict[int | str, list[Pair]] = {}
+    for each in usable:
+        groups.setdefault(root(each.row), []).append(each.pair)
+    return list(groups.values())
+
+
+def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[list[Pair]]]:
+    """The first groups that make up `count` pairs, and the others; the smallest one more where they fall short."""
+    heldout: list[Pair] = []
+    others = []
+    for group in groups:
+        if len(heldout) + len(group) <= count:
+            heldout.extend(group)
+        else:
+            others.append(group)
+    if len(heldout) < count and others:
+        heldout.extend(others.pop(others.index(min(others, key=len))))
+    return heldout, others
 
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
@@ -162,55 +201,14 @@ def last_question(conversation: Conversation) -> str:
     return text_of(users[-1]) if users else ""
 
 
-def _load(data: DataPart, path: str) -> Any:
-    import datasets
-
-    file = Path(path).expanduser()
-    try:
-        if file.is_file():
-            reader = READERS.get(file.suffix)
-            if reader is None:
-                raise DataError(
-                    f"{path}: cannot read {file.suffix!r} files: give one of {', '.join(READERS)}"
-                )
-            if not file.stat().st_size:
-                raise DataError(f"{path} is empty: give a file with annotated pairs")
-            return datasets.Dataset.from_parquet(str(file)) if reader == "parquet" else datasets.load_dataset(
-                reader, data_files=str(file), split="train"
-            )  # fmt: skip
-        return datasets.load_dataset(path, split=data.split)
-    except ConnectionError as error:
-        raise ServiceError(
-            f"data: {path!r} is not a file, and the Hugging Face hub cannot be reached: give a JSON Lines, Parquet or CSV "
-            "file, or run again with a network"
-        ) from error
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises many kinds; its message names the line or column
-        raise _unreadable(path, error) from error
+def _plain(text: str) -> str:
+    """`text` without what makes no difference to a reader: case, white space, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _unreadable(path: str, error: Exception) -> DataError:
-    cause = error.__cause__ or error
-    if isinstance(cause, UnicodeDecodeError):
-        return DataError(f"{path} is not UTF-8 text ({cause.reason}): save it as UTF-8")
-    return DataError(f"{path} cannot be read: {cause}: mend the file")
-
-
-def _text(value: Any, role: str, path: str, row: int, column: str) -> str:
-    """`value` if it is text, or the first message of `role` if it is a conversation; "" where there is none."""
-    if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-        value = next(
-            (message.get("content") for message in value if message.get("role") == role), None
-        )
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(
-            f"{path}, row {row}: column {column!r} holds {value!r} ({type(value).__name__}), text is needed: "
-            "write answers as strings"
-        )
-    return value
+def _complaint(conversation: Conversation, where: str, problem: Unusable) -> str:
+    prompt = last_question(conversation)[:60]
+    return f"{where}, {conversation.place}: {problem.detail}; prompt {prompt!r}: fix it, or set data.on_invalid: drop"
 
 
 def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[str]) -> Pair:
@@ -222,11 +220,11 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     prompt, response = last_question(conversation), text_of(conversation.answer)
     if not prompt.strip():
         raise Unusable("empty prompt", "the prompt is empty")
-    if not (response.strip() or conversation.answer.get("tool_calls")):
+    if not response.strip() and not conversation.answer.get("tool_calls"):
         raise Unusable("empty response", "the annotated response is empty")
     prompt_id = json_digest([conversation.messages, conversation.tools])[:16]
     if prompt_id in seen:
-        raise Unusable("duplicated prompt", "the prompt stands there twice")
+        raise Unusable("duplicated prompt", "the prompt is there twice")
     prompt_ids, response_ids = encode(conversation)
     limits = (
         ("prompt", len(prompt_ids), data.max_prompt_tokens),

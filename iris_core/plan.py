@@ -13,7 +13,8 @@ from pydantic import Field
 from iris_core import hub, miniature, yaml12
 from iris_core.config import Experiment, ObjectiveName, ObjectivePart, Packing, parse_experiment
 from iris_core.digest import model_digest
-from iris_core.errors import DataError, EvaluationError, StoreError
+from iris_core.errors import EvaluationError, StoreError
+from iris_core.sources import pin, source_digest
 from iris_core.specs import (
     CompareSpec,
     EvaluateSpec,
@@ -91,25 +92,25 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
     """Digests the data and a local model, and asks the hub which commit the name of another means.
 
     Raises:
-        DataError: the data file is missing.
+        DataError: the data is missing, or the hub refuses it.
         ModelError: the model's folder is missing, or the hub refuses the model.
         ServiceError: the hub cannot be reached.
     """
-    model, training = experiment.model, experiment.training
+    model, training, data = experiment.model, experiment.training, pin(experiment.data)
     folder = hub.local_folder(model)
     return PrepareSpec(
         model=model,
         model_digest=model_digest(folder) if folder else None,
         model_commit=None if folder else hub.resolve_revision("model", model.path, model.revision),
-        data=experiment.data,
-        data_digest=_data_digest("data.path", experiment.data.path),
-        heldout_digest=_data_digest("data.heldout_path", experiment.data.heldout_path),
+        data=data,
+        data_digest=source_digest("data.path", data, data.path),
+        heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
         max_new_tokens=experiment.generation.max_new_tokens,
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,
         gradient_checkpointing=training.gradient_checkpointing,
         seed=experiment.seed,
-        versions=versions("transformers", "datasets"),
+        versions=versions("transformers"),
     )
 
 
@@ -291,18 +292,6 @@ def _member(loop: Experiment) -> Member:
 def recipe_yaml(experiment: Experiment) -> str:
     """The experiment as a recipe, complete with defaults."""
     return yaml12.write(experiment.model_dump(mode="json"))
-
-
-def _data_digest(field: str, path: str | None) -> str | None:
-    """Digest of a data file; the name itself for a data set on the hub (its revision is resolved by `prepare`)."""
-    if path is None:
-        return None
-    file = Path(path).expanduser()
-    if file.is_file():
-        return Artifact.of(file).digest
-    if file.suffix or file.is_absolute() or path.startswith("."):
-        raise DataError(f"{field}: there is no file {path}: give a JSON Lines, Parquet or CSV file")
-    return f"hub:{path}"
 
 
 def benchmark_folder(data_dir: str | None) -> Path | None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from iris_core import fit, models
 from iris_core.chat import Chat
-from iris_core.data import Pair, make_pairs, read_conversations, split_pairs, write_pairs
+from iris_core.data import Pair, Usable, make_pairs, split_pairs, write_pairs
 from iris_core.digest import model_digest
 from iris_core.errors import DataError
 from iris_core.lora import check_targets
+from iris_core.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.specs import PrepareSpec
 from iris_core.stage import main
 from iris_core.store import Outcome, write_atomic
@@ -39,7 +42,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     chat = Chat(tokenizer, spec.data, models.generation_ends(folder))
     config = models.load_config(folder, spec.model.trust_remote_code)
     proof = fit.prove(config, spec)
-    pairs, dropped = _pairs(spec, chat)
+    pairs, found = _pairs(spec, chat)
     rows = fit.choose_packing(config, proof, spec, pairs)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
@@ -54,37 +57,70 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
         metrics={
             "train_pairs": train,
             "heldout_pairs": len(pairs) - train,
-            "dropped": dict(dropped),
-            "warnings": [*chat.warnings, *rows.warnings],
+            **found,
+            "warnings": [*found["warnings"], *rows.warnings],
             "packing": rows.packing,
             "packing_reason": rows.reason,
         },
     )
 
 
-def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Counter[str]]:
-    """The pairs of both splits, and how many were dropped for which reason."""
-    data, heldout = spec.data, None
+def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
+    """The pairs of both splits, and what there is to say about them."""
+    data, heldout, near = spec.data, None, set[str]()
+    notes = []
     if data.heldout_path is not None:
-        read = map(chat.clean, read_conversations(data, data.heldout_path))
-        heldout, _ = make_pairs(read, data, data.heldout_path, chat.encode)
-        _check_answers(heldout, spec, data.heldout_path)
-    taken = [pair.prompt_id for pair in heldout or ()]
-    read = map(chat.clean, read_conversations(data, data.path))
-    kept, dropped = make_pairs(read, data, data.path, chat.encode, taken)
-    pairs = split_pairs(kept, heldout, data, spec.seed)
-    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec, data.path)
-    return pairs, dropped
+        usable, note = _usable(
+            spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest
+        )
+        heldout, near = [each.pair for each in usable], {each.near for each in usable}
+        notes.append(note)
+    usable, note = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
+    where = label("data.path", data.path)
+    pairs = split_pairs(usable, heldout, data, spec.seed, where)
+    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
+    notes.append(note)
+    formats = dict.fromkeys(source["format"] for each in notes for source in each.sources)
+    return pairs, {
+        "format": ", ".join(formats),
+        "sources": [source for each in notes for source in each.sources],
+        "dropped": dict(sum((each.dropped for each in notes), Counter())),
+        "warnings": [*chat.warnings, *(warning for each in notes for warning in each.warnings)],
+    }
 
 
-def _check_answers(heldout: list[Pair], spec: PrepareSpec, path: str) -> None:
+def _usable(
+    spec: PrepareSpec,
+    chat: Chat,
+    setting: str,
+    path: SourcePath,
+    digest: str | None,
+    heldout: Collection[str] = (),
+) -> tuple[list[Usable], Reading]:
+    """The pairs in `path`, and what there is to say about them."""
+    data, where = spec.data, label(setting, path)
+    if source_digest(setting, data, path) != digest:
+        raise DataError(f"{where} has changed since this spec was written: run again")
+    reading = read_conversations(data, path, spec.seed, setting)
+    rows = ([chat.clean(each) for each in row] for row in reading.rows)
+    usable = make_pairs(rows, data, where, chat.encode, reading.dropped, heldout)
+    lost = reading.dropped.total()
+    if lost > len(usable):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped.most_common())
+        reading.warnings.append(
+            f"{where}: {lost} of {lost + len(usable)} pairs were dropped: {reasons}"
+        )
+    return usable, reading
+
+
+def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> None:
     pattern = spec.data.answer_pattern
     if pattern is None:
         return
     for pair in heldout:
         if not re.search(pattern, pair.response):
             raise DataError(
-                f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r} in {path}: "
+                f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r}: "
                 "fix the pattern or the pair"
             )
 

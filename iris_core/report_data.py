@@ -93,12 +93,17 @@ def inputs(prepared: Manifest | None) -> dict[str, Any]:
         "revision": prepared.spec["model_commit"],
         "model_digest": start.initial.model.digest,
         "dtype": start.dtype,
-        "data": redact(str(prepared.spec["data"]["path"])),
+        "data": redact(label_of(prepared.spec["data"]["path"])),
         "data_digest": start.pairs.digest,
         **{
             name: prepared.metrics.get(name) for name in ("train_pairs", "heldout_pairs", "dropped")
         },
     }
+
+
+def label_of(path: str | list[dict[str, Any]]) -> str:
+    """The annotated data's path, or those of its sources."""
+    return path if isinstance(path, str) else ", ".join(source["path"] for source in path)
 
 
 def objective(trained: Manifest | None) -> dict[str, Any]:

@@ -47,10 +47,17 @@ def run(
 
 def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD)
+    source = {"path": str(tmp_path / "pairs.jsonl"), "format": "pairs", "rows": 12, "used": 12}
     assert manifest.metrics == {
-        "train_pairs": 9, "heldout_pairs": 3, "dropped": {}, "warnings": [], "packing": "packed",
+        "train_pairs": 9,
+        "heldout_pairs": 3,
+        "format": "pairs",
+        "sources": [source],
+        "dropped": {},
+        "warnings": [],
+        "packing": "packed",
         "packing_reason": None,
-    }  # fmt: skip
+    }
     pairs = load_pairs(manifest.artifact("pairs"))
     assert sorted(pair.prompt for pair in pairs) == sorted(row["prompt"] for row in GOOD)
     assert len(load_pairs(manifest.artifact("pairs"), "heldout")) == 3
@@ -74,14 +81,9 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
             {"response_column": "answer"},
             r"no column 'answer'; it has 'prompt', 'response': set data",
         ),
-        ([*GOOD, GOOD[4]], {}, r"row 12: the prompt stands there twice; prompt 'Question 4\?'"),
+        ([*GOOD, GOOD[4]], {}, r"row 12: the prompt is there twice; prompt 'Question 4\?'"),
         ([*GOOD, {"prompt": "  ", "response": "a"}], {}, r"row 12: the prompt is empty"),
         ([*GOOD, {"prompt": "a", "response": ""}], {}, r"row 12: the annotated response is empty"),
-        (
-            [{"prompt": "a", "response": 5}],
-            {},
-            r"row 0: column 'response' holds 5 \(int\), text is needed",
-        ),
         (
             [*GOOD, {"prompt": "a", "response": None}],
             {},
@@ -115,7 +117,11 @@ def test_bad_data_is_named(tiny_model, tmp_path, rows, data, message):
     ("suffix", "content", "message"),
     [
         (".jsonl", b"", r"pairs.jsonl is empty: give a file with annotated pairs"),
-        (".jsonl", lines(GOOD).encode() + b'{"prompt"', r"pairs.jsonl cannot be read: .*row 12"),
+        (
+            ".jsonl",
+            lines(GOOD).encode() + b'{"prompt"',
+            r"pairs.jsonl cannot be read: line 13: Expecting",
+        ),
         (
             ".jsonl",
             lines(GOOD).encode() + b'{"prompt": "h\xe9", "response": "x"}\n',
@@ -156,21 +162,98 @@ def test_unreadable_file_and_unknown_suffix(tiny_model, tmp_path):
         plan.prepare_spec(parse_experiment(config))
 
 
-def test_first_turn_of_conversations(tiny_model, tmp_path):
+def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path):
+    rows = [{"messages": [{"role": "system", "content": "Be brief."},
+                          {"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": f"Hi {i}"},
+                          {"role": "user", "content": "Again?"}, {"role": "assistant", "content": f"Yes {i}"}]}
+            for i in range(8)]  # fmt: skip
+    manifest = run(tiny_model, tmp_path, rows)
+    assert manifest.metrics["format"] == "messages"
+    pairs = load_pairs(manifest.artifact("pairs"))
+    tokenizer = models.load_tokenizer(tiny_model)
+    texts = {pair.response: tokenizer.decode(pair.prompt_ids) for pair in pairs}
+    assert texts["Yes 3"] == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello 3<|im_end|>\n<|im_start|>assistant\nHi 3<|im_end|>\n"
+        "<|im_start|>user\nAgain?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    sides = {pair.response.split()[1]: set() for pair in pairs}
+    for pair in pairs:
+        sides[pair.response.split()[1]].add(pair.split)
+    assert len(pairs) == 16
+    assert all(len(side) == 1 for side in sides.values())
+    assert manifest.metrics["heldout_pairs"] == 4  # two conversations: 3 would part one
+
+
+def test_near_duplicates_are_on_one_side(tiny_model, tmp_path):
+    forms = ("Question {}?", "QUESTION  {}?", " question\t{}\uff1f ")
+    rows = [{"prompt": form.format(n), "response": "x"} for n in range(12) for form in forms]
+    manifest = run(tiny_model, tmp_path, rows, heldout=6)
+    pairs = load_pairs(manifest.artifact("pairs"))
+    sides = {}
+    for pair in pairs:
+        sides.setdefault("".join(filter(str.isdigit, pair.prompt)), []).append(pair.split)
+    assert sorted(map(len, sides.values())) == [3] * 12
+    assert sum(set(side) == {"heldout"} for side in sides.values()) == 2
+    assert sum(set(side) == {"train"} for side in sides.values()) == 10
+
+
+def test_prompts_of_the_held_out_file_are_not_trained_on(tiny_model, tmp_path):
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text(lines([{"prompt": "QUESTION 3? ", "response": "x"}]))
+    with pytest.raises(DataError, match="row 3: the prompt is in the held-out data, too"):
+        run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout))
+    manifest = run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")
+    assert manifest.metrics["dropped"] == {"held-out prompt": 1}
+    assert manifest.metrics["train_pairs"] == 11
+
+
+def test_the_same_question_in_another_context_is_no_duplicate(tiny_model, tmp_path):
+    rows = [{"prompt": "Go on.", "response": "x", "system": f"You are {i}."} for i in range(6)]
+    assert run(tiny_model, tmp_path, rows).metrics["train_pairs"] == 3
+
+
+def test_a_bad_first_one_does_not_hide_a_good_second(tiny_model, tmp_path):
+    rows = [{"prompt": "a", "response": ""}, {"prompt": "a", "response": "good"}, *GOOD]
+    manifest = run(tiny_model, tmp_path, rows, on_invalid="drop")
+    assert manifest.metrics["dropped"] == {"empty response": 1}
+    assert "good" in {pair.response for pair in load_pairs(manifest.artifact("pairs"))}
+
+
+def test_when_most_is_dropped_there_is_a_warning(tiny_model, tmp_path):
     rows = [
-        {
-            "prompt": row["prompt"],
-            "messages": [
-                {"role": "user", "content": "?"},
-                {"role": "assistant", "content": row["response"]},
-            ],
-        }
-        for row in GOOD
+        *GOOD,
+        *[{"prompt": ["x"], "response": "y"}] * 9,
+        *[{"prompt": "", "response": "y"}] * 4,
     ]
-    manifest = run(tiny_model, tmp_path, rows, response_column="messages")
-    assert {pair.response for pair in load_pairs(manifest.artifact("pairs"))} == {
-        row["response"] for row in GOOD
-    }
+    manifest = run(tiny_model, tmp_path, rows, on_invalid="drop")
+    assert manifest.metrics["dropped"] == {"not text": 9, "empty prompt": 4}
+    assert manifest.metrics["warnings"] == [
+        f"{tmp_path / 'pairs.jsonl'}: 13 of 25 pairs were dropped: not text 9, empty prompt 4"
+    ]
+    with pytest.raises(
+        DataError, match=r"has no usable pair: \{'not text': 9, 'empty prompt': 4\}"
+    ):
+        run(tiny_model, tmp_path, rows[12:], on_invalid="drop")
+
+
+def test_what_is_not_read_is_in_the_warnings(tiny_model, tmp_path):
+    rows = [{"instruction": f"Do {i}.", "input": "this", "output": "x"} for i in range(8)]
+    columns = {"prompt_column": "instruction", "response_column": "output"}
+    (warning,) = run(tiny_model, tmp_path, rows, **columns).metrics["warnings"]
+    assert "without what is in column 'input'" in warning
+    manifest = run(tiny_model, tmp_path, rows)
+    assert (manifest.metrics["format"], manifest.metrics["warnings"]) == ("alpaca", [])
+    assert all("\n\nthis" in pair.prompt for pair in load_pairs(manifest.artifact("pairs")))
+
+
+def test_data_that_changed_after_it_was_digested(tiny_model, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines(GOOD))
+    data = {"path": str(path), "heldout": 3}
+    spec = plan.prepare_spec(parse_experiment({"name": "t", "model": {"path": str(tiny_model)}, "data": data}))  # fmt: skip
+    path.write_text(lines(GOOD[:8]))
+    with pytest.raises(DataError, match="pairs.jsonl has changed since this spec was written: run"):
+        run_stage(spec, tmp_path / "out", prepare)
 
 
 def test_a_model_without_a_chat_template(tiny_model, tmp_path):
