@@ -124,10 +124,10 @@ def test_values_of_parquet_are_their_text(tmp_path):
 
 
 def test_nulls_that_a_columnar_file_adds_to_messages_are_left_out(tmp_path):
-    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": given}} for given in ({"x": 1}, {"y": 2})]  # fmt: skip
     talk = [
         {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "r"},
         {"role": "assistant", "content": "a"},
     ]
