@@ -58,9 +58,7 @@ def _sqlite_problem(uri: str) -> str | None:
     name = re.sub(r"^sqlite(\+\w+)?:(///)?", "", uri).split("?")[0]
     if ":///" in uri and name.strip("/") and name != ":memory:":
         return None
-    return (
-        f"{uri!r} names no file: write sqlite:////folder/mlflow.db (four slashes), or leave it out"
-    )
+    return "names no file: write sqlite:////folder/mlflow.db (four slashes), or leave it out"
 
 
 def _server_problem(uri: str) -> str | None:
