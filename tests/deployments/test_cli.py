@@ -32,6 +32,7 @@ def recipe(tmp_path: Path) -> Path:
         "evaluation": {"data_dir": "miniature"},
     }
     (tmp_path / "model").mkdir()
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     path.write_text(yaml.safe_dump(content))
     return path
 
