@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from iris_core import lora
 from iris_core.lora import _forward_swiglu, _Frozen, _LoraLinears, _LoraSwiglu, streamline
@@ -49,6 +50,36 @@ def test_equals_peft_in_fp32(tiny_model, monkeypatch, product_rows, settings):
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(streamlined[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+class Scaled(LlamaMLP):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x) * 0.5) * self.up_proj(x))
+
+
+def test_a_block_of_another_form_stays_as_it_is(tiny_model):
+    """Falcon-H1 has the same layers by the same names, and scales in between."""
+    model = adapted(tiny_model)
+    for module in model.modules():
+        if type(module) is LlamaMLP:
+            module.__class__ = Scaled
+    expected, gradients = logits_and_gradients(model)
+    gradients = {name: gradient.clone() for name, gradient in gradients.items()}
+    streamline(model)
+    found, streamlined = logits_and_gradients(model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(streamlined[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_may_be_changed_in_place(tiny_model):
+    """As in Gemma 3n: what a layer gives is no view of something else."""
+    model = adapted(tiny_model)
+    streamline(model)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    output = layer(torch.ones(1, 3, 64, requires_grad=True))
+    output.mul_(2).sum().backward()
+    assert layer.lora_B["default"].weight.grad.abs().max() > 0
 
 
 def test_stays_close_to_peft_in_bf16_and_keeps_fp32_gradients(tiny_model):
