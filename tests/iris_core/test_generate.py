@@ -329,10 +329,10 @@ def first_logprobs(model):
 
 @pytest.mark.unit
 def test_sampling_that_is_not_from_the_opponent_is_said():
-    assert warnings(GenerationPart()) == []
-    (line,) = warnings(GenerationPart(temperature=0.7))
+    assert warnings(GenerationPart(), 0, 1) == []
+    (line,) = warnings(GenerationPart(temperature=0.7), 0, 1)
     assert "at temperature 0.7 and top_p 1 responses are not samples of the opponent p_t" in line
-    assert len(warnings(GenerationPart(top_p=0.9))) == 1
+    assert len(warnings(GenerationPart(top_p=0.9), 0, 1)) == 1
 
 
 @pytest.mark.unit
