@@ -13,18 +13,10 @@ from tasks.stage import artifact_key, place_of
 
 
 def show_row(store: Store, row: Row) -> None:
-    """One row of the table, with each benchmark's score, as a table artifact."""
-    shown = dict(zip(headers([row]), cells(row), strict=True))
-    shown |= {name: f"{100 * score:.1f}" for name, score in row.benchmarks.items()}
+    """One row of the table as a table artifact."""
     where = "initial-model" if row.iteration is None else f"iteration-{row.iteration}"
-    stages = f"{place_of(row.iteration)}/"
-    warned = [text for place, text in warnings(store) if place.startswith(stages)]
-    lines = [(name, value) for name, value in shown.items() if value]
     create_table_artifact(
-        [
-            {"quantity": name, "value": value}
-            for name, value in [*lines, *(("warning", text) for text in warned)]
-        ],
+        quantities(store, row),
         key=artifact_key(store.home.name, where),
         description=where.replace("-", " "),
     )
@@ -32,17 +24,13 @@ def show_row(store: Store, row: Row) -> None:
 
 def show_table(store: Store) -> None:
     """The table of all iterations so far as a Markdown artifact; the latest version is the current one."""
-    create_markdown_artifact(
-        "\n\n".join([f"# {store.home.name}", markdown(rows(store)), *_warnings(store)]),
-        key=artifact_key(store.home.name, "iterations"),
-        description="iterations",
-    )
+    key = artifact_key(store.home.name, "iterations")
+    create_markdown_artifact(table(store), key=key, description="iterations")
 
 
 def show_report(store: Store, report: Path) -> None:
     """The table, some answers before and after, and where the whole report lies, as a Markdown artifact."""
-    table = markdown(rows(store))
-    parts = [f"# {store.home.name}", table, *_warnings(store), "## Before and after"]
+    parts = [table(store), "## Before and after"]
     for sample in samples(store):
         parts += [
             f"**{_inline(sample.prompt)}**",
@@ -52,6 +40,20 @@ def show_report(store: Store, report: Path) -> None:
     parts.append(f"The whole report, with plots: `{report}`")
     key = artifact_key(store.home.name, "report")
     create_markdown_artifact("\n\n".join(parts), key=key, description="report")
+
+
+def quantities(store: Store, row: Row) -> list[dict[str, str]]:
+    """One row of the table, each benchmark's score and each warning of its stages."""
+    shown = list(zip(headers([row]), cells(row), strict=True))
+    shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
+    stages = f"{place_of(row.iteration)}/"
+    shown += [("warning", text) for place, text in warnings(store) if place.startswith(stages)]
+    return [{"quantity": name, "value": value} for name, value in shown if value]
+
+
+def table(store: Store) -> str:
+    """The iterations so far and the warnings of their stages, in Markdown."""
+    return "\n\n".join([f"# {store.home.name}", markdown(rows(store)), *_warnings(store)])
 
 
 def _warnings(store: Store) -> list[str]:

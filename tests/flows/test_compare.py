@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
 from iris_core.config import parse_experiment
@@ -29,6 +31,12 @@ def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
             "benchmarks": ["musr"], "data_dir": "miniature", "backend": "hf", "limit": 2,
         },
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 @pytest.mark.unit
