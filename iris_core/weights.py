@@ -156,8 +156,12 @@ def _not_loaded(folder: Path, error: Exception, messages: str) -> ModelError:
             f"model.path: {folder}: the tensors that make up {incomplete[1]} are not all there, or differ in shape: save the "
             "whole model with save_pretrained(folder), or download it again"
         )
+    cause = one_line(error)
+    if cause.startswith("Unrecognized configuration class"):  # and a list of all classes there are
+        kind = read_config(folder).get("model_type")
+        cause = f"transformers has no causal language model for model_type {kind!r}"
     return ModelError(
-        f"model.path: {folder} cannot be loaded as a causal language model: {one_line(error)}: use another model"
+        f"model.path: {folder} cannot be loaded as a causal language model: {cause}: use another model"
     )
 
 

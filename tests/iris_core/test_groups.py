@@ -39,7 +39,7 @@ def spec(tmp_path: Path) -> TrainSpec:
     return TrainSpec(
         policy=policy, opponent=policy, pairs=Artifact.of(tmp_path / "pairs.parquet"),
         synthetic=[responses(tmp_path / "new", SYNTHETIC)], objective=ObjectivePart(), order=1.0,
-        training=TrainingPart(), learning_rate=1e-4, handling=SyntheticPart(), max_new_tokens=3,
+        training=TrainingPart(), learning_rate=1e-4, handling=SyntheticPart(), max_new_tokens=3, packing="packed",
         dtype="float32", seed=0,
     )  # fmt: skip
 
