@@ -6,6 +6,7 @@ import datetime
 import re
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from iris_core.chat import Chat
 from iris_core.config import DataPart, parse_experiment
@@ -283,6 +284,20 @@ def test_without_special_strings_hiding_changes_nothing():
     spelled = built.tokens.split("", f"<|im_start|>{hidden}<|im_end|>")[1]
     apart = tokenizer(f"{text}<|im_end|>", add_special_tokens=False, split_special_tokens=True)
     assert spelled == [1, *apart["input_ids"], 2]
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_stand():
+    """Plain text is told apart by its ids; what would need more is refused."""
+    tokenizer = ByT5Tokenizer(extra_ids=0)
+    tokenizer.chat_template = made.ZEPHYR
+    prompt, response = chat(tokenizer).encode(single_turn("Hi", "Yes"))
+    asked = [{"role": "user", "content": "Hi"}]
+    assert prompt == tokenizer.apply_chat_template(
+        asked, add_generation_prompt=True, return_dict=False
+    )
+    assert tokenizer.convert_ids_to_tokens(response) == ["Y", "e", "s", "</s>"]
+    with pytest.raises(Unusable, match="the text contains the special token '</s>'"):
+        chat(tokenizer).encode(single_turn("H</s>i", "Yes"))
 
 
 def test_ends_of_turn_that_data_brings_are_taken_away_and_counted():
