@@ -239,12 +239,15 @@ def _checkpointed(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    """Without a trace in the process's random numbers, or the advice that transformers gives about models it is to build."""
+    """Without a trace in the process's random numbers, or the advice that transformers gives about models it is to build.
+
+    Gradients are computed, also where the caller is in inference mode.
+    """
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:

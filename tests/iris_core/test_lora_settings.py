@@ -112,8 +112,9 @@ def test_targets_are_no_matter_where_all_weights_are_trained(
 ) -> None:
     config = experiment(tiny_model, pairs_file, targets=["nothing"])
     full = config.model_copy(update={"training": config.training.model_copy(update={"method": "full"})})  # fmt: skip
-    assert plan.prepare_spec(config).lora_targets == ["nothing"]
-    assert plan.prepare_spec(full).lora_targets is None
+    lora = plan.prepare_spec(config).lora
+    assert lora and lora.targets == ["nothing"]
+    assert plan.prepare_spec(full).lora is None
 
 
 @unit
