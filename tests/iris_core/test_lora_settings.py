@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 import math
 from pathlib import Path
@@ -22,6 +23,7 @@ from iris_core.lora import check_targets
 from iris_core.prepare import prepare
 from iris_core.specs import TrainSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
+from iris_core.templates import Template
 from iris_core.train import train, trainable_policy
 
 unit = pytest.mark.unit
@@ -184,7 +186,7 @@ def test_rslora_has_one_scale_in_every_stage(
 def test_evaluation_does_not_round_a_small_adapter_away(
     tiny_model: Path, tmp_path: Path, dtype: str
 ) -> None:
-    """An update of a hundredth of a weight's last bit in bf16: added to the weights there, it would be gone."""
+    """An update below the last bit of most weights in bf16: added to the weights there, it would be gone."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
     adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
     torch.manual_seed(0)
@@ -193,10 +195,15 @@ def test_evaluation_does_not_round_a_small_adapter_away(
             torch.nn.init.normal_(parameter, std=1e-4)
     adapted.save_pretrained(tmp_path)
     policy = Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(tmp_path))
-    lm = harness.open_model(policy, "hf", dtype, trust_remote_code=False, batch_size=2)
+    template = Template(models.load_tokenizer(tiny_model), {}, datetime.date(2026, 1, 1))
+    lm = harness.open_model(
+        policy, "hf", dtype, template=template, ends=[2], trust_remote_code=False, batch_size=2
+    )
     ids = torch.tensor([[3, 9, 27, 81]])
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
     assert not torch.equal(lm.model(ids).logits, plain(ids).logits)
     merged = copy.deepcopy(adapted).merge_and_unload()
-    kept = [torch.equal(a, b) for a, b in zip(merged.parameters(), plain.parameters(), strict=True)]
-    assert all(kept) == (dtype == "bfloat16")
+    pairs = zip(merged.named_parameters(), plain.parameters(), strict=True)
+    kept = torch.cat([(a == b).flatten() for (name, a), b in pairs if "_proj" in name])
+    share = kept.float().mean().item()
+    assert share > 0.8 if dtype == "bfloat16" else share < 0.1
