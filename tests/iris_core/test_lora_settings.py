@@ -115,7 +115,8 @@ def test_targets_are_no_matter_where_all_weights_are_trained(
     config = experiment(tiny_model, pairs_file, targets=["nothing"])
     full = config.model_copy(update={"training": config.training.model_copy(update={"method": "full"})})  # fmt: skip
     lora = plan.prepare_spec(config).lora
-    assert lora and lora.targets == ["nothing"]
+    assert lora
+    assert lora.targets == ["nothing"]
     assert plan.prepare_spec(full).lora is None
 
 
