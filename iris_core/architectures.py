@@ -138,7 +138,8 @@ def _adapted(pair: _Pair, lora: LoraPart) -> _Pair:
             get_peft_model(side, LoraConfig(**settings)).eval()
             for side in (pair.reference, pair.model)
         )
-    except (ValueError, TypeError) as error:
+        plain_logprobs(reference, SHORT)
+    except Exception as error:
         raise ModelError(
             f"training.lora.targets: {lora.targets!r} does not fit {type(pair.model).__name__}: {first_line(error)}: "
             "name other layers, or set training.method to full"
@@ -159,16 +160,23 @@ def _find(pair: _Pair, packing: Packing, groups: list[Group], checkpointing: boo
             return "it is not causal: a token sees later ones"
         if problem := _compare(pair, packing, groups):
             return problem
-        if checkpointing:
-            if not pair.model.supports_gradient_checkpointing:
-                return "its class does not know training.gradient_checkpointing: set that to false"
-            with _checkpointed(pair.model):
-                problem = _compare(pair, packing, groups)
-            if problem:
-                return f"with training.gradient_checkpointing, {problem}"
+        if checkpointing and (problem := _find_in_training_mode(pair, packing, groups)):
+            return f"{problem}: set training.gradient_checkpointing to false"
     except Exception as error:
         return _failure(error)
     return None
+
+
+def _find_in_training_mode(pair: _Pair, packing: Packing, groups: list[Group]) -> str | None:
+    """What is wrong where activations are recomputed, which layers do in training mode only."""
+    if not pair.model.supports_gradient_checkpointing:
+        return "its class cannot recompute activations"
+    before = torch.get_rng_state()
+    with _checkpointed(pair.model):
+        problem = _compare(pair, packing, groups)
+    if not torch.equal(before, torch.get_rng_state()):
+        return "it draws random numbers in training mode"
+    return problem and f"with recomputed activations, {problem}"
 
 
 def _compare(pair: _Pair, packing: Packing, groups: list[Group]) -> str | None:

@@ -117,6 +117,10 @@ def _shorten(config: Any, times: int) -> None:
     for name, value in lists.items():
         setattr(config, name, value[:kept])
     config.num_hidden_layers = kept
+    own = vars(config).get("_heterogeneity_spec")  # settings that some layers have of their own
+    if own is not None:
+        left = {layer: its for layer, its in own.per_layer_overrides.items() if layer < kept}
+        config.per_layer_config = left or None
 
 
 def _place(kinds: list[str], kind: str, times: int) -> int:
