@@ -260,12 +260,14 @@ def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
     pairs = [
         ("held-out exact match", first.exact_match, last.exact_match, 2),
         ("held-out log-prob per token", first.logprob, last.logprob, 3),
-        (label, _percent(first), _percent(last), 1),
     ]
     shown = [
         _tile(name, old.value, new.value, digits, f"95 % {_range(new, digits)}")
         for name, old, new, digits in pairs if old and new
     ]  # fmt: skip
+    if first.average is not None and last.average is not None and last.stderr is not None:
+        note = f"standard error {100 * last.stderr:.1f}"
+        shown.append(_tile(label, 100 * first.average, 100 * last.average, 1, note))
     if len(trained) > 1 and trained[0].gap and last.gap:
         note = f"ESS {last.gap.ess:.0f} of {last.gap.pairs}"
         name = "gap D̂, first and last iteration"
@@ -293,11 +295,11 @@ def _range(interval: Interval, digits: int) -> str:
 
 
 def _percent(row: Row) -> Interval | None:
-    """The average with its 95 % interval; None where the error is unknown, for then no change can be claimed."""
+    """The average and 1.96 standard errors around it; None where the error is unknown, for then no change can be claimed."""
     if row.average is None or row.stderr is None:
         return None
     center, spread = 100 * row.average, 196 * row.stderr
-    return Interval(center, center - spread, center + spread)
+    return Interval(center, max(0.0, center - spread), min(100.0, center + spread))
 
 
 def _correct(manifest: Manifest | None) -> dict[str, bool]:

@@ -11,7 +11,7 @@ import pytest
 
 from iris_core import figures
 from iris_core.report import write_report
-from iris_core.report_data import sentence
+from iris_core.report_data import sentence, tiles
 from iris_core.summary import Interval, Row
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
@@ -149,6 +149,14 @@ def test_a_change_within_its_intervals_is_not_called_a_rise():
         Row(0, exact_match=Interval(0.35, 0.25, 0.45)),
     ]
     assert "moved within its intervals from 0.30" in sentence(rows)
+
+
+def test_an_average_has_a_standard_error_and_no_interval_beyond_its_range():
+    """A half and two thirds with errors of .2: 1.96 errors reach above 100 %, which is no score."""
+    found = [Row(None, average=1 / 2, stderr=0.2), Row(0, average=2 / 3, stderr=0.2)]
+    (tile,) = tiles(found)
+    assert tile["note"] == "standard error 20.0"
+    assert "66.7 [27.5,\u00a0100.0]" in sentence(found)
 
 
 @pytest.mark.parametrize("stage", ["nothing", "initial", "one iteration"])
