@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core import harness, intervals, models
+from iris_core.answers import extract
 from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import json_digest
@@ -161,18 +161,9 @@ def heldout_pairs(spec: EvaluateSpec) -> list[Pair]:
     if pairs and not checked:
         raise DataError(
             f"data.answer_pattern: {spec.answer_pattern!r} is found in no annotated held-out answer, such as "
-            f"{pairs[0].response[-80:]!r}: mend the pattern, or leave it out"
+            f"{pairs[0].response[-80:]!r}: fix the pattern, or leave it out"
         )
     return checked
-
-
-def extract(pattern: str, text: str) -> str | None:
-    """The last capture of `pattern` in `text` (the last match, where it captures nothing), stripped; None if not found."""
-    found = list(re.finditer(pattern, text, re.MULTILINE))
-    if not found:
-        return None
-    last = found[-1]
-    return str(last.group(last.lastindex or 0)).strip()
 
 
 def exact_match(path: Path) -> dict[str, Any]:

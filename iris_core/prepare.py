@@ -8,13 +8,13 @@ Everything that can be wrong with the inputs is found here, before any stage tha
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from iris_core import fit, models
+from iris_core.answers import extract
 from iris_core.chat import Chat
 from iris_core.data import Pair, Usable, make_pairs, split_pairs, write_pairs
 from iris_core.digest import model_digest
@@ -78,14 +78,18 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
     usable, note = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
     where = label("data.path", data.path)
     pairs = split_pairs(usable, heldout, data, spec.seed, where)
-    _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
+    unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
     notes.append(note)
     formats = dict.fromkeys(source["format"] for each in notes for source in each.sources)
     return pairs, {
         "format": ", ".join(formats),
         "sources": [source for each in notes for source in each.sources],
         "dropped": dict(sum((each.dropped for each in notes), Counter())),
-        "warnings": [*chat.warnings, *(warning for each in notes for warning in each.warnings)],
+        "warnings": [
+            *chat.warnings,
+            *(warning for each in notes for warning in each.warnings),
+            *unchecked,
+        ],
     }
 
 
@@ -113,16 +117,28 @@ def _usable(
     return usable, reading
 
 
-def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> None:
+def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:
+    """A warning, or none, where exact match leaves out held-out pairs, such as turns of a conversation without an answer.
+
+    Raises:
+        DataError: it would leave out all of them.
+    """
     pattern = spec.data.answer_pattern
     if pattern is None:
-        return
-    for pair in heldout:
-        if not re.search(pattern, pair.response):
-            raise DataError(
-                f"data.answer_pattern {pattern!r} does not match the annotated response {pair.response[:80]!r}: "
-                "fix the pattern or the pair"
-            )
+        return []
+    others = [pair for pair in heldout if extract(pattern, pair.response) is None]
+    if not others:
+        return []
+    example = others[0].response[-80:]
+    if len(others) == len(heldout):
+        raise DataError(
+            f"data.answer_pattern: {pattern!r} is found in no annotated held-out answer, such as {example!r}: fix the pattern, or "
+            "leave it out"
+        )
+    return [
+        f"data.answer_pattern: exact match leaves out {len(others)} of {len(heldout)} held-out pairs, whose annotated answers "
+        f"{pattern!r} is not found in, such as {example!r}"
+    ]
 
 
 if __name__ == "__main__":

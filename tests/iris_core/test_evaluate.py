@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from iris_core import evaluate, harness, miniature
+from iris_core.answers import extract
 from iris_core.benchmarks import BENCHMARKS, benchmark
 from iris_core.config import EvaluationPart
 from iris_core.data import Pair, write_pairs
@@ -91,12 +92,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_the_last_capture_counts(text: str, found: str | None) -> None:
-    assert evaluate.extract(PATTERN, text) == found
+    assert extract(PATTERN, text) == found
 
 
 @unit
 def test_a_pattern_without_a_group_counts_whole() -> None:
-    assert evaluate.extract(r"\d+", "1 and 23") == "23"
+    assert extract(r"\d+", "1 and 23") == "23"
 
 
 @unit

@@ -111,7 +111,7 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
         (
             GOOD,
             {"answer_pattern": "Result: (.*)"},
-            r"data.answer_pattern 'Result: \(.\*\)' does not match",
+            r"data.answer_pattern: 'Result: \(.\*\)' is found in no annotated held-out answer",
         ),
     ],
 )
@@ -189,6 +189,24 @@ def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path
     assert len(pairs) == 16
     assert all(len(side) == 1 for side in sides.values())
     assert manifest.metrics["heldout_pairs"] == 4  # two conversations: 3 would part one
+
+
+def test_answers_are_found_as_in_the_evaluation(tiny_model, tmp_path):
+    """`^` and `$` are those of a line. Turns without an answer are left out of exact match; a warning says how many."""
+    turns = [
+        [{"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": "Ask me."},
+         {"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"So:\nAnswer: {i}\nDone."}]
+        for i in range(8)
+    ]  # fmt: skip
+    rows = [{"messages": messages} for messages in turns]
+    pattern = "^Answer: (.+)$"
+    manifest = run(tiny_model, tmp_path, rows, turns="last", answer_pattern=pattern)
+    assert manifest.metrics["warnings"] == []
+    manifest = run(tiny_model, tmp_path, rows, heldout=4, answer_pattern=pattern)
+    assert manifest.metrics["warnings"] == [
+        "data.answer_pattern: exact match leaves out 2 of 4 held-out pairs, whose annotated answers '^Answer: (.+)$' is not "
+        "found in, such as 'Ask me.'"
+    ]
 
 
 def test_near_duplicates_are_on_one_side(tiny_model, tmp_path):
