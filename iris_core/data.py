@@ -129,7 +129,7 @@ def split_pairs(
     a few more than `data.heldout` may be held out for it.
 
     Raises:
-        DataError: fewer pairs than are to be held out.
+        DataError: fewer pairs than are to be held out, or fewer than two in `heldout`.
     """
     groups = _together(usable)
     random.Random(seed).shuffle(groups)
@@ -139,6 +139,8 @@ def split_pairs(
             raise DataError(
                 f"{where} has {len(usable)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
             )
+    elif len(heldout) < 2:  # no interval from one
+        raise DataError("data.heldout_path has 1 usable pair, two are needed: add some")
     else:
         heldout = heldout[: data.heldout]
     train = [pair for group in groups for pair in group]

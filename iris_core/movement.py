@@ -32,8 +32,8 @@ def measure(
     Args:
         spec: names β and the seed of the bootstrap.
         groups: the held-out pairs.
-        before: log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`.
-        after: log-probs under the policy of the first pairs of each split, the same.
+        before: log-probs of responses under the opponent, by split, shape [pairs, 3] in the order of `SUMS`.
+        after: of the same under the policy.
         path: Parquet file for the held-out rows.
     """
     old, new = before["heldout"].double().numpy(), after["heldout"].double().numpy()
@@ -62,10 +62,11 @@ def _movement(before: dict[str, Tensor], after: dict[str, Tensor], seed: int) ->
     """The margins of pairs trained on and of held-out ones, from their log-probs under both models."""
 
     def margin(split: str) -> Interval:
-        ratios = (after[split] - before[split][: len(after[split])]).double().numpy()
+        ratios = (after[split] - before[split]).double().numpy()
         return mean(ratios[:, 0] - ratios[:, 2], seed)
 
-    return Movement(training_margin=margin("train"), heldout_margin=margin("heldout"))
+    training = margin("train") if len(after["train"]) > 1 else None
+    return Movement(training_margin=training, heldout_margin=margin("heldout"))
 
 
 def _few_pairs(pairs: int) -> list[str]:

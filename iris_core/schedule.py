@@ -70,6 +70,8 @@ def converged(movement: Movement) -> tuple[bool, str]:
         return False, f"held-out pairs gained {heldout.value:.3g} nats: there is more to learn"
     if heldout.high < 0:
         return False, f"held-out pairs lost {-heldout.value:.3g} nats: lower training.learning_rate"
+    if training is None:
+        return False, "fewer than two pairs were trained on with their synthetic response: nothing to compare"  # fmt: skip
     if training.low <= LEAST_TRAINED:
         return False, f"the pairs trained on gained only {training.value:.3g} nats: train longer or raise training.learning_rate"  # fmt: skip
     if training.low <= heldout.high:

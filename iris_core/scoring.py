@@ -127,7 +127,7 @@ def score(
     Returns:
         Shape [groups, sums per group] on the CPU, fp32.
     """
-    result = torch.empty(len(groups), len(groups[0].sums))
+    result = torch.empty(len(groups), len(groups[0].sums) if groups else 0)
     for row in build_rows(groups, range(len(groups)), tokens_per_row, packing):
         row = to_device(row, model.device)
         with precision():

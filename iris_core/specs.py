@@ -135,11 +135,11 @@ class Movement(Strict):
     """What an iteration did to the mean log-ratio margin, (log p_θ/p_t)(y) − (log p_θ/p_t)(y'), in nats per pair.
 
     Attributes:
-        training_margin: on pairs that were trained on.
+        training_margin: on pairs that were trained on; None: fewer than two of them have a synthetic response.
         heldout_margin: on held-out pairs.
     """
 
-    training_margin: Interval
+    training_margin: Interval | None
     heldout_margin: Interval
 
 

@@ -67,7 +67,12 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
         return Outcome(outputs={})
     model.eval()
     _round(spec, model)
-    after = {split: _score(spec, model, items) for split, items in measured(groups).items()}
+    places = measured(groups)
+    before = {split: before[split][places[split]] for split in groups}
+    after = {
+        split: _score(spec, model, [items[place] for place in places[split]])
+        for split, items in groups.items()
+    }
     name, folder = _save(spec, model, out)
     shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
     metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet")
@@ -83,9 +88,14 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     )
 
 
-def measured(groups: dict[str, list[Group]]) -> dict[str, list[Group]]:
-    """What the trained policy is scored on: all held-out pairs, and as many of those trained on."""
-    return {"train": groups["train"][: len(groups["heldout"])], "heldout": groups["heldout"]}
+def measured(groups: dict[str, list[Group]]) -> dict[str, list[int]]:
+    """Which pairs the trained policy is scored on: all held-out ones, and as many of those trained on.
+
+    A pair whose synthetic response is masked has no margin and is not among these.
+    """
+    whole = [place for place, group in enumerate(groups["train"]) if group.responses[1]]
+    count = len(groups["heldout"])
+    return {"train": whole[:count], "heldout": list(range(count))}
 
 
 def opponent_logprobs(

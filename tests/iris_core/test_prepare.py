@@ -225,6 +225,11 @@ def test_near_duplicates_are_on_one_side(tiny_model, tmp_path):
 def test_prompts_of_the_held_out_file_are_not_trained_on(tiny_model, tmp_path):
     heldout = tmp_path / "heldout.jsonl"
     heldout.write_text(lines([{"prompt": "QUESTION 3? ", "response": "x"}]))
+    with pytest.raises(DataError, match="heldout_path has 1 usable pair, two are needed"):
+        run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")
+    heldout.write_text(
+        lines([{"prompt": f"{word} 3? ", "response": "x"} for word in ("QUESTION", "Other")])
+    )
     with pytest.raises(DataError, match="row 3: the prompt is in the held-out data, too"):
         run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout))
     manifest = run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")

@@ -137,6 +137,12 @@ def test_the_verdict_and_its_reason(training, heldout, expected, finding):
     assert reason.startswith(finding)
 
 
+def test_without_a_training_margin_there_is_no_verdict():
+    found, reason = converged(Movement(training_margin=None, heldout_margin=around(0.0)))
+    assert not found
+    assert reason.startswith("fewer than two pairs were trained on with their synthetic response")
+
+
 def test_too_few_held_out_pairs_give_no_verdict():
     wide = Movement(training_margin=around(3.0), heldout_margin=around(1.0, width=5.0))
     assert converged(wide) == (

@@ -19,6 +19,7 @@ from iris_core import train as train_module
 from iris_core.config import Experiment, SyntheticPart, parse_experiment
 from iris_core.errors import TrainingError
 from iris_core.generate import generate
+from iris_core.packing import Group
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
 from iris_core.train import train
@@ -291,8 +292,30 @@ def test_masked_pairs_train_on_their_annotated_responses(inputs, tiny_model, pai
     counts, rows = manifest.metrics["train"]["synthetic"], history(manifest)
     assert (counts["masked"], counts["truncated"]) == (20, 18)
     assert "reward/margin" not in rows[0]
+    assert manifest.metrics["movement"]["training_margin"] is None
     assert rows[-1]["ess/synthetic"] == 0
     assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
+
+
+def test_masked_pairs_have_no_margin():
+    whole, masked = Group([1], ([2, 3], [4])), Group([1], ([2, 3], []))
+    groups = {"train": [masked, whole, masked, whole, whole], "heldout": [whole, whole]}
+    assert train_module.measured(groups) == {"train": [1, 3], "heldout": [0, 1]}
+
+
+def test_one_pair_is_enough_to_train_on(tiny_model, tmp_path):
+    rows = [{"prompt": f"Question {i}?", "response": f"Answer {i}"} for i in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = experiment(tiny_model, tmp_path / "pairs.jsonl")
+    data = config.data.model_copy(update={"heldout": 2})
+    config = config.model_copy(update={"data": data})
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), tmp_path / "prepare", prepare))
+    state = prepared.start(config)
+    generated = run_stage(
+        plan.generate_spec(config, prepared, state), tmp_path / "generate", generate
+    )
+    manifest = run((prepared, state, generated), config, tmp_path / "train")
+    assert manifest.metrics["movement"]["training_margin"] is None
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
