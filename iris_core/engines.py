@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from iris_core import backends, models
+from iris_core import backends, models, padding
 from iris_core.specs import GenerateSpec
 
 HF_BATCH = 32
@@ -187,12 +187,11 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
         return [_until(row, ends) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
-        starts = range(0, len(prompts), HF_BATCH)
-        return [
-            item
-            for start in starts
-            for item in batch(prompts[start : start + HF_BATCH], seeds[start])
-        ]
+        found: dict[int, Sample] = {}
+        for places in padding.batches(model, prompts, HF_BATCH):
+            samples = batch([prompts[place] for place in places], seeds[places[0]])
+            found |= zip(places, samples, strict=True)
+        return [found[place] for place in range(len(prompts))]
 
     return sample
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iris_core import backends, models
+from iris_core import backends, models, padding
 from iris_core.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.digest import json_digest
 from iris_core.engines import served_rank, vllm_settings
@@ -181,11 +181,10 @@ def answer(
         return [_before(list(output.outputs[0].token_ids), ends) for output in outputs]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        answers |= zip(
-            batch, _answer_batch(lm, [prompts[i] for i in batch], max_new_tokens, ends), strict=True
-        )
+    for batch in padding.batches(lm.model, [prompts[i] for i in order], batch_size):
+        asked = [order[place] for place in batch]
+        found = _answer_batch(lm, [prompts[i] for i in asked], max_new_tokens, ends)
+        answers |= zip(asked, found, strict=True)
     return [answers[i] for i in range(len(prompts))]
 
 

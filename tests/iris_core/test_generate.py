@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from iris_core import engines, models, plan, team
 from iris_core import generate as generate_module
@@ -23,7 +23,7 @@ from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
 from iris_core.generate import generate, summarize, warnings
 from iris_core.launch import launch
 from iris_core.prepare import prepare
-from iris_core.store import Artifact, run_stage
+from iris_core.store import Artifact, Policy, run_stage
 from iris_core.supervision import marked
 from tests.conftest import build_model
 from tests.iris_core.tokenizers import CHATML, byte_level
@@ -387,3 +387,26 @@ def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_pat
         }
     assert answers["vllm", True] == answers["transformers", True]
     assert answers["transformers", True] != answers["transformers", False]
+
+
+@pytest.mark.unit
+def test_prompts_do_not_share_a_batch_with_padding_that_the_model_sees(
+    tiny_model, pairs_file, tmp_path
+):
+    """RecurrentGemma's state takes masked padding in: a short prompt's answer changed beside a long one."""
+    torch.manual_seed(0)
+    config = RecurrentGemmaConfig(
+        vocab_size=384, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        lru_width=64, attention_window_size=64, pad_token_id=0, eos_token_id=2, bos_token_id=0,
+    )  # fmt: skip
+    model = RecurrentGemmaForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "model")
+    models.load_tokenizer(tiny_model).save_pretrained(tmp_path / "model")
+    spec = spec_of(experiment(tiny_model, pairs_file, temperature=0.0), tmp_path)
+    policy = Policy(model=Artifact.of(tmp_path / "model"))
+    sample = engines.open_engine(spec.model_copy(update={"policy": policy}), 40, tmp_path)
+    prompts = [list(range(10, 10 + length)) for length in (3, 30, 3, 17)]
+    alone = [sample([prompt], [0])[0] for prompt in prompts]
+    assert sample(prompts, [0] * len(prompts)) == alone
