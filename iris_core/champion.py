@@ -27,6 +27,7 @@ CRITERIA = {
     "logprob": "held-out log-prob per token",
 }
 CHAMPION = "champion"
+FORMER, LOST = "champion until", "not better than the champion"  # how notes begin that are final
 
 
 class Verdict(NamedTuple):
@@ -62,7 +63,7 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
     if change.value > 0:
         noise = ", within noise" if change.low <= 0 else ""
         return Verdict(True, f"champion: {found}{noise}")
-    return Verdict(False, f"not better than the champion: {found}")
+    return Verdict(False, f"{LOST}: {found}")
 
 
 def first_champion(challenger: Measures, initial: bool) -> Verdict:

@@ -21,7 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from iris_core.champion import CHAMPION, Verdict, challenge, first_champion
+from iris_core.champion import CHAMPION, FORMER, LOST, Verdict, challenge, first_champion
 from iris_core.measures import Measures, policy_digest
 from iris_core.store import Policy
 
@@ -115,11 +115,14 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
 def promote_if_better(client: MlflowClient, version: ModelVersion, measures: Measures) -> Verdict:
     """Lets `version` challenge the champion; tags it with the reason and moves the alias if it wins.
 
-    The alias moves last, so that a kill before that leaves a challenge that is repeated whole.
+    The alias moves last, so that a kill before that leaves a challenge that is repeated whole. One that was lost, or a
+    former champion's, is over: a version that is registered again does not repeat it.
     """
-    champion = champion_of(client, version.name)
+    champion, note = champion_of(client, version.name), version.tags.get(NOTE, "")
     if champion is not None and champion.version == version.version:
-        return Verdict(True, version.tags.get(NOTE, CHAMPION))
+        return Verdict(True, note or CHAMPION)
+    if champion is not None and note.startswith((FORMER, LOST)):
+        return Verdict(False, note)
     if champion is None:
         verdict = first_champion(measures, version.tags.get("iteration") == INITIAL)
     else:
@@ -128,7 +131,7 @@ def promote_if_better(client: MlflowClient, version: ModelVersion, measures: Mea
     client.set_model_version_tag(version.name, version.version, NOTE, verdict.note)
     if verdict.wins:
         if champion is not None:
-            former = f"champion until version {version.version}"
+            former = f"{FORMER} version {version.version}"
             client.set_model_version_tag(version.name, champion.version, NOTE, former)
         client.set_registered_model_alias(version.name, CHAMPION, version.version)
     return verdict

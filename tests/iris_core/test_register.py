@@ -353,6 +353,22 @@ def test_log_probs_decide_without_answers_and_the_initial_ones_are_those_of_the_
     )
 
 
+def test_registered_again_no_version_changes_its_note(root):
+    """The initial model has no log-prob of its own: a second challenge could not be compared, and was warned of."""
+    data = {"path": str(root / "pairs.jsonl")}
+    small = SmallExperiment(
+        root, [0.3, 0.2, 0.1], logprobs=[-1.7, -1.5, -1.6, -1.4], data=data, evaluation={"initial": False}
+    )  # fmt: skip
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    notes = notes_of(small)
+    for manifest in manifests:
+        (manifest.folder / "manifest.json").unlink()
+        again = do(small, RegisterSpec.model_validate(manifest.spec))
+        assert "warnings" not in again.metrics
+    assert notes_of(small) == notes
+    assert champion(small) == 4
+
+
 def test_real_benchmarks_decide_before_exact_match(root):
     """Of 100 items of each of two benchmarks, 10 changed: center 10 / 102 = .098, variance of each
     ((10 + 1) / 102 - .098²) / 102 = .000963, so .098 ± 1.96 * sqrt(2 * .000963) / 2."""
