@@ -105,7 +105,7 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> int:
-    """Begins to measure the peak anew; the memory in use now."""
+    """Begins to measure the peak from here on; the memory in use now."""
     import torch
 
     if torch.cuda.is_available():

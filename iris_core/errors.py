@@ -32,7 +32,7 @@ class StoreError(IrisError):
 
 
 class EvaluationError(IrisError):
-    """A benchmark is unknown or its data is not at hand."""
+    """A benchmark is unknown or its data is missing."""
 
 
 class TrainingError(IrisError):

@@ -50,7 +50,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     """Scores `spec.policy`, resuming at the first benchmark without a record.
 
     Raises:
-        EvaluationError: a benchmark is unknown, or its data is not at hand; before any model is loaded.
+        EvaluationError: a benchmark is unknown, or its data is missing; before any model is loaded.
         DataError: no annotated held-out answer matches the answer pattern.
     """
     models.verify(spec.policy)

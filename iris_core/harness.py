@@ -74,7 +74,7 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
     """The tasks of the benchmarks `names` with their data, from the mirror `data` or the hub.
 
     Raises:
-        EvaluationError: a data set is not at hand or cannot be read; the message names it and the remedy.
+        EvaluationError: a data set is missing or cannot be read; the message names it and the remedy.
         ServiceError: the hub cannot be reached.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a line for each of a hundred tasks

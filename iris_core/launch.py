@@ -41,7 +41,7 @@ CPU_SETTINGS = {
     # without caches of small blocks, which keep large ones apart, they are found again
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=4294967296:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
-    # oneDNN keeps code for every shape of product it has seen, half a megabyte each: enough for the rows at hand
+    # oneDNN keeps code for every shape of product it has seen, half a megabyte each: enough for the rows of one batch
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }

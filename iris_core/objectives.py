@@ -7,7 +7,7 @@ order α is
 
 (the variational formula for Rényi divergences, arXiv 2007.03814; tilted risks, arXiv 2007.01162). Its gradient is
 −Σ w_i ∇r_i + Σ v_j ∇r'_j with w ∝ e^{(α−1) r} and v ∝ e^{α r'}. This is a reconstruction: of the paper
-(arXiv 2604.20933) only the abstract was at hand. `OBJECTIVES` lists IRIS and its relatives; docs/objective.md derives
+(arXiv 2604.20933) only the abstract was available. `OBJECTIVES` lists IRIS and its relatives; docs/objective.md derives
 them. Rewards have the shape [..., pairs]; leading axes are independent runs. The comparison sees every response up to the
 same number of tokens, the likelihood (λ, SFT) the whole annotated one (`Rewards.rest`).
 """
@@ -270,7 +270,7 @@ class Normalizer:
         return self.kind == "batch"
 
     def log_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """log Z of annotated and synthetic weights for the batch at hand, each of shape [..., 1], dtype and device of `like`."""
+        """log Z of annotated and synthetic weights for the next batch, each of shape [..., 1], dtype and device of `like`."""
         if self.kind == "unit" or self.state is None:
             state = torch.zeros(2, 1)
         else:

@@ -169,7 +169,7 @@ def require_manifest(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise StoreError(f"the stage output in {folder} is gone: run again to make it anew")
+        raise StoreError(f"the stage output in {folder} is gone: run again to make it")
     return manifest
 
 

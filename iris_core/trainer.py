@@ -113,7 +113,7 @@ class SelfPlayTrainer(Trainer):
         super().__init__(data_collator=lambda items: items[0], **arguments)
         self.settings, self.history, self.progress = settings, history, progress
         self.model_accepts_loss_kwargs = False
-        self._parameters = settings.parameters  # of the optimiser batch at hand
+        self._parameters = settings.parameters  # of the current optimiser batch
         self._metrics: dict[str, float] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

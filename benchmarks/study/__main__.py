@@ -32,7 +32,7 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent, help="folder of README.md and results/"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
-    parser.add_argument("--fresh", action="store_true", help="compute everything anew")
+    parser.add_argument("--fresh", action="store_true", help="compute everything again")
     arguments = parser.parse_args()
 
     setting, folder = Setting(), arguments.out / "results"

@@ -1,4 +1,4 @@
-"""The mirror's layout, from data sets that are at hand: `datasets` reads it by the names of the hub."""
+"""The mirror's layout, from data sets on this machine: `datasets` reads it by the names of the hub."""
 
 from __future__ import annotations
 
