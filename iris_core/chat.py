@@ -41,7 +41,7 @@ class Chat:
     Raises:
         ConfigError: a variable that the template does not look at.
         ModelError: the template refuses the system prompt, hides the question, or does not let an answer be told from it;
-            or the tokenizer has no eos_token.
+            or the tokenizer has no eos_token, or no token for the end of turn that the template writes.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Chat:
             )
         self.tokenizer, self.system_prompt = tokenizer, data.system_prompt
         self.template = Template(tokenizer, data.chat_template_kwargs, data.template_date)
-        self.tokens = Renderings(tokenizer, generation_ends)
         self._shapes: set[tuple[Any, ...]] = set()
-        self._removed_ends = 0
+        self._removed_ends = self._with_special = 0
         self.closing = self._closing()
+        self.tokens = self._renderings(generation_ends)
         end = self._try()[1][-1]
         self.stop_token_ids = list(dict.fromkeys([end, *generation_ends, tokenizer.eos_token_id]))
         self._warnings = self._check_ends(generation_ends) + self._check_bos()
@@ -74,7 +74,15 @@ class Chat:
             f"data: assistant turns that end with a token such as {name!r}, which the chat template writes itself: "
             f"{self._removed_ends}; it was taken away from them"
         )
-        return [*self._warnings, *([removed] if self._removed_ends else [])]
+        text = (
+            f"data: pairs with the text of a special token such as {name!r}: {self._with_special}; it stays text: if it is a chat "
+            "template's, take it out, as the model's own template is put around every message"
+        )
+        return [
+            *self._warnings,
+            *([removed] if self._removed_ends else []),
+            *([text] if self._with_special else []),
+        ]
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
         """Token ids of the prompt, up to where the answer starts, and of the answer with its end of turn.
@@ -111,8 +119,10 @@ class Chat:
         return replace(conversation, messages=messages, answer=cleaned(conversation.answer))
 
     def _encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        messages = self.tokens.hide(self._with_system(conversation.messages))
-        answer, tools = self.tokens.hide(conversation.answer), self.tokens.hide(conversation.tools)
+        given = self._with_system(conversation.messages)
+        messages, answer = self.tokens.hide(given), self.tokens.hide(conversation.answer)
+        tools = self.tokens.hide(conversation.tools)
+        self._with_special += messages != given or answer != conversation.answer
         prompt = self._render(messages, tools, asks=True)
         self._check_shown(messages, tools, prompt)
         whole = self._render([*messages, answer], tools, asks=False)
@@ -201,6 +211,18 @@ class Chat:
             raise ModelError(f"model.path: {_hides('assistant', ANSWER)}")
         return after
 
+    def _renderings(self, generation_ends: Sequence[int]) -> Renderings:
+        """What tokenises, and knows the end of turn even where it is an added token that is not called special."""
+        tokens = Renderings(self.tokenizer, generation_ends)
+        if tokens.controls(self.closing):
+            return tokens
+        added = [
+            token
+            for token, each in self.tokenizer.added_tokens_decoder.items()
+            if each.content.strip() and each.content in self.closing
+        ]
+        return Renderings(self.tokenizer, [*generation_ends, *added])
+
     def _try(self) -> tuple[list[int], list[int]]:
         """A question and its answer in tokens.
 
@@ -227,9 +249,15 @@ class Chat:
         """A warning, or none, where the end of turn does not end generation by the model's generation_config.
 
         Raises:
-            ModelError: the template writes no end of turn, and the tokenizer's eos_token does not end generation.
+            ModelError: the template ends a turn with what is text to the tokenizer; or it writes no end of turn, and the
+                tokenizer's eos_token does not end generation.
         """
-        end = self.stop_token_ids[0]
+        end, closing = self.stop_token_ids[0], self.closing.strip()
+        if closing and not self.tokens.controls(closing):
+            raise ModelError(
+                f"model.path: the chat template ends a turn with {closing!r}, which is text to the tokenizer, so that no token ends "
+                "an answer: have the template write the eos_token, or add that as a special token and train the model with it"
+            )
         if end in generation_ends or not generation_ends:
             return []
         name, *others = self.tokenizer.convert_ids_to_tokens([end, *generation_ends])

@@ -307,8 +307,26 @@ def test_ends_of_turn_that_data_brings_are_taken_away_and_counted():
     assert cleaned.answer["content"] == "Yes"
     assert cleaned.messages[0]["content"] == "Hi<|im_end|>"  # a user's text stays as it is
     assert built.encode(cleaned)[1][-3:] == tokenizer("Yes<|im_end|>")["input_ids"]
-    (warning,) = built.warnings
-    assert "'<|im_end|>', which the chat template writes itself: 1;" in warning
+    removed, kept = built.warnings
+    assert "'<|im_end|>', which the chat template writes itself: 1;" in removed
+    assert "pairs with the text of a special token such as '<|im_end|>': 1; it stays text" in kept
+
+
+def test_an_end_of_turn_that_is_an_added_token_but_not_special():
+    names = ("<|endoftext|>", "<|im_start|>")
+    tokenizer = byte_level(made.CHATML, names, eos=names[0], plain=("<|im_end|>",))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert pieces(tokenizer, [tokenizer.eos_token_id])[1] == ["Ye", "s", "<|im_end|>"]
+    assert chat(tokenizer).stop_token_ids == [end, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("ends", [[], [0]])
+def test_an_end_of_turn_that_is_text_to_the_tokenizer(ends):
+    """The model would be trained to end with eos_token, which it never did, and run on where it wrote the end as text."""
+    names = ("<|endoftext|>",)
+    with pytest.raises(ModelError, match=r"ends a turn with '<\|im_end\|>', which is text to the"):
+        chat(byte_level(made.CHATML, names, eos=names[0]), ends)
+    assert pieces(byte_level(made.PLAIN, names, eos=names[0]), ends)[1] == ["Ye", "s", *names]
 
 
 def test_padding_by_an_ordinary_token_is_no_special_token():
