@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from iris_core.errors import ConfigError
-from iris_core.explain import Place, explain
+from iris_core.explain import NO, YES, Place, explain
 from iris_core.rules import (
     LONGEST_NAME,
     AnswerPattern,
@@ -214,6 +214,12 @@ class DataPart(Part):
     def _free(cls, variables: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(TEMPLATE_ARGUMENTS & set(variables)):
             raise ValueError(f"{', '.join(taken)}: set by the pipeline itself; leave it out")
+        for name, value in variables.items():
+            if isinstance(value, str) and len(value) > 1 and value.lower() in YES + NO:
+                meant = "true" if value.lower() in YES else "false"
+                raise ValueError(
+                    f"{name} is the text {value!r}, which is true to a template, as any text: write {meant} without quotes"
+                )
         return variables
 
     @model_validator(mode="after")

@@ -381,6 +381,11 @@ def test_settings_of_the_template():
     recipe = {"name": "t", "model": {"path": "m"}}
     with pytest.raises(ConfigError, match=r"chat_template_kwargs: tokenize: set by the pipeline"):
         parse_experiment({**recipe, "data": data})
+    data = {"path": "x", "chat_template_kwargs": {"enable_thinking": "no"}}
+    with pytest.raises(
+        ConfigError, match=r"'no', which is true to a template.*: write false without"
+    ):
+        parse_experiment({**recipe, "data": data})
     data = {"path": "x", "template_date": "2025-01-02", "chat_template_kwargs": {"a": False}}
     parsed = parse_experiment({**recipe, "data": data}).data
     assert parsed.template_date == datetime.date(2025, 1, 2)
