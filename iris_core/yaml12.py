@@ -32,6 +32,7 @@ SCHEMA = {  # of scalars without quotes; a number of more digits than any settin
     ),
     "merge": (r"<<", ["<"]),
 }
+COMMENT = re.compile(r"[ \t]+#([^\s\0]?)")  # behind a value, with what follows the # at once
 KINDS = {tag: re.compile(rf"(?:{pattern})\Z") for tag, (pattern, _) in SCHEMA.items()}
 
 Location = tuple[Hashable, ...]
@@ -89,7 +90,8 @@ def read(text: str) -> Document:
     """The one document in `text`.
 
     Raises:
-        NotPlain: it is not YAML, has a key twice, a tag, a key that is no text, or an anchor inside itself.
+        NotPlain: it is not YAML, has a key twice, a tag, a key that is no text, an anchor inside itself, or a text that a #
+            may have cut off.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -136,6 +138,7 @@ class _Builder:
 
     def _build(self, node: Node) -> Any:
         if isinstance(node, ScalarNode):
+            _check_whole(node)
             return _scalar(node)
         if isinstance(node, SequenceNode) and node.tag == TAG + "seq":
             return [self.value(item) for item in node.value]
@@ -166,6 +169,23 @@ class _Builder:
                 raise NotPlain(f"{_line(source)}: `<<` takes a mapping, or a list of mappings")
             merged = {**value, **merged}
         return merged
+
+
+def _check_whole(node: ScalarNode) -> None:
+    """Refuses what a # may have cut off: `#### (.+)` is nothing, and `Problem #3` is `Problem`."""
+    end = node.end_mark
+    comment = COMMENT.match(end.buffer or "", end.pointer)
+    if node.style is not None or comment is None:
+        return
+    if not node.value:
+        raise NotPlain(
+            f"{_line(node)}: nothing stands before the #, which begins a comment: put the value in quotes, or write null"
+        )
+    if node.tag == TEXT and comment[1]:
+        raise NotPlain(
+            f"{_line(node)}: the # begins a comment, so that the value is {node.value!r}: put the whole value in quotes, or a space "
+            "after the #"
+        )
 
 
 def _scalar(node: ScalarNode) -> Any:

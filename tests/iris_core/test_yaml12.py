@@ -42,6 +42,12 @@ def test_quotes_make_text(quote: str) -> None:
     assert isinstance(read(quote).value, str)
 
 
+def test_comments() -> None:
+    text = "a: # of a\n  b: text # of b\n  c: 1 #of c\n  d: null #of d\n  e: 'Problem #3' #of e\n  f: C#\n# end #3"
+    inner = {"b": "text", "c": 1, "d": None, "e": "Problem #3", "f": "C#"}
+    assert read(text).value == {"a": inner}
+
+
 def test_anchors_and_merge_keys() -> None:
     text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {<<: [*a, *b], y: 3}\nd: {y: 4, <<: *b}\n'<<': 5"
     value = read(text).value
@@ -68,6 +74,10 @@ def test_anchors_and_merge_keys() -> None:
         ("a: !!bool yes", "line 1: the tag !!bool does not fit"),
         ("a: &a\n  b: *a", "line 1: an anchor stands inside itself"),
         ("a: *b", "line 1: not YAML .*undefined alias"),
+        ("b: 1\na: #### (.+)", "line 2: nothing stands before the #, which begins a comment: put the value in quotes"),
+        ("a: # nothing", "line 1: nothing stands before the #"),
+        ("a: Problem #3\nb: 1", "line 1: the # begins a comment, so that the value is 'Problem': put the whole value in"),
+        ("- [a, b #3\n  ]", "line 1: the # begins a comment, so that the value is 'b'"),
         ("a: {<<: 3}", "line 1: `<<` takes a mapping"),
         ("a: \x07", "not YAML .*special characters are not allowed"),
         ("[" * 3000, "nested too deep"),
