@@ -224,20 +224,24 @@ def _read(model: PreTrainedModel, tensors: dict[str, Path], name: str) -> Tensor
 
 
 def _check_values(tensors: dict[str, Path]) -> None:
-    """Refuses tensors with NaN or infinite numbers; one tensor is in memory at a time."""
-    for name, finite in _each(tensors, _is_finite):
-        if not finite:
+    """Refuses tensors with NaN or infinite numbers, and matrices of zeros; one tensor is in memory at a time."""
+    for name, fault in _each(tensors, _fault):
+        if fault:
             raise ModelError(
-                f"model.path: {tensors[name]}: {name} holds NaN or infinite numbers: take another checkpoint, or download it again"
+                f"model.path: {tensors[name]}: {name} holds {fault}: take another checkpoint, or download it again"
             )
 
 
-def _is_finite(content: Any, name: str) -> bool:
+def _fault(content: Any, name: str) -> str:
+    """What is wrong with the values of a tensor; "" where nothing is."""
     tensor = content.get_tensor(name)
     if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    ends = torch.stack(torch.aminmax(tensor))  # NaN is in both
-    return bool(ends.isfinite().all())
+        return ""
+    ends = torch.stack(torch.aminmax(tensor)).float()  # NaN is in both
+    if not ends.isfinite().all():
+        return "NaN or infinite numbers"
+    is_empty = tensor.ndim > 1 and not ends.any()
+    return "nothing but zeros, as a download that was cut off leaves them" if is_empty else ""
 
 
 def _each(tensors: dict[str, Path], look: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:

@@ -129,6 +129,8 @@ def test_shards_half_precision_and_names_without_the_base_prefix_are_let_in(fold
         (with_tensor(UP, torch.ones(128, 64, dtype=torch.int8)), rf"{UP} is stored as I8"),
         (with_tensor(UP, torch.full((128, 64), torch.nan)), rf"{UP} holds NaN or infinite numbers"),
         (with_tensor(UP, torch.full((128, 64), -torch.inf).bfloat16()), rf"{UP} holds NaN or infinite numbers"),
+        (with_tensor(UP, torch.full((128, 64), 1e200, dtype=torch.float64)), rf"{UP} holds NaN or infinite numbers"),
+        (with_tensor(UP, torch.zeros(128, 64)), rf"{UP} holds nothing but zeros, as a download that was cut off leaves them"),
     ],
 )  # fmt: skip
 def test_tensors_that_are_not_the_model_s(
