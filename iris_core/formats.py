@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from iris_core.config import Source, Turns
-from iris_core.conversations import Conversation, Message, Unusable
+from iris_core.conversations import Conversation, Message, Unusable, text_of
 from iris_core.errors import DataError
 from iris_core.messages import (
     as_text,
@@ -145,7 +145,7 @@ def _pairs(prompt: str | None, response: str | None) -> Format:
     def parts(row: Row) -> Parts:
         if prompt == response:
             return [], conversation_in(row.get(prompt), prompt)
-        before = messages_of(row.get(prompt), "user", prompt)
+        before = _asked(row.get(prompt), prompt)
         return _joined(before, messages_of(row.get(response), "assistant", response), prompt, response)  # fmt: skip
 
     return Format("messages" if prompt == response else "pairs", ((prompt,), (response,)), parts)
@@ -211,11 +211,15 @@ def _preference(row: Row) -> Parts:
         raise Unusable(
             "empty prompt", "column 'chosen' holds an answer alone, and there is no column 'prompt'"
         )
-    asked = transcript_in(row["prompt"])
-    asked = messages_of(row["prompt"], "user", "prompt") if asked is None else asked
-    if asked and asked[-1]["role"] == "assistant" and not asked[-1]["content"]:
-        asked = asked[:-1]  # a transcript ends where the assistant's turn begins
-    return [*asked, *chosen[:-1]], chosen[-1:]
+    return [*_asked(row["prompt"], "prompt"), *chosen[:-1]], chosen[-1:]
+
+
+def _asked(value: Any, column: str) -> list[Message]:
+    """The messages of a prompt, which may be a transcript that ends where the assistant's turn begins."""
+    asked = transcript_in(value)
+    asked = messages_of(value, "user", column) if asked is None else asked
+    begun = asked and asked[-1]["role"] == "assistant" and not text_of(asked[-1])
+    return asked[:-1] if begun else asked
 
 
 FORMATS = {

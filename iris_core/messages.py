@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ KEPT = (
     "reasoning_content",
     "thinking",
 )  # what templates look at beside these
+LEARNED = ("weight", "train", "training", "loss")  # 0 or false there: a turn not to be trained on
 BEFORE: dict[str, set[str | None]] = {  # what a turn may follow; None: it may be the first
     "system": {None},
     "user": {None, "system", "assistant"},
@@ -57,11 +59,17 @@ def as_text(value: Any, column: str) -> str:
 
 
 def messages_of(value: Any, role: str, column: str) -> list[Message]:
-    """The messages in a value: a list of them, one of them, or the text of one by `role`.
+    """The messages in a value: a list of them, such a list in JSON, one of them, or the text of one by `role`.
 
     Raises:
-        Unusable: a message has an unknown role, or content that is no text.
+        Unusable: a message has an unknown role, or content that is no text; or a list of them is written as Python's.
     """
+    if isinstance(value, str) and _are_messages(parsed := json_in(value)):
+        value = parsed
+    elif isinstance(value, str) and _are_messages(_python_in(value)):
+        raise Unusable(
+            "not messages", f"column {column!r} holds messages as Python writes them, {short(value)}: write them as JSON"
+        )  # fmt: skip
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -122,6 +130,26 @@ def json_in(value: Any) -> Any:
         return value
 
 
+def _python_in(text: str) -> Any:
+    """What a text that begins like a list of messages holds as Python writes it; None where it is not that."""
+    if not text.lstrip().startswith("[{"):
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(item, dict) and item.get("role", item.get("from")) in ROLES for item in value
+        )
+    )
+
+
 def _message(item: dict[str, Any], column: str) -> Message:
     who = item.get("role", item.get("from"))
     role = ROLES.get(who) if isinstance(who, str) else None
@@ -131,13 +159,17 @@ def _message(item: dict[str, Any], column: str) -> Message:
         )
     content = item.get("content", item.get("value"))
     kept = {name: item[name] for name in KEPT if item.get(name)}
-    if item.get("weight") == 0:
+    if any(_is_off(item.get(name)) for name in LEARNED):
         kept["weight"] = 0
     calls = content if who == "function_call" else item.get("tool_calls") or item.get("function_call")  # fmt: skip
     if calls:
         kept["tool_calls"] = _calls(calls, column)
     text = "" if who == "function_call" else _content(content, column)
     return {"role": role, "content": text, **kept}
+
+
+def _is_off(value: Any) -> bool:
+    return str(value).lower() in ("0", "0.0", "false")
 
 
 def _content(value: Any, column: str) -> str:

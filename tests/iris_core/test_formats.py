@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from iris_core.config import Source
@@ -205,9 +207,31 @@ def test_tool_turns_are_kept(row):
     assert call.tools == answer.tools == TOOLS
 
 
-def test_a_turn_marked_as_not_to_be_trained_on_is_context():
-    row = {"messages": [user("a"), {**assistant("b"), "weight": 0}, user("c"), assistant("d")]}
+@pytest.mark.parametrize(
+    "mark",
+    [{"weight": 0}, {"weight": "0"}, {"train": False}, {"training": "false"}, {"loss": False}],
+)
+def test_a_turn_marked_as_not_to_be_trained_on_is_context(mark):
+    row = {"messages": [user("a"), {**assistant("b"), **mark}, user("c"), assistant("d")]}
     assert read(row)[1] == BOTH_TURNS[1:]
+    kept = dict.fromkeys(mark, 1) | {"weight": 1}
+    row = {"messages": [user("a"), {**assistant("b"), **kept}, user("c"), assistant("d")]}
+    assert read(row)[1] == BOTH_TURNS
+
+
+def test_messages_in_a_cell_of_text():
+    prompt, answer = json.dumps(DIALOG[:3]), json.dumps(DIALOG[3:])
+    assert read({"prompt": prompt, "response": answer})[1] == BOTH_TURNS[1:]
+    assert read({"prompt": prompt, "chosen": answer})[1] == BOTH_TURNS[1:]
+    with pytest.raises(Unusable, match="'prompt' holds messages as Python writes them, .*as JSON"):
+        read({"prompt": str(DIALOG[:3]), "response": "d"})
+    for text in ('[{"from": "Ulm", "to": "Bonn"}]', "[{'a': 1}]", "[{", '[{"role": "x"}]', "[]"):
+        assert read({"prompt": text, "response": text})[1] == [([user(text)], assistant(text))]
+
+
+def test_a_transcript_is_a_conversation_in_pairs_too():
+    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert read({"prompt": prompt, "response": "d"})[1] == BOTH_TURNS[1:]
 
 
 @pytest.mark.parametrize(
