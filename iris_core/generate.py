@@ -135,7 +135,7 @@ def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
             samples = sample([pair.prompt_ids for pair in shard], seeds)
-            _write_shard(path, shard, samples, tokenizer)
+            _write_shard(path, shard, samples, tokenizer, spec.stop_token_ids)
 
 
 @contextmanager
@@ -170,17 +170,18 @@ def _tokens(path: Path) -> int:
 
 
 def _write_shard(
-    path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase
-) -> None:
+    path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase, ends: list[int]
+) -> None:  # fmt: skip
+    texts = [[token for token in sample.token_ids if token not in ends] for sample in samples]
     rows = [
         {
             "prompt_id": pair.prompt_id,
             "split": pair.split,
-            "response": tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+            "response": tokenizer.decode(text, skip_special_tokens=True),
             "token_ids": sample.token_ids,
             "finish_reason": sample.finish_reason,
         }
-        for pair, sample in zip(shard, samples, strict=True)
+        for pair, sample, text in zip(shard, samples, texts, strict=True)
     ]
     temporary = path.with_name(f".{path.name}")
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGe
 from iris_core import engines, models, plan, team
 from iris_core import generate as generate_module
 from iris_core.config import GenerationPart, parse_experiment
+from iris_core.data import Pair
 from iris_core.engines import Sample
 from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
 from iris_core.generate import generate, summarize, warnings
@@ -233,6 +234,19 @@ def test_more_than_a_tenth_truncated_is_warned_of():
 def test_a_response_ends_with_its_end_of_turn():
     assert engines._until([5, 6, 2, 0, 0], [9, 2]) == Sample([5, 6, 2], "stop")
     assert engines._until([5, 6], [9, 2]) == Sample([5, 6], "length")
+
+
+@pytest.mark.unit
+def test_the_text_of_a_response_is_without_its_end_special_or_not(tmp_path):
+    names = ("<|endoftext|>", "<|im_start|>")
+    tokenizer = byte_level(CHATML, names, eos=names[0], plain=("<|im_end|>",))
+    ids, ends = tokenizer("Yes<|im_end|>")["input_ids"], tokenizer("<|im_end|>")["input_ids"]
+    pair = Pair("id", "Is it?", "Yes", [1], ids)
+    samples = [Sample(ids, "stop"), Sample(ids[:1], "length")]
+    generate_module._write_shard(tmp_path / "shard", [pair, pair], samples, tokenizer, ends)
+    rows = pq.read_table(tmp_path / "shard").to_pylist()
+    assert [row["response"] for row in rows] == ["Yes", "Ye"]
+    assert [row["token_ids"] for row in rows] == [ids, ids[:1]]
 
 
 PENALTIES = {
