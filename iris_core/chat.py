@@ -204,9 +204,8 @@ class Chat:
             _, found, after = self._render(messages, None, asks=False).rpartition(ANSWER)
         except Unusable as problem:
             field = "data.system_prompt" if self.system_prompt else "model.path"
-            raise ModelError(
-                f"{field}: {problem}: leave it out, or fix the chat template"
-            ) from None
+            remedy = "leave it out, or fix" if self.system_prompt else "fix"
+            raise ModelError(f"{field}: {problem}: {remedy} the chat template") from None
         if not found:
             raise ModelError(f"model.path: {_hides('assistant', ANSWER)}")
         return after

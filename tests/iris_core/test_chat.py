@@ -169,7 +169,7 @@ def test_a_prompt_that_ends_with_a_space(tokenizer):
          {}, r"does not show the text of the user turn"),
         (made.CHATML.replace("in messages", "in messages if m['role'] != 'system'"), {"system_prompt": "Be brief"},
          r"does not show the text of the system turn .*'Be brief' is missing"),
-        ("{{ nothing.at.all }}", {}, r"model.path: the chat template fails on the turns user, assistant: 'nothing' is undefined"),
+        ("{{ nothing.at.all }}", {}, r"model.path: the chat template fails on the turns user, assistant: 'nothing' is undefined: fix"),
     ],
 )  # fmt: skip
 def test_templates_that_are_refused(template, settings, message):
