@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core import harness, intervals, models
-from iris_core.answers import extract
+from iris_core.answers import answer, extract
 from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import json_digest
@@ -233,7 +233,7 @@ def _answer(spec: EvaluateSpec, lm: Any, pairs: list[Pair], path: Path, batch_si
     assert spec.answer_pattern is not None
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     prompts = [pair.prompt_ids for pair in pairs]
-    answers = harness.answer(lm, prompts, spec.max_new_tokens, spec.stop_token_ids, 2 * batch_size)
+    answers = answer(lm, prompts, spec.max_new_tokens, spec.stop_token_ids, 2 * batch_size)
     rows = []
     for pair, token_ids in zip(pairs, answers, strict=True):
         response = tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from iris_core import yaml12
-from iris_core.config import Experiment, Part, parse_experiment
+from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import ConfigError
 from iris_core.explain import shown
+from iris_core.rules import Part
 from iris_core.yaml12 import Document, Location, NotPlain
 
 SETTING = "--set"

@@ -1,13 +1,14 @@
-"""Rules for single settings, as pydantic validators: each returns the value, or raises ValueError with the remedy."""
+"""Rules for settings: what holds for all of them, and for single ones, validators that raise ValueError with the remedy."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from types import NoneType
+from typing import Annotated, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from iris_core import uris
 
@@ -16,6 +17,21 @@ LONGEST_NAME = (
 )
 LONGEST_FILE_NAME = 255  # bytes
 LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
+
+
+class Part(BaseModel):
+    """A part of an experiment: unknown keys are refused, values do not change, text is never taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_nothing(cls, value: object, info: ValidationInfo) -> object:
+        optional = NoneType in get_args(cls.model_fields[str(info.field_name)].annotation)
+        if optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
+            what = "is a word like any other" if value.strip() else "is empty"
+            raise ValueError(f"{what}: to set nothing, leave the key out or write null")
+        return value
 
 
 def usable_path(text: str) -> str:
