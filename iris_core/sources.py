@@ -75,13 +75,17 @@ def read_conversations(
 
     Raises:
         DataError: not readable, of no known format, or a row that cannot be understood where `data.on_invalid` is "error".
-        ConfigError: settings that contradict each other, or a cache that cannot be written.
+        ConfigError: settings that contradict each other, a weight that leaves no row, or a cache that cannot be written.
         ServiceError: the hub cannot be reached.
     """
     reading, sources = Reading(), sources_of(data, path)
     found = [_read(source, data, setting, len(sources) > 1, reading) for source in sources]
     counts = _shares([len(rows) for rows in found], [source.weight for source in sources])
     for rows, count, record in zip(found, counts, reading.sources, strict=True):
+        if rows and not count:
+            raise ConfigError(
+                f"{setting}: with the weight of {record['path']} none of its {len(rows)} rows would be drawn: raise it, or leave it out"
+            )
         kept = sorted(random.Random(seed).sample(range(len(rows)), count))
         reading.rows.extend(rows[number] for number in kept)
         record["used"] = count

@@ -283,6 +283,8 @@ def test_sources_with_weights_are_mixed_in_proportion_without_repetition(tmp_pat
     assert plain.rows[100][0].place == f"{tmp_path}/b.jsonl, row 0"
     with pytest.raises(ConfigError, match="give a weight to all sources, or to none"):
         read([both[0], {"path": both[1]["path"]}])
+    with pytest.raises(ConfigError, match=r"b.jsonl none of its 60 rows would be drawn: raise it"):
+        read([both[0], {**both[1], "weight": 0.001}])
 
 
 def test_sources_have_formats_of_their_own(tmp_path):
