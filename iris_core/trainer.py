@@ -257,10 +257,15 @@ def _add_gradients_up(model: PreTrainedModel) -> None:
     if team.size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
+    reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
+    team.add_up(
+        [reached]
+    )  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
+    moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
+    for parameter in moved:
         if parameter.grad is None:  # a rank without a row
             parameter.grad = torch.zeros_like(parameter)
-    team.add_up([parameter.grad for parameter in trained])
+    team.add_up([parameter.grad for parameter in moved])
 
 
 def _weights(side: str, weights: Tensor) -> dict[str, float]:

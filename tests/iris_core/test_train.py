@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from iris_core import plan
 from iris_core import train as train_module
+from iris_core import trainer as trainer_module
 from iris_core.config import Experiment, SyntheticPart, parse_experiment
 from iris_core.errors import TrainingError
 from iris_core.generate import generate
@@ -210,6 +211,18 @@ def test_two_processes_take_the_steps_of_one(
     for one, other in zip(compared(found[1]), compared(found[2]), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
     assert found[2].key == found[1].key
+
+
+def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
+    """In one process a parameter without a gradient is left alone, by weight decay, too."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    reached, other = model.transformer.wpe.weight, model.transformer.wte.weight
+    reached.grad = torch.ones_like(reached)
+    monkeypatch.setattr(trainer_module.team, "size", lambda: 2)
+    monkeypatch.setattr(trainer_module.team, "add_up", lambda tensors: None)
+    trainer_module._add_gradients_up(model)
+    assert other.grad is None
+    assert (reached.grad == 1).all()
 
 
 def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_path):
