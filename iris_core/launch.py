@@ -124,11 +124,7 @@ def supervise(
             for reader in readers:
                 reader.join(timeout=READ_S)
     if code != 0 and error is None:
-        how = (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         error = StageFailed(f"{stage} {how}: run again to resume")
     return error
 
@@ -173,3 +169,9 @@ def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
         crash.retryable = False
         return crash
     return kind(event["message"])
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; real-time signals have a number only."""
+    known = {one.value: one.name for one in signal.Signals}
+    return known.get(number, f"signal {number}")

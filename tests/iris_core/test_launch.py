@@ -16,7 +16,7 @@ import pytest
 from iris_core import supervision
 from iris_core.config import SchedulePart
 from iris_core.errors import DataError, IrisError, OutOfMemoryError, StageFailed
-from iris_core.launch import LAUNCH_VARIABLE, launch, supervise
+from iris_core.launch import LAUNCH_VARIABLE, launch, signal_name, supervise
 from iris_core.specs import Gap, Interval, Movement, ScheduleSpec
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +204,8 @@ def test_a_stage_has_the_settings_for_cpus_and_the_users_own_before_them(
     assert found["GOMP_SPINCOUNT"] == "7"
     assert found["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == found["LRU_CACHE_CAPACITY"] == "64"
     assert "glibc.malloc.tcache_count=0" in found["GLIBC_TUNABLES"].split(":")
+
+
+def test_signals_have_names_where_the_system_has_them():
+    assert signal_name(9) == "SIGKILL"
+    assert signal_name(35) == "signal 35"
