@@ -251,11 +251,13 @@ def _checkpointed(model: PreTrainedModel) -> Iterator[None]:
 def _aside() -> Iterator[None]:
     """Without a trace in the process's random numbers, or the advice that transformers gives about models it is to build.
 
-    Gradients are computed, also where the caller is in inference mode.
+    Gradients are computed, also where the caller is in inference mode. One thread does it: the models are so small that
+    several would wait for each other.
     """
-    level = transformers.logging.get_verbosity()
+    level, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
@@ -263,6 +265,7 @@ def _aside() -> Iterator[None]:
     finally:
         transformers.logging.set_verbosity(level)
         logging.disable(logging.NOTSET)
+        torch.set_num_threads(threads)
 
 
 def _failure(error: Exception) -> str:

@@ -82,6 +82,15 @@ def configuration(name):
         pytest.skip(f"{name} has no default configuration: {type(error).__name__}")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small are slower on several, which wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @functools.cache
 def proof(name) -> Proof:
     config = configuration(name)
