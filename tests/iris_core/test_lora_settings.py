@@ -91,12 +91,19 @@ def test_prepare_names_the_layers_there_are(
 
 @unit
 @pytest.mark.parametrize(
-    "targets", ["all-linear", ["q_proj", "v_proj"], r".*\.(q|v)_proj", ["layers.0.mlp.up_proj"]]
+    ("targets", "layers"),
+    [
+        ("all-linear", 14),
+        (["q_proj", "v_proj"], 4),
+        (r".*\.(q|v)_proj", 4),
+        (["layers.0.mlp.up_proj"], 1),
+    ],
 )
-def test_targets_that_peft_finds_are_let_in(tiny_model: Path, targets: Any) -> None:
+def test_targets_that_peft_finds_are_let_in(tiny_model: Path, targets: Any, layers: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     check_targets(model, targets)
-    get_peft_model(model, LoraConfig(target_modules=targets))
+    adapted = get_peft_model(model, LoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    assert len(adapted.base_model.targeted_module_names) == layers
 
 
 @unit
