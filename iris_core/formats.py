@@ -26,7 +26,9 @@ from iris_core.rows import Row
 Parts = tuple[list[Message], list[Message]]  # what comes before the annotated turns, and these
 
 SYSTEM = ("system", "system_prompt")
-CONTEXT = {"input", "context", "history", "functions"}  # change what an answer means
+CONTEXT = {  # columns that change what an answer means
+    "input", "context", "history", "functions", "passage", "document", "article", "choices", "options",
+}  # fmt: skip
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 

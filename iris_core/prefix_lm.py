@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from iris_core import architectures
+from iris_core.padding import sees_padding
 from iris_core.prefix_tree import ROW_TOKENS, Request, Row, rows
 from iris_core.templates import ChatPrompts
 
@@ -69,8 +70,12 @@ class PrefixLM(ChatPrompts, HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        """As the harness's, without its progress bar."""
-        return super().generate_until(requests, disable_tqdm=True)
+        """As the harness's, without its progress bar; one by one where the model takes padding for text."""
+        size, self.batch_size_per_gpu = self.batch_size_per_gpu, self._prompts_at_once
+        try:
+            return super().generate_until(requests, disable_tqdm=True)
+        finally:
+            self.batch_size_per_gpu = size
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -136,6 +141,10 @@ class PrefixLM(ChatPrompts, HFLM):
         settings |= {"attention_mask": attention, "past_key_values": cache}
         with half_the_threads():
             return super()._model_generate(context, max_length, stop, **settings)
+
+    @cached_property
+    def _prompts_at_once(self) -> int:
+        return 1 if sees_padding(self.model) else int(self.batch_size_per_gpu)
 
     @cached_property
     def only_attends(self) -> bool:

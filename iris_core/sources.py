@@ -22,6 +22,7 @@ from iris_core.digest import file_digest, json_digest
 from iris_core.errors import ConfigError, DataError
 from iris_core.formats import COLUMNS, conversations_in, format_of
 from iris_core.rows import READERS, read_rows, readable, suffix
+from iris_core.uris import redact
 
 SHARED = ("name", "split", "revision", "format", "prompt_column", "response_column")
 GLOB = re.compile(r"[*?\[]")
@@ -247,6 +248,10 @@ def _find_here(setting: str, source: Source) -> Found | None:
         return _in_folder(path, source)
     if GLOB.search(source.path):
         return _matching(setting, path)
+    if "://" in source.path:
+        raise DataError(
+            f"{setting}: {redact(source.path)} is an address: download the file and give its path, or give the name on the hub (owner/name)"
+        )
     local = path.is_absolute() or source.path.startswith((".", "~")) or readable(source.path)
     if local or not hub.is_name(source.path):
         raise DataError(

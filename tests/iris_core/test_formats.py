@@ -139,6 +139,16 @@ def test_columns_that_are_set_win_over_the_format_found():
     assert not format_of(Source(path="x"), row, "x").unread(row)
 
 
+@pytest.mark.parametrize("column", ["context", "passage", "document", "choices"])
+def test_what_a_question_is_about_is_not_dropped_silently(column):
+    columns = ["question", column, "answer"]
+    form = format_of(Source(path="x", prompt_column="question", response_column="answer"), columns, "x")  # fmt: skip
+    assert (
+        form.unread(columns)
+        == f"read as pairs, without what is in column {column!r}: join it to the prompt"
+    )
+
+
 def test_columns_with_messages():
     both = {"prompt_column": "talk", "response_column": "talk"}
     assert read({"talk": DIALOG}, **both) == ("messages", BOTH_TURNS)

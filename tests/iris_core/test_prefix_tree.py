@@ -189,6 +189,8 @@ def windowed(kind: str) -> Any:
     }  # fmt: skip
     if kind == "gemma3_text":
         settings["layer_types"] = ["sliding_attention", "full_attention"]
+    if kind == "recurrent_gemma":
+        settings |= {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 24}
     if kind == "gpt_neo":
         settings |= {"attention_types": [[["global", "local"], 1]], "window_size": 24}
     if kind == "lfm2":
@@ -213,6 +215,19 @@ def test_models_with_windows_or_states_get_the_harness_s_numbers(tokenizer: Any,
     arguments = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     asked = instances("generate_until", [(prompt, dict(arguments)) for prompt in prompts])
     assert ours.generate_until(asked) == theirs.generate_until(asked, disable_tqdm=True)
+
+
+def test_padding_that_a_model_sees_does_not_change_what_it_generates(tokenizer: Any) -> None:
+    """RecurrentGemma's state takes masked padding in: the harness's answers change with the prompts beside them."""
+    model = windowed("recurrent_gemma")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours, theirs = both(model, tokenizer)
+    arguments = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
+    asked = instances("generate_until", [(p, dict(arguments)) for p in (WORDS, "Why?", "So what?")])
+    alone = [answer for one in asked for answer in ours.generate_until([one])]
+    assert theirs.generate_until(asked, disable_tqdm=True) != alone
+    assert ours.generate_until(asked) == alone
 
 
 @pytest.mark.parametrize(("tokens", "shared"), [(24, 16), (25, 0)])

@@ -270,6 +270,14 @@ def test_nothing_there(tmp_path, monkeypatch):
         read("empty")
 
 
+@pytest.mark.parametrize(
+    "path", ["https://example.com/pairs.jsonl", "hf://datasets/a/b", "s3://a/b.parquet"]
+)
+def test_an_address_is_no_path(path):
+    with pytest.raises(DataError, match=f"data.path: {path} is an address: download the file"):
+        read(path)
+
+
 def test_sources_with_weights_are_mixed_in_proportion_without_repetition(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(rows(*range(100))))
     (tmp_path / "b.jsonl").write_bytes(lines(rows(*range(100, 160))))
