@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import httpx
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from iris_core.config import Experiment
 from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
@@ -30,8 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+console = Console(emoji=False)
+errors = Console(stderr=True, emoji=False)
 
 P = ParamSpec("P")
 SET_HELP = (
@@ -55,9 +55,7 @@ def told(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except IrisError as error:
-            errors.print(
-                f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-            )
+            errors.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             errors.print(
@@ -114,10 +112,10 @@ def report(
         held = ", ".join(sorted(mark.parent.name for mark in found.root.glob("*/experiment.json")))
         raise ConfigError(f"{found.root} holds no experiment {name!r}; it holds: {held or 'none'}")
     path = write_report(found)
-    from deployments.terminal import show_result
+    from deployments.terminal import show, show_result
 
     show_result(console, found)
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    show(console, f"report: {path}")
 
 
 @app.command()

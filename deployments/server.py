@@ -19,6 +19,8 @@ from iris_core import supervision
 from iris_core.errors import ServiceError
 from iris_core.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
 
+RESULTS = "PREFECT_LOCAL_STORAGE_PATH"
+
 
 @contextmanager
 def prefect_api(store: Path) -> Iterator[str]:
@@ -39,6 +41,7 @@ def prefect_api(store: Path) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL")
     if given:
         _check(given)
+        os.environ.setdefault(RESULTS, str(store / ".prefect" / "storage"))
         yield given
         return
     shared = services.running()

@@ -230,7 +230,8 @@ def _spawn(
     """Starts a service below a supervisor and notes it in the state file."""
     log = _log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    log.unlink(missing_ok=True)
+    with log.open("a") as file:
         process = supervision.start(
             name, command, environment(services), file, cwd=CHECKOUT, outlives=True
         )

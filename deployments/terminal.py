@@ -12,10 +12,12 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from iris_core.markup import one_line, plain
+from iris_core.redaction import redact
 from iris_core.store import Store
 from iris_core.summary import OTHER, Warned, cells, champion, place_name, rows, samples, warnings
 from tasks.stage import Finished, describe, place_of
@@ -41,9 +43,9 @@ class Display:
         self.failed: str | None = None
         self.progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}", style="dim"),
+            TextColumn("{task.fields[text]}", style="dim", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -66,7 +68,7 @@ class Display:
     def progressed(self, place: str, event: dict[str, Any]) -> None:
         """The bar moves; without a terminal, a line now and then."""
         text = describe(event)
-        phase = event["stage"].partition(": ")[2]
+        phase = one_line(event["stage"].partition(": ")[2])
         if self.bar is not None:
             shown = f"{phase} {text}".strip()
             self.progress.update(
@@ -74,9 +76,7 @@ class Display:
             )
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
             self.said = time.monotonic()
-            self.console.print(
-                f"  … {place_name(place)}  {phase} {text}", highlight=False, soft_wrap=True
-            )
+            show(self.console, f"  … {place_name(place)}  {phase} {text}")
 
     def ended(self, place: str, finished: Finished | None) -> None:
         """The bar gives way to a line that stays."""
@@ -87,10 +87,10 @@ class Display:
             self.failed = place
             return
         seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
-        line = f"[green]✓[/] {place_name(place):<24} {seconds:>7}  [dim]{escape(gist(finished))}[/]"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        mark, numbers = ("✓", "green"), (one_line(gist(finished)), "dim")
+        show(self.console, mark, f" {place_name(place):<24} {seconds:>7}  ", numbers)
         for text in finished.metrics.get("warnings", []):
-            self.console.print(f"  [yellow]! {escape(text)}[/]", highlight=False, soft_wrap=True)
+            show(self.console, "  ", (f"! {one_line(redact(text))}", "yellow"))
 
 
 def gist(finished: Finished) -> str:
@@ -126,18 +126,18 @@ def show_result(console: Console, store: Store) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
         table.add_row(*map(_narrow, cells(row)))
-    console.print(f"\n[bold]{store.home.name}[/]: the model after each iteration", highlight=False)
+    show(console, "\n", (one_line(store.home.name), "bold"), ": the model after each iteration")
     console.print(table)
     if best := champion(store):
         line = f"champion  version {best.version}, {place_name(place_of(best.iteration))}"
-        console.print(f"{line}: {best.note}\n", markup=False, highlight=False, soft_wrap=True)
+        show(console, f"{line}: {plain(best.note)}\n")
     show_warnings(console, warnings(store))
     for sample in samples(store):
         answers = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        answers.add_row("annotated", escape(sample.annotated))
-        answers.add_row("before", escape(sample.before), style="yellow")
-        answers.add_row("after", escape(sample.after), style="green")
-        console.print(f"[bold]{escape(sample.prompt)}[/]", highlight=False)
+        answers.add_row("annotated", Text(plain(sample.annotated)))
+        answers.add_row("before", Text(plain(sample.before)), style="yellow")
+        answers.add_row("after", Text(plain(sample.after)), style="green")
+        show(console, (plain(sample.prompt), "bold"))
         console.print(answers)
         console.print()
 
@@ -146,10 +146,10 @@ def show_warnings(console: Console, found: list[Warned]) -> None:
     """Each stage with what it warned of; nothing where there is nothing."""
     if not found:
         return
-    console.print(f"[bold yellow]warnings[/] ({len(found)})", highlight=False)
+    show(console, ("warnings", "bold yellow"), f" ({len(found)})")
     for warned in found:
-        line = f"[yellow]![/] {place_name(warned.place)}: {escape(warned.text)}"
-        console.print(line, highlight=False, soft_wrap=True)
+        text = one_line(redact(warned.text))
+        show(console, ("!", "yellow"), f" {place_name(warned.place)}: {text}")
     console.print()
 
 
@@ -166,7 +166,12 @@ def show_places(console: Console, store: Store, report: Path, again: str) -> Non
         f"Prefect  http://127.0.0.1:4200  flow runs, logs, artifacts; type: {up}",
         f"again    {again}  (what is finished is reused)",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        show(console, plain(line))
+
+
+def show(console: Console, *parts: str | tuple[str, str]) -> None:
+    """A line of parts, plain or with a style, in which nothing is rich's markup or emoji; the terminal wraps it."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def send_the_rest() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from iris_core import markup
+from iris_core.redaction import redact
 from iris_core.store import Store
 from iris_core.summary import Row, cells, headers, markdown, place_name, rows, samples, warnings
 from tasks.stage import artifact_key, place_of
@@ -33,11 +34,11 @@ def show_report(store: Store, report: Path) -> None:
     parts = [table(store), "## Before and after"]
     for sample in samples(store):
         parts += [
-            f"**{_inline(sample.prompt)}**",
-            f"- annotated: {_inline(sample.annotated)}\n- before: {_inline(sample.before)}\n"
-            f"- after: {_inline(sample.after)}",
+            f"**{markup.markdown(sample.prompt)}**",
+            f"- annotated: {markup.markdown(sample.annotated)}\n- before: {markup.markdown(sample.before)}\n"
+            f"- after: {markup.markdown(sample.after)}",
         ]
-    parts.append(f"The whole report, with plots: `{report}`")
+    parts.append(f"The whole report, with plots: {markup.markdown(str(report))}")
     key = artifact_key(store.home.name, "report")
     create_markdown_artifact("\n\n".join(parts), key=key, description="report")
 
@@ -47,21 +48,23 @@ def quantities(store: Store, row: Row) -> list[dict[str, str]]:
     shown = list(zip(headers([row]), cells(row), strict=True))
     shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
     stages = f"{place_of(row.iteration)}/"
-    shown += [("warning", text) for place, text in warnings(store) if place.startswith(stages)]
+    shown += [
+        ("warning", markup.one_line(redact(text)))
+        for place, text in warnings(store)
+        if place.startswith(stages)
+    ]
     return [{"quantity": name, "value": value} for name, value in shown if value]
 
 
 def table(store: Store) -> str:
     """The iterations so far and the warnings of their stages, in Markdown."""
-    return "\n\n".join([f"# {store.home.name}", markdown(rows(store)), *_warnings(store)])
+    title = f"# {markup.markdown(store.home.name)}"
+    return "\n\n".join([title, markdown(rows(store)), *_warnings(store)])
 
 
 def _warnings(store: Store) -> list[str]:
     """The warnings of all stages as a list with its title; nothing where there are none."""
-    lines = [f"- {place_name(place)}: {_inline(text)}" for place, text in warnings(store)]
+    lines = [
+        f"- {place_name(place)}: {markup.markdown(redact(text))}" for place, text in warnings(store)
+    ]
     return ["## Warnings", "\n".join(lines)] if lines else []
-
-
-def _inline(text: str) -> str:
-    """`text` on one line, without a meaning in Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", " ⏎ ".join(text.split("\n")))

@@ -17,6 +17,13 @@ from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
 from iris_core.store import Store, write_atomic
 
 RECIPE = "recipe.yaml"
+HOME_FOLDERS = {  # what libraries keep below HOME, by the variable that says where else
+    "HF_HOME": ".cache/huggingface",
+    "IRIS_CACHE": ".cache/iris",
+    "PREFECT_HOME": ".prefect",
+    "TRITON_CACHE_DIR": ".triton/cache",
+    "XDG_CACHE_HOME": ".cache",
+}
 ANSWER_S = 12.0  # what all services together may take
 
 Check = Callable[[], object]
@@ -36,11 +43,19 @@ def check_services(experiment: Experiment) -> Store:
     """
     store = Store(Path(experiment.store), experiment.name)
     store.check()
+    keep_caches(store.root)
     check_caches()
     _check_engines(experiment)
     _check_mirror(experiment)
     at_once({"MLflow": lambda: tracking.check(experiment.tracking_uri), **_on_hub(experiment)})
     return store
+
+
+def keep_caches(root: Path) -> None:
+    """Lets caches lie in the store `root` whose folder below HOME cannot be written, as in containers; for stages, too."""
+    for variable, folder in HOME_FOLDERS.items():
+        if variable not in os.environ and not _can_write(Path.home() / folder):
+            os.environ[variable] = str(root / folder)
 
 
 def check_caches() -> None:
@@ -97,6 +112,12 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
         )
         if error is not None:
             raise error
+
+
+def _can_write(folder: Path) -> bool:
+    """Whether `folder` can be written, or made where it is missing."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:

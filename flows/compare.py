@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from flows.checks import check_services
 from flows.iris import iris
 from iris_core.config import Experiment, ObjectiveName
+from iris_core.markup import markdown
 from iris_core.plan import member
 from tasks.compare import compare as compare_stage
 from tasks.stage import artifact_key
@@ -43,9 +44,7 @@ def compare(
         iris(loop)
     compared = compare_stage(experiment, members)
     page = compared.manifest().artifact("page").path
-    text = (
-        f"# {experiment.name}\n\n{compared.metrics['table']}\n\nThe page, with the plot: `{page}`"
-    )
+    text = f"# {markdown(experiment.name)}\n\n{compared.metrics['table']}\n\nThe page, with the plot: {markdown(str(page))}"
     create_markdown_artifact(
         text, key=artifact_key(store.home.name, "comparison"), description="comparison"
     )

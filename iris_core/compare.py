@@ -13,17 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from iris_core import figures, tracking
+from iris_core import figures, markup, tracking
 from iris_core.gap import variational_gap
 from iris_core.intervals import Floats, crossed, crossed_proportion
 from iris_core.mlflow_runs import claim_experiment, claim_run, log_points, points
-from iris_core.report import TEMPLATES
+from iris_core.report import pages
 from iris_core.specs import CompareSpec, Interval, Member
 from iris_core.stage import main
 from iris_core.store import Artifact, Manifest, Outcome, require_manifest, write_atomic
@@ -106,29 +105,28 @@ def cells(trajectory: Trajectory) -> list[str]:
 
 def markdown(found: Sequence[Trajectory]) -> str:
     """The comparison as a Markdown table."""
-    lines = [HEADERS, [":---", *["---:"] * (len(HEADERS) - 1)], *map(cells, found)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markup.table(HEADERS, [cells(trajectory) for trajectory in found])
 
 
 def render(experiment: str, found: Sequence[Trajectory]) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     names = ["initial", *map(str, range(len(found[0].logprob) - 1))]
     series = {
         trajectory.objective: [_triple(value) for value in trajectory.logprob]
         for trajectory in found
     }
     plot = figures.compared("logprob", names, series, "held-out log-prob, nats per token")
-    return environment.get_template("comparison.html.j2").render(
-        experiment=experiment,
-        seeds=found[0].seeds,
-        plot=Markup(plot),
-        alt="; ".join(f"{row.objective} ends at {_text(row.logprob[-1], 3)}" for row in found),
-        headers=HEADERS,
-        rows=[cells(trajectory) for trajectory in found],
+    return (
+        pages()
+        .get_template("comparison.html.j2")
+        .render(
+            experiment=experiment,
+            seeds=found[0].seeds,
+            plot=Markup(plot),
+            alt="; ".join(f"{row.objective} ends at {_text(row.logprob[-1], 3)}" for row in found),
+            headers=HEADERS,
+            rows=[cells(trajectory) for trajectory in found],
+        )
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from iris_core.explain import NO, YES
-from iris_core.rules import AnswerPattern, Part
+from iris_core.rules import Address, AnswerPattern, Part
 
 DataFormat = Literal[
     "auto", "pairs", "alpaca", "sharegpt", "messages", "prompt_completion", "preference"
@@ -40,7 +40,7 @@ class SyntheticPart(Part):
 class Source(Part):
     """One of several places that annotated data comes from. What is not set here is as in `data`."""
 
-    path: str = Field(
+    path: Address = Field(
         description="File, folder, glob of files, or the name of a data set on the Hugging Face hub."
     )
     weight: float | None = Field(
@@ -65,7 +65,7 @@ def _listed(value: object) -> object:
 
 KINDS = ("a path", "a list")  # of `Sources`: pydantic puts them into the place of an error
 Sources = Annotated[
-    Annotated[str, Field(min_length=1), Tag(KINDS[0])]
+    Annotated[Address, Field(min_length=1), Tag(KINDS[0])]
     | Annotated[list[Source], Field(min_length=1), Tag(KINDS[1])],
     Discriminator(lambda value: KINDS[isinstance(value, list)]),
     BeforeValidator(_listed),

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from iris_core import tracking
 from iris_core.errors import IrisError
+from iris_core.markup import plain
 
 OLDEST_PYTHON = (3, 11)
 PROBE_S = 2.5
@@ -77,9 +78,9 @@ def main() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for check in found:
         mark = {True: "[green]✓[/]", False: "[bold red]✗[/]", None: "[dim]–[/]"}[check.ok]
-        remedy = f"\n[yellow]{escape(check.remedy)}[/]" if check.remedy else ""
-        table.add_row(mark, check.name, f"{escape(check.found)}{remedy}")
-    Console().print(table, highlight=False)
+        remedy = f"\n[yellow]{escape(plain(check.remedy))}[/]" if check.remedy else ""
+        table.add_row(mark, check.name, f"{escape(plain(check.found))}{remedy}")
+    Console(emoji=False).print(table, highlight=False)
     if any(check.ok is False for check in found):
         raise SystemExit(1)
 
@@ -256,7 +257,9 @@ def prefect_server() -> Check:
                 "`make up`, or unset PREFECT_API_URL",
             )
         return Check(
-            "Prefect", None, f"no server at {url}: `iris run` needs none, `make up` starts one"
+            "Prefect",
+            None,
+            f"no server at {tracking.redact(url)}: `iris run` needs none, `make up` starts one",
         )
     return Check("Prefect", True, f"{tracking.redact(url)} answers")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from iris_core.markup import plain
+from iris_core.redaction import redact
+
 
 class IrisError(Exception):
-    """Base of every error this project raises on purpose.
+    """Base of every error this project raises on purpose. Its message holds no secrets and no control characters.
 
     Attributes:
         retryable: whether running the same thing again can succeed without a change by the user.
@@ -13,6 +16,9 @@ class IrisError(Exception):
 
     retryable = False
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(redact(message)))
 
 
 class ConfigError(IrisError):

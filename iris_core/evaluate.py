@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris_core import harness, intervals, models
+from iris_core import engine_process, harness, intervals, models
 from iris_core.answers import answer, extract
 from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
 from iris_core.data import Pair, load_pairs
@@ -173,6 +173,7 @@ def exact_match(path: Path) -> dict[str, Any]:
     return {"exact_match": found.model_dump(), "n": len(correct)}
 
 
+@engine_process.watched("evaluate")
 def _run(
     spec: EvaluateSpec,
     out: Path,

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pydantic
 from pydantic import BaseModel
 
-from iris_core.uris import redact
+from iris_core.redaction import redact
 
 Place = Callable[[tuple[Any, ...]], str]
 SECRET = ("tracking",)  # parts whose values may carry a password: they are never repeated
@@ -40,7 +40,8 @@ def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
         return f"{field}: unknown key; known here: {', '.join(_fields(location, root))}{_dotted(location)}"
     if kind == "missing":
         return f"{field}: missing; add it to the recipe"
-    given = f" (got {shown(item['input'])})" if location[:1] != SECRET else ""
+    repeated = location[:1] != SECRET and kind != "secret"
+    given = f" (got {shown(item['input'])})" if repeated else ""
     if kind == "model_type":
         known = ", ".join(_fields((*location, ""), root))
         return f"{field}: a mapping with the keys {known} is needed{given}"
@@ -51,8 +52,16 @@ def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 
 def shown(value: object) -> str:
-    """`value` as an error shows it: short, and without credentials."""
-    return redact(_brief.repr(value))
+    """`value` as an error shows it: short, and without credentials, which are found in the whole text only."""
+    return redact(_brief.repr(_redacted(value)))
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: _redacted(item) for name, item in value.items()}
+    return [_redacted(item) for item in value] if isinstance(value, list) else value
 
 
 def _dotted(location: tuple[Any, ...]) -> str:

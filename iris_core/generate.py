@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from iris_core import models, team
+from iris_core import engine_process, models, team
 from iris_core.config import GenerationPart
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import text_digest
@@ -124,6 +124,7 @@ def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Pa
         _sample_share(spec, shards, out / WORK)
 
 
+@engine_process.watched("generate")
 def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
     """Fills those of the `shards` that are this rank's."""
     share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]

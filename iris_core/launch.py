@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
-from iris_core import errors, supervision
+from iris_core import errors, logs, supervision
 from iris_core.errors import IrisError, StageFailed
 from iris_core.progress import FD_VARIABLE
 from iris_core.store import Manifest, Spec, read_manifest, write_atomic
@@ -109,7 +109,7 @@ def supervise(
         )
         events: queue.SimpleQueue[str] = queue.SimpleQueue()
         assert process.stdout is not None
-        readers = [_read(process.stdout, on_log), _read(progress_in, events.put)]
+        readers = [_read(logs.lines(process.stdout), on_log), _read(progress_in, events.put)]
         try:
             while (line := _next(events, process)) is not None:
                 event = json.loads(line)
@@ -137,11 +137,11 @@ def _pipe() -> Iterator[tuple[TextIO, int]]:
         yield progress_in, progress_write
 
 
-def _read(stream: IO[str], to: Callable[[str], None]) -> threading.Thread:
-    """Hands each line of `stream` to `to`, on a thread of its own."""
+def _read(lines: Iterable[str], to: Callable[[str], None]) -> threading.Thread:
+    """Hands each of `lines` to `to`, on a thread of its own."""
 
     def run() -> None:
-        for line in stream:
+        for line in lines:
             to(line.rstrip("\n"))
 
     thread = threading.Thread(target=run, daemon=True)

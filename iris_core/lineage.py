@@ -9,6 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from iris_core import registry, tracking
 from iris_core.digest import json_digest
+from iris_core.markup import markdown, plain
 from iris_core.measures import policy_digest
 from iris_core.specs import RegisterSpec
 from iris_core.store import Manifest
@@ -75,12 +76,12 @@ def version_tags(
         registry.RUN: run,
         registry.KEY: version_key(spec, manifests),
     }
-    return {name: str(value) for name, value in tags.items() if value is not None}
+    return {name: plain(str(value)) for name, value in tags.items() if value is not None}
 
 
 def describe(name: str, tags: dict[str, str]) -> str:
     """A version in a sentence, and how to use it."""
-    label = f"{tags['label']} average" if "label" in tags else "benchmark average"
+    label = f"{markdown(tags['label'])} average" if "label" in tags else "benchmark average"
     score = f", {label} {100 * float(tags['average']):.1f} %" if "average" in tags else ""
     gap = (
         f", gap {tags['gap']} (ESS {tags['gap_ess']} of {tags['gap_pairs']})"
@@ -101,7 +102,7 @@ def warnings_of(manifests: dict[str, Manifest]) -> str:
         for stage, manifest in manifests.items()
         for text in manifest.metrics.get("warnings", [])
     ]
-    text = tracking.redact("\n".join(lines))
+    text = plain(tracking.redact("\n".join(lines)))
     return text if len(text) <= LONGEST_TAG else f"{text[:LONGEST_TAG]} …"
 
 

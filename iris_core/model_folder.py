@@ -141,6 +141,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def refuse_code(folder: Path, error: Exception) -> None:
+    """Raises ModelError if `error` is how transformers refuses to run code from `folder`."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"model.path: {folder} needs Python code that it brings along (auto_map in its JSON files), which "
+            "model.trust_remote_code: false forbids: read that code, then set model.trust_remote_code: true"
+        ) from error
+
+
 def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool) -> None:
     """Refuses a configuration that transformers does not know, or that is of no causal language model.
 
@@ -158,11 +167,7 @@ def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool
     except (
         Exception
     ) as error:  # transformers, its validators and code from the folder raise many kinds
-        if "auto_map" in settings and not trust_remote_code:
-            raise ModelError(
-                f"model.path: {folder} needs Python code that it brings along (config.json, auto_map): read that code, then "
-                "set model.trust_remote_code: true"
-            ) from error
+        refuse_code(folder, error)
         if "model_type" not in settings:
             raise ModelError(
                 f"model.path: {file} has no model_type: save the model again with save_pretrained(folder)"

@@ -28,7 +28,7 @@ from iris_core.errors import ModelError, first_line
 from iris_core.fused import fuse
 from iris_core.hub import local_folder
 from iris_core.lora import streamline
-from iris_core.model_folder import check_adapter
+from iris_core.model_folder import check_adapter, refuse_code
 from iris_core.store import Artifact, Policy
 from iris_core.weights import check_adapter_loaded, check_loaded
 
@@ -95,8 +95,9 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        refuse_code(folder, error)
         raise ModelError(
-            f"model.path: {folder} has no tokenizer that can be loaded: {error}"
+            f"model.path: {folder} has no tokenizer that can be loaded: {first_line(error)}"
         ) from error
     if not tokenizer.chat_template:
         raise ModelError(

@@ -18,6 +18,8 @@ from markupsafe import Markup
 
 from iris_core import figures
 from iris_core.benchmarks import BENCHMARKS
+from iris_core.markup import plain
+from iris_core.redaction import redact
 from iris_core.report_data import collect
 from iris_core.store import Store, write_atomic
 
@@ -43,12 +45,17 @@ def write_report(store: Store) -> Path:
     return store.home / "report.html"
 
 
+def pages() -> jinja2.Environment:
+    """The templates of pages, in which all that is put is text, without secrets and without control characters."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=_as_text,
+    )  # fmt: skip
+
+
 def render(data: dict[str, Any]) -> str:
     """The page, from the data alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
+    environment = pages()
     environment.filters |= {
         "minutes": _minutes,
         "size": _size,
@@ -62,6 +69,11 @@ def render(data: dict[str, Any]) -> str:
         scores=benchmark_plots(data),
         label=_label(data),
     )
+
+
+def _as_text(value: Any) -> Any:
+    markup = isinstance(value, Markup) or not isinstance(value, str)
+    return value if markup else plain(redact(value))
 
 
 def outcome_plots(data: dict[str, Any]) -> list[Plot]:

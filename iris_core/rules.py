@@ -8,9 +8,18 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from iris_core import uris
+from iris_core.redaction import REFUSED, WITHOUT_SECRET, carries_secret
 
 LONGEST_NAME = (
     200  # with the suffixes of a comparison it is still a file name, and fits MLflow's databases
@@ -20,9 +29,14 @@ LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
 
 
 class Part(BaseModel):
-    """A part of an experiment: unknown keys are refused, values do not change, text is never taken for a number."""
+    """A part of an experiment: unknown keys are refused, values do not change, text is never taken for a number.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    No value is a URI with a secret in it, and an error that others print does not repeat what was given.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -31,6 +45,13 @@ class Part(BaseModel):
         if optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
             what = "is a word like any other" if value.strip() else "is empty"
             raise ValueError(f"{what}: to set nothing, leave the key out or write null")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_secret(cls, value: object) -> object:
+        if isinstance(value, str) and carries_secret(value):
+            raise PydanticCustomError("secret", REFUSED)
         return value
 
 
@@ -100,8 +121,10 @@ def answer_pattern(pattern: str) -> str:
     return pattern
 
 
-PathText = Annotated[str, AfterValidator(usable_path)]
-StorePath = Annotated[str, AfterValidator(store_path)]
+# Prefect checks a flow run's parameters against their JSON schema before it stores them
+Address = Annotated[str, WithJsonSchema({"type": "string", "pattern": WITHOUT_SECRET})]
+PathText = Annotated[Address, AfterValidator(usable_path)]
+StorePath = Annotated[Address, AfterValidator(store_path)]
 ModelName = Annotated[str, AfterValidator(model_name)]
-TrackingUri = Annotated[str, AfterValidator(tracking_uri)]
+TrackingUri = Annotated[Address, AfterValidator(tracking_uri)]
 AnswerPattern = Annotated[str, AfterValidator(answer_pattern)]

@@ -19,6 +19,8 @@ import pydantic
 
 from iris_core import progress, supervision, team
 from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
+from iris_core.markup import plain
+from iris_core.redaction import redact
 from iris_core.store import Outcome, Spec, run_stage
 
 S = TypeVar("S", bound=Spec)
@@ -37,9 +39,9 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
         "--out", type=Path, required=True, help="folder for the output; run again to resume"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     supervision.tie_forks()
     try:
         spec = read_spec(spec_type, arguments.spec)
@@ -52,7 +54,8 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
         sys.exit(_report(error))
     except Exception as error:
         if not _is_out_of_memory(error):
-            progress.emit("error", kind=type(error).__name__, message=str(error), exit_code=1)
+            message = redact(str(error))
+            progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
         sys.exit(
             _report(
@@ -79,6 +82,13 @@ def read_spec(spec_type: type[S], path: Path) -> S:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+class _Clean(logging.Formatter):
+    """Writes records, tracebacks included, without secrets and control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(redact(super().format(record)))
 
 
 def _report(error: IrisError) -> int:

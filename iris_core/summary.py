@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from iris_core import markup
 from iris_core.comparable import benchmark_protocols, exact_match_settings, logprob_settings
 from iris_core.digest import json_digest
 from iris_core.store import Manifest, Store
@@ -201,9 +202,7 @@ def headers(found: list[Row]) -> list[str]:
 
 def markdown(found: list[Row]) -> str:
     """The rows as a Markdown table."""
-    names = headers(found)
-    lines = [names, ["---:"] * len(names), *map(cells, found)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markup.table(headers(found), [cells(row) for row in found])
 
 
 def samples(store: Store, count: int = 5) -> list[Sample]:

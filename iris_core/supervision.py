@@ -22,6 +22,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ import psutil
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
 ORPHAN_GRACE_S = 2.0  # the same where the starter is gone and nobody waits for a clean end
 LOOK_EVERY_S = 0.05
+LOG_BYTES = 10_000_000  # of a log; an older one, `<name>.1`, is kept beside it
+LOG_EVERY_S = 10.0  # between looks at its size
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -50,7 +53,8 @@ def start(
         name: what the supervisor is called in lists of processes.
         command: program and arguments.
         environment: of the command; a variable with a value of its own in it lets `end` find all that belongs to it.
-        stdout: where its output and errors go, as `subprocess.Popen` takes it.
+        stdout: where its output and errors go, as `subprocess.Popen` takes it; a file that is open for appending is kept
+            small for as long as the command runs.
         cwd: where it runs.
         pass_fds: file descriptors it gets.
         outlives: it goes on when this process ends.
@@ -71,7 +75,8 @@ def start(
         pass_fds=pass_fds,
     )
     assert process.stdin is not None  # open for as long as this process lives
-    request = {"command": list(command), "grace": GRACE_S, "outlives": outlives}
+    log = None if isinstance(stdout, int) else str(Path(stdout.name).absolute())
+    request = {"command": list(command), "grace": GRACE_S, "outlives": outlives, "log": log}
     with suppress(BrokenPipeError):  # it has ended already, and its exit code says so
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
@@ -192,7 +197,11 @@ def main() -> NoReturn:
     watched = [signals] if request["outlives"] else [signals, sys.stdin.fileno()]
     grace = request["grace"]
     while tree.lives() and tree.code is None:
-        ready, _, _ = select.select(watched, [], [])
+        if request["log"]:
+            _keep_small(sys.stdout.fileno(), request["log"])
+        ready, _, _ = select.select(watched, [], [], LOG_EVERY_S)
+        if not ready:
+            continue
         if ready != [signals]:
             grace = min(grace, ORPHAN_GRACE_S)
             break
@@ -210,6 +219,14 @@ def _catch_signals() -> int:
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: None)
     return read
+
+
+def _keep_small(descriptor: int, log: str) -> None:
+    """Moves what is in a log that is open for appending to `<log>.1` once it is large; a line written just then may go."""
+    if os.fstat(descriptor).st_size > LOG_BYTES:
+        with suppress(OSError):  # a full disk, which the log is not to fill further
+            shutil.copyfile(log, f"{log}.1")
+        os.ftruncate(descriptor, 0)
 
 
 def _exit_as(code: int) -> NoReturn:

@@ -23,6 +23,7 @@ import httpx
 
 from iris_core import uris
 from iris_core.errors import ConfigError, ServiceError
+from iris_core.markup import plain
 from iris_core.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
@@ -120,9 +121,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = redact(
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            )
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[prefix + name] = plain(redact(text))
     return flat
 
 

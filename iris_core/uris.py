@@ -1,4 +1,4 @@
-"""Addresses of MLflow: of SQLite files, of servers and databases, and without the secrets they may carry."""
+"""Addresses of MLflow: of SQLite files, of servers and databases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from iris_core.redaction import REFUSED, carries_secret
+from iris_core.redaction import redact as redact
+
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-_USERINFO = re.compile(  # up to the last @ before a slash; behind a colon that begins no port, up to the last @ of all
-    r"(?<=://)(?:[^/\s'\":@]*:(?!\d+(?:/|$))[^\s'\"]*|[^/\s'\"]+)@"
-)
-_SECRET_FIELD = re.compile(
-    r"(?i)\b((?:password|passwd|pwd|token|secret|api_?key|access_?key)=)[^&\s'\"]+"
-)
-
-
-def redact(text: str) -> str:
-    """`text` without the credentials that URIs in it carry."""
-    return _SECRET_FIELD.sub(r"\1***", _USERINFO.sub("***@", text))
 
 
 def sqlite_uri(file: Path, driver: str = "sqlite") -> str:
@@ -39,6 +30,8 @@ def scheme(uri: str) -> str:
 
 def problem(uri: str) -> str | None:
     """What is wrong with the form of `uri` as MLflow's tracking URI, with the remedy; None: nothing. Never repeats it."""
+    if carries_secret(uri):
+        return REFUSED
     kind = scheme(uri)
     if uri.startswith("databricks"):
         return None
@@ -64,14 +57,13 @@ def _sqlite_problem(uri: str) -> str | None:
 def _server_problem(uri: str) -> str | None:
     try:
         parts = urlsplit(uri)
-        port, host, password = parts.port, parts.hostname, parts.password
+        port, host = parts.port, parts.hostname
     except ValueError:
         return "host or port cannot be read: write it as http://host:5000"
-    if password or _SECRET_FIELD.search(uri):
-        return (
-            "carries a password, which recipes and stores would keep: for an MLflow server set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead, for PostgreSQL PGPASSWORD or ~/.pgpass"
-        )
+    if "@" in parts.path + parts.query + parts.fragment:  # a password that looks like a port
+        return REFUSED
     if not host or re.search(r"\s", uri) or port == 0:
         return f"names no host: write it as {scheme(uri)}://host:{DATABASE_PORTS.get(scheme(uri), 5000)}"
+    if parts.fragment or (parts.query and scheme(uri) in ("http", "https")):
+        return "has a query or fragment, which no MLflow server has: write it as http://host:5000"
     return None

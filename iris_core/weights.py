@@ -28,6 +28,7 @@ from iris_core.model_folder import (
     one_line,
     quiet,
     read_config,
+    refuse_code,
     weight_files,
 )
 
@@ -145,6 +146,7 @@ def _load_on_meta(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedMode
                 local_files_only=True, trust_remote_code=trust_remote_code,
             )  # fmt: skip
         except Exception as error:  # a model class, or code from the folder, may raise anything
+            refuse_code(folder, error)
             raise _not_loaded(folder, error, "\n".join(messages)) from error
     return model, found
 

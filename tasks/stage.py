@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, Self, cast
@@ -31,6 +31,9 @@ from prefect.tasks import exponential_backoff
 from iris_core.config import Experiment
 from iris_core.errors import IrisError, OutOfMemoryError
 from iris_core.launch import launch
+from iris_core.logs import LogFile
+from iris_core.markup import one_line, plain
+from iris_core.redaction import redact
 from iris_core.specs import EvaluateSpec
 from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, write_atomic
 
@@ -191,7 +194,7 @@ def describe(event: dict[str, Any]) -> str:
     }
     numbers = (f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                for name, value in values.items())  # fmt: skip
-    return ", ".join([f"{event['done']} of {event['total']}", *numbers])
+    return one_line(redact(", ".join([f"{event['done']} of {event['total']}", *numbers])))
 
 
 def _where(parameters: dict[str, Any]) -> list[str]:
@@ -206,7 +209,7 @@ def _where(parameters: dict[str, Any]) -> list[str]:
 def _warn(place: str, finished: Finished) -> None:
     """A stage's warnings in the task's log, those of a reused stage, too."""
     for text in finished.metrics.get("warnings", []):
-        get_run_logger().warning("%s: %s", place, text)
+        get_run_logger().warning("%s: %s", place, one_line(redact(text)))
 
 
 def _tell_end(place: str, finished: Finished | None) -> None:
@@ -227,11 +230,12 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
             watcher.progressed(place, event)
 
     try:
-        with log.open("a", encoding="utf-8", buffering=1) as file:
+        with closing(LogFile(log)) as file:
 
             def on_log(line: str) -> None:  # on a thread of its own
-                file.write(line + "\n")
-                logger.log(_level(line), line)
+                text = plain(redact(line))
+                file.write(text)
+                logger.log(_level(text), "%s", text)
 
             manifest = launch(_eased(spec, folder), folder, on_progress, on_log)
     except BaseException as error:
