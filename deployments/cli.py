@@ -22,6 +22,7 @@ from rich.text import Text
 
 from iris_core.config import Experiment
 from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
+from iris_core.markup import plain
 from iris_core.recipe import load_recipe, parse_settings
 
 app = typer.Typer(
@@ -201,7 +202,7 @@ def run_loop(experiment: Experiment) -> None:
 
 def _again() -> str:
     """The command line that was typed."""
-    return shlex.join(["iris", *sys.argv[1:]])
+    return plain(shlex.join(["iris", *sys.argv[1:]]))
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

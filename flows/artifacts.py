@@ -30,7 +30,13 @@ def show_table(store: Store) -> None:
 
 
 def show_report(store: Store, report: Path) -> None:
-    """The table, some answers before and after, and where the whole report lies, as a Markdown artifact."""
+    """`report_text` as a Markdown artifact."""
+    key = artifact_key(store.home.name, "report")
+    create_markdown_artifact(report_text(store, report), key=key, description="report")
+
+
+def report_text(store: Store, report: Path) -> str:
+    """The table, some answers before and after, and where the whole report lies, in Markdown."""
     parts = [table(store), "## Before and after"]
     for sample in samples(store):
         parts += [
@@ -39,8 +45,7 @@ def show_report(store: Store, report: Path) -> None:
             f"- after: {markup.markdown(sample.after)}",
         ]
     parts.append(f"The whole report, with plots: {markup.markdown(str(report))}")
-    key = artifact_key(store.home.name, "report")
-    create_markdown_artifact("\n\n".join(parts), key=key, description="report")
+    return "\n\n".join(parts)
 
 
 def quantities(store: Store, row: Row) -> list[dict[str, str]]:

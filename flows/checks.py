@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -117,7 +118,11 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
 def _can_write(folder: Path) -> bool:
     """Whether `folder` can be written, or made where it is missing."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(there, os.W_OK | os.X_OK)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
 
 
 def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:

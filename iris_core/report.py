@@ -19,7 +19,6 @@ from markupsafe import Markup
 from iris_core import figures
 from iris_core.benchmarks import BENCHMARKS
 from iris_core.markup import plain
-from iris_core.redaction import redact
 from iris_core.report_data import collect
 from iris_core.store import Store, write_atomic
 
@@ -46,7 +45,7 @@ def write_report(store: Store) -> Path:
 
 
 def pages() -> jinja2.Environment:
-    """The templates of pages, in which all that is put is text, without secrets and without control characters."""
+    """The templates of pages, in which all that is put is text, without control characters."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, finalize=_as_text,
@@ -73,7 +72,7 @@ def render(data: dict[str, Any]) -> str:
 
 def _as_text(value: Any) -> Any:
     markup = isinstance(value, Markup) or not isinstance(value, str)
-    return value if markup else plain(redact(value))
+    return value if markup else plain(value)
 
 
 def outcome_plots(data: dict[str, Any]) -> list[Plot]:

@@ -18,6 +18,7 @@ from iris_core.config import (
     SyntheticPart,
     TrainingPart,
 )
+from iris_core.rules import TrackingUri
 from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
 
 
@@ -177,7 +178,7 @@ class CompareSpec(Spec):
 
     stage: ClassVar[str] = "compare"
     experiment: str
-    tracking_uri: str
+    tracking_uri: TrackingUri
     members: list[Member]
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
@@ -194,7 +195,7 @@ class RegisterSpec(Spec):
 
     stage: ClassVar[str] = "register"
     experiment: str
-    tracking_uri: str
+    tracking_uri: TrackingUri
     registered_model: str
     iteration: int | None
     policy: Policy

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from deployments.terminal import Display, gist, show_result
 from iris_core.store import Manifest
+from iris_core.summary import Sample, Warned
 from tasks.stage import Finished
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -65,6 +66,23 @@ def test_all_warnings_at_the_end_and_none_without_any(
     show_result(quiet, other.store)
     assert "warning" not in text_of(quiet)
     assert "!" not in text_of(quiet)
+
+
+def test_what_models_and_users_write_is_text(
+    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = "\x1b[31m[red]:smile:\x1b]8;;http://e\x07\r\u202e\\"
+    written = "\\x1b[31m[red]:smile:\\x1b]8;;http://e\\x07\\r\\u202e\\"
+    found = [Sample(prompt=hostile, annotated=hostile, before=hostile, after=hostile)]
+    monkeypatch.setattr("deployments.terminal.samples", lambda store: found)
+    monkeypatch.setattr("deployments.terminal.warnings", lambda store: [Warned("prepare", hostile)])
+    shown = Console(file=StringIO(), width=200)
+    show_result(shown, small.store)
+    display = Display(shown)
+    display.said = -1000.0
+    display.progressed("a/b", {"stage": "t: " + hostile, "done": 1, "total": 2, "name": hostile})
+    assert text_of(shown).count(written) == 4 + 1 + 2
+    assert "\x1b" not in text_of(shown)
 
 
 def test_what_a_generation_and_a_version_tell(small: SmallExperiment) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.artifacts import quantities, table
-from iris_core.summary import rows
+from flows.artifacts import quantities, report_text, table
+from iris_core.markup import markdown
+from iris_core.summary import Sample, rows
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
@@ -27,3 +28,23 @@ def test_warnings_are_shown_where_the_numbers_are(tmp_path: Path, warns: bool) -
     assert [row["value"] for row in first if row["quantity"] == "warning"] == [WARNING] * warns
     assert not [row for row in initial if row["quantity"] == "warning"]
     assert {"quantity": "mmlu", "value": "40.0"} in first
+
+
+def test_answers_and_paths_are_text_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SmallExperiment(tmp_path, [0.3])
+    small.initial()
+    small.iterations()
+    hostile = Sample("![x](//e/x)", "[y](javascript:f())", "<img src=//e>\n# a", "```\x1b[0m")
+    monkeypatch.setattr("flows.artifacts.samples", lambda store: [hostile])
+    text = report_text(small.store, tmp_path / "`a`|b" / "report.html")
+    assert text.endswith(
+        "\n\n".join(
+            [
+                r"**\!\[x\](//e/x)**",
+                "- annotated: \\[y\\](javascript\\:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n- after: \\`\\`\\`\\\\x1b\\[0m",
+                f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html",
+            ]
+        )
+    )

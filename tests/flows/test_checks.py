@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,15 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from flows.checks import RECIPE, at_once, check_benchmark, check_services, claim
+from flows.checks import (
+    HOME_FOLDERS,
+    RECIPE,
+    at_once,
+    check_benchmark,
+    check_services,
+    claim,
+    keep_caches,
+)
 from iris_core import backends
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import (
@@ -173,6 +182,28 @@ def test_cache_that_is_a_file(
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="IRIS_CACHE: the cache .*file cannot be written"):
         check_services(small.experiment)
+
+
+def test_caches_lie_in_the_store_where_home_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in HOME_FOLDERS:
+        monkeypatch.setenv(variable, "given")  # so that what is set below is taken back
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HF_HOME", "/given")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    keep_caches(tmp_path / "store")  # can be made
+    assert {*HOME_FOLDERS} & {*os.environ} == {"HF_HOME"}
+    monkeypatch.setenv("HOME", "/proc/home")
+    keep_caches(tmp_path / "store")
+    found = {variable: os.environ.get(variable) for variable in HOME_FOLDERS}
+    assert found == {
+        "HF_HOME": "/given",
+        "IRIS_CACHE": f"{tmp_path}/store/.cache/iris",
+        "PREFECT_HOME": f"{tmp_path}/store/.prefect",
+        "TRITON_CACHE_DIR": f"{tmp_path}/store/.triton/cache",
+        "XDG_CACHE_HOME": f"{tmp_path}/store/.cache",
+    }
 
 
 def test_a_mirror_without_a_benchmark(small: SmallExperiment, tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_answers_of_a_model_are_text_not_markup(finished):
     assert html.escape("<b>0.7</b> & 3") in text
 
 
+def test_what_acts_in_a_page_is_written_out_and_nothing_is_fetched(tmp_path):
+    small = SmallExperiment(tmp_path, [0.3])
+    small.warnings = {"generate": ["a \x1b[31m \u202egnp <img src=//e/x> http://h/?sig=hunter2"]}
+    small.iterations()
+    text = write_report(small.store).read_text()
+    assert "a \\x1b[31m \\u202egnp &lt;img src=//e/x&gt; http://h/?sig=***</dd>" in text
+    assert "Content-Security-Policy\" content=\"default-src 'none';" in text
+
+
 def test_the_data_beside_it_holds_every_figure(finished):
     _, _, data = finished
     assert data["experiment"] == "small"

@@ -28,7 +28,8 @@ import signal, sys
 from iris_core.launch import supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # these may be ignored where the tests run
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-supervise("stage", sys.argv[1:], print, print)
+error = supervise("stage", sys.argv[1:], print, print)
+print(type(error).__name__, error is not None and error.retryable)
 """
 ROLES = ("starter", "supervisor", "stage")
 START_S, END_S = 400.0, 120.0
@@ -206,4 +207,30 @@ def test_no_death_leaves_vllm(
         family.wait_until(lambda: any(out.glob(unit)) and family.look())
     family.strike(deaths)
     family.wait_for_end()
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("stage", "unit"),
+    [("generate", "responses/shard-*"), ("evaluate", "scores/*.json"), ("generate", None)],
+    ids=["sampling", "evaluating", "loading"],
+)
+def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
+    stage: str, unit: str | None, specs: dict[str, Spec], tmp_path: Path, start: Start
+) -> None:
+    """The engine alone is killed, as by the kernel where memory runs out; vLLM's client would wait for it for ever."""
+    pytest.importorskip("vllm")
+    spec, out = tmp_path / "spec.json", tmp_path / "out"
+    spec.write_text(specs[stage].model_dump_json())
+    family = start(["-m", f"iris_core.{stage}", "--spec", str(spec), "--out", str(out)])
+    family.wait_until(lambda: family.named("VLLM::EngineCore"))
+    if unit is not None:
+        family.wait_until(lambda: any(out.glob(unit)) and family.look())
+    supervision.send(family.named("VLLM::EngineCore"), signal.SIGKILL)
+    family.wait_for_end()
+    lines = family.log.read_text().splitlines()
+    said = f"error: {stage}: vLLM's engine was killed by SIGKILL: run again to resume"
+    assert [line for line in lines if line.startswith("error: ")] == [said]
+    assert lines[-1] == "StageFailed True"
     assert not (out / "manifest.json").exists()

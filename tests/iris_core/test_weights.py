@@ -282,6 +282,15 @@ def test_a_configuration_that_is_missing_or_names_no_type(folder: Path) -> None:
     refused(folder, r"has no config.json")
 
 
+def test_a_tokenizer_with_code_of_its_own(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    own = {"auto_map": {"AutoTokenizer": ["t.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    with pytest.raises(ModelError, match=r"auto_map.* then set model\.trust_remote_code: true$"):
+        models.load_tokenizer(folder)
+
+
 def test_models_that_are_no_causal_language_models(tmp_path: Path) -> None:
     llama = LlamaConfig(**SMALL, num_labels=1, tie_word_embeddings=True, pad_token_id=0)
     bert = BertConfig(**SMALL)
