@@ -19,8 +19,6 @@ from iris_core import supervision
 from iris_core.errors import ServiceError
 from iris_core.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
 
-RESULTS = "PREFECT_LOCAL_STORAGE_PATH"
-
 
 @contextmanager
 def prefect_api(store: Path) -> Iterator[str]:
@@ -38,10 +36,10 @@ def prefect_api(store: Path) -> Iterator[str]:
     """
     store = store.expanduser().absolute()
     os.environ.update(TELEMETRY_OFF)
+    os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(store / ".prefect" / "storage"))
     given = os.environ.get("PREFECT_API_URL")
     if given:
         _check(given)
-        os.environ.setdefault(RESULTS, str(store / ".prefect" / "storage"))
         yield given
         return
     shared = services.running()

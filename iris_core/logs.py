@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -38,6 +39,11 @@ class LogFile(RotatingFileHandler):
             OSError: the disk is full, say.
         """
         self.handle(makeLogRecord({"msg": line}))
+
+    def close(self) -> None:
+        """Closes the file; what a full disk did not take was an error of `write` already."""
+        with suppress(OSError):
+            super().close()
 
     def handleError(self, record: LogRecord) -> None:  # noqa: N802
         """Lets `write` raise what it is called for; `logging` would print it and go on."""

@@ -22,7 +22,11 @@ REFUSED = (
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment; for PostgreSQL PGPASSWORD, or ~/.pgpass; for the "
     "hub HF_TOKEN; a deployment gets them from Prefect Secret blocks (docs/operations.md)"
 )
-SHORTEST_SECRET = 6  # characters of a variable's value; what is shorter may be a word of the text
+SHORTEST_SECRET = (
+    6  # characters of a variable's value; what is shorter, or a word, is in many a text
+)
+WORD = re.compile(r"[a-z]+|[A-Z]+|\d+|[A-Z][a-z]+")
+WORKING_DIRECTORY = ("PWD", "OLDPWD")
 DATABASES = ("postgresql", "mysql", "mssql")  # a user name alone is no secret there
 
 _SCHEME = re.compile(r"(?:[A-Za-z][\w+.-]{0,30}://|https?:/)")
@@ -65,15 +69,17 @@ _NAMES = (
 )
 _ANY_CASE = "|".join("".join(f"[{c}{c.upper()}]" for c in name) for name in _NAMES)
 WITHOUT_SECRET = (
-    rf"^(?![A-Za-z][A-Za-z0-9+.-]+:/+(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
-    rf"(?!(?!{'|'.join(DATABASES)})[A-Za-z][A-Za-z0-9+.-]+:/+[^/?#:@]*@)"
+    rf"^(?![A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
+    rf"(?!(?!{'|'.join(DATABASES)})[A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}[^/?#:@]*@)"
 )
 
 
 def redact(text: str) -> str:
     """`text` with `***` in the place of its secrets. Doing it twice is doing it once."""
-    shown = _hide(text)
-    return _PIECE.sub(_decoded, shown) if "%" in shown else shown
+    shown = _without_secrets(text)
+    for secret in _secrets_of_environment():
+        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, shown)
+    return shown
 
 
 def carries_secret(setting: str) -> bool:
@@ -83,7 +89,7 @@ def carries_secret(setting: str) -> bool:
         return False
     if uri.lower().startswith(DATABASES):
         uri = re.sub(r"(?<=://)[^/?#:@]+@(?=[^@]*$)", "", uri)
-    return redact(uri) != uri
+    return _without_secrets(uri) != uri
 
 
 def is_secret_name(name: str) -> bool:
@@ -97,13 +103,15 @@ def is_secret_name(name: str) -> bool:
     return any(_SECRET_WORD.fullmatch(word) for word in words)
 
 
+def _without_secrets(text: str) -> str:
+    shown = _hide(text)
+    return _PIECE.sub(_decoded, shown) if "%" in shown else shown
+
+
 def _hide(text: str) -> str:
     shown = _ADDRESS.sub(_address, text)
     shown = _FIELD.sub(rf"\1={HIDDEN}", _hide_parameters(shown, _VALUE))
-    shown = _TOKEN.sub(HIDDEN, shown)
-    for secret in _secrets_of_environment():
-        shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, shown)
-    return shown
+    return _TOKEN.sub(HIDDEN, shown)
 
 
 def _address(found: re.Match[str]) -> str:
@@ -139,8 +147,14 @@ def _decoded(found: re.Match[str]) -> str:
 
 def _secrets_of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST_SECRET and _is_secret_variable(name):
+        if (
+            len(value) >= SHORTEST_SECRET
+            and _is_secret_variable(name)
+            and not WORD.fullmatch(value)
+        ):
             yield value
 
 
-_is_secret_variable = functools.cache(is_secret_name)
+@functools.cache
+def _is_secret_variable(name: str) -> bool:
+    return name not in WORKING_DIRECTORY and is_secret_name(name)

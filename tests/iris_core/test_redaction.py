@@ -143,10 +143,12 @@ def test_secrets_of_the_environment_are_hidden_wherever_they_stand(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct horse")
     monkeypatch.setenv("HF_TOKEN_PATH", "/home/me/token")
-    monkeypatch.setenv("SOME_TOKEN", "abc")  # too short to look for
-    assert redact("a correct horse, abc, /home/me/token, correct horses") == (
-        "a ***, abc, /home/me/token, correct horses"
-    )
+    monkeypatch.setenv("SOME_TOKEN", "a1")  # too short to look for
+    monkeypatch.setenv("PGPASSWORD", "postgres")  # a word
+    monkeypatch.setenv("PWD", "/work/iris")
+    text = "a {}, a1, /home/me/token, correct horses, postgres, /work/iris"
+    assert redact(text.format("correct horse")) == text.format("***")
+    assert not carries_secret("postgresql://correct horse/postgres")
 
 
 def test_an_error_holds_no_secret_and_no_control_character() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect.artifacts import create_progress_artifact, create_table_artifact
-from prefect.settings import get_current_settings
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deployments.processes import free_port, wait_healthy
 from flows.artifacts import quantities, show_report
 from iris_core.summary import Sample, rows
 from tests.iris_core.small_experiment import SmallExperiment
@@ -21,7 +24,6 @@ from tests.iris_core.small_experiment import SmallExperiment
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.usefixtures("prefect_server"),
     pytest.mark.skipif(BROWSER is None, reason="no Chromium"),
 ]
 QUIET = [
@@ -50,6 +52,24 @@ def stranger() -> Iterator[tuple[str, list[str]]]:
     server.shutdown()
 
 
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[str]:
+    """A plain Prefect server with its UI."""
+    port, log = free_port(), tmp_path / "server.log"
+    url = f"http://127.0.0.1:{port}/api"
+    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            command, env={**os.environ, **own}, stdout=file, stderr=file, cwd=tmp_path
+        )
+    wait_healthy("Prefect", f"{url}/health", server, log)
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield url
+    server.terminate()
+    server.wait()
+
+
 def page(url: str, folder: Path) -> str:
     """The document at `url` once its scripts have run."""
     assert BROWSER
@@ -61,7 +81,7 @@ def page(url: str, folder: Path) -> str:
 
 
 def test_answers_of_a_model_are_text(
-    stranger: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: str, stranger: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, asked = stranger
     hostile = [
@@ -79,7 +99,6 @@ def test_answers_of_a_model_are_text(
     show_report(small.store, tmp_path / "report.html")
     create_table_artifact(quantities(small.store, rows(small.store)[-1]), key="small-table")
     create_progress_artifact(50, "small-progress", " ".join(hostile))
-    api = str(get_current_settings().api.url)
     for key in ("small-report", "small-table", "small-progress"):
         wanted = {"artifacts": {"key": {"any_": [key]}}}
         (artifact,) = httpx.post(f"{api}/artifacts/filter", json=wanted).json()
