@@ -12,12 +12,14 @@ from iris_core.store import Store
 from iris_core.summary import Row, cells, headers, markdown, place_name, rows, samples, warnings
 from tasks.stage import artifact_key, place_of
 
+WARNING = "warning"
+
 
 def show_row(store: Store, row: Row) -> None:
     """One row of the table as a table artifact."""
     where = "initial-model" if row.iteration is None else f"iteration-{row.iteration}"
     create_table_artifact(
-        quantities(store, row),
+        [_without_markup(cell) for cell in quantities(store, row)],
         key=artifact_key(store.home.name, where),
         description=where.replace("-", " "),
     )
@@ -54,9 +56,7 @@ def quantities(store: Store, row: Row) -> list[dict[str, str]]:
     shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
     stages = f"{place_of(row.iteration)}/"
     shown += [
-        ("warning", markup.one_line(redact(text)))
-        for place, text in warnings(store)
-        if place.startswith(stages)
+        (WARNING, redact(text)) for place, text in warnings(store) if place.startswith(stages)
     ]
     return [{"quantity": name, "value": value} for name, value in shown if value]
 
@@ -65,6 +65,13 @@ def table(store: Store) -> str:
     """The iterations so far and the warnings of their stages, in Markdown."""
     title = f"# {markup.markdown(store.home.name)}"
     return "\n\n".join([title, markdown(rows(store)), *_warnings(store)])
+
+
+def _without_markup(cell: dict[str, str]) -> dict[str, str]:
+    """A quantity for Prefect's table, which takes cells for Markdown; only warnings quote what others wrote."""
+    if cell["quantity"] != WARNING:
+        return cell
+    return {**cell, "value": markup.markdown(cell["value"])}
 
 
 def _warnings(store: Store) -> list[str]:

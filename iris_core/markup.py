@@ -17,7 +17,7 @@ _ACTING = re.compile(
     "\u202a-\u202e\u2066-\u2069"  # change the direction of the text around them
     "\u2028\u2029\ud800-\udfff\U000e0000-\U000e007f]"  # break lines; are no characters; are not seen
 )
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>!#|~&:@$^]|(?<=www)\.")  # bare addresses become links, too
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>!#|~&@$^]|:(?=//)|(?<=www)\.")  # addresses become links
 
 
 def plain(text: str) -> str:

@@ -32,7 +32,7 @@ from iris_core.config import Experiment
 from iris_core.errors import IrisError, OutOfMemoryError
 from iris_core.launch import launch
 from iris_core.logs import LogFile
-from iris_core.markup import one_line, plain
+from iris_core.markup import markdown, one_line, plain
 from iris_core.redaction import redact
 from iris_core.specs import EvaluateSpec
 from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, write_atomic
@@ -218,7 +218,7 @@ def _tell_end(place: str, finished: Finished | None) -> None:
 
 
 def _launch(spec: Spec, store: Store, place: str) -> Manifest:
-    folder, log, bar = store.folder(spec), log_file(store, place), _ProgressArtifact(store, place)
+    folder, log, bar = store.folder(spec), log_file(store, place), ProgressArtifact(store, place)
     logger, watcher = get_run_logger(), _WATCHER.get()
     log.parent.mkdir(parents=True, exist_ok=True)
     if watcher:
@@ -273,7 +273,7 @@ def _ease(spec: Spec, folder: Path) -> None:
     write_atomic(folder / EXECUTION, json.dumps({name: max(1, size // 2)}))
 
 
-class _ProgressArtifact:
+class ProgressArtifact:
     """The stage's bar in the Prefect UI, moved once a second at most; a bar that cannot move stops no stage."""
 
     def __init__(self, store: Store, place: str):
@@ -296,7 +296,7 @@ class _ProgressArtifact:
     def _show(self, percent: float) -> None:
         assert self.event is not None
         self.moved = time.monotonic()
-        text = f"{self.event['stage']}: {describe(self.event)}"
+        text = markdown(f"{self.event['stage']}: {describe(self.event)}")
         try:
             if self.id is None:
                 self.id = cast(UUID, create_progress_artifact(percent, self.key, text))

@@ -43,7 +43,7 @@ def test_answers_and_paths_are_text_in_the_report(
         "\n\n".join(
             [
                 r"**\!\[x\](//e/x)**",
-                "- annotated: \\[y\\](javascript\\:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n- after: \\`\\`\\`\\\\x1b\\[0m",
+                "- annotated: \\[y\\](javascript:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n- after: \\`\\`\\`\\\\x1b\\[0m",
                 f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html",
             ]
         )

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prefect.artifacts import create_progress_artifact, create_table_artifact
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.processes import free_port, wait_healthy
-from flows.artifacts import quantities, show_report
+from flows.artifacts import show_report, show_row
 from iris_core.summary import Sample, rows
+from tasks.stage import ProgressArtifact
 from tests.iris_core.small_experiment import SmallExperiment
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,9 +97,10 @@ def test_answers_of_a_model_are_text(
     small.iterations()
     monkeypatch.setattr("flows.artifacts.samples", lambda store: [Sample(*hostile[:4])])
     show_report(small.store, tmp_path / "report.html")
-    create_table_artifact(quantities(small.store, rows(small.store)[-1]), key="small-table")
-    create_progress_artifact(50, "small-progress", " ".join(hostile))
-    for key in ("small-report", "small-table", "small-progress"):
+    show_row(small.store, rows(small.store)[-1])
+    event = {"stage": hostile[0], "done": 1, "total": 2, "text": " ".join(hostile)}
+    ProgressArtifact(small.store, "stage").move(event)
+    for key in ("small-report", "small-iteration-0", "small-stage-progress"):
         wanted = {"artifacts": {"key": {"any_": [key]}}}
         (artifact,) = httpx.post(f"{api}/artifacts/filter", json=wanted).json()
         shown = page(
