@@ -55,18 +55,7 @@ _PLAIN_KEYS = ("sort", "primary", "foreign", "partition", "group", "public")
 _ABOUT_A_SECRET = ("path", "file", "dir", "sock", "type", "name", "expires", "expiry", "timeout")
 
 # `carries_secret` as a regular expression of JSON schemas, as nearly as one can say it
-_NAMES = (
-    "password",
-    "passwd",
-    "pwd",
-    "token",
-    "secret",
-    "signature",
-    "credential",
-    "key",
-    "sig",
-    "auth",
-)
+_NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth")  # fmt: skip
 _ANY_CASE = "|".join("".join(f"[{c}{c.upper()}]" for c in name) for name in _NAMES)
 WITHOUT_SECRET = (
     rf"^(?![A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
