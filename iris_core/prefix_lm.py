@@ -55,6 +55,7 @@ class PrefixLM(ChatPrompts, HFLM):
     """
 
     ends: list[int] | None = None
+    batch_size_per_gpu: int  # the harness's own
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None):
         super().__init__(
@@ -144,7 +145,7 @@ class PrefixLM(ChatPrompts, HFLM):
 
     @cached_property
     def _prompts_at_once(self) -> int:
-        return 1 if sees_padding(self.model) else int(self.batch_size_per_gpu)
+        return 1 if sees_padding(self.model) else self.batch_size_per_gpu
 
     @cached_property
     def only_attends(self) -> bool:
