@@ -20,7 +20,7 @@ LOOP = """
 import sys, time
 from pathlib import Path
 from prefect import flow, tags, task
-from deployments.lost import alive
+from deployments.lost import TAG, alive
 
 @task
 def stage():
@@ -36,7 +36,7 @@ def part():
 def loop():
     part()
 
-with alive(Path(sys.argv[1])) as tag, tags(tag):
+with alive(Path(sys.argv[1])) as tag, tags(TAG, tag):
     loop()
 """
 

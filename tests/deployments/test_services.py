@@ -54,11 +54,13 @@ def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """The services on ports and a store of their own."""
+    """The services on ports and a store of their own, of a checkout by another name: `down` finds no others."""
     folder = tmp_path_factory.mktemp("services")
+    (folder / "checkout").symlink_to(CHECKOUT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IRIS_CACHE", str(folder / "cache"))
         patch.setenv("HOME", str(folder))
+        patch.setattr(services, "CHECKOUT", folder / "checkout")
         try:
             yield services.up(folder / "store", processes.free_port(), processes.free_port())
         finally:
@@ -112,7 +114,7 @@ def marked(up: Services) -> list[psutil.Process]:
             environment = process.environ()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.mark:
+        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.label:
             found.append(process)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
