@@ -152,7 +152,7 @@ def run_loop(experiment: Experiment) -> None:
     from deployments.server import prefect_api
     from flows.checks import check_services
 
-    outage = Outage(PATIENCE_S, functools.partial(console.print, style="dim"), ends.end_with)
+    outage = Outage(PATIENCE_S, ends.echo, ends.end_with)
     ends.end_on_signals(lambda: outage.lasts)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
     logging.raiseExceptions = False  # what cannot be sent to Prefect is no fault of the loop

@@ -118,6 +118,11 @@ def end_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def echo(text: str) -> None:
+    """Says on the error output what the user may have to act on while the command goes on."""
+    errors.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def again() -> str:
     """The command line that was typed."""
     return shlex.join(["iris", *sys.argv[1:]])

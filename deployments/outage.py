@@ -84,13 +84,13 @@ class Outage:
             self.since, self.told = now, now - SAY_EVERY_S
         if now - self.since >= self.patience:
             raise ServiceError(
-                f"Prefect: {api} has not answered for {self.patience / 60:.2g} minutes ({fault}): start the server "
-                "again, then run again to resume"
+                f"Prefect: {api} has not answered for {_duration(self.patience)} ({fault}): start the server again, then "
+                "run again to resume"
             )
         if now - self.told >= SAY_EVERY_S:
-            left = (self.patience - (now - self.since)) / 60
+            left = _duration(self.patience - (now - self.since))
             self.say(
-                f"Prefect: {api} does not answer ({fault}): start it again; waiting for {left:.2g} more minutes"
+                f"Prefect: {api} does not answer ({fault}): start it again; waiting for it, at most {left} more"
             )
             self.told = now
 
@@ -102,3 +102,8 @@ def _fault(api: str) -> str | None:
     except httpx.HTTPError as error:
         return str(error) or type(error).__name__
     return None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min" if minutes and not rest else f"{60 * minutes + rest} s"
