@@ -58,14 +58,12 @@ def full_disk(error: BaseException, folder: Path | None = None) -> StoreError | 
         error: what was raised.
         folder: on that disk, where the error names no file.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             where = cause.filename or folder or Path.cwd()
             return StoreError(
                 f"the disk of {where} is full: free some space, then run again to resume"
             )
-        cause = cause.__cause__ or cause.__context__
     return None
 
 
@@ -90,8 +88,12 @@ def end_on_signals(unreachable: Callable[[], bool]) -> None:
     Args:
         unreachable: whether Prefect cannot be told; then the run ends at once.
     """
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def end(number: int, frame: object) -> NoReturn:
+        if number == signal.SIGHUP:  # they are gone, and whoever writes to them would fail
+            for stream in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         if unreachable():
             _say_stopped()
             end_now(128 + number)
@@ -126,6 +128,15 @@ def echo(text: str) -> None:
 def again() -> str:
     """The command line that was typed."""
     return shlex.join(["iris", *sys.argv[1:]])
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and those it was raised from, which may go round in a circle where errors are kept and raised again."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
 
 
 def _say_error(error: IrisError) -> None:

@@ -88,7 +88,7 @@ def end_lost_runs(store: Path, api: str) -> int:
                 lock.unlink(missing_ok=True)  # a run that ends just now takes it away itself
                 lost += len(runs)
         _end_tasks_of_crashed(client)
-    _remove_old_locks(store)
+        _remove_settled_locks(client, store)
     return lost
 
 
@@ -186,11 +186,13 @@ def _store_of(run: FlowRun) -> Path | None:
     return path if path and path.is_absolute() else None
 
 
-def _remove_old_locks(store: Path) -> None:
-    """Removes locks that nobody holds and whose runs a server has marked long since, or that never had a run."""
+def _remove_settled_locks(client: SyncPrefectClient, store: Path) -> None:
+    """Removes locks that nobody holds and whose runs this server knows: they have ended. Others stay for a day."""
     for lock in _locks(store).glob("iris-run-*"):
         with suppress(filelock.Timeout, OSError):
-            if time.time() - lock.stat().st_mtime > OLD_S:
+            old = time.time() - lock.stat().st_mtime > OLD_S
+            known = FlowRunFilter(tags=FlowRunFilterTags(all_=[lock.name]))
+            if old or client.read_flow_runs(flow_run_filter=known, limit=1):
                 with filelock.FileLock(lock, timeout=0):
                     lock.unlink(missing_ok=True)
 

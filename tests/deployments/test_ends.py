@@ -63,6 +63,12 @@ def test_a_full_disk_is_one_line_whatever_it_is_wrapped_in(
     assert said.count("\n") == 1
 
 
+def test_errors_may_be_raised_from_each_other_in_a_circle() -> None:
+    first, second = ValueError("one"), ValueError("two")
+    first.__cause__, second.__cause__ = second, first
+    assert ends.full_disk(first) is None
+
+
 def test_other_errors_of_the_program_keep_their_traceback() -> None:
     def command() -> None:
         raise FileNotFoundError(2, "no such file", "x")

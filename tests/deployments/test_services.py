@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,15 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         patch.setenv("IRIS_CACHE", str(folder / "cache"))
         patch.setenv("HOME", str(folder))
         patch.setattr(services, "CHECKOUT", folder / "checkout")
+        ports = processes.free_port(), processes.free_port()
         try:
-            yield services.up(folder / "store", processes.free_port(), processes.free_port())
+            with ThreadPoolExecutor(
+                2
+            ) as both:  # one set of services, though asked for twice at once
+                found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
+                first, second = found
+            assert first == second
+            yield first
         finally:
             services.down()
 
@@ -264,12 +272,15 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
 
 
 @pytest.mark.integration
-def test_down_leaves_nothing(up: Services) -> None:
-    last = services.running()
+def test_down_leaves_nothing_even_where_settings_have_changed(
+    up: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, last = services.home(), services.running()
     assert last is not None
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
+    assert services.running() is None
     assert services.down()
     assert up.processes() == []
     assert last.processes() == []
-    assert services.running() is None
-    assert os.listdir(services.home())  # the logs stay
+    assert os.listdir(logs)  # they stay
     assert not services.down()
