@@ -20,7 +20,7 @@ import httpx
 import psutil
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from iris_core.errors import IrisError, ServiceError, StoreError, first_line
 from iris_core.supervision import GRACE_S, send
@@ -28,7 +28,7 @@ from iris_core.supervision import GRACE_S, send
 P = ParamSpec("P")
 ERROR = 2
 SOME_BYTES = 1 << 20  # a database that has less cannot be written
-errors = Console(stderr=True)
+errors = Console(stderr=True, emoji=False)
 
 
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -140,7 +140,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _say_error(error: IrisError) -> None:
-    errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
 
 
 def _say_stopped() -> None:

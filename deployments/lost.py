@@ -25,6 +25,8 @@ from pathlib import Path
 import filelock
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterEndTime,
     FlowRunFilterId,
@@ -148,13 +150,16 @@ def _end_tasks_of_crashed(client: SyncPrefectClient) -> None:
     """Ends what the automation cannot reach: the task runs of a flow run that it has marked."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED]))
     before = FlowRunFilterEndTime(before_=datetime.datetime.now(datetime.UTC) - REPORTED)
-    tags = FlowRunFilterTags(all_=[TAG])
-    _end_tasks(client, FlowRunFilter(state=state, end_time=before, tags=tags), LOST)
+    ours = FlowFilter(name=FlowFilterName(any_=FLOWS))
+    _end_tasks(client, FlowRunFilter(state=state, end_time=before), LOST, ours)
 
 
-def _end_tasks(client: SyncPrefectClient, of: FlowRunFilter, message: str) -> None:
+def _end_tasks(
+    client: SyncPrefectClient, of: FlowRunFilter, message: str, flows: FlowFilter | None = None
+) -> None:
     unfinished = TaskRunFilterStateType(any_=[*UNDER_WAY, StateType.SCHEDULED])  # for its next try
     tasks = client.read_task_runs(
+        flow_filter=flows,
         flow_run_filter=of,
         task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=unfinished, name=None)),
     )
