@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
 from rich.console import Console
 
@@ -157,13 +156,9 @@ def run_loop(experiment: Experiment) -> None:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
     logging.raiseExceptions = False  # what cannot be sent to Prefect is no fault of the loop
     store = check_services(experiment)
-    try:
-        with prefect_api(store.root, outage):
-            path = _run_flow(experiment, store)
-    except httpx.HTTPError as error:
-        raise ends.prefect_failed(error, os.environ["PREFECT_API_URL"], store.root) from error
-    except OSError as error:
-        raise ends.full_disk(error, store.root) or error from error
+    explained = ends.explained(store.root, lambda: os.environ.get("PREFECT_API_URL", "its server"))
+    with explained, prefect_api(store.root, outage):
+        path = _run_flow(experiment, store)
     from deployments import terminal
 
     terminal.show_result(console, store)

@@ -12,7 +12,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, ParamSpec
 
@@ -67,18 +68,37 @@ def full_disk(error: BaseException, folder: Path | None = None) -> StoreError | 
     return None
 
 
-def prefect_failed(error: httpx.HTTPError, api: str, store: Path) -> IrisError:
-    """The error for what Prefect's client has raised: its server is gone, or cannot write.
+@contextmanager
+def explained(store: Path, api: Callable[[], str]) -> Iterator[None]:
+    """Turns what a full disk or a Prefect server that is gone raises, whatever it is wrapped in, into one line.
 
     Args:
-        error: what was raised.
-        api: the server's address.
-        store: whose disk is the server's, where it is one of ours.
+        store: on whose disk the block writes, as a server of ours does.
+        api: the Prefect server's address.
+
+    Raises:
+        StoreError: the disk is full.
+        ServiceError: Prefect does not answer.
     """
-    if shutil.disk_usage(store).free < SOME_BYTES:
+    try:
+        yield
+    except IrisError:
+        raise
+    except Exception as error:
+        known = full_disk(error, store) or _prefect_failed(error, api(), store)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _prefect_failed(error: Exception, api: str, store: Path) -> IrisError | None:
+    cause = next((each for each in _causes(error) if isinstance(each, httpx.HTTPError)), None)
+    if cause is None:
+        return None
+    if shutil.disk_usage(store).free < SOME_BYTES:  # the server cannot write either
         return StoreError(f"the disk of {store} is full: free some space, then run again to resume")
     return ServiceError(
-        f"Prefect: {api} no longer answers ({first_line(error)}): start it again, then run again to resume"
+        f"Prefect: {api} no longer answers ({first_line(cause)}): start it again, then run again to resume"
     )
 
 

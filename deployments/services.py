@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import httpx
 import psutil
 from pydantic import ValidationError
 
@@ -137,11 +136,8 @@ def up(
         mlflow_port=mlflow_port,
         mark=uuid.uuid4().hex,
     )
-    with _alone(say):
-        try:
-            return _keep(services, say) or _start_anew(services, say)
-        except httpx.HTTPError as error:
-            raise ends.prefect_failed(error, services.api, services.store) from error
+    with _alone(say), ends.explained(services.store, lambda: services.api):
+        return _keep(services, say) or _start_anew(services, say)
 
 
 def down(say: Say = print) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deployments import ends
-from iris_core.errors import ConfigError
+from iris_core.errors import ConfigError, ServiceError
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
@@ -77,11 +77,20 @@ def test_other_errors_of_the_program_keep_their_traceback() -> None:
         ends.handle_errors(command)()
 
 
-def test_what_prefect_cannot_do_is_one_line(tmp_path: Path) -> None:
-    error = ends.prefect_failed(
-        httpx.ConnectError("refused\nat length"), "http://here/api", tmp_path
-    )
-    assert str(error) == (
+def fail_to_reach_prefect() -> None:
+    try:
+        raise httpx.ConnectError("refused\nat length")
+    except httpx.HTTPError as cause:
+        raise RuntimeError("Failed to reach API") from cause
+
+
+def test_a_server_that_is_gone_is_one_line_whatever_it_is_wrapped_in(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ServiceError) as error,
+        ends.explained(tmp_path, lambda: "http://here/api"),
+    ):
+        fail_to_reach_prefect()
+    assert str(error.value) == (
         "Prefect: http://here/api no longer answers (refused): start it again, then run again to resume"
     )
 
