@@ -41,10 +41,9 @@ CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
 NAMES = {"prefect", "mlflow", "worker"}
 RUN_GRACE_S = 30.0
-PATIENT, IMPATIENT = (
-    "9",
-    "2",
-)  # how often Prefect's client tries again, with pauses that double: 17 minutes, 6 seconds
+# how often Prefect's client tries again, with pauses that double
+PATIENT = "9"  # 17 minutes
+IMPATIENT = "2"  # 6 seconds
 
 Say = Callable[[str], None]
 
@@ -88,7 +87,7 @@ class Services(Strict):
 
     def alive(self) -> set[str]:
         """Names of the services whose supervisor lives, as it does for as long as they do."""
-        return {process.cmdline()[-1] for process in self.supervisors()}
+        return set(_supervised(self.processes()).values())
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that belongs to them."""
@@ -96,14 +95,11 @@ class Services(Strict):
 
     def supervisors(self) -> list[psutil.Process]:
         """The processes above each service."""
-        return _commanded(
-            self.processes(),
-            lambda command: command[-2:-1] == [supervision.__file__] and command[-1] in NAMES,
-        )
+        return list(_supervised(self.processes()))
 
 
 def home() -> Path:
-    """Where state and logs of the services lie."""
+    """Where logs of the services lie."""
     cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
     return Path(cache).expanduser().absolute() / "services"
 
@@ -319,18 +315,25 @@ def _log(name: str) -> Path:
 
 def _flow_runs(services: Services) -> list[psutil.Process]:
     """The processes of flow runs that the worker has started."""
-    return _commanded(services.processes(), lambda command: "prefect.engine" in command)
+    commands = _commands(services.processes())
+    return [process for process, command in commands.items() if "prefect.engine" in command]
 
 
-def _commanded(
-    processes: list[psutil.Process], fits: Callable[[list[str]], bool]
-) -> list[psutil.Process]:
-    """Those of the processes whose command line fits."""
-    found = []
+def _supervised(processes: list[psutil.Process]) -> dict[psutil.Process, str]:
+    """The supervisors of services among `processes`, and what each is called."""
+    return {
+        process: command[-1]
+        for process, command in _commands(processes).items()
+        if command[-2:-1] == [supervision.__file__] and command[-1] in NAMES
+    }
+
+
+def _commands(processes: list[psutil.Process]) -> dict[psutil.Process, list[str]]:
+    """The command lines of those that live."""
+    found = {}
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            if fits(process.cmdline()):
-                found.append(process)
+            found[process] = process.cmdline()
     return found
 
 
