@@ -204,18 +204,18 @@ def test_the_server_marks_a_run_whose_heartbeat_stops(
 
 
 def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their_run(
-    api: str, tmp_path: Path
+    api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=5)
+    monkeypatch.setattr(lost, "REPORTED", datetime.timedelta())
     with SyncPrefectClient(api) as client:
         cancelled = run_in(client, Cancelling())
         lost.crash(client, [client.read_flow_run(cancelled)], "lost")
         assert state_of(client, cancelled) == "Cancelled"
-        marked = run_in(client, Running(timestamp=earlier))
+        marked = run_in(client, Running())
         stage = client.create_task_run(
             stage_of_a_run, marked, dynamic_key="0", name="stage", state=Running()
         )
-        client.set_flow_run_state(marked, Crashed(timestamp=earlier), force=True)
+        client.set_flow_run_state(marked, Crashed(), force=True)
         lost.end_lost_runs(tmp_path, api)
         assert client.read_task_run(stage.id).state_name == "Crashed"
 
