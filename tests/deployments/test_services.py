@@ -260,7 +260,8 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
     with SyncPrefectClient(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
-        (worker,) = psutil.Process(up.pids["worker"]).children()
+        above = next(each for each in up.supervisors() if each.cmdline()[-1] == "worker")
+        (worker,) = above.children()
         flow_of(stage).suspend()
         worker.kill()
         wait_for(lambda: not marked(up) and services.running() is None, 120)
