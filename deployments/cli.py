@@ -7,23 +7,22 @@ iris demo --seed 1
 from __future__ import annotations
 
 import functools
+import logging
 import os
-import shlex
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
-import httpx
 import typer
 from rich.console import Console
-from rich.text import Text
 
+from deployments import ends
+from deployments.ends import errors, handle_errors
 from iris_core.config import Experiment
-from iris_core.errors import ConfigError, IrisError, ModelError, ServiceError
-from iris_core.markup import plain
+from iris_core.errors import ConfigError, IrisError, ModelError
 from iris_core.recipe import load_recipe, parse_settings
+
+if TYPE_CHECKING:
+    from iris_core.store import Store
 
 app = typer.Typer(
     help="Self-play fine-tuning of language models: runs the loop, shows what it did.",
@@ -32,9 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(emoji=False)
-errors = Console(stderr=True, emoji=False)
 
-P = ParamSpec("P")
 SET_HELP = (
     "Change a setting, as in training.epochs=1. VALUE is one number, true, false, null or text, kept as it is, # and : included; "
     "where it starts with [, {, \" or ' it is YAML: a list, a mapping, quoted text. A mapping changes the keys it names, the "
@@ -46,29 +43,11 @@ Settings = Annotated[
 ]
 StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
 STORE = Path("iris-store")
-
-
-def told(command: Callable[P, None]) -> Callable[P, None]:
-    """An IrisError ends the command with its message and exit code 2, Ctrl-C with 130; neither with a traceback."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except IrisError as error:
-            errors.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            errors.print(
-                f"stopped. To resume: {_again()}", markup=False, highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(130) from None
-
-    return run
+PATIENCE_S = 600.0
 
 
 @app.command("run")
-@told
+@handle_errors
 def run_command(
     recipe: Annotated[
         str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")
@@ -82,7 +61,7 @@ def run_command(
 
 
 @app.command()
-@told
+@handle_errors
 def demo(
     seed: Annotated[
         int,
@@ -99,7 +78,7 @@ def demo(
 
 
 @app.command()
-@told
+@handle_errors
 def report(
     name: Annotated[str, typer.Argument(help="The experiment's name.")],
     store: StoreOption = STORE,
@@ -120,7 +99,7 @@ def report(
 
 
 @app.command()
-@told
+@handle_errors
 def doctor() -> None:
     """Show what this machine has, what is missing, and what to type."""
     from iris_core import doctor as examination
@@ -129,7 +108,7 @@ def doctor() -> None:
 
 
 @app.command()
-@told
+@handle_errors
 def up(
     store: StoreOption = STORE,
     prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
@@ -154,7 +133,7 @@ def up(
 
 
 @app.command()
-@told
+@handle_errors
 def down() -> None:
     """Stop what `iris up` started, its flow runs included."""
     from deployments import services
@@ -168,45 +147,47 @@ def run_loop(experiment: Experiment) -> None:
     Raises:
         IrisError: what stopped the loop; a crashed stage's last log lines are printed first.
     """
+    from deployments.outage import Outage
     from deployments.server import prefect_api
     from flows.checks import check_services
 
-    signal.signal(signal.SIGTERM, _terminate)
+    outage = Outage(PATIENCE_S, ends.echo, ends.end_with)
+    ends.end_on_signals(lambda: outage.lasts)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
+    logging.raiseExceptions = False  # what cannot be sent to Prefect is no fault of the loop
     store = check_services(experiment)
-    with prefect_api(store.root) as api:
-        from prefect import tags
+    explained = ends.explained(store.root, lambda: os.environ.get("PREFECT_API_URL", "its server"))
+    with explained, prefect_api(store.root, outage):
+        path = _run_flow(experiment, store)
+    from deployments import terminal
 
-        from deployments import lost, terminal
-        from flows.iris import iris
-        from tasks.stage import log_file, watched_by
-
-        display = terminal.Display(console)
-        try:
-            with lost.alive(store.root) as tag, tags(tag), display.live(), watched_by(display):
-                path = iris(experiment)
-        except IrisError as error:
-            if display.failed and error.exit_code == 70:
-                log = terminal.end_of_log(log_file(store, display.failed))
-                errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
-            raise
-        except httpx.HTTPError as error:
-            raise ServiceError(
-                f"Prefect: {api} no longer answers ({error!r}): run again to resume"
-            ) from error
-        finally:
-            terminal.send_the_rest()
     terminal.show_result(console, store)
-    terminal.show_places(console, store, path, _again())
+    terminal.show_places(console, store, path, ends.again())
 
 
-def _again() -> str:
-    """The command line that was typed."""
-    return plain(shlex.join(["iris", *sys.argv[1:]]))
+def _run_flow(experiment: Experiment, store: Store) -> Path:
+    from prefect import tags
 
+    from deployments import lost, terminal
+    from flows.iris import iris
+    from tasks.stage import log_file, watched_by
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
+    display = terminal.Display(console)
+    try:
+        with (
+            lost.alive(store.root) as tag,
+            tags(lost.TAG, tag),
+            display.live(),
+            watched_by(display),
+        ):
+            return iris(experiment)
+    except IrisError as error:
+        if display.failed and error.exit_code == 70:
+            log = terminal.end_of_log(log_file(store, display.failed))
+            errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
+        raise
+    finally:
+        terminal.send_the_rest()
 
 
 if __name__ == "__main__":

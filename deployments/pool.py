@@ -30,7 +30,10 @@ def worker_name() -> str:
 
 
 def make(api: str) -> None:
-    """Makes the pool if there is none. One there is stays as it is: its limit may have been changed on purpose."""
+    """Makes the pool if there is none. One there is stays as it is: its limit may have been changed on purpose.
+
+    The server is to mark runs that are lost, too: workers on other machines may be lost with theirs.
+    """
     wanted = WorkPoolCreate(
         name=NAME,
         type="process",
@@ -43,6 +46,7 @@ def make(api: str) -> None:
             client.create_work_pool(wanted)
         except ObjectAlreadyExists:
             pass
+    lost.watch(api)
 
 
 def online(api: str, since: datetime.datetime) -> bool:

@@ -95,7 +95,12 @@ def wait_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path)
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    raise ServiceError(f"{name} did not start; {log} ends with:\n{end_of(log.read_text())}")
+    said = end_of(log.read_text())
+    raise ServiceError(
+        f"{name} did not start; {log} ends with:\n{said}"
+        if said
+        else f"{name} did not start and said nothing: try again"
+    )
 
 
 def end_of(text: str) -> str:

@@ -1,11 +1,13 @@
 """A Prefect API for `iris run`: the one that is there already, or a server of its own for as long as the loop runs.
 
-The server keeps its runs in the store (`.prefect/`), where `iris up` shows them later.
+The server keeps its runs in the store (`.prefect/`), where `iris up` shows them later. A server of its own that dies is
+started again; another one that goes away is waited for (`deployments.outage`).
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +17,21 @@ import filelock
 import httpx
 
 from deployments import processes, services
+from deployments.outage import Outage
 from iris_core import supervision
 from iris_core.errors import ServiceError
 from iris_core.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
 
+STARTS = 4
+
 
 @contextmanager
-def prefect_api(store: Path) -> Iterator[str]:
+def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
     """Sets this process's Prefect settings; to be entered before Prefect is imported.
 
     Args:
         store: the experiment's store.
+        outage: what happens when the API no longer answers.
 
     Yields:
         The address of the API: PREFECT_API_URL where it is set, that of `iris up` where it runs on `store`, else that
@@ -37,44 +43,88 @@ def prefect_api(store: Path) -> Iterator[str]:
     store = store.expanduser().absolute()
     os.environ.update(TELEMETRY_OFF)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(store / ".prefect" / "storage"))
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", services.PATIENT)
     given = os.environ.get("PREFECT_API_URL")
     if given:
         _check(given)
-        yield given
+        with outage.watched(given):
+            _watch(given)
+            _end_lost_runs(store, given)
+            yield given
         return
     shared = services.running()
     if shared and shared.store == store:
         os.environ.update(processes.prefect_environment(store, shared.api))
-        _end_lost_runs(store, shared.api)
-        yield shared.api
+        with outage.watched(shared.api):
+            _end_lost_runs(store, shared.api)
+            yield shared.api
         return
-    port = processes.free_port()
-    os.environ.update(processes.prefect_environment(store, f"http://{processes.HOST}:{port}/api"))
-    with _server(store, port) as api:
-        _end_lost_runs(store, api)
-        yield api
-
-
-@contextmanager
-def _server(store: Path, port: int) -> Iterator[str]:
-    home = store / ".prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    api, log = os.environ["PREFECT_API_URL"], home / "server.log"
-    command, launch_id = processes.prefect_server(port), uuid.uuid4().hex
-    with filelock.FileLock(home / "start.lock"):  # two at once would both make the tables
-        with log.open("a") as file:
-            # in a session of its own: Ctrl-C is for the loop, which still has to report its end
-            environment = {**os.environ, LAUNCH_VARIABLE: launch_id}
-            server = supervision.start("prefect-server", command, environment, file)
-        try:
-            processes.wait_healthy("the Prefect server", f"{api}/health", server, log)
-        except BaseException:
-            supervision.end(server, LAUNCH_VARIABLE, launch_id)
-            raise
+    api = f"http://{processes.HOST}:{processes.free_port()}/api"
+    os.environ.update(processes.prefect_environment(store, api))
+    server = _Server(store, api)
     try:
-        yield api
+        server.start()
+        with outage.watched(api, server.revive):
+            _end_lost_runs(store, api)
+            yield api
     finally:
-        supervision.end(server, LAUNCH_VARIABLE, launch_id)
+        server.end()
+
+
+class _Server:
+    """A Prefect server of this process.
+
+    Args:
+        store: where it keeps its runs.
+        api: its address, at a port that is free.
+    """
+
+    def __init__(self, store: Path, api: str):
+        self.home, self.api = store / ".prefect", api
+        self.launch_id = uuid.uuid4().hex
+        self.process: subprocess.Popen[str] | None = None
+        self.starts = 0
+
+    def start(self) -> None:
+        """Starts it and waits until it answers; raises ServiceError if it does not."""
+        self.starts += 1
+        self.home.mkdir(parents=True, exist_ok=True)
+        log, port = self.home / "server.log", int(httpx.URL(self.api).port or 0)
+        with filelock.FileLock(self.home / "start.lock"):  # two at once would both make the tables
+            with log.open("a") as file:
+                # in a session of its own: Ctrl-C is for the loop, which still has to report its end
+                environment = {**os.environ, LAUNCH_VARIABLE: self.launch_id}
+                command = processes.prefect_server(port)
+                self.process = supervision.start("prefect-server", command, environment, file)
+            processes.wait_healthy("the Prefect server", f"{self.api}/health", self.process, log)
+
+    def revive(self) -> bool:
+        """Starts it again if it has ended. Returns whether it had.
+
+        Raises:
+            ServiceError: it does not start, or has ended too often.
+        """
+        if self.process is None or self.process.poll() is None:
+            return False
+        if self.starts == STARTS:
+            log = self.home / "server.log"
+            raise ServiceError(
+                f"the Prefect server has ended {STARTS} times ({log} says why): run again to resume"
+            )
+        self.end()
+        self.start()
+        return True
+
+    def end(self) -> None:
+        """Ends it and whatever it has left."""
+        if self.process is not None:
+            supervision.end(self.process, LAUNCH_VARIABLE, self.launch_id)
+
+
+def _watch(api: str) -> None:
+    from deployments import lost  # imports Prefect, which reads its settings then
+
+    lost.watch(api)
 
 
 def _end_lost_runs(store: Path, api: str) -> None:

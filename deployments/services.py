@@ -1,28 +1,28 @@
 """Starts and stops what `iris up` offers: a Prefect server, an MLflow server, and a worker with the deployments.
 
-Each service is a process of its own with a log file, below a supervisor that ends with it all that it has started; a
-state file says where the supervisors are. Everything they start carries a mark in its environment, too, by which `down`
-finds what is left where a supervisor was killed.
+Each service is a process of its own with a log file, below a supervisor that ends with it all that it has started. What
+they are is written in the environment that they and everything they start were given, and nowhere else: `down` finds
+what lives, whatever became of `up`, of files and of settings since.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
 from pydantic import ValidationError
 
-from deployments import processes
+from deployments import ends, processes
 from deployments.processes import (
     HOST,
     START_S,
@@ -34,30 +34,36 @@ from deployments.processes import (
 from iris_core import supervision
 from iris_core.errors import ConfigError, ServiceError
 from iris_core.launch import TELEMETRY_OFF
-from iris_core.store import Strict, write_atomic
-from iris_core.supervision import GRACE_S, end_marked, marked, send
+from iris_core.store import Strict
+from iris_core.supervision import GRACE_S, by_value, end_marked, marked, send
 
 CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
+NAMES = {"prefect", "mlflow", "worker"}
 RUN_GRACE_S = 30.0
+# how often Prefect's client tries again, with pauses that double
+PATIENT = "9"  # 17 minutes
+IMPATIENT = "2"  # 6 seconds
 
 Say = Callable[[str], None]
 
 
 class Services(Strict):
-    """What `up` has started.
+    """What one `up` has started.
 
     Attributes:
+        cache: the folder that held its logs (IRIS_CACHE).
+        checkout: whose deployments they run.
         store: the store whose runs they show.
-        mark: found in the environment of every process that belongs to them.
-        pids: process ids of their supervisors, by name: prefect, mlflow, worker.
+        mark: of this `up` alone.
     """
 
+    cache: Path
+    checkout: Path
     store: Path
     prefect_port: int
     mlflow_port: int
     mark: str
-    pids: dict[str, int]
 
     @property
     def prefect(self) -> str:
@@ -74,30 +80,33 @@ class Services(Strict):
         """Address of MLflow, its UI and tracking URI."""
         return f"http://{HOST}:{self.mlflow_port}"
 
+    @property
+    def label(self) -> str:
+        """What MARK_VARIABLE is set to in everything that belongs to them."""
+        return self.model_dump_json()
+
     def alive(self) -> set[str]:
         """Names of the services whose supervisor lives, as it does for as long as they do."""
-        pids = {process.pid for process in self.supervisors()}
-        return {name for name, pid in self.pids.items() if pid in pids}
+        return set(_supervised(self.processes()).values())
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that belongs to them."""
-        return marked(MARK_VARIABLE, self.mark)
+        return marked(MARK_VARIABLE, self.label)
 
     def supervisors(self) -> list[psutil.Process]:
-        """Those of `pids` that live."""
-        return [process for process in self.processes() if process.pid in self.pids.values()]
+        """The processes above each service."""
+        return list(_supervised(self.processes()))
 
 
 def home() -> Path:
-    """Where state and logs of the services lie."""
+    """Where logs of the services lie."""
     cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
     return Path(cache).expanduser().absolute() / "services"
 
 
 def running() -> Services | None:
     """The services, if all three live."""
-    services = _state()
-    return services if services and services.alive() == set(services.pids) else None
+    return next((each for each in _ours() if each.alive() == NAMES), None)
 
 
 def up(
@@ -113,50 +122,32 @@ def up(
 
     Raises:
         ConfigError: services run on another store, or a port is taken.
-        ServiceError: a service does not start; has the end of its log.
+        ServiceError: a service does not start, has the end of its log; or the Prefect server went away meanwhile.
     """
-    store = store.expanduser().absolute()
-    services = running()
-    if services:
-        _same(services, store, prefect_port, mlflow_port)
-        say("Prefect, MLflow and the worker run already")
-        deploy(services)
-        _end_lost_runs(services)
-        return services
-    down(say=lambda line: None)
-    check_port(prefect_port, "prefect-port")
-    check_port(mlflow_port, "mlflow-port")
     services = Services(
-        store=store,
+        cache=home().parent,
+        checkout=CHECKOUT,
+        store=store.expanduser().absolute(),
         prefect_port=prefect_port,
         mlflow_port=mlflow_port,
         mark=uuid.uuid4().hex,
-        pids={},
     )
-    try:
-        return _start(services, say)
-    except BaseException:
-        down(say=lambda line: None)
-        raise
+    with _alone(say), ends.explained(services.store, lambda: services.api):
+        return _keep(services, say) or _start_anew(services, say)
 
 
 def down(say: Say = print) -> bool:
-    """Ends the services and everything they started, flow runs included. Returns whether there were any."""
-    services = _state()
-    if services is None:
+    """Ends the services and everything they started, flow runs included. Returns whether there were any.
+
+    Where none was started with this IRIS_CACHE, those of this checkout are ended: the variable, or HOME, has changed.
+    """
+    with _alone(say):
+        found = _ours() or [each for each in _all() if each.checkout == CHECKOUT]
+        for services in found:
+            _end(services, say)
+    if not found:
         say("nothing is running")
-        return False
-    flow_runs = _flow_runs(services)
-    if flow_runs:  # first, so that they can still tell the server that they ended
-        say("stopping the flow runs")
-        send(flow_runs, signal.SIGTERM)
-        _wait(lambda: not _flow_runs(services), RUN_GRACE_S)
-    say("stopping Prefect, MLflow and the worker")
-    send(services.supervisors(), signal.SIGTERM)
-    _wait(lambda: not services.supervisors(), 2 * GRACE_S)
-    end_marked(MARK_VARIABLE, services.mark)
-    (home() / "services.json").unlink(missing_ok=True)
-    return True
+    return bool(found)
 
 
 def environment(services: Services) -> dict[str, str]:
@@ -166,7 +157,8 @@ def environment(services: Services) -> dict[str, str]:
         **TELEMETRY_OFF,
         **prefect_environment(services.store, services.api),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges and scorers: not used, and costly to start
-        MARK_VARIABLE: services.mark,
+        "PREFECT_CLIENT_MAX_RETRIES": PATIENT,
+        MARK_VARIABLE: services.label,
         "IRIS_STORE": str(services.store),
         "IRIS_CACHE": str(home().parent),
         "PWD": str(CHECKOUT),  # prefect.yaml makes it the working directory of runs
@@ -182,7 +174,7 @@ def deploy(services: Services) -> None:
     done = subprocess.run(
         processes.apply_deployments(),
         cwd=CHECKOUT,
-        env=environment(services),
+        env={**environment(services), "PREFECT_CLIENT_MAX_RETRIES": IMPATIENT},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -193,23 +185,47 @@ def deploy(services: Services) -> None:
         raise ServiceError(f"deployments/prefect.yaml was not applied:\n{end_of(done.stdout)}")
 
 
+def _keep(wanted: Services, say: Say) -> Services | None:
+    """The services that run already, with today's deployments."""
+    services = running()
+    if services is None:
+        return None
+    _same(services, wanted)
+    say("Prefect, MLflow and the worker run already")
+    with _impatient():
+        deploy(services)
+        _end_lost_runs(services)
+    return services
+
+
+def _start_anew(services: Services, say: Say) -> Services:
+    for each in _ours():  # what is left of others, of which some have died
+        _end(each, say)
+    check_port(services.prefect_port, "prefect-port")
+    check_port(services.mlflow_port, "mlflow-port")
+    try:
+        with _impatient():
+            return _start(services, say)
+    except BaseException:
+        _end(services, say=lambda line: None)
+        raise
+
+
 def _start(services: Services, say: Say) -> Services:
     from deployments import pool  # imports Prefect, which is slow
 
     store = services.store
     store.mkdir(parents=True, exist_ok=True)
     say("starting Prefect and MLflow")
-    serve_mlflow = processes.mlflow_server(services.mlflow_port, store)
-    prefect, services = _spawn(services, "prefect", processes.prefect_server(services.prefect_port))
-    mlflow, services = _spawn(services, "mlflow", serve_mlflow)
+    prefect = _spawn(services, "prefect", processes.prefect_server(services.prefect_port))
+    mlflow = _spawn(services, "mlflow", processes.mlflow_server(services.mlflow_port, store))
     wait_healthy("the Prefect server", f"{services.api}/health", prefect, _log("prefect"))
     pool.make(services.api)
     pool.end_lost_runs(services.api)
     _end_lost_runs(services)
     say("starting the worker and applying the deployments")
     started = datetime.datetime.now(datetime.UTC)
-    work = processes.worker(pool.NAME, pool.worker_name())
-    worker, services = _spawn(services, "worker", work)
+    worker = _spawn(services, "worker", processes.worker(pool.NAME, pool.worker_name()))
     deploy(services)
     _wait(lambda: worker.poll() is not None or pool.online(services.api, started), START_S)
     if worker.poll() is not None or not pool.online(services.api, started):
@@ -218,38 +234,77 @@ def _start(services: Services, say: Say) -> Services:
     return services
 
 
+def _end(services: Services, say: Say) -> None:
+    if _flow_runs(services):  # first, so that they can still tell the server that they ended
+        say("stopping the flow runs")
+        send(_flow_runs(services), signal.SIGTERM)
+        _wait(lambda: not _flow_runs(services), RUN_GRACE_S)
+    say("stopping Prefect, MLflow and the worker")
+    send(services.supervisors(), signal.SIGTERM)
+    _wait(lambda: not services.supervisors(), 2 * GRACE_S)
+    end_marked(MARK_VARIABLE, services.label)
+
+
+@contextmanager
+def _alone(say: Say) -> Iterator[None]:
+    """Waits until no other `up` or `down` of this user is at work."""
+    home().mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(home() / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say("waiting for another `iris up` or `iris down`")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A server of ours that has just answered and does not any more has died: Prefect's client waits some seconds only."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings  # slow
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(IMPATIENT)}):
+        yield
+
+
 def _end_lost_runs(services: Services) -> None:
     from deployments import lost  # imports Prefect, which is slow
 
     lost.end_lost_runs(services.store, services.api)
 
 
-def _spawn(
-    services: Services, name: str, command: list[str]
-) -> tuple[subprocess.Popen[Any], Services]:
-    """Starts a service below a supervisor and notes it in the state file."""
+def _spawn(services: Services, name: str, command: list[str]) -> subprocess.Popen[Any]:
+    """Starts a service below a supervisor."""
     log = _log(name)
-    log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     with log.open("a") as file:
-        process = supervision.start(
+        return supervision.start(
             name, command, environment(services), file, cwd=CHECKOUT, outlives=True
         )
-    services = services.model_copy(update={"pids": {**services.pids, name: process.pid}})
-    write_atomic(home() / "services.json", services.model_dump_json(indent=1))
-    return process, services
 
 
-def _state() -> Services | None:
-    try:
-        return Services.model_validate(json.loads((home() / "services.json").read_text()))
-    except (FileNotFoundError, ValueError, ValidationError):
-        return None
+def _ours() -> list[Services]:
+    """Those started with this IRIS_CACHE of which anything lives."""
+    return [each for each in _all() if each.cache == home().parent]
 
 
-def _same(services: Services, store: Path, prefect_port: int, mlflow_port: int) -> None:
-    asked = (store, prefect_port, mlflow_port)
-    if asked != (services.store, services.prefect_port, services.mlflow_port):
+def _all() -> list[Services]:
+    """All of this user's of which anything lives."""
+    found = []
+    for label in by_value(MARK_VARIABLE):
+        with suppress(ValidationError):  # of another version
+            found.append(Services.model_validate_json(label))
+    return found
+
+
+def _same(services: Services, wanted: Services) -> None:
+    def asked(of: Services) -> tuple[Path, int, int]:
+        return of.store, of.prefect_port, of.mlflow_port
+
+    if asked(services) != asked(wanted):
         raise ConfigError(
             f"services run already, on the store {services.store}, {services.prefect} and {services.mlflow}: "
             "type `iris down` first"
@@ -262,11 +317,25 @@ def _log(name: str) -> Path:
 
 def _flow_runs(services: Services) -> list[psutil.Process]:
     """The processes of flow runs that the worker has started."""
-    found = []
-    for process in services.processes():
+    commands = _commands(services.processes())
+    return [process for process, command in commands.items() if "prefect.engine" in command]
+
+
+def _supervised(processes: list[psutil.Process]) -> dict[psutil.Process, str]:
+    """The supervisors of services among `processes`, and what each is called."""
+    return {
+        process: command[-1]
+        for process, command in _commands(processes).items()
+        if command[-2:-1] == [supervision.__file__] and command[-1] in NAMES
+    }
+
+
+def _commands(processes: list[psutil.Process]) -> dict[psutil.Process, list[str]]:
+    """The command lines of those that live."""
+    found = {}
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            if "prefect.engine" in process.cmdline():
-                found.append(process)
+            found[process] = process.cmdline()
     return found
 
 

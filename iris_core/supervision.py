@@ -98,11 +98,19 @@ def end(supervisor: subprocess.Popen[str], variable: str, value: str) -> None:
 
 def marked(variable: str, value: str) -> list[psutil.Process]:
     """Every live process that was started with `variable` set to `value`, whatever it has become since."""
-    entry, found = f"{variable}={value}".encode(), []
+    return by_value(variable).get(value, [])
+
+
+def by_value(variable: str) -> dict[str, list[psutil.Process]]:
+    """Every live process that was started with `variable` set, by its value."""
+    start = f"{variable}=".encode()
+    found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
         with suppress(OSError, psutil.NoSuchProcess):
-            if entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
-                found.append(process)
+            for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(start):
+                    value = entry.removeprefix(start).decode(errors="replace")
+                    found.setdefault(value, []).append(process)
     return found
 
 

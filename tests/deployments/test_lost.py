@@ -1,16 +1,23 @@
-"""Flow runs of a process that was killed, beside one that lives, in the history of a real server."""
+"""Flow runs of a process that was killed, beside one that lives, in the history of real servers."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
+import httpx
 import pytest
+from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.states import Cancelling, Crashed, Running, State
 
 from deployments import lost, processes
 
@@ -20,7 +27,7 @@ LOOP = """
 import sys, time
 from pathlib import Path
 from prefect import flow, tags, task
-from deployments.lost import alive
+from deployments.lost import TAG, alive
 
 @task
 def stage():
@@ -33,27 +40,34 @@ def part():
     stage()
 
 @flow(flow_run_name=Path(sys.argv[2]).name)
-def loop():
+def loop(experiment):
     part()
 
-with alive(Path(sys.argv[1])) as tag, tags(tag):
-    loop()
+with alive(Path(sys.argv[1])) as tag, tags(TAG, tag):
+    loop({"store": sys.argv[1]})
 """
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[str]:
-    """A server that keeps its history in `tmp_path`."""
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """A server that keeps its history in `folder`."""
     port = processes.free_port()
     url = f"http://{processes.HOST}:{port}/api"
-    environment = {**os.environ, **processes.prefect_environment(tmp_path, url)}
-    with (tmp_path / "server.log").open("w") as log:
+    environment = {**os.environ, **processes.prefect_environment(folder, url)}
+    folder.mkdir(exist_ok=True)
+    with (folder / "server.log").open("w") as log:
         command = processes.prefect_server(port)
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    processes.wait_healthy("Prefect", f"{url}/health", server, tmp_path / "server.log")
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    processes.wait_healthy("Prefect", f"{url}/health", process, folder / "server.log")
     yield url
-    server.terminate()
-    server.wait()
+    process.terminate()
+    process.wait()
 
 
 def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
@@ -100,3 +114,118 @@ def test_runs_of_a_killed_process_are_ended_and_those_of_a_live_one_are_not(
     assert states(api, "live")["loop"] == "Completed"
     assert list((tmp_path / ".prefect" / "alive").iterdir()) == []
     assert lost.end_lost_runs(tmp_path, api) == 0
+
+
+def test_a_lost_run_is_marked_on_its_own_server_only_and_from_any_store(
+    api: str, tmp_path: Path
+) -> None:
+    killed = start(tmp_path, api, "elsewhere")
+    killed.kill()
+    killed.wait()
+    with server(tmp_path / "other") as other:
+        assert lost.end_lost_runs(tmp_path, other) == 0
+    assert states(api, "elsewhere")["loop"] == "Running"
+    assert lost.end_lost_runs(tmp_path / "other", api) == 2
+    assert states(api, "elsewhere")["loop"] == "Crashed"
+
+
+def test_the_lock_of_a_run_that_has_reported_its_end_goes(api: str, tmp_path: Path) -> None:
+    with SyncPrefectClient(api) as client:
+        client.create_flow_run(named, tags=["iris", "iris-run-aaaaaaaa"], state=Crashed())
+    lock = tmp_path / ".prefect" / "alive" / "iris-run-aaaaaaaa"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert lost.end_lost_runs(tmp_path, api) == 0
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_run_that_never_was_goes_after_a_day(api: str, tmp_path: Path) -> None:
+    new, old = (tmp_path / ".prefect" / "alive" / f"iris-run-0000000{n}" for n in range(2))
+    new.parent.mkdir(parents=True)
+    new.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    lost.end_lost_runs(tmp_path, api)
+    assert [new] == list(new.parent.iterdir())
+
+
+@task
+def stage_of_a_run() -> None:
+    """As `named`."""
+
+
+@flow(name="iris")
+def named(experiment: dict[str, str]) -> None:
+    """A flow whose runs only have the states that a test gives them."""
+
+
+def run_in(client: SyncPrefectClient, state: State, **parameters: str) -> UUID:
+    given = {"experiment": parameters}
+    return client.create_flow_run(named, parameters=given, tags=["iris"], state=state).id
+
+
+def state_of(client: SyncPrefectClient, run: UUID) -> str:
+    state = client.read_flow_run(run).state
+    assert state is not None
+    return state.name or ""
+
+
+def beat(api: str, runs: list[UUID]) -> None:
+    """Heartbeats of flow runs, as their processes send them."""
+    for run in runs:
+        related = {"prefect.resource.id": "prefect.flow.x", "prefect.resource.role": "flow"}
+        event = {
+            "event": "prefect.flow-run.heartbeat",
+            "occurred": datetime.datetime.now(datetime.UTC).isoformat(),
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+            "related": [{**related, "prefect.resource.name": "iris"}],
+            "id": str(uuid.uuid4()),
+        }
+        httpx.post(f"{api}/events", json=[event]).raise_for_status()
+
+
+def test_the_server_marks_a_run_whose_heartbeat_stops(
+    api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost, "SILENT", datetime.timedelta(seconds=20))
+    lost.watch(api)
+    lost.watch(api)
+    with SyncPrefectClient(api) as client:
+        assert len(client.read_automations()) == 2
+        silent, lively = (run_in(client, Running()) for _ in range(2))
+        begun = time.monotonic()
+        while state_of(client, silent) == "Running":
+            waited = time.monotonic() - begun
+            beat(api, [silent, lively] if waited < 8 else [lively])  # the server loads automations
+            assert waited < 300
+            time.sleep(1)
+        assert state_of(client, silent) == "Crashed"
+        assert state_of(client, lively) == "Running"
+
+
+def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their_run(
+    api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lost, "REPORTED", datetime.timedelta())
+    with SyncPrefectClient(api) as client:
+        cancelled = run_in(client, Cancelling())
+        lost.crash(client, [client.read_flow_run(cancelled)], "lost")
+        assert state_of(client, cancelled) == "Cancelled"
+        marked = run_in(client, Running())
+        stage = client.create_task_run(
+            stage_of_a_run, marked, dynamic_key="0", name="stage", state=Running()
+        )
+        client.set_flow_run_state(marked, Crashed(), force=True)
+        lost.end_lost_runs(tmp_path, api)
+        assert client.read_task_run(stage.id).state_name == "Crashed"
+
+
+@pytest.mark.parametrize("tag", ["iris-run-../../x", "iris-run-0123456", "other"])
+def test_a_tag_that_names_no_lock_leads_to_no_file(api: str, tmp_path: Path, tag: str) -> None:
+    with SyncPrefectClient(api) as client:
+        run = client.create_flow_run(named, tags=["iris", tag], state=Running())
+        (tmp_path / ".prefect" / "alive").mkdir(parents=True)
+        (tmp_path / ".prefect" / "x").write_text("kept")
+        assert lost.end_lost_runs(tmp_path, api) == 0
+        assert state_of(client, run.id) == "Running"
+    assert (tmp_path / ".prefect" / "x").read_text() == "kept"

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,22 @@ def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """The services on ports and a store of their own."""
+    """The services on ports and a store of their own, of a checkout by another name: `down` finds no others."""
     folder = tmp_path_factory.mktemp("services")
+    (folder / "checkout").symlink_to(CHECKOUT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IRIS_CACHE", str(folder / "cache"))
         patch.setenv("HOME", str(folder))
+        patch.setattr(services, "CHECKOUT", folder / "checkout")
+        ports = processes.free_port(), processes.free_port()
         try:
-            yield services.up(folder / "store", processes.free_port(), processes.free_port())
+            with ThreadPoolExecutor(
+                2
+            ) as both:  # one set of services, though asked for twice at once
+                found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
+                first, second = found
+            assert first == second
+            yield first
         finally:
             services.down()
 
@@ -112,7 +122,7 @@ def marked(up: Services) -> list[psutil.Process]:
             environment = process.environ()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.mark:
+        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.label:
             found.append(process)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -250,7 +260,8 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
     with SyncPrefectClient(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
-        (worker,) = psutil.Process(up.pids["worker"]).children()
+        above = next(each for each in up.supervisors() if each.cmdline()[-1] == "worker")
+        (worker,) = above.children()
         flow_of(stage).suspend()
         worker.kill()
         wait_for(lambda: not marked(up) and services.running() is None, 120)
@@ -262,12 +273,15 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
 
 
 @pytest.mark.integration
-def test_down_leaves_nothing(up: Services) -> None:
-    last = services.running()
+def test_down_leaves_nothing_even_where_settings_have_changed(
+    up: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs, last = services.home(), services.running()
     assert last is not None
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
+    assert services.running() is None
     assert services.down()
     assert up.processes() == []
     assert last.processes() == []
-    assert services.running() is None
-    assert os.listdir(services.home())  # the logs stay
+    assert os.listdir(logs)  # they stay
     assert not services.down()
