@@ -115,8 +115,8 @@ def up(
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start a Prefect server, MLflow and a worker, and apply the deployments."""
+    from deployments import credentials, services
     from deployments import demo as inputs
-    from deployments import services
 
     say = functools.partial(console.print, style="dim")
     try:
@@ -124,12 +124,16 @@ def up(
     except ModelError as error:
         say(f"the deployments' default parameters will not run: {error}", markup=False)
     running = services.up(store, prefect_port, mlflow_port, say=say)
-    console.print(f"Prefect  {running.prefect}", highlight=False)
-    console.print(f"MLflow   {running.mlflow}", highlight=False)
-    if prefect_port != 4200:  # the port in prefect.toml
-        console.print(f"type     export PREFECT_API_URL={running.api}", highlight=False)
-    console.print("run      prefect deployment run iris/full-loop --watch", highlight=False)
-    console.print("stop     iris down", highlight=False)
+    credentials.link(services.CHECKOUT)
+    shown = running.login if console.is_terminal else f"{running.prefect}  (credentials: below)"
+    for line in (
+        f"Prefect  {shown}",
+        f"MLflow   {running.mlflow}",
+        f"run      prefect deployment run iris/full-loop --watch  (in {services.CHECKOUT})",
+        f"         elsewhere: export PREFECT_PROFILES_PATH={credentials.path()}",
+        "stop     iris down",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

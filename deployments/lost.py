@@ -43,6 +43,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 
+from deployments import credentials
+
 TAG = "iris"
 FLOWS = ["iris", "iris-iteration", "iris-compare", "iris-evaluate"]
 LOST = (
@@ -82,7 +84,7 @@ def end_lost_runs(store: Path, api: str) -> int:
         How many there were.
     """
     lost = 0
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         wanted = under_way(tags=FlowRunFilterTags(all_=[TAG]))
         for lock, runs in _by_lock(client.read_flow_runs(flow_run_filter=wanted), store).items():
             with suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=0):
@@ -99,7 +101,7 @@ def watch(api: str) -> None:
     ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled")]
     beat, pending = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
     # a server that lets this user make none: whoever comes next marks them
-    with suppress(PrefectHTTPStatusError), SyncPrefectClient(api) as client:
+    with suppress(PrefectHTTPStatusError), credentials.client(api) as client:
         for automation in (
             _crash_after("iris: flow runs without a heartbeat", {beat}, {beat, *ends}, SILENT),
             _crash_after(

@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from deployments import lost
+from deployments import credentials, lost
 
 NAME = "iris"
 LOST = "its worker ended; run again to resume"
@@ -41,7 +41,7 @@ def make(api: str) -> None:
         base_job_template=ProcessWorker.get_default_base_job_template(),
         concurrency_limit=1,
     )
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         try:
             client.create_work_pool(wanted)
         except ObjectAlreadyExists:
@@ -51,10 +51,19 @@ def make(api: str) -> None:
 
 def online(api: str, since: datetime.datetime) -> bool:
     """Whether this machine's worker has reported itself after `since`."""
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         return any(
             worker.name == worker_name() and (worker.last_heartbeat_time or since) > since
             for worker in client.read_workers_for_work_pool(NAME)
+        )
+
+
+def ready(api: str) -> bool:
+    """Whether a worker has asked for runs since the pool's deployments were applied."""
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[NAME]))
+    with credentials.client(api) as client:
+        return all(
+            each.status == "READY" for each in client.read_deployments(work_pool_filter=pool)
         )
 
 
@@ -67,7 +76,7 @@ def end_lost_runs(api: str) -> int:
         How many there were.
     """
     wanted = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         workers = client.read_workers_for_work_pool(NAME, worker_filter=wanted)
         if any(worker.name != worker_name() for worker in workers):
             return 0

@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -17,19 +18,46 @@ import psutil
 from iris_core.errors import ConfigError, ServiceError
 from iris_core.uris import sqlite_uri
 
+CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 START_S = 180.0
+AUTH_VARIABLE = "PREFECT_API_AUTH_STRING"
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 LOG_LINES = 15
 
 
-def prefect_environment(store: Path, api: str) -> dict[str, str]:
-    """Prefect's settings for a server that keeps its runs in `store`, and for its clients."""
+def home() -> Path:
+    """Where state, logs and credentials of the services lie."""
+    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
+    return Path(cache).expanduser().absolute() / "services"
+
+
+def private_folder(folder: Path) -> Path:
+    """Makes `folder`, for this user only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def prefect_environment(store: Path, api: str, credentials: str) -> dict[str, str]:
+    """Prefect's settings for a server that keeps its runs in `store`, and for its clients.
+
+    Args:
+        store: the store.
+        api: the server's address.
+        credentials: as `user:password`; without them the server answers nothing but that it lives.
+    """
     home = store / ".prefect"
+    port = urlsplit(api).port
     return {
         "PREFECT_HOME": str(home),
         DATABASE: os.environ.get(DATABASE) or sqlite_uri(home / "prefect.db", "sqlite+aiosqlite"),
         "PREFECT_API_URL": api,
+        AUTH_VARIABLE: credentials,
+        "PREFECT_SERVER_API_AUTH_STRING": credentials,
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+        "PREFECT_SERVER_UI_API_URL": "/api",  # by whichever of these names the UI was opened
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
@@ -38,22 +66,26 @@ def prefect_environment(store: Path, api: str) -> dict[str, str]:
 
 def prefect_server(port: int) -> list[str]:
     """The command that serves Prefect's API and UI on `port`."""
-    return [*_python("prefect"), "server", "start", "--host", HOST, "--port", str(port)]
+    app = ["--factory", "deployments.prefect_app:create", "--app-dir", str(CHECKOUT)]
+    address = ["--host", HOST, "--port", str(port)]
+    return [*_python("uvicorn"), *app, *address, "--log-level", "warning"]
 
 
 def mlflow_server(port: int, store: Path) -> list[str]:
     """The command that serves MLflow on `port` from the database in `store`."""
+    # MLflow's own list has patterns for private addresses: 10.* also fits a name like 10.example.com
+    names = f"{HOST}:{port},localhost:{port}"
     return [
         *_python("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1",
+        "--allowed-hosts", names,
         "--backend-store-uri", sqlite_uri(store / "mlflow.db"),
         "--artifacts-destination", str(store / "mlflow-artifacts"),
     ]  # fmt: skip
 
 
-def worker(pool: str, name: str) -> list[str]:
-    """The command of a worker that runs the flows of `pool` as processes of this machine."""
-    start = ["worker", "start", "--type", "process"]
-    return [*_python("prefect"), *start, "--pool", pool, "--name", name]
+def worker() -> list[str]:
+    """The command of the worker that runs this project's deployments as processes of this machine."""
+    return _python("deployments.worker")
 
 
 def apply_deployments() -> list[str]:

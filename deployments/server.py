@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 import httpx
 
-from deployments import processes, services
+from deployments import credentials, processes, services
 from deployments.outage import Outage
 from iris_core import supervision
 from iris_core.errors import ServiceError
@@ -46,7 +46,7 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", services.PATIENT)
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        _check(given)
+        _check(given, _set_credentials(given))
         with outage.watched(given):
             _watch(given)
             _end_lost_runs(store, given)
@@ -54,13 +54,14 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
         return
     shared = services.running()
     if shared and shared.store == store:
-        os.environ.update(processes.prefect_environment(store, shared.api))
+        known = credentials.keep(shared.api)
+        os.environ.update(processes.prefect_environment(store, shared.api, known))
         with outage.watched(shared.api):
             _end_lost_runs(store, shared.api)
             yield shared.api
         return
     api = f"http://{processes.HOST}:{processes.free_port()}/api"
-    os.environ.update(processes.prefect_environment(store, api))
+    os.environ.update(processes.prefect_environment(store, api, credentials.make()))
     server = _Server(store, api)
     try:
         server.start()
@@ -88,7 +89,7 @@ class _Server:
     def start(self) -> None:
         """Starts it and waits until it answers; raises ServiceError if it does not."""
         self.starts += 1
-        self.home.mkdir(parents=True, exist_ok=True)
+        processes.private_folder(self.home)
         log, port = self.home / "server.log", int(httpx.URL(self.api).port or 0)
         with filelock.FileLock(self.home / "start.lock"):  # two at once would both make the tables
             with log.open("a") as file:
@@ -133,11 +134,27 @@ def _end_lost_runs(store: Path, api: str) -> None:
     lost.end_lost_runs(store, api)
 
 
-def _check(url: str) -> None:
+def _set_credentials(url: str) -> tuple[str, str] | None:
+    """Lets Prefect send the credentials of the server at `url`; returns user and password, if it has any."""
+    known = credentials.of(url)
+    if not known:
+        return None
+    os.environ[processes.AUTH_VARIABLE] = known
+    user, _, password = known.partition(":")
+    return user, password
+
+
+def _check(url: str, login: tuple[str, str] | None) -> None:
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5).raise_for_status()
+        answer = httpx.get(f"{url.rstrip('/')}/admin/version", auth=login, timeout=5)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
             f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
             "or unset it to run with a server of its own"
         ) from error
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise ServiceError(
+            f"{processes.AUTH_VARIABLE}: the Prefect server at {url} refuses "
+            f"{'what it is set to' if login else 'calls without credentials'}: set it to the server's user:password"
+        )

@@ -22,13 +22,16 @@ import filelock
 import psutil
 from pydantic import ValidationError
 
-from deployments import ends, processes
+from deployments import credentials, ends, processes
 from deployments.processes import (
+    CHECKOUT,
     HOST,
     START_S,
     check_port,
     end_of,
+    home,
     prefect_environment,
+    private_folder,
     wait_healthy,
 )
 from iris_core import supervision
@@ -37,7 +40,6 @@ from iris_core.launch import TELEMETRY_OFF
 from iris_core.store import Strict
 from iris_core.supervision import GRACE_S, by_value, end_marked, marked, send
 
-CHECKOUT = Path(__file__).parents[1]
 MARK_VARIABLE = "IRIS_SERVICES"
 NAMES = {"prefect", "mlflow", "worker"}
 RUN_GRACE_S = 30.0
@@ -71,6 +73,11 @@ class Services(Strict):
         return f"http://{HOST}:{self.prefect_port}"
 
     @property
+    def login(self) -> str:
+        """The same, as a link that logs a browser in; a secret."""
+        return credentials.login(self.prefect, credentials.keep(self.api))
+
+    @property
     def api(self) -> str:
         """What PREFECT_API_URL is set to."""
         return f"{self.prefect}/api"
@@ -96,12 +103,6 @@ class Services(Strict):
     def supervisors(self) -> list[psutil.Process]:
         """The processes above each service."""
         return list(_supervised(self.processes()))
-
-
-def home() -> Path:
-    """Where logs of the services lie."""
-    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
-    return Path(cache).expanduser().absolute() / "services"
 
 
 def running() -> Services | None:
@@ -155,7 +156,7 @@ def environment(services: Services) -> dict[str, str]:
     return {
         **os.environ,
         **TELEMETRY_OFF,
-        **prefect_environment(services.store, services.api),
+        **prefect_environment(services.store, services.api, credentials.keep(services.api)),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges and scorers: not used, and costly to start
         "PREFECT_CLIENT_MAX_RETRIES": PATIENT,
         MARK_VARIABLE: services.label,
@@ -194,6 +195,7 @@ def _keep(wanted: Services, say: Say) -> Services | None:
     say("Prefect, MLflow and the worker run already")
     with _impatient():
         deploy(services)
+        _wait_ready(services)
         _end_lost_runs(services)
     return services
 
@@ -215,7 +217,7 @@ def _start(services: Services, say: Say) -> Services:
     from deployments import pool  # imports Prefect, which is slow
 
     store = services.store
-    store.mkdir(parents=True, exist_ok=True)
+    private_folder(store / ".prefect")
     say("starting Prefect and MLflow")
     prefect = _spawn(services, "prefect", processes.prefect_server(services.prefect_port))
     mlflow = _spawn(services, "mlflow", processes.mlflow_server(services.mlflow_port, store))
@@ -223,13 +225,14 @@ def _start(services: Services, say: Say) -> Services:
     pool.make(services.api)
     pool.end_lost_runs(services.api)
     _end_lost_runs(services)
-    say("starting the worker and applying the deployments")
+    say("applying the deployments and starting the worker")
+    deploy(services)  # first: the worker's first look at the pool makes them ready
     started = datetime.datetime.now(datetime.UTC)
-    worker = _spawn(services, "worker", processes.worker(pool.NAME, pool.worker_name()))
-    deploy(services)
+    worker = _spawn(services, "worker", processes.worker())
     _wait(lambda: worker.poll() is not None or pool.online(services.api, started), START_S)
     if worker.poll() is not None or not pool.online(services.api, started):
         raise ServiceError(f"the worker did not start:\n{end_of(_log('worker').read_text())}")
+    _wait_ready(services)
     wait_healthy("MLflow", f"{services.mlflow}/health", mlflow, _log("mlflow"))
     return services
 
@@ -248,7 +251,7 @@ def _end(services: Services, say: Say) -> None:
 @contextmanager
 def _alone(say: Say) -> Iterator[None]:
     """Waits until no other `up` or `down` of this user is at work."""
-    home().mkdir(parents=True, exist_ok=True)
+    private_folder(home())
     lock = filelock.FileLock(home() / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -268,6 +271,15 @@ def _impatient() -> Iterator[None]:
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: int(IMPATIENT)}):
         yield
+
+
+def _wait_ready(services: Services) -> None:
+    from deployments import pool  # imports Prefect, which is slow
+
+    if not _wait(lambda: pool.ready(services.api), START_S):
+        raise ServiceError(
+            f"the worker asks for no runs; {_log('worker')} ends with:\n{end_of(_log('worker').read_text())}"
+        )
 
 
 def _end_lost_runs(services: Services) -> None:

@@ -239,9 +239,9 @@ def mlflow_server() -> Check:
 
 
 def prefect_server() -> Check:
-    """The Prefect server of PREFECT_API_URL, or the one that prefect.toml names."""
+    """The Prefect server of PREFECT_API_URL, or the one that `iris up` has noted."""
     given = os.environ.get("PREFECT_API_URL")
-    url = given or _prefect_toml()
+    url = given or _prefect_profile()
     if not url:
         return Check(
             "Prefect", None, "no server configured: `iris run` needs none, `make up` starts one"
@@ -315,12 +315,14 @@ def _probe(name: str, look: Callable[[], Check]) -> Callable[[], Check]:
     return result
 
 
-def _prefect_toml() -> str | None:
+def _prefect_profile() -> str | None:
+    """The address of the server that `iris up` has noted for this folder."""
+    file = os.environ.get("PREFECT_PROFILES_PATH") or ".iris/profiles.toml"  # as in prefect.toml
     try:
-        found = tomllib.loads(Path("prefect.toml").read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError):
+        found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return str(found["profiles"][found["active"]]["PREFECT_API_URL"])
+    except (OSError, ValueError, LookupError):
         return None
-    return found.get("api", {}).get("url")
 
 
 def _requirements() -> dict[str, Requirement]:

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-import httpx
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Cancelling, Crashed, Running, State
 
-from deployments import lost, processes
+from deployments import credentials, lost, processes
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
+CREDENTIALS = "user:password"
 LOOP = """
 import sys, time
 from pathlib import Path
@@ -59,13 +59,15 @@ def server(folder: Path) -> Iterator[str]:
     """A server that keeps its history in `folder`."""
     port = processes.free_port()
     url = f"http://{processes.HOST}:{port}/api"
-    environment = {**os.environ, **processes.prefect_environment(folder, url)}
+    environment = {**os.environ, **processes.prefect_environment(folder, url, CREDENTIALS)}
     folder.mkdir(exist_ok=True)
     with (folder / "server.log").open("w") as log:
         command = processes.prefect_server(port)
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     processes.wait_healthy("Prefect", f"{url}/health", process, folder / "server.log")
-    yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(processes.AUTH_VARIABLE, CREDENTIALS)
+        yield url
     process.terminate()
     process.wait()
 
@@ -73,7 +75,7 @@ def server(folder: Path) -> Iterator[str]:
 def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
     """A process in the middle of its flow's sub-flow's task."""
     (store / "loop.py").write_text(LOOP)
-    environment = {**os.environ, **processes.prefect_environment(store, api)}
+    environment = {**os.environ, **processes.prefect_environment(store, api, CREDENTIALS)}
     environment["PYTHONPATH"] = str(ROOT)
     begun = store / name
     process = subprocess.Popen(
@@ -89,7 +91,7 @@ def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
 
 def states(api: str, name: str) -> dict[str, str]:
     """By name: of the flow run `name`, its sub-flow run, and the task runs of both."""
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         flows, tasks = client.read_flow_runs(), client.read_task_runs()
     tag = next(run.tags for run in flows if run.name == name)
     own = [run for run in [*flows, *tasks] if run.tags == tag]
@@ -130,7 +132,7 @@ def test_a_lost_run_is_marked_on_its_own_server_only_and_from_any_store(
 
 
 def test_the_lock_of_a_run_that_has_reported_its_end_goes(api: str, tmp_path: Path) -> None:
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         client.create_flow_run(named, tags=["iris", "iris-run-aaaaaaaa"], state=Crashed())
     lock = tmp_path / ".prefect" / "alive" / "iris-run-aaaaaaaa"
     lock.parent.mkdir(parents=True)
@@ -181,7 +183,8 @@ def beat(api: str, runs: list[UUID]) -> None:
             "related": [{**related, "prefect.resource.name": "iris"}],
             "id": str(uuid.uuid4()),
         }
-        httpx.post(f"{api}/events", json=[event]).raise_for_status()
+        with credentials.client(api) as client:
+            client.request("POST", "/events", json=[event]).raise_for_status()
 
 
 def test_the_server_marks_a_run_whose_heartbeat_stops(
@@ -190,7 +193,7 @@ def test_the_server_marks_a_run_whose_heartbeat_stops(
     monkeypatch.setattr(lost, "SILENT", datetime.timedelta(seconds=20))
     lost.watch(api)
     lost.watch(api)
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         assert len(client.read_automations()) == 2
         silent, lively = (run_in(client, Running()) for _ in range(2))
         begun = time.monotonic()
@@ -207,7 +210,7 @@ def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their
     api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lost, "REPORTED", datetime.timedelta())
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         cancelled = run_in(client, Cancelling())
         lost.crash(client, [client.read_flow_run(cancelled)], "lost")
         assert state_of(client, cancelled) == "Cancelled"
@@ -222,7 +225,7 @@ def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their
 
 @pytest.mark.parametrize("tag", ["iris-run-../../x", "iris-run-0123456", "other"])
 def test_a_tag_that_names_no_lock_leads_to_no_file(api: str, tmp_path: Path, tag: str) -> None:
-    with SyncPrefectClient(api) as client:
+    with credentials.client(api) as client:
         run = client.create_flow_run(named, tags=["iris", tag], state=Running())
         (tmp_path / ".prefect" / "alive").mkdir(parents=True)
         (tmp_path / ".prefect" / "x").write_text("kept")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ import psutil
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Running, State
 
-from deployments import pool, processes, services
+from deployments import credentials, pool, processes, services
 from deployments.services import CHECKOUT, MARK_VARIABLE, Services
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import ConfigError
@@ -51,28 +51,6 @@ def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, A
         },
         **settings,
     }
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """The services on ports and a store of their own, of a checkout by another name: `down` finds no others."""
-    folder = tmp_path_factory.mktemp("services")
-    (folder / "checkout").symlink_to(CHECKOUT)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IRIS_CACHE", str(folder / "cache"))
-        patch.setenv("HOME", str(folder))
-        patch.setattr(services, "CHECKOUT", folder / "checkout")
-        ports = processes.free_port(), processes.free_port()
-        try:
-            with ThreadPoolExecutor(
-                2
-            ) as both:  # one set of services, though asked for twice at once
-                found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
-                first, second = found
-            assert first == second
-            yield first
-        finally:
-            services.down()
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:
@@ -172,7 +150,7 @@ def test_up_again_keeps_what_runs(up: Services) -> None:
 
 @pytest.mark.integration
 def test_deployments_show_a_described_form(up: Services) -> None:
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         loop = client.read_deployment_by_name("iris/full-loop")
         client.read_deployment_by_name("iris-evaluate/benchmarks")
         client.read_deployment_by_name("iris-compare/objectives")
@@ -190,7 +168,7 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(
 ) -> None:
     slow = {"backend": "transformers", "max_new_tokens": 200, "shard_size": 2}
     parameters = small(up.store, tiny_model, pairs_file, name="cancelled", generation=slow)
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         first = start(client, parameters)
         wait_for(lambda: written(up.store), 180)
         assert marked(up)
@@ -208,23 +186,29 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(
 
 
 @pytest.mark.integration
-def test_death_of_the_flow_process_ends_its_stage(
-    up: Services, tiny_model: Path, pairs_file: Path
+def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
+    up: Services, tiny_model: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
     slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
     parameters = small(up.store, tiny_model, pairs_file, name="killed", generation=slow)
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
+        own = client.read_deployment_by_name("iris/full-loop")
+        shell = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {tmp_path}/ran"}}
+        client.update_deployment(own.id, DeploymentUpdate(pull_steps=[shell]))
         flow_of(stage).kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
         wait_for(lambda: not marked(up), 60)
+        time.sleep(2)  # the worker looks for hooks after that
+        client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.integration
 def test_loop_completes_and_is_reused(up: Services, tiny_model: Path, pairs_file: Path) -> None:
     parameters = small(up.store, tiny_model, pairs_file, iterations=2)
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         first = start(client, parameters)
         assert wait_for(lambda: ended(client, first), 600).state.name == "Completed"
         second = start(client, parameters)
@@ -242,7 +226,7 @@ def test_runs_of_a_lost_worker_do_not_hold_the_pool(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
     parameters = small(up.store, tiny_model, pairs_file, name="lost")
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         run = start(client, parameters, state=Running())
         assert pool.end_lost_runs(up.api) == 1
         state = client.read_flow_run(run.id).state
@@ -257,7 +241,7 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
     """The flow's process is held, as on a machine too busy to let it report its end before it is killed."""
     slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
     parameters = small(up.store, tiny_model, pairs_file, name="orphaned", generation=slow)
-    with SyncPrefectClient(up.api) as client:
+    with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
         above = next(each for each in up.supervisors() if each.cmdline()[-1] == "worker")

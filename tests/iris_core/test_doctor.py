@@ -22,7 +22,7 @@ GPU = {
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
     """No server configured, no hub asked."""
-    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_PROFILES_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
@@ -146,8 +146,10 @@ def test_a_missing_or_too_old_library_is_named(monkeypatch):
     assert check.remedy == "`make setup` installs what was tested (torch, mlflow<4,>=3.17)"
 
 
-def test_prefect_toml_names_a_server_that_need_not_run(alone, tmp_path):
-    (tmp_path / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
+def test_server_that_iris_up_has_noted_need_not_run(alone, tmp_path):
+    (tmp_path / ".iris").mkdir()
+    profile = 'active = "iris"\n[profiles.iris]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (tmp_path / ".iris" / "profiles.toml").write_text(profile)
     check = doctor.prefect_server()
     assert check.ok is None
     assert "http://127.0.0.1:9/api" in check.found

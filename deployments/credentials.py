@@ -1,0 +1,91 @@
+"""The credentials of this user's Prefect server: made once, kept in a file that only this user can read.
+
+    keep("http://127.0.0.1:4200/api")    # makes them, or takes those from before, so that a browser stays logged in
+    client("http://127.0.0.1:4200/api")  # a client that has them
+
+The file is a Prefect profile. `prefect`, typed in the checkout, reads it by the link that `prefect.toml` names; from any
+other folder by the variable PREFECT_PROFILES_PATH. Credentials are never arguments of a command: others could list them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import tempfile
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deployments.processes import AUTH_VARIABLE, home, private_folder
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+API_VARIABLE = "PREFECT_API_URL"
+LINK = Path(".iris") / "profiles.toml"  # in the checkout, as in prefect.toml
+
+
+def make() -> str:
+    """New credentials, as `user:password`."""
+    return f"iris:{secrets.token_urlsafe(24)}"
+
+
+def keep(api: str) -> str:
+    """The credentials of the server at `api`, kept for its clients: those kept before, else new ones."""
+    profile = _profile()
+    credentials = profile.get(AUTH_VARIABLE) or make()
+    wanted = {API_VARIABLE: api, AUTH_VARIABLE: credentials}
+    if profile != wanted:
+        lines = [f'{name} = "{value}"\n' for name, value in wanted.items()]
+        _write_private(path(), "".join(['active = "iris"\n\n[profiles.iris]\n', *lines]))
+    return credentials
+
+
+def of(api: str) -> str | None:
+    """What a client of `api` sends: the kept credentials if they are that server's, else PREFECT_API_AUTH_STRING."""
+    profile = _profile()
+    own = profile.get(API_VARIABLE) == api.rstrip("/")
+    return profile.get(AUTH_VARIABLE) if own else os.environ.get(AUTH_VARIABLE)
+
+
+def client(api: str) -> SyncPrefectClient:
+    """A client of `api` with its credentials."""
+    from prefect.client.orchestration import SyncPrefectClient  # imports Prefect, which is slow
+
+    return SyncPrefectClient(api, auth_string=of(api))
+
+
+def login(prefect: str, credentials: str) -> str:
+    """A link that logs a browser in. What follows # stays in the browser."""
+    return f"{prefect}/iris-login#{base64.b64encode(credentials.encode()).decode()}"
+
+
+def path() -> Path:
+    """The profile's file."""
+    return home() / "profiles.toml"
+
+
+def link(checkout: Path) -> None:
+    """Lets `prefect`, typed in `checkout`, find the profile; not where `checkout` cannot be written."""
+    place = checkout / LINK
+    with suppress(OSError):
+        place.parent.mkdir(exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(path())
+
+
+def _profile() -> dict[str, str]:
+    try:
+        profile = tomllib.loads(path().read_text())["profiles"]["iris"]
+    except (OSError, ValueError, LookupError):
+        return {}
+    return {str(name): str(value) for name, value in profile.items()}
+
+
+def _write_private(file: Path, text: str) -> None:
+    private_folder(file.parent)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as temporary:  # mode 0600
+        temporary.write(text)
+    Path(temporary.name).replace(file)

@@ -1,0 +1,115 @@
+"""The worker, which runs the deployments of prefect.yaml and nothing else: `python -m deployments.worker`.
+
+A deployment says where its code comes from and may run shell commands to get it; a run, a deployment and the pool may
+set command, environment and folder. Whoever can write to the server could so run anything here. This worker refuses runs
+of other deployments, and runs what prefect.yaml names, from this checkout, whatever the server says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import cache
+from pathlib import Path
+from uuid import UUID
+
+import yaml
+from prefect import Flow
+from prefect.client.schemas.objects import Flow as StoredFlow
+from prefect.client.schemas.objects import FlowRun, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.runner import runner
+from prefect.settings import get_current_settings
+from prefect.utilities.processutils import setup_signal_handlers_worker
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+
+from deployments import pool
+from iris_core.errors import ConfigError
+
+CHECKOUT = Path(__file__).parents[1]
+ENTRYPOINT_VARIABLE = (
+    "PREFECT__FLOW_ENTRYPOINT"  # goes before the deployment's own, pull steps included
+)
+
+
+class OwnRun(ProcessJobConfiguration):
+    """How a run of one of this project's deployments is started; other runs are refused."""
+
+    def prepare_for_flow_run(
+        self,
+        flow_run: FlowRun,
+        deployment: DeploymentResponse | None = None,
+        flow: StoredFlow | None = None,
+        work_pool: WorkPool | None = None,
+        worker_name: str | None = None,
+        worker_id: UUID | None = None,
+    ) -> None:
+        """Sets command, folder and environment, those of the pool, the deployment and the run left aside.
+
+        Raises:
+            ConfigError: the run is not of a deployment as prefect.yaml has it.
+        """
+        entrypoint = own_entrypoint(flow_run, deployment)
+        self.command, self.env, self.working_dir = None, {}, CHECKOUT
+        super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
+        self.env[ENTRYPOINT_VARIABLE] = entrypoint
+
+
+def own_entrypoint(flow_run: FlowRun, deployment: DeploymentResponse | None) -> str:
+    """The flow to run, as `file:function` in this checkout.
+
+    Raises:
+        ConfigError: the run is not of a deployment as prefect.yaml has it.
+    """
+    if deployment is None:
+        raise ConfigError(f"run {flow_run.name}: {_refusal('it has no deployment')}")
+    entrypoint = own_deployments().get(deployment.name)
+    if not entrypoint or entrypoint != deployment.entrypoint or not _goes_here(deployment):
+        raise ConfigError(f"deployment {deployment.name}: {_refusal('its code is another')}")
+    if deployment.job_variables or flow_run.job_variables:
+        raise ConfigError(f"deployment {deployment.name}: {_refusal('it sets job variables')}")
+    return entrypoint
+
+
+@cache
+def own_deployments() -> dict[str, str]:
+    """The entrypoints of the deployments in prefect.yaml, by name."""
+    content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
+    return {item["name"]: item["entrypoint"] for item in content["deployments"]}
+
+
+def _goes_here(deployment: DeploymentResponse) -> bool:
+    """Whether all that a deployment's pull steps do is to enter this checkout."""
+    match deployment.pull_steps:
+        case [{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}]:
+            only = [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]
+            return deployment.pull_steps == only and Path(folder).resolve() == CHECKOUT.resolve()
+    return False
+
+
+def _refusal(reason: str) -> str:
+    return f"{reason}; this worker runs only what deployments/prefect.yaml holds: start that, or use another worker"
+
+
+async def _without_hooks(*args: object, **kwargs: object) -> Flow[[], None]:
+    return Flow(lambda: None, name="no hooks")
+
+
+async def work() -> None:
+    """Runs until it is told to stop by a signal."""
+    # When a run is cancelled or has crashed, the runner would load its code into this process, pull steps included, to
+    # look for hooks. This project's flows have none.
+    runner.load_flow_from_flow_run = _without_hooks
+    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    worker = ProcessWorker(
+        name=pool.worker_name(),
+        work_pool_name=pool.NAME,
+        create_pool_if_not_found=False,
+        heartbeat_interval_seconds=int(get_current_settings().worker.heartbeat_seconds),
+    )
+    worker.job_configuration = OwnRun
+    await worker.start()
+
+
+if __name__ == "__main__":
+    asyncio.run(work())

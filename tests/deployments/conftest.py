@@ -1,0 +1,34 @@
+"""Services that the tests of this folder share; those of `test_services` run last and end them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from deployments import pool, processes, services
+from deployments.services import CHECKOUT, Services
+
+
+@pytest.fixture(scope="package")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The services on ports and a store of their own, of a checkout by another name: `down` finds no others."""
+    folder = tmp_path_factory.mktemp("services")
+    (folder / "checkout").symlink_to(CHECKOUT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IRIS_CACHE", str(folder / "cache"))
+        patch.setenv("HOME", str(folder))
+        patch.setattr(services, "CHECKOUT", folder / "checkout")
+        ports = processes.free_port(), processes.free_port()
+        try:
+            with ThreadPoolExecutor(
+                2
+            ) as both:  # one set of services, though asked for twice at once
+                found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
+                first, second = found
+            assert first == second
+            assert pool.ready(first.api)
+            yield first
+        finally:
+            services.down()
