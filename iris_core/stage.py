@@ -18,6 +18,7 @@ from typing import TypeVar
 import pydantic
 
 from iris_core import progress, supervision, team
+from iris_core.disk import full_disk_errors
 from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.store import Outcome, Spec, run_stage
 
@@ -41,13 +42,15 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     supervision.tie_forks()
+    out = arguments.out.absolute()
     try:
         spec = read_spec(spec_type, arguments.spec)
         if team.rank():  # rank 0 alone keeps the store
             team.end_with_rank_0()
-            work(spec, arguments.out.absolute())
+            with full_disk_errors(out):
+                work(spec, out)
             return
-        manifest = run_stage(spec, arguments.out.absolute(), work)
+        manifest = run_stage(spec, out, work)
     except IrisError as error:
         sys.exit(_report(error))
     except Exception as error:
