@@ -120,6 +120,7 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
 
     from iris_core.scoring import score
     from iris_core.train import build_trainer, precision, trainable_policy
+    from iris_core.units import Units
 
     set_seed(case.seed)
     spec, groups = _spec(case), tokens_of(case)
@@ -129,7 +130,7 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
     )  # a new adapter changes nothing
     model.train()
     torch.manual_seed(case.seed)
-    return build_trainer(spec, model, groups, opponent, work), groups
+    return build_trainer(spec, model, groups, opponent, Units(work, spec.key())), groups
 
 
 def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[Any]]:

@@ -14,8 +14,9 @@ from iris_core import backends, hub, sources, tracking
 from iris_core.benchmarks import BENCHMARKS
 from iris_core.config import Experiment
 from iris_core.errors import ConfigError, EvaluationError, ServiceError
+from iris_core.files import write_atomic
 from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
-from iris_core.store import Store, write_atomic
+from iris_core.store import Store
 
 RECIPE = "recipe.yaml"
 HOME_FOLDERS = {  # what libraries keep below HOME, by the variable that says where else
@@ -142,10 +143,8 @@ def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
     }
     store.claim(identity)
     recipe, kept = recipe_yaml(experiment), store.home / RECIPE
-    if kept.exists() and kept.read_text(encoding="utf-8") != recipe:
-        for link in store.home.glob("i*/*"):  # initial/… and iteration-…/…
-            if link.is_symlink():
-                link.unlink()
+    if kept.exists() and not (kept.is_file() and kept.read_bytes() == recipe.encode()):
+        store.unlink()
     write_atomic(kept, recipe)
 
 

@@ -25,7 +25,7 @@ from iris_core.mlflow_runs import claim_experiment, claim_run, log_points, point
 from iris_core.report import pages
 from iris_core.specs import CompareSpec, Interval, Member
 from iris_core.stage import main
-from iris_core.store import Artifact, Manifest, Outcome, require_manifest, write_atomic
+from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
 
 HEADERS = (
     "objective",
@@ -157,9 +157,12 @@ def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) ->
 
 def _trajectory(members: Sequence[Member]) -> Trajectory:
     beta = members[0].beta
-    trained = [[_read(artifact) for artifact in member.train] for member in members]
+    trained = [[named_manifest(artifact) for artifact in member.train] for member in members]
     scored = [
-        [_read(artifact) for artifact in [*filter(None, [member.initial]), *member.evaluate]]
+        [
+            named_manifest(artifact)
+            for artifact in [*filter(None, [member.initial]), *member.evaluate]
+        ]
         for member in members
     ]
     heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
@@ -192,10 +195,6 @@ def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
     tables = [pq.read_table(manifest.artifact("heldout").path) for manifest in manifests]
     numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
     return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}
-
-
-def _read(artifact: Artifact) -> Manifest:
-    return require_manifest(artifact.path.parent)
 
 
 def _triple(value: Interval) -> list[float]:

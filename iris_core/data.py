@@ -16,6 +16,7 @@ from iris_core.config import DataPart
 from iris_core.conversations import Conversation, Unusable, text_of
 from iris_core.digest import json_digest
 from iris_core.errors import DataError
+from iris_core.files import replacing
 from iris_core.store import Artifact
 
 SCHEMA = pa.schema(
@@ -180,7 +181,8 @@ def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[li
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
     """Writes `pairs` as Parquet with the columns of `SCHEMA`."""
-    pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), path)
+    with replacing(path) as place:
+        pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), place)
 
 
 def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
@@ -189,9 +191,9 @@ def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
     Raises:
         DataError: the file is missing, or no longer holds what its digest says.
     """
-    if not file.path.is_file() or Artifact.of(file.path).digest != file.digest:
+    if not file.holds():
         raise DataError(
-            f"{file.path} is missing or has changed since `prepare` wrote it: delete its folder, so that prepare runs again"
+            f"{file.path} is missing or has changed since `prepare` wrote it: run the loop again, which makes it again"
         )
     pairs = [Pair(**row) for row in pq.read_table(file.path).to_pylist()]
     return [pair for pair in pairs if split in (None, pair.split)]

@@ -24,11 +24,13 @@ from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import json_digest
 from iris_core.errors import DataError, EvaluationError
+from iris_core.files import make_folder
 from iris_core.progress import Progress
 from iris_core.specs import EvaluateSpec
 from iris_core.stage import main
-from iris_core.store import Artifact, Outcome, versions, write_atomic
+from iris_core.store import Artifact, Outcome, versions
 from iris_core.templates import Template
+from iris_core.units import Units, keep_only
 
 SCORES = "scores"
 HELDOUT = "heldout.parquet"
@@ -55,16 +57,17 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     """
     models.verify(spec.policy)
     verify_data(spec.data)
-    (out / SCORES).mkdir(exist_ok=True)
+    make_folder(out / SCORES)
+    units = Units(out, spec.key())
     chosen = [benchmark(name) for name in spec.evaluation.benchmarks]
     wanted = {item.name: settings(spec, item) for item in chosen}
-    pending = [item for item in chosen if _read(out, item.name, wanted[item.name]) is None]
+    pending = [item for item in chosen if not _scored(units, item.name, wanted[item.name])]
     pairs = heldout_pairs(spec)
-    asks = bool(pairs) and not (out / HELDOUT).exists()
+    asks = bool(pairs) and not units.holds(out / HELDOUT)
     if pending or asks:
         _run(spec, out, pending, wanted, pairs if asks else [], total=len(chosen) + bool(pairs))
-    records = {name: _read(out, name, wanted[name]) for name in wanted}
-    metrics = summarize({name: record for name, record in records.items() if record})
+    keep_only(out / SCORES, {_file(out, name).name for name in wanted})
+    metrics = summarize({name: _read(_file(out, name)) for name in wanted})
     outputs = {"scores": out / SCORES}
     if pairs:
         outputs["heldout"] = out / HELDOUT
@@ -183,7 +186,7 @@ def _run(
     total: int,
 ) -> None:
     """Scores the benchmarks `pending` and answers the prompts of `pairs`. Data is loaded before the model."""
-    started = time.monotonic()
+    started, units = time.monotonic(), Units(out, spec.key())
     tasks = harness.load_tasks([item.name for item in pending], spec.data)
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
@@ -198,10 +201,12 @@ def _run(
     log.info("opened the engine in %.1f s", time.monotonic() - started)
     for item in pending:
         record = _score(spec, lm, item, tasks.pop(item.name), wanted[item.name])
-        write_atomic(out / SCORES / f"{item.name}.json", json.dumps(record, indent=1))
+        with units.writing(_file(out, item.name)) as place:
+            place.write_text(json.dumps(record, indent=1), encoding="utf-8")
         progress.advance(benchmark=item.name, score=record["value"], seconds=record["seconds"])
     if pairs:
-        _answer(spec, lm, pairs, out / HELDOUT, batch_size)
+        with units.writing(out / HELDOUT) as place:
+            _answer(spec, lm, pairs, place, batch_size)
         progress.advance(benchmark="held-out prompts")
 
 
@@ -243,18 +248,26 @@ def _answer(spec: EvaluateSpec, lm: Any, pairs: list[Pair], path: Path, batch_si
         )
         rows.append({"prompt_id": pair.prompt_id, "prompt": pair.prompt, "annotated": pair.response,
                      "response": response, "correct": correct})  # fmt: skip
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
-    temporary.replace(path)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 
-def _read(out: Path, name: str, wanted: Record) -> Record | None:
-    """The record of benchmark `name` if it was made with the settings `wanted`."""
-    try:
-        record: Record = json.loads((out / SCORES / f"{name}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return record if all(record.get(key) == value for key, value in wanted.items()) else None
+def _file(out: Path, name: str) -> Path:
+    """Where the record of benchmark `name` lies."""
+    return out / SCORES / f"{name}.json"
+
+
+def _read(path: Path) -> Record:
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def _scored(units: Units, name: str, wanted: Record) -> bool:
+    """Whether benchmark `name` has a record that was made with the settings `wanted`."""
+    path = _file(units.folder, name)
+    if not units.holds(path):
+        return False
+    record = _read(path)
+    return all(record.get(key) == value for key, value in wanted.items())
 
 
 if __name__ == "__main__":

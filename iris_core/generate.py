@@ -28,10 +28,13 @@ from iris_core.config import GenerationPart
 from iris_core.data import Pair, load_pairs
 from iris_core.digest import text_digest
 from iris_core.engines import Sample, open_engine
+from iris_core.files import make_folder, write_atomic
+from iris_core.folders import WORK
 from iris_core.progress import Progress
 from iris_core.specs import GenerateSpec
 from iris_core.stage import main
-from iris_core.store import WORK, Outcome
+from iris_core.store import Outcome
+from iris_core.units import Units, keep_only
 
 SCHEMA = pa.schema(
     [
@@ -54,14 +57,16 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     folder = out / "responses"
     shards = _shards(spec, folder)
     if team.rank():
-        _sample_share(spec, shards, out / WORK)
+        _sample_share(spec, shards, out)
         return Outcome(outputs={})
     models.verify(spec.policy)
-    folder.mkdir(exist_ok=True)
-    missing = {path: shard for path, shard in shards.items() if not path.exists()}
+    make_folder(folder)
+    units = Units(out, spec.key())
+    missing = {path: shard for path, shard in shards.items() if not units.holds(path)}
     started = time.monotonic()
     if missing:
         _sample_missing(spec, shards, missing, out)
+    keep_only(folder, {path.name for path in shards})
     seconds = time.monotonic() - started
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
     metrics["warnings"] = warnings(spec.generation, metrics["truncated"], metrics["prompts"])
@@ -114,19 +119,20 @@ def _shards(spec: GenerateSpec, folder: Path) -> Shards:
 
 def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Path) -> None:
     """Has every rank fill its share of the `missing` shards; no more ranks than there are of these."""
-    (out / WORK).mkdir(exist_ok=True)
+    make_folder(out / WORK)
     count = min(team.wanted(spec), len(missing))
     names = [path.name for path in missing]
     shares = [names[number::count] for number in range(count)]
-    (out / WORK / SHARES).write_text(json.dumps(shares), encoding="utf-8")
+    write_atomic(out / WORK / SHARES, json.dumps(shares))
     total = sum(map(len, shards.values()))
     with _reported(missing, total), team.members(spec, out, count):
-        _sample_share(spec, shards, out / WORK)
+        _sample_share(spec, shards, out)
 
 
 @engine_process.watched("generate")
-def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
+def _sample_share(spec: GenerateSpec, shards: Shards, out: Path) -> None:
     """Fills those of the `shards` that are this rank's."""
+    work, units = out / WORK, Units(out, spec.key())
     share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
     tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     # the longest of all prompts, not of this share: an engine that is set up the same gives the same responses
@@ -136,7 +142,8 @@ def _sample_share(spec: GenerateSpec, shards: Shards, work: Path) -> None:
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
             samples = sample([pair.prompt_ids for pair in shard], seeds)
-            _write_shard(path, shard, samples, tokenizer, spec.stop_token_ids)
+            with units.writing(path) as place:
+                _write_shard(place, shard, samples, tokenizer, spec.stop_token_ids)
 
 
 @contextmanager
@@ -184,9 +191,7 @@ def _write_shard(
         }
         for pair, sample, text in zip(shard, samples, texts, strict=True)
     ]
-    temporary = path.with_name(f".{path.name}")
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), temporary)
-    temporary.replace(path)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
         The groups, and how many pairs had synthetic responses of which kind, were dropped and masked.
 
     Raises:
-        DataError: a prompt has no synthetic response, or all pairs are dropped.
+        DataError: a prompt has no synthetic response, all pairs are dropped, or responses differ from the spec's digest.
     """
     training = split == "train"
     initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
@@ -76,6 +76,10 @@ def _kinds(pair: Pair, response: Response, cut: int) -> list[str]:
 
 def _responses(artifact: Artifact, cut: int) -> dict[str, Response]:
     """What the stage `generate` sampled, by prompt; an earlier iteration may have been allowed longer responses."""
+    if not artifact.holds():
+        raise DataError(
+            f"{artifact.path} is missing or has changed since `generate` wrote it: run the loop again, which makes it again"
+        )
     columns = ["prompt_id", "token_ids", "response", "finish_reason"]
     return {
         row["prompt_id"]: Response(

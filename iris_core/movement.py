@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from iris_core.files import replacing
 from iris_core.gap import gap_warnings, measure_gap
 from iris_core.intervals import FEWEST, Floats, mean, ratio
 from iris_core.packing import Group
@@ -84,7 +85,8 @@ def _write_heldout(path: Path, **tables: Floats) -> None:
         columns[f"annotated_{name}"] = table[:, :2].sum(1)
         columns[f"annotated_cut_{name}"] = table[:, 0]
         columns[f"synthetic_{name}"] = table[:, 2]
-    pq.write_table(pa.table(columns), path)
+    with replacing(path) as place:
+        pq.write_table(pa.table(columns), place)
 
 
 def summary(history: Path) -> dict[str, float]:

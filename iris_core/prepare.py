@@ -19,11 +19,12 @@ from iris_core.chat import Chat
 from iris_core.data import Pair, Usable, make_pairs, split_pairs, write_pairs
 from iris_core.digest import model_digest
 from iris_core.errors import DataError
+from iris_core.files import write_atomic
 from iris_core.lora import check_targets
 from iris_core.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.specs import PrepareSpec
 from iris_core.stage import main
-from iris_core.store import Outcome, write_atomic
+from iris_core.store import Outcome
 from iris_core.weights import check_model, check_vocabulary
 
 

@@ -11,12 +11,44 @@ import json
 import logging
 import os
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 FD_VARIABLE = "IRIS_PROGRESS_FD"
 LOG_EVERY_S = 5.0
 
 log = logging.getLogger(__name__)
+
+
+class _Advanced(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    event: Literal["progress"]
+    stage: str
+    done: int
+    total: int
+
+
+class _Failed(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    event: Literal["error"]
+    kind: str
+    message: str
+
+
+_EVENT: TypeAdapter[_Advanced | _Failed] = TypeAdapter(
+    Annotated[_Advanced | _Failed, Field(discriminator="event")]
+)
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The event that a line of the pipe holds; None for one that was cut short or is none of ours."""
+    try:
+        return _EVENT.validate_python(json.loads(line)).model_dump()
+    except (ValueError, RecursionError):
+        return None
 
 
 def emit(event: str, **fields: Any) -> bool:

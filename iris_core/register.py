@@ -36,7 +36,7 @@ from iris_core.mlflow_runs import (
 )
 from iris_core.specs import RegisterSpec
 from iris_core.stage import main
-from iris_core.store import Manifest, Outcome, require_manifest, write_atomic
+from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
 
 INITIAL_STEP = -1
 
@@ -85,9 +85,9 @@ def read_stages(spec: RegisterSpec) -> dict[str, Manifest]:
     """The manifests behind `spec`, by stage.
 
     Raises:
-        StoreError: one is gone.
+        StoreError: one is gone or has changed.
     """
-    return {name: require_manifest(artifact.path.parent) for name, artifact in spec.stages.items()}
+    return {name: named_manifest(artifact) for name, artifact in spec.stages.items()}
 
 
 def run_name(iteration: int | None) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iris_core.config import SchedulePart
+from iris_core.files import write_atomic
 from iris_core.specs import Gap, Movement, ScheduleSpec
 from iris_core.stage import main
-from iris_core.store import Outcome, write_atomic
+from iris_core.store import Outcome
 
 LEAST_TRAINED = math.log(2)  # nats; odds of annotated over synthetic responses that have doubled
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 import pydantic
 
 from iris_core import progress, supervision, team
+from iris_core.disk import full_disk_errors
 from iris_core.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.markup import plain
 from iris_core.redaction import redact
@@ -43,13 +44,15 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     supervision.tie_forks()
+    out = arguments.out.absolute()
     try:
         spec = read_spec(spec_type, arguments.spec)
         if team.rank():  # rank 0 alone keeps the store
             team.end_with_rank_0()
-            work(spec, arguments.out.absolute())
+            with full_disk_errors(out):
+                work(spec, out)
             return
-        manifest = run_stage(spec, arguments.out.absolute(), work)
+        manifest = run_stage(spec, out, work)
     except IrisError as error:
         sys.exit(_report(error))
     except Exception as error:

@@ -5,8 +5,8 @@
 
 The key is the SHA-256 of everything in the spec that decides the output, so equal work is found again wherever it was
 asked for first, and a changed setting never overwrites what an earlier one produced. A folder with a valid manifest
-is complete; anything else is unfinished work which the same stage resumes. What a stage keeps only to be resumable
-lies in `work/` and goes when the manifest is in place.
+is complete; anything else is unfinished work which the same stage resumes, unit by unit (`iris_core.units`). What a stage
+keeps only to be resumable lies in `work/` and goes when the manifest is in place. What is damaged is named and made again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import errno
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -27,14 +26,17 @@ from typing import Any, ClassVar, Self, TypeVar
 import filelock
 from pydantic import BaseModel, ConfigDict, Field
 
+from iris_core import folders
 from iris_core.digest import file_digest, folder_digest, json_digest, model_digest
+from iris_core.disk import check_free_space, full_disk_errors
 from iris_core.errors import StoreError
+from iris_core.files import make_folder, read_sealed, remove, replacing, seal, write_atomic
+from iris_core.folders import LOCK
+from iris_core.units import Units
 
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
-WORK = "work"
-LOCK = ".lock"
-MIN_FREE_BYTES = 1 << 30
+IDENTITY = "experiment.json"
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,13 @@ class Artifact(Strict):
             return cls(path=path, digest=file_digest(path))
         is_model = any(path.glob("*.safetensors"))
         return cls(path=path, digest=model_digest(path) if is_model else folder_digest(path))
+
+    def holds(self) -> bool:
+        """Whether what lies at `path` still has the content that the digest is of."""
+        try:
+            return Artifact.of(self.path).digest == self.digest
+        except OSError:  # nothing lies there, or the disk does not give it back
+            return False
 
 
 class Policy(Strict):
@@ -142,27 +151,17 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` so that `path` holds either all of it or what it held before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a complete stage folder, or None if there is none that can be read."""
+    """The manifest of a complete stage folder, or None if there is none or it is damaged."""
+    content = read_sealed(folder / MANIFEST)
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return Manifest(**content, folder=folder)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None if content is None else Manifest(**content, folder=folder)
+    except ValueError:
         return None
 
 
 def require_manifest(folder: Path) -> Manifest:
-    """The manifest of a stage folder that another stage has named.
+    """The manifest of a stage folder that was complete.
 
     Raises:
         StoreError: it is gone.
@@ -173,6 +172,17 @@ def require_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def named_manifest(file: Artifact) -> Manifest:
+    """The manifest that another stage has named.
+
+    Raises:
+        StoreError: it is gone or is another one.
+    """
+    if not file.holds():
+        raise StoreError(f"{file.path} is missing or has changed since it was written: run again")
+    return require_manifest(file.path.parent)
+
+
 def completed(folder: Path, spec: Spec) -> Manifest | None:
     """The manifest of `folder` if it belongs to `spec`, no file has changed, and what lies elsewhere is still there.
 
@@ -180,18 +190,9 @@ def completed(folder: Path, spec: Spec) -> Manifest | None:
         ServiceError: what keeps the rest does not answer.
     """
     manifest = read_manifest(folder)
-    if manifest is None or manifest.key != spec.key():
+    if manifest is None or manifest.key != spec.key() or _changed(manifest):
         return None
-    for name, (size, digest) in manifest.files.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size or file_digest(file) != digest:
-            log.warning("%s has changed since it was written: %s runs again", file, manifest.stage)
-            (folder / MANIFEST).unlink()
-            file.unlink(missing_ok=True)
-            return None
     if not spec.kept_elsewhere(manifest):
-        log.warning("what %s recorded elsewhere is gone: it runs again", folder)
-        (folder / MANIFEST).unlink()
         return None
     return manifest.model_copy(update={"reused": True})
 
@@ -202,36 +203,30 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
     Raises:
         StoreError: the folder belongs to another spec, is in use, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with full_disk_errors(folder), _locked(folder):
         if manifest := completed(folder, spec):
             log.info("%s: reused %s", spec.stage, folder)
+            folders.tidy(folder, manifest.files)
             return manifest
+        _name_damage(folder, spec)
         _claim_folder(folder, spec)
+        remove(folder / MANIFEST)
+        folders.remove_leftovers(folder)
         check_free_space(folder)
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-        try:
-            outcome = work(spec, folder)
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise StoreError(
-                    f"the disk of {folder} is full: free some space, then run again to resume"
-                ) from error
-            raise
+        outcome = work(spec, folder)
+        folders.flush(folder)
         manifest = _manifest(spec, folder, outcome, started, time.monotonic() - clock)
-        write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1))
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        write_atomic(folder / MANIFEST, seal(json.loads(manifest.model_dump_json())))
+        folders.tidy(folder, manifest.files)
     return manifest
 
 
-def check_free_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
-    """Raises StoreError if the disk of `folder` has less than `needed` bytes left."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
-            "free some space or set `store` to a folder on another disk"
-        )
+def tidy(manifest: Manifest) -> None:
+    """Removes what a kill has left in a complete stage's folder, unless a run works there."""
+    lock = filelock.FileLock(manifest.folder / LOCK)
+    with suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
+        folders.tidy(manifest.folder, manifest.files)
 
 
 class Store:
@@ -265,19 +260,26 @@ class Store:
     def claim(self, identity: dict[str, str]) -> None:
         """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
 
+        A damaged mark proves nothing, and stages are found by content: it is written again, and links that may be of another
+        experiment go.
+
         Raises:
             StoreError: the folder holds an experiment with another identity, or cannot be written.
         """
         self.check()
-        mark = self.home / "experiment.json"
-        held = json.loads(mark.read_text()) if mark.exists() else identity
+        mark = self.home / IDENTITY
+        held = read_sealed(mark)
+        if held is None and os.path.lexists(mark):
+            log.warning("%s is damaged: this run's model and data are noted instead", mark)
+            self.unlink()
+        held = identity if held is None else held
         for name in identity:
             if held.get(name) != identity[name]:
                 raise StoreError(
                     f"store: {self.home} holds another experiment ({name} was {held.get(name)}, now {identity[name]}): "
                     "give this one another `name`, or set `store` to another folder"
                 )
-        write_atomic(mark, json.dumps(identity, indent=1))
+        write_atomic(mark, seal(identity))
 
     def folder(self, spec: Spec) -> Path:
         """Where the output of `spec` lies or will lie."""
@@ -286,19 +288,28 @@ class Store:
     def link(self, place: str, folder: Path) -> None:
         """Makes `<experiment>/<place>` (as in "iteration-0/train") lead to a stage's folder."""
         link = self.home / place
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary = link.with_name(f".{link.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
-        temporary.replace(link)
+        make_folder(link.parent)
+        with replacing(link) as temporary:
+            target = os.path.relpath(folder, link.parent)
+            temporary.symlink_to(target, target_is_directory=True)
+
+    def unlink(self) -> None:
+        """Removes the links to stages of the initial model and of iterations; what they lead to stays."""
+        for link in self.home.glob("i*/*"):  # initial/… and iteration-…/…
+            if link.is_symlink():
+                link.unlink()
 
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
-        return read_manifest((self.home / place).resolve())
+        return read_manifest(Path(os.path.realpath(self.home / place)))
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it."""
+    _make_output(folder)
+    if (folder / LOCK).is_symlink() or (folder / LOCK).is_dir():
+        remove(folder / LOCK)
     lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=60)
@@ -308,27 +319,57 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _make_output(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{folder} cannot be made a folder: choose another --out") from error
+
+
 def _claim_folder(folder: Path, spec: Spec) -> None:
-    held = folder / SPEC
-    if held.exists():
-        key = type(spec).model_validate_json(held.read_text()).key()
+    held, units = folder / SPEC, Units(folder, SPEC)
+    if units.holds(held):
+        try:
+            key = type(spec).model_validate_json(held.read_text(encoding="utf-8")).key()
+        except ValueError:  # of another stage
+            key = "unknown"
         if key != spec.key():
             raise StoreError(
                 f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out"
             )
-    write_atomic(held, spec.model_dump_json(indent=1))
+    with units.writing(held) as place:
+        place.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _name_damage(folder: Path, spec: Spec) -> None:
+    """Names what keeps a finished stage from being reused, and removes files that have changed."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if os.path.lexists(folder / MANIFEST):
+            log.warning("%s is damaged: %s runs again", folder / MANIFEST, spec.stage)
+    elif manifest.key == spec.key():
+        changed = _changed(manifest)
+        for path in changed:
+            log.warning("%s has changed since it was written: %s runs again", path, spec.stage)
+            remove(path)
+        if not changed:
+            log.warning("what %s recorded elsewhere is gone: it runs again", folder)
+
+
+def _changed(manifest: Manifest) -> list[Path]:
+    outputs = [output.path for output in manifest.outputs.values()]
+    return folders.changed(manifest.folder, manifest.files, outputs)
 
 
 def _manifest(
     spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float
 ) -> Manifest:
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    kept = [name for name in names if name.parts[0] != WORK and not name.name.startswith(".")]
+    kept = [name for name in folders.kept_files(folder) if name != MANIFEST]
     return Manifest(
         stage=spec.stage,
         key=spec.key(),
         spec=spec.model_dump(mode="json"),
-        files={str(name): ((folder / name).stat().st_size, file_digest(folder / name)) for name in kept if str(name) != MANIFEST},
+        files={name: ((folder / name).stat().st_size, file_digest(folder / name)) for name in kept},
         outputs={
             name: Output(path=str(path.relative_to(folder)), digest=Artifact.of(path).digest)
             for name, path in outcome.outputs.items()

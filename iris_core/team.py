@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iris_core import progress, supervision
+from iris_core.files import remove, write_atomic
+from iris_core.folders import WORK
 from iris_core.progress import FD_VARIABLE
-from iris_core.store import WORK, Spec
+from iris_core.store import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +93,7 @@ def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
 
     meeting = out / WORK / "meeting"
     if rank() == 0:
-        meeting.unlink(missing_ok=True)
+        remove(meeting)
     with members(spec, out, count):
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
@@ -133,7 +135,7 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[bytes]:
     """Starts rank `number` on its own device, with nothing to report to."""
     request = out / WORK / "team.json"
-    request.write_text(spec.model_dump_json(), encoding="utf-8")
+    write_atomic(request, spec.model_dump_json())
     environment = {name: value for name, value in os.environ.items() if name != FD_VARIABLE}
     environment |= {RANK: str(number), SIZE: str(count), LEADER: str(os.getpid())}
     environment["CUDA_VISIBLE_DEVICES"] = _device(number)

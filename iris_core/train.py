@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -28,6 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core import dropout, models, team
+from iris_core.files import make_folder, remove, write_atomic
+from iris_core.folders import WORK
 from iris_core.groups import load_groups
 from iris_core.lora import streamline
 from iris_core.movement import SUMS, measure, summary
@@ -38,16 +39,26 @@ from iris_core.progress import Progress
 from iris_core.scoring import score
 from iris_core.specs import TrainSpec
 from iris_core.stage import main
-from iris_core.store import WORK, Outcome, write_atomic
-from iris_core.trainer import COMPLETE, Batches, SelfPlayTrainer, Settings
+from iris_core.store import Outcome
+from iris_core.trainer import (
+    HISTORY,
+    NORMALIZER,
+    Batches,
+    SelfPlayTrainer,
+    Settings,
+    checkpoints,
+    step_of,
+)
+from iris_core.units import Units
 
+OPPONENT = "opponent_logprobs.parquet"
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 
 
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; with several GPUs, on all of them."""
-    (out / WORK).mkdir(exist_ok=True)
+    make_folder(out / WORK)
     with team.team(spec, out, team.wanted(spec)):
         return _train(spec, out)
 
@@ -55,14 +66,14 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
 def _train(spec: TrainSpec, out: Path) -> Outcome:
     models.verify(spec.policy)
     models.verify(spec.opponent)
-    work = out / WORK
+    units = Units(out, spec.key())
     set_seed(spec.seed)
     trained, counts = load_groups(spec, "train")
     groups = {"train": trained, "heldout": load_groups(spec, "heldout")[0]}
-    before = opponent_logprobs(spec, groups, out / "opponent_logprobs.parquet")
+    before = opponent_logprobs(spec, groups, units)
     model = trainable_policy(spec)
-    trainer = build_trainer(spec, model, groups["train"], before["train"], work)
-    trainer.train(resume_from_checkpoint=_resume(trainer, work))
+    trainer = build_trainer(spec, model, groups["train"], before["train"], units)
+    trainer.train(resume_from_checkpoint=_resume(trainer))
     if team.rank():
         return Outcome(outputs={})
     model.eval()
@@ -74,15 +85,15 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
         for split, items in groups.items()
     }
     name, folder = _save(spec, model, out)
-    shutil.copyfile(work / "history.jsonl", out / "history.jsonl")
+    write_atomic(out / HISTORY, (out / WORK / HISTORY).read_text(encoding="utf-8"))
     metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet")
-    steps = summary(out / "history.jsonl")
+    steps = summary(out / HISTORY)
     return Outcome(
         outputs={
             name: folder,
-            "history": out / "history.jsonl",
+            "history": out / HISTORY,
             "heldout": out / "heldout.parquet",
-            "opponent_logprobs": out / "opponent_logprobs.parquet",
+            "opponent_logprobs": out / OPPONENT,
         },
         metrics={**metrics, "train": {**steps, "synthetic": dict(counts)}},
     )
@@ -99,10 +110,11 @@ def measured(groups: dict[str, list[Group]]) -> dict[str, list[int]]:
 
 
 def opponent_logprobs(
-    spec: TrainSpec, groups: dict[str, list[Group]], path: Path
+    spec: TrainSpec, groups: dict[str, list[Group]], units: Units
 ) -> dict[str, Tensor]:
-    """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored at `path`."""
-    if not path.exists() and team.rank() == 0:
+    """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
+    path = units.folder / OPPONENT
+    if team.rank() == 0 and not units.holds(path):
         model = models.load_policy(
             spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
         )
@@ -113,9 +125,8 @@ def opponent_logprobs(
             columns = {name: sums[:, place].numpy() for place, name in enumerate(SUMS)}
             columns["split"] = [split] * len(items)
             tables.append(pa.table(columns))
-        temporary = path.with_name(f".{path.name}")
-        pq.write_table(pa.concat_tables(tables), temporary)
-        temporary.replace(path)
+        with units.writing(path) as place:
+            pq.write_table(pa.concat_tables(tables), place)
     team.wait()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
@@ -153,9 +164,9 @@ def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
 
 
 def build_trainer(
-    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, work: Path
+    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, units: Units
 ) -> SelfPlayTrainer:
-    """The trainer on `groups`, with its checkpoints in `work`."""
+    """The trainer on `groups`, with its checkpoints among `units`."""
     _reproducible()
     training = spec.training
     objective = OBJECTIVES[spec.objective.name]
@@ -186,10 +197,10 @@ def build_trainer(
     progress = Progress("train", len(batches))
     trainer = SelfPlayTrainer(
         settings,
-        work / "history.jsonl",
+        units,
         progress,
         model=model,
-        args=_arguments(spec, len(batches), work),
+        args=_arguments(spec, len(batches), units.folder / WORK),
         train_dataset=batches,
         optimizer_cls_and_kwargs=(OPTIMIZERS[training.optimizer], {"lr": spec.learning_rate}),
     )
@@ -210,7 +221,6 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         logging_steps=1,
         save_strategy="no" if team.rank() else "steps",
         save_steps=training.checkpoint_every,
-        save_total_limit=2,
         seed=spec.seed,
         use_cpu=not torch.cuda.is_available(),
         report_to=[],
@@ -232,27 +242,22 @@ def _reproducible() -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _resume(trainer: SelfPlayTrainer, work: Path) -> str | None:
-    """The newest whole checkpoint; the history is cut back to it."""
-    whole = {
-        int(path.parent.name.rpartition("-")[2]): path.parent
-        for path in work.glob(f"checkpoint-*/{COMPLETE}")
-    }
-    step = max(whole, default=0)
-    team.wait()  # all have seen the same checkpoints before rank 0 tidies up
+def _resume(trainer: SelfPlayTrainer) -> str | None:
+    """The newest whole checkpoint; those after it go, and the history is the one that it holds."""
+    work = trainer.work
     if team.rank() == 0:
-        for folder in work.glob("checkpoint-*"):
-            if folder not in whole.values():
-                shutil.rmtree(folder)
-        history = work / "history.jsonl"
-        rows = history.read_text().splitlines() if history.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]
-        write_atomic(history, "".join(f"{row}\n" for row in kept))
-    if not step:
+        found = checkpoints(work)
+        while found and not trainer.units.holds(found[-1]):
+            found.pop()
+        held = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
+        write_atomic(work / HISTORY, held)
+    team.wait()  # until rank 0 has seen which are whole
+    if not (whole := checkpoints(work)):
         return None
-    trainer.settings.normalizer.load_state_dict(json.loads((whole[step] / COMPLETE).read_text()))
-    trainer.progress.advance(step)
-    return str(whole[step])
+    newest = whole[-1]
+    trainer.settings.normalizer.load_state_dict(json.loads((newest / NORMALIZER).read_text()))
+    trainer.progress.advance(step_of(newest))
+    return str(newest)
 
 
 @torch.no_grad()
@@ -266,6 +271,8 @@ def _round(spec: TrainSpec, model: PreTrainedModel) -> None:
 
 def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path]:
     """Writes what was trained as safetensors: the adapter, or the whole model with its tokenizer."""
+    for name in ("adapter", "model"):  # of an earlier try
+        remove(out / name)
     if spec.training.method == "lora":
         folder = out / "adapter"
         for config in model.peft_config.values():

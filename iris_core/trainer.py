@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,9 +37,11 @@ from iris_core.objectives import (
 from iris_core.packing import Group, Packing, Row, build_rows
 from iris_core.progress import Progress
 from iris_core.scoring import response_logprobs
-from iris_core.store import write_atomic
+from iris_core.units import NEW, Units
 
-COMPLETE = "normalizer.json"  # written last into a checkpoint: its presence says that the checkpoint is whole
+HISTORY = "history.jsonl"
+NORMALIZER = "normalizer.json"  # its state, in a checkpoint
+KEPT_CHECKPOINTS = 2  # an older one, for where the newest is damaged
 
 
 class Batches(Dataset[list[Row]]):
@@ -104,14 +107,16 @@ class SelfPlayTrainer(Trainer):
 
     Args:
         settings: the objective's inputs.
-        history: JSON Lines file that gets a row per optimiser step.
+        units: of the stage; checkpoints are among them.
         progress: counts the steps.
         arguments: as for `Trainer`.
     """
 
-    def __init__(self, settings: Settings, history: Path, progress: Progress, **arguments: Any):
+    def __init__(self, settings: Settings, units: Units, progress: Progress, **arguments: Any):
         super().__init__(data_collator=lambda items: items[0], **arguments)
-        self.settings, self.history, self.progress = settings, history, progress
+        self.settings, self.units, self.progress = settings, units, progress
+        self.work = Path(self.args.output_dir)
+        self.history = self.work / HISTORY  # JSON Lines, a row per optimiser step
         self.model_accepts_loss_kwargs = False
         self._parameters = settings.parameters  # of the current optimiser batch
         self._metrics: dict[str, float] = {}
@@ -248,9 +253,28 @@ class SelfPlayTrainer(Trainer):
         self.progress.advance(loss=row["loss"], tokens_per_second=row["tokens_per_second"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        write_atomic(folder / COMPLETE, json.dumps(self.settings.normalizer.state_dict()))
+        """Saves a checkpoint as a unit, with the normaliser's state and the history so far; the oldest one goes."""
+        with self.units.writing(self.work / f"checkpoint-{self.state.global_step}") as place:
+            super()._save_checkpoint(model, trial)
+            state = json.dumps(self.settings.normalizer.state_dict())
+            (place / NORMALIZER).write_text(state, encoding="utf-8")
+            shutil.copyfile(self.history, place / HISTORY)
+        for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
+            self.units.remove(old)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.units.folder / NEW)  # where units are written
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest last."""
+    found = [path for path in work.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """After how many optimiser steps a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _add_gradients_up(model: PreTrainedModel) -> None:

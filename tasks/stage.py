@@ -7,7 +7,6 @@ is already in the store ends in the state `Reused`. Only small JSON passes betwe
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 import time
@@ -30,14 +29,15 @@ from prefect.tasks import exponential_backoff
 
 from iris_core.config import Experiment
 from iris_core.errors import IrisError, OutOfMemoryError
+from iris_core.files import read_sealed, seal, write_atomic
+from iris_core.folders import EXECUTION
 from iris_core.launch import launch
 from iris_core.logs import LogFile
 from iris_core.markup import markdown, one_line, plain
 from iris_core.redaction import redact
 from iris_core.specs import EvaluateSpec
-from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, write_atomic
+from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, tidy
 
-EXECUTION = ".execution.json"
 UPDATE_EVERY_S = 1.0
 EVALUATION_BATCH = 16  # iris_core.harness.BATCH_SIZE, whose module needs torch
 LEVELS = {
@@ -158,6 +158,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     store = Store(Path(experiment.store), experiment.name)
     folder = store.folder(spec)
     if manifest := completed(folder, spec):
+        tidy(manifest)
         store.link(place, folder)
         finished = Finished.of(manifest)
         _warn(place, finished)
@@ -255,10 +256,8 @@ def _level(line: str) -> int:
 
 def _eased(spec: Spec, folder: Path) -> Spec:
     """`spec` with the smaller micro-batch that an earlier try without enough memory has asked for."""
-    wish = folder / EXECUTION
-    if not wish.exists():
-        return spec
-    return spec.model_copy(update={"execution": {**spec.execution, **json.loads(wish.read_text())}})
+    wish = read_sealed(folder / EXECUTION) or {}  # a damaged one costs a try without enough memory
+    return spec.model_copy(update={"execution": {**spec.execution, **wish}})
 
 
 def _ease(spec: Spec, folder: Path) -> None:
@@ -270,7 +269,7 @@ def _ease(spec: Spec, folder: Path) -> None:
     else:
         return
     size = _eased(spec, folder).execution.get(name, first)
-    write_atomic(folder / EXECUTION, json.dumps({name: max(1, size // 2)}))
+    write_atomic(folder / EXECUTION, seal({name: max(1, size // 2)}))
 
 
 class ProgressArtifact:

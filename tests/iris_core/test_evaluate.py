@@ -27,6 +27,7 @@ from iris_core.mirror import write_card, write_rows
 from iris_core.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
 from iris_core.templates import Template
+from iris_core.units import Units
 from tests.conftest import build_model
 from tests.iris_core.tokenizers import DATED, byte_level
 
@@ -357,7 +358,8 @@ def test_a_record_made_with_other_settings_is_redone(
     run(spec, tmp_path)
     (tmp_path / "manifest.json").unlink()
     record = json.loads((folder / "gpqa.json").read_text())
-    (folder / "gpqa.json").write_text(json.dumps(record | {"backend": "vllm", "value": 2.0}))
+    with Units(tmp_path, spec.key()).writing(folder / "gpqa.json") as place:
+        place.write_text(json.dumps(record | {"backend": "vllm", "value": 2.0}))
     kept = (folder / "musr.json").stat().st_mtime_ns
     assert run(spec, tmp_path).metrics["benchmarks"]["gpqa"]["value"] == record["value"]
     assert (folder / "musr.json").stat().st_mtime_ns == kept

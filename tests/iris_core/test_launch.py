@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.exceptions import TerminationSignal
 
 from iris_core import supervision
 from iris_core.config import SchedulePart
@@ -22,6 +23,15 @@ from iris_core.specs import Gap, Interval, Movement, ScheduleSpec
 ROOT = Path(__file__).parents[2]
 SLOW = ROOT / "tests" / "stages" / "slow.py"
 FAMILY_VARIABLE = "IRIS_TEST_FAMILY"  # survives what a launch does to the environment
+
+LINES = 2000
+TALK = f"""
+from iris_core.progress import emit
+for number in range({LINES}):
+    print("a line of the log that says something", number)
+    emit("progress", stage="talk", done=number, total={LINES})
+emit("error", kind="DataError", message="the end", exit_code=2)
+"""
 
 pytestmark = pytest.mark.unit
 
@@ -131,13 +141,90 @@ def test_stage_that_dies_takes_its_children_along(tmp_path: Path, family: str) -
     assert none_left(family, within_s=0)
 
 
+@pytest.mark.parametrize("listener", ["log", "progress"])
+def test_a_listener_that_fails_is_named_once_and_the_stage_goes_on(
+    family: str, caplog: pytest.LogCaptureFixture, listener: str
+) -> None:
+    """More than a pipe holds: whoever stops reading blocks the stage."""
+    calls: dict[str, list[object]] = {"log": [], "progress": []}
+
+    def called(name: str, value: object) -> None:
+        calls[name].append(value)
+        if name == listener and len(calls[name]) in (5, 7):
+            raise OSError(28, "No space left on device")
+
+    error = supervise(
+        "talk",
+        [sys.executable, "-c", TALK],
+        lambda event: called("progress", event),
+        lambda line: called("log", line),
+    )
+    assert isinstance(error, DataError)
+    assert str(error) == "the end"
+    assert [len(each) for each in calls.values()] == [LINES, LINES]
+    (message,) = caplog.messages
+    assert message.startswith(f"the {listener} of talk is incomplete: OSError: [Errno 28] No space")
+
+
+MALFORMED = [
+    b'{"event": "progress", "sta',
+    b"",
+    b"null",
+    b"[1]",
+    b'{"event": "progress", "stage": "x", "done": "1", "total": 2}',
+    b'{"event": "progress", "stage": "x", "done": 1}',
+    b'{"event": "error", "kind": "DataError"}',
+    b'{"event": "another"}',
+    b"[" * 5000,
+    b"\xff\xfe",
+]
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+def test_a_malformed_event_is_a_line_of_the_log(family: str, line: bytes) -> None:
+    code = f"import os; os.write(int(os.environ['IRIS_PROGRESS_FD']), {line!r} + b'\\n')\n{TALK}"
+    lines: list[str] = []
+    events: list[object] = []
+    error = supervise("talk", [sys.executable, "-c", code], events.append, lines.append)
+    assert str(error) == "the end"
+    assert line.decode(errors="replace") in lines
+    assert len(events) == LINES
+
+
+def test_an_error_of_a_kind_that_is_none_of_ours_is_a_crash(family: str) -> None:
+    code = (
+        "from iris_core.progress import emit; emit('error', kind='first_line', message='of a bug')"
+    )
+    error = supervise("talk", [sys.executable, "-c", code], lambda event: None, lambda line: None)
+    assert isinstance(error, StageFailed)
+    assert "first_line: of a bug" in str(error)
+
+
+def test_a_launch_leaves_no_file_of_its_own(tmp_path: Path, family: str) -> None:
+    """Not even where everything is killed at once: its request is on no disk."""
+    launch(schedule_spec(), tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / ".spec.json.123").write_text("of a stage that was killed")
+    (tmp_path / ".new").mkdir()
+    (tmp_path / ".new" / "half").write_text("a unit")
+    seen: list[set[str]] = []
+    launch(schedule_spec(), tmp_path, on_log=lambda line: seen.append(names(tmp_path)))
+    lasting = {".lock", ".digests", "spec.json", "schedule.json", "manifest.json"}
+    assert names(tmp_path) == lasting
+    assert all(not name.startswith(".request") for found in seen for name in found)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_what_a_finished_stage_leaves_behind_is_ended(tmp_path: Path, family: str) -> None:
     error, _ = run(tmp_path, "leave")
     assert error is None
     assert none_left(family, within_s=0)
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, TerminationSignal])
 def test_exception_in_the_starter_ends_every_descendant(
     tmp_path: Path,
     family: str,
@@ -150,7 +237,7 @@ def test_exception_in_the_starter_ends_every_descendant(
     def interrupt(event: dict[str, object]) -> None:
         nonlocal seen
         seen = len(alive(family))
-        raise interruption
+        raise interruption(signal.SIGTERM)
 
     with pytest.raises(interruption):
         supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)

@@ -20,7 +20,9 @@ from iris_core.store import (
     completed,
     read_manifest,
     run_stage,
+    tidy,
 )
+from tests.iris_core.damage import DAMAGES, damage
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +42,7 @@ def spec(tmp_path):
 def work(spec: CountSpec, out: Path) -> Outcome:
     words = len(spec.text.path.read_text().split()) * spec.times
     (out / "words.json").write_text(json.dumps(words))
-    (out / "work").mkdir()
+    (out / "work").mkdir(exist_ok=True)
     (out / "work" / "scratch").write_text("x")
     return Outcome(outputs={"words": out / "words.json"}, metrics={"words": words})
 
@@ -137,6 +139,127 @@ def test_a_store_of_another_experiment_is_refused(tmp_path):
     ):
         Store(tmp_path, "mine").claim({"model": "c", "data": "b"})
     Store(tmp_path, "other").claim({"model": "c", "data": "b"})
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_identity_blocks_nobody_and_shows_nothing_of_another(
+    spec, tmp_path, caplog, kind
+):
+    store = Store(tmp_path / "store", "mine")
+    store.claim({"model": "a", "data": "b"})
+    run_stage(spec, store.folder(spec), work)
+    for place in ("prepare", "iteration-0/count"):
+        store.link(place, store.folder(spec))
+    damage(store.home / "experiment.json", kind)
+    store.claim({"model": "c", "data": "b"})
+    named = (
+        f"{store.home / 'experiment.json'} is damaged: this run's model and data are noted instead"
+    )
+    assert caplog.messages == ([] if kind == "missing" else [named])
+    assert store.manifest("prepare") is not None
+    assert (store.manifest("iteration-0/count") is None) == (kind != "missing")
+    with pytest.raises(StoreError, match="model was c, now a"):
+        store.claim({"model": "a", "data": "b"})
+
+
+@pytest.mark.parametrize("name", [".lock", "spec.json", "manifest.json", ".digests", ".new"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_folder_of_a_stage_blocks_nobody(spec, tmp_path, name, kind):
+    out = tmp_path / "out"
+    run_stage(spec, out, work)
+    (out / ".new").mkdir()
+    (out / ".new" / "half").write_text("a unit")
+    damage(out / name, kind)
+    assert run_stage(spec, out, work).artifact("words").path.read_text() == "2"
+    assert run_stage(spec, out, never).reused
+    lasting = {
+        ".lock",
+        "spec.json",
+        "words.json",
+        "manifest.json",
+    }  # nobody asks for a finished stage's `.digests`
+    assert {path.name for path in out.iterdir()} - {".digests"} == lasting
+
+
+def test_a_spec_that_is_valid_but_another_blocks_only_where_it_was_written(spec, tmp_path):
+    """In `--out` it is another stage's; in a file that was exchanged it is damage."""
+    other, out = spec.model_copy(update={"times": 3}), tmp_path / "out"
+    run_stage(spec, out, work)
+    (out / "manifest.json").unlink()
+    (out / "spec.json").write_text(other.model_dump_json())
+    assert not run_stage(spec, out, work).reused
+    with pytest.raises(StoreError, match="unfinished work of another spec"):
+        run_stage(other, out, never)
+
+
+def test_a_file_too_many_among_the_outputs_goes(spec, tmp_path, caplog):
+    def two_words(spec: CountSpec, out: Path) -> Outcome:
+        (out / "words").mkdir(exist_ok=True)
+        (out / "words" / "one").write_text("1")
+        return Outcome(outputs={"words": out / "words"})
+
+    first = run_stage(spec, tmp_path / "out", two_words)
+    (tmp_path / "out" / "notes.txt").write_text("a user's")
+    assert completed(tmp_path / "out", spec) is not None
+    stranger = tmp_path / "out" / "words" / ".two"
+    stranger.write_text("2")
+    again = run_stage(spec, tmp_path / "out", two_words)
+    assert again.outputs == first.outputs
+    assert str(stranger) in caplog.text
+    assert (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_what_a_kill_after_the_end_left_goes(spec, tmp_path):
+    out = tmp_path / "out"
+    for clean in (lambda found: run_stage(spec, out, never), tidy):
+        found = run_stage(spec, out, work)
+        (out / "work" / "checkpoint-3").mkdir(parents=True)
+        (out / ".digests" / "checkpoint-3").write_text("")
+        (out / ".spec.json.123").write_text("")
+        clean(found)
+        lasting = {".lock", ".digests", "spec.json", "words.json", "manifest.json"}
+        assert {path.name for path in out.iterdir()} == lasting
+        assert [path.name for path in (out / ".digests").iterdir()] == ["spec.json"]
+
+
+def test_a_folder_that_is_a_file_is_refused(spec, tmp_path):
+    (tmp_path / "out").write_text("a user's")
+    with pytest.raises(StoreError, match="out cannot be made a folder: choose another --out"):
+        run_stage(spec, tmp_path / "out", never)
+    assert (tmp_path / "out").read_text() == "a user's"
+
+
+def test_a_disk_that_gets_full_is_named_and_the_stage_resumes(spec, tmp_path):
+    def fills(spec: CountSpec, out: Path) -> Outcome:
+        Path("/dev/full").write_text("x")
+        raise AssertionError("nothing is written there")
+
+    with pytest.raises(
+        StoreError, match=r"the disk of .*out is full: free some space, then run again to resume"
+    ):
+        run_stage(spec, tmp_path / "out", fills)
+    assert run_stage(spec, tmp_path / "out", work).metrics == {"words": 2}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling", "loop", "parent"])
+def test_a_link_takes_the_place_of_what_is_none(spec, tmp_path, kind):
+    store = Store(tmp_path / "store", "mine")
+    link = store.home / "iteration-0" / "count"
+    link.parent.mkdir(parents=True)
+    if kind == "folder":
+        link.mkdir()
+        (link / "within").write_text("")
+    elif kind == "file":
+        link.write_text("")
+    elif kind == "parent":
+        link.parent.rmdir()
+        link.parent.write_text("")
+    else:
+        link.symlink_to("nowhere" if kind == "dangling" else link)
+    assert store.manifest("iteration-0/count") is None
+    run_stage(spec, store.folder(spec), work)
+    store.link("iteration-0/count", store.folder(spec))
+    assert store.manifest("iteration-0/count").key == spec.key()
 
 
 def test_links_make_the_store_walkable(spec, tmp_path):

@@ -25,10 +25,13 @@ from prefect.serializers import JSONSerializer
 
 from iris_core.config import Experiment, parse_experiment
 from iris_core.errors import DataError, StageFailed
+from iris_core.folders import EXECUTION
 from iris_core.store import Store
 from tasks.stage import (
     Finished,
     Result,
+    _ease,
+    _eased,
     artifact_key,
     describe,
     log_file,
@@ -36,6 +39,7 @@ from tasks.stage import (
     stage_task,
     watched_by,
 )
+from tests.iris_core.damage import DAMAGES, damage
 from tests.stages.slow import SlowSpec
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server", "slow_stage")]
@@ -158,6 +162,17 @@ def test_out_of_memory_is_tried_again_with_half_the_batch(experiment: Experiment
     assert tries == ["{}", "{'tokens_per_batch': 100}"]
     assert finished.manifest().spec["execution"] == {"tokens_per_batch": 100}
     assert finished.key == SlowSpec(action="need").key()
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_wish_for_a_smaller_batch_is_not_read(tmp_path: Path, kind: str) -> None:
+    spec = SlowSpec(action="need")
+    _ease(spec, tmp_path)
+    assert _eased(spec, tmp_path).execution == {"tokens_per_batch": 100}
+    damage(tmp_path / EXECUTION, kind)
+    assert _eased(spec, tmp_path).execution == {}
+    _ease(spec, tmp_path)
+    assert _eased(spec, tmp_path).execution == {"tokens_per_batch": 100}
 
 
 def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
