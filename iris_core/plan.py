@@ -222,6 +222,7 @@ def register_spec(
     """MLflow's record of one iteration (None: of the initial model)."""
     return RegisterSpec(
         experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
         tracking_uri=experiment.tracking_uri,
         registered_model=experiment.registered_model,
         iteration=iteration,
@@ -262,6 +263,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
     """
     return CompareSpec(
         experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
         tracking_uri=experiment.tracking_uri,
         members=[_member(loop) for loop in members],
         versions=versions("mlflow"),

@@ -18,6 +18,7 @@ from iris_core.config import (
     SyntheticPart,
     TrainingPart,
 )
+from iris_core.rules import ModelName
 from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
 
 
@@ -195,7 +196,7 @@ class RegisterSpec(Spec):
     stage: ClassVar[str] = "register"
     experiment: str
     tracking_uri: str
-    registered_model: str
+    registered_model: ModelName
     iteration: int | None
     policy: Policy
     pairs: Artifact

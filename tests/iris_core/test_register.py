@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +19,7 @@ from mlflow.artifacts import download_artifacts
 
 from iris_core import registry, tracking
 from iris_core.errors import ServiceError
+from iris_core.mlflow_client import Client
 from iris_core.register import register
 from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
@@ -238,7 +236,7 @@ def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "finalize_logged_model", die)
+        patch.setattr(Client, "finalize_logged_model", die)
         with pytest.raises(KeyboardInterrupt):
             do(small, spec)
     do(small, spec)
@@ -571,33 +569,9 @@ def rows_in(root: Path, table: str) -> int:
         return database.execute(f"select count(*) from {table}").fetchone()[0]
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A real MLflow server, on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--artifacts-destination", str(tmp_path / "served")]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    uri, patience = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    while True:
-        try:
-            tracking.check(uri)
-            break
-        except ServiceError:
-            assert process.poll() is None
-            assert time.monotonic() < patience
-            time.sleep(0.5)
-    yield uri
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.integration
-def test_a_server_holds_the_same(server, tmp_path):
-    small = SmallExperiment(tmp_path, [0.3, 0.4], tracking={"uri": server})
+def test_a_server_holds_the_same(mlflow_server, tmp_path):
+    small = SmallExperiment(tmp_path, [0.3, 0.4], tracking={"uri": mlflow_server})
     specs = [small.initial(), *small.iterations()]
     for _ in range(2):
         for spec in specs:
@@ -614,7 +588,7 @@ def test_a_server_holds_the_same(server, tmp_path):
     assert len(found["iteration-0"].outputs.model_outputs) == 1
     folder = Path(
         download_artifacts(
-            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=server
+            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=mlflow_server
         )
     )
     assert Artifact.of(folder).digest == small.policy(1).adapter.digest
@@ -625,9 +599,9 @@ def test_a_server_holds_the_same(server, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_server_that_dies_gives_an_error_worth_a_retry(server, tmp_path, monkeypatch):
+def test_a_server_that_dies_gives_an_error_worth_a_retry(mlflow_server, tmp_path, monkeypatch):
     small = SmallExperiment(
-        tmp_path, [0.3], tracking={"uri": server.replace("127.0.0.1", "me@127.0.0.1")}
+        tmp_path, [0.3], tracking={"uri": mlflow_server.replace("127.0.0.1", "me@127.0.0.1")}
     )
     [spec] = small.iterations()
 
