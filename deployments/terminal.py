@@ -78,6 +78,11 @@ class Display:
                 f"  … {place_name(place)}  {phase} {text}", highlight=False, soft_wrap=True
             )
 
+    def noticed(self, place: str, text: str) -> None:
+        """What it waits for, in a line that stays."""
+        line = f"  [yellow]… {place_name(place)}  {escape(text)}[/]"
+        self.console.print(line, highlight=False, soft_wrap=True)
+
     def ended(self, place: str, finished: Finished | None) -> None:
         """The bar gives way to a line that stays."""
         if self.bar is not None:

@@ -28,8 +28,14 @@ def show_table(store: Store) -> None:
     create_markdown_artifact(table(store), key=key, description="iterations")
 
 
-def show_report(store: Store, report: Path) -> None:
-    """The table, some answers before and after, and where the whole report lies, as a Markdown artifact."""
+def show_report(store: Store, report: Path, link: str | None) -> None:
+    """The table, some answers before and after, and where the whole report lies, as a Markdown artifact.
+
+    Args:
+        store: whose report it is.
+        report: the file in the store.
+        link: where MLflow shows the same; None: nowhere.
+    """
     parts = [table(store), "## Before and after"]
     for sample in samples(store):
         parts += [
@@ -37,7 +43,8 @@ def show_report(store: Store, report: Path) -> None:
             f"- annotated: {_inline(sample.annotated)}\n- before: {_inline(sample.before)}\n"
             f"- after: {_inline(sample.after)}",
         ]
-    parts.append(f"The whole report, with plots: `{report}`")
+    shown = f", [in MLflow]({link})" if link else ", and a file of the experiment's run in MLflow"
+    parts.append(f"The whole report, with plots: `{report}`{shown}")
     key = artifact_key(store.home.name, "report")
     create_markdown_artifact("\n\n".join(parts), key=key, description="report")
 

@@ -23,6 +23,7 @@ from iris_core.specs import (
     Member,
     Movement,
     PrepareSpec,
+    PublishSpec,
     RegisterSpec,
     ScheduleSpec,
     TrainSpec,
@@ -234,6 +235,16 @@ def register_spec(
             for name, manifest in stages.items()
         },
         recipe=recipe_yaml(experiment),
+    )
+
+
+def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
+    """The report, and the data beside it, as files of a run in MLflow."""
+    return PublishSpec(
+        execution={"patience": experiment.tracking.patience},
+        tracking_uri=experiment.tracking_uri,
+        run_id=run_id,
+        files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
     )
 
 

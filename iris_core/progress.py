@@ -2,6 +2,7 @@
 
 The starter passes a pipe's descriptor in `IRIS_PROGRESS_FD`. Each line is one object:
 `{"event": "progress", "stage": "train", "done": 3, "total": 40, "loss": 0.61}`, or
+`{"event": "notice", "message": "..."}` for what the stage waits for, or
 `{"event": "error", "kind": "DataError", "message": "...", "exit_code": 2}`.
 """
 

@@ -27,9 +27,10 @@ from iris_core.champion import CHAMPION, FORMER, Verdict, again, challenge, firs
 from iris_core.measures import Measures, policy_digest
 from iris_core.mlflow_client import Client, repeatable
 from iris_core.mlflow_runs import log_output
+from iris_core.model_name import KEY as KEY
+from iris_core.model_name import OURS
 from iris_core.store import Artifact, Policy
 
-KEY = "iris.key"
 NOTE = "champion_note"
 JUDGED = "iris.challenged"  # the tag of a version whose challenge is over: written last, after the alias has moved
 INITIAL = "initial"  # the tag `iteration` of the model that self-play starts from
@@ -94,7 +95,7 @@ def claim_version(
 def claim_registered_model(client: Client, name: str) -> None:
     """Makes the registered model `name` if it is missing."""
     try:
-        client.create_registered_model(name, {MODEL_TYPE: "self-play"})
+        client.create_registered_model(name, dict([OURS]))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

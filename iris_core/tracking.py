@@ -114,6 +114,57 @@ def holds(uri: str, runs: Sequence[str]) -> bool:
     return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
 
 
+def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET") -> httpx.Response:
+    """What the MLflow server at `uri` answers, asked with the credentials that MLflow would use.
+
+    Raises:
+        ServiceError: nothing answers there within seconds.
+    """
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
+    headers = (
+        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
+        if "MLFLOW_TRACKING_TOKEN" in os.environ
+        else {}
+    )
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    try:
+        return httpx.request(
+            method,
+            f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
+            params=params if method == "GET" else None,
+            json=None if method == "GET" else params,
+            headers=headers,
+            auth=login,
+            timeout=CHECK_TIMEOUT_S,
+            verify=not insecure,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
+        ) from error
+
+
+def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any, ...]]:
+    """The rows that SQLite answers.
+
+    Raises:
+        ServiceError: another process keeps the database locked.
+        sqlite3.Error: the file is no database, or a table is missing.
+    """
+    try:
+        with closing(
+            sqlite3.connect(_opened(file, mode), uri=True, timeout=CHECK_TIMEOUT_S)
+        ) as database:
+            return database.execute(statement, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "is locked" not in str(error):
+            raise
+        raise ServiceError(
+            f"tracking.uri: {file} is in use by another process ({error}): wait for it, or stop it"
+        ) from error
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
     flat: dict[str, str] = {}
@@ -197,7 +248,7 @@ def _remedy(uri: str) -> str:
 
 def _check_server(uri: str) -> None:
     """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
-    answer = _ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
+    answer = ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
     if answer.status_code in (401, 403):
         raise _refused_login(uri, answer.status_code)
     if answer.status_code >= 500 or not _is_mlflow(answer):
@@ -207,34 +258,9 @@ def _check_server(uri: str) -> None:
         )
 
 
-def _ask(uri: str, endpoint: str, params: Mapping[str, str]) -> httpx.Response:
-    """What the MLflow server at `uri` answers, asked with the credentials that MLflow would use."""
-    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
-    headers = (
-        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
-        if "MLFLOW_TRACKING_TOKEN" in os.environ
-        else {}
-    )
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
-    try:
-        return httpx.get(
-            f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
-            params=params,
-            headers=headers,
-            auth=login,
-            timeout=CHECK_TIMEOUT_S,
-            verify=not insecure,
-        )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServiceError(
-            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
-        ) from error
-
-
 def _server_holds(uri: str, run: str) -> bool:
     """As `holds`. What is refused counts as lost: recording it again gives the right complaint."""
-    answer = _ask(uri, "runs/get", {"run_id": run})
+    answer = ask(uri, "runs/get", {"run_id": run})
     if answer.status_code in AWAY:
         raise ServiceError(
             f"tracking.uri: MLflow at {redact(uri)} failed (status {answer.status_code}): {_remedy(uri)}"
@@ -266,33 +292,14 @@ def _check_sqlite(uri: str) -> None:
     file = sqlite_file(uri)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        for place in (file.parent, *([file] if file.exists() else [])):
+            if not os.access(place, os.W_OK):
+                raise PermissionError(f"cannot write {place}")
         if file.exists():
-            _query(file, "rw", "pragma schema_version")
-        elif not os.access(file.parent, os.W_OK):
-            raise PermissionError(f"cannot write in {file.parent}")
+            query(file, "rw", "pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"tracking.uri: {file} cannot be used as a SQLite database ({error}): {_remedy(uri)}"
-        ) from error
-
-
-def _query(file: Path, mode: str, query: str, *values: str) -> list[tuple[Any, ...]]:
-    """The rows that SQLite answers.
-
-    Raises:
-        ServiceError: another process keeps the database locked.
-        sqlite3.Error: the file is no database, or a table is missing.
-    """
-    try:
-        with closing(
-            sqlite3.connect(_opened(file, mode), uri=True, timeout=CHECK_TIMEOUT_S)
-        ) as database:
-            return database.execute(query, values).fetchall()
-    except sqlite3.OperationalError as error:
-        if "is locked" not in str(error):
-            raise
-        raise ServiceError(
-            f"tracking.uri: {file} is in use by another process ({error}): wait for it, or stop it"
         ) from error
 
 
@@ -303,9 +310,9 @@ def _opened(file: Path, mode: str) -> str:
 
 def _database_holds(file: Path, runs: Sequence[str]) -> bool:
     """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
-    query = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
+    wanted = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
     try:
-        return all(_query(file, "ro", query, run) for run in runs)
+        return all(query(file, "ro", wanted, run) for run in runs)
     except sqlite3.Error:
         return False
 

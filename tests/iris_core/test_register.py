@@ -438,6 +438,85 @@ def test_a_persons_choice_is_replaced_under_the_same_rule_only(root):
     assert champion(small) == 5
 
 
+def forget(small: SmallExperiment, manifest: Manifest) -> Manifest:
+    """Registers again what MLflow has."""
+    (manifest.folder / "manifest.json").unlink()
+    return do(small, RegisterSpec.model_validate(manifest.spec))
+
+
+def test_a_version_that_a_person_demoted_stays_so_when_it_is_registered_again(root):
+    small = SmallExperiment(root, [0.3], exact=[0.1, 0.25])
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    client_of(small).set_registered_model_alias("small", "champion", "1")
+    again = [forget(small, manifest) for manifest in manifests]
+    assert champion(small) == 1
+    assert [manifest.metrics["champion"] for manifest in again] == [True, False]
+    client_of(small).delete_registered_model_alias("small", "champion")
+    assert not forget(small, again[0]).metrics["champion"]
+    assert "champion" not in client_of(small).get_registered_model("small").aliases
+
+
+def test_a_kill_after_the_alias_moved_leaves_the_challenge_won(root, monkeypatch):
+    small = SmallExperiment(root, [0.3], exact=[0.1, 0.25])
+    do(small, small.initial())
+    [spec] = small.iterations()
+
+    def die_before_the_end(client: Client, name: str, version: str, key: str, value: str) -> None:
+        if key == registry.JUDGED:
+            raise KeyboardInterrupt
+        MlflowClient.set_model_version_tag(client, name, version, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "set_model_version_tag", die_before_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            do(small, spec)
+    assert do(small, spec).metrics["champion_note"].startswith("champion: held-out exact match")
+    assert champion(small) == 2
+
+
+def test_an_earlier_iteration_registered_again_leaves_the_experiment_finished(root):
+    small = SmallExperiment(root, [0.3, 0.4])
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    ended = runs(small)["small"].info.end_time
+    for manifest in manifests[:2]:
+        forget(small, manifest)
+        assert {run.info.status for run in runs(small).values()} == {"FINISHED"}
+    assert runs(small)["small"].info.end_time == ended
+    longer = SmallExperiment(root, [0.3, 0.4, 0.5], iterations=3)
+    do(longer, longer.initial())
+    assert runs(longer)["small"].info.status == "RUNNING"
+
+
+def test_a_model_without_its_scores_gets_them(root):
+    """MLflow writes them after those of the run: a kill in between leaves the run's alone."""
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    manifest = do(small, spec)
+    with closing(sqlite3.connect(root / "store" / "mlflow.db")) as database:
+        database.execute("delete from logged_model_metrics where metric_name = 'gap'")
+        database.commit()
+    forget(small, manifest)
+    client = client_of(small)
+    [model] = client.search_logged_models([runs(small)["small"].info.experiment_id])
+    assert "gap" in {metric.key for metric in model.metrics}
+    assert len(client.get_metric_history(manifest.metrics["run_id"], "gap")) == 1
+
+
+def test_the_parent_shows_data_source_and_models(finished):
+    small, _ = finished
+    parent = runs(small)["small"]
+    [entry] = parent.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == (
+        "annotated",
+        small.prepared.pairs.digest[:36],
+    )
+    assert sorted(output.step for output in parent.outputs.model_outputs) == [-1, 0, 1, 2]
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    for run in runs(small).values():
+        assert run.data.tags["mlflow.source.name"] == "iris"
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+
+
 def test_a_champion_whose_measures_are_gone_stays(root):
     small = SmallExperiment(root, [0.3, 0.3])
     specs = [small.initial(), *small.iterations()]
