@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -159,6 +160,7 @@ def test_an_outage_is_said_at_once_and_waited_out(proxy, tmp_path, caplog):
         working.start()
         while "waiting up to 600 s" not in caplog.text:
             assert working.is_alive()
+            time.sleep(0.05)
         back.set()
         working.join()
     assert caplog.text.count("waiting up to") == 1
@@ -202,6 +204,7 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog):
         working.start()
         while "waiting up to 600 s" not in caplog.text:
             assert working.is_alive()
+            time.sleep(0.05)
         holder.rollback()
         working.join()
     assert read_manifest(small.store.folder(spec)).metrics["version"] == 1

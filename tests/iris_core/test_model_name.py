@@ -31,14 +31,14 @@ def fill(uri: str) -> Client:
     """One name of each kind; made once for each place."""
     client = tracking.connect(uri, 0.0)
     if not client.search_registered_models("name = 'foreign'"):
+        run = client.create_run("0").info.run_id
+        source = f"runs:/{run}/model"
         client.create_registered_model("empty")
         claim_registered_model(client, "ours")
-        for name, tags in (("foreign", {}), ("ours", {}), ("mixed", {KEY: "a"})):
-            if name != "ours":
-                client.create_registered_model(name)
-            client.create_model_version(
-                name, "mlflow-artifacts:/x" if "http" in uri else "/x", tags=tags
-            )
+        client.create_model_version("ours", source, run)
+        for name, tags in (("foreign", {}), ("mixed", {KEY: "a"})):
+            client.create_registered_model(name)
+            client.create_model_version(name, source, run, tags)
         client.register_prompt("prompt", "Say {{what}}")
     return client
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import ClassVar
@@ -121,7 +122,7 @@ def test_unfinished_work_is_resumed_in_place(spec, tmp_path):
 def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(store, "SAY_EVERY_S", 0.2)
     (tmp_path / "out").mkdir()
-    hold = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print(1, flush=True); input()"
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")],
         stdin=subprocess.PIPE,
@@ -136,6 +137,7 @@ def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplo
         waiting.start()
         while caplog.text.count("out is in use by another run: waiting for it to end") < 3:
             assert waiting.is_alive()
+            time.sleep(0.05)
         assert not made
         holder.kill()
         waiting.join()
