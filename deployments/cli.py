@@ -43,7 +43,6 @@ Settings = Annotated[
 ]
 StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
 STORE = Path("iris-store")
-PATIENCE_S = 600.0
 
 
 @app.command("run")
@@ -155,7 +154,7 @@ def run_loop(experiment: Experiment) -> None:
     from deployments.server import prefect_api
     from flows.checks import check_services
 
-    outage = Outage(PATIENCE_S, ends.echo, ends.end_with)
+    outage = Outage(experiment.tracking.patience, ends.echo, ends.end_with)
     ends.end_on_signals(lambda: outage.lasts)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
     logging.raiseExceptions = False  # what cannot be sent to Prefect is no fault of the loop

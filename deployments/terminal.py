@@ -78,6 +78,10 @@ class Display:
             self.said = time.monotonic()
             show(self.console, f"  … {place_name(place)}  {phase} {text}")
 
+    def noticed(self, place: str, text: str) -> None:
+        """What it waits for, in a line that stays."""
+        show(self.console, "  ", (f"… {place_name(place)}  {one_line(redact(text))}", "yellow"))
+
     def ended(self, place: str, finished: Finished | None) -> None:
         """The bar gives way to a line that stays."""
         if self.bar is not None:

@@ -31,14 +31,20 @@ def show_table(store: Store) -> None:
     create_markdown_artifact(table(store), key=key, description="iterations")
 
 
-def show_report(store: Store, report: Path) -> None:
+def show_report(store: Store, report: Path, link: str | None) -> None:
     """`report_text` as a Markdown artifact."""
     key = artifact_key(store.home.name, "report")
-    create_markdown_artifact(report_text(store, report), key=key, description="report")
+    create_markdown_artifact(report_text(store, report, link), key=key, description="report")
 
 
-def report_text(store: Store, report: Path) -> str:
-    """The table, some answers before and after, and where the whole report lies, in Markdown."""
+def report_text(store: Store, report: Path, link: str | None) -> str:
+    """The table, some answers before and after, and where the whole report lies, in Markdown.
+
+    Args:
+        store: whose report it is.
+        report: the file in the store.
+        link: where MLflow shows the same; None: nowhere.
+    """
     parts = [table(store), "## Before and after"]
     for sample in samples(store):
         parts += [
@@ -46,7 +52,8 @@ def report_text(store: Store, report: Path) -> str:
             f"- annotated: {markup.markdown(sample.annotated)}\n- before: {markup.markdown(sample.before)}\n"
             f"- after: {markup.markdown(sample.after)}",
         ]
-    parts.append(f"The whole report, with plots: {markup.markdown(str(report))}")
+    shown = f"[in MLflow]({link})" if link else "a file of the experiment's run in MLflow"
+    parts.append(f"The whole report, with plots: {markup.markdown(str(report))}, and {shown}")
     return "\n\n".join(parts)
 
 

@@ -15,6 +15,7 @@ from iris_core.benchmarks import BENCHMARKS
 from iris_core.config import Experiment
 from iris_core.errors import ConfigError, EvaluationError, ServiceError
 from iris_core.files import write_atomic
+from iris_core.model_name import check_registered_model
 from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
 from iris_core.store import Store
 
@@ -39,7 +40,8 @@ def check_services(experiment: Experiment) -> Store:
 
     Raises:
         StoreError: the store cannot be written, or its disk is full.
-        ConfigError: a cache cannot be written, an engine is missing, or MLflow cannot be used at `tracking.uri`.
+        ConfigError: a cache cannot be written, an engine is missing, or MLflow cannot be used at `tracking.uri`, or for
+            `tracking.registered_model`.
         ModelError, DataError, EvaluationError: the model, the data or a benchmark's data is missing, or the hub refuses it.
         ServiceError: MLflow or the hub does not answer.
     """
@@ -49,7 +51,7 @@ def check_services(experiment: Experiment) -> Store:
     check_caches()
     _check_engines(experiment)
     _check_mirror(experiment)
-    at_once({"MLflow": lambda: tracking.check(experiment.tracking_uri), **_on_hub(experiment)})
+    at_once({"MLflow": partial(_check_mlflow, experiment), **_on_hub(experiment)})
     return store
 
 
@@ -146,6 +148,11 @@ def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
     if kept.exists() and not (kept.is_file() and kept.read_bytes() == recipe.encode()):
         store.unlink()
     write_atomic(kept, recipe)
+
+
+def _check_mlflow(experiment: Experiment) -> None:
+    tracking.check(experiment.tracking_uri)
+    check_registered_model(experiment.tracking_uri, experiment.registered_model)
 
 
 def _check_engines(experiment: Experiment) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.artifacts import show_report, show_row, show_table
+from flows.artifacts import show_row, show_table
 from flows.checks import check_services, claim
-from flows.iteration import iteration
+from flows.iteration import iteration, report
 from iris_core.config import Experiment
 from iris_core.plan import Prepared
-from iris_core.report import write_report
 from iris_core.store import Store
 from iris_core.summary import rows
 from tasks.evaluate import evaluate
@@ -40,24 +39,22 @@ def iris(experiment: Experiment) -> Path:
     checked = prepare(experiment)
     prepared = Prepared.of(checked.manifest())
     claim(store, experiment, prepared)
-    _register_initial(experiment, prepared, checked, store)
+    registered = _register_initial(experiment, prepared, checked, store)
     state = prepared.start(experiment)
     while state.iteration < experiment.iterations and not state.converged:
         state = iteration(experiment, prepared, state)
     if state.converged:
         get_run_logger().info("converged after iteration %d: the loop stops", state.iteration - 1)
-    report = write_report(store)
-    show_report(store, report)
-    return report
+    return report(experiment, store, state.iteration - 1, registered)
 
 
 def _register_initial(
     experiment: Experiment, prepared: Prepared, checked: Finished, store: Store
-) -> None:
+) -> Finished:
     """The initial model, scored unless the experiment asks not to, is the first version and champion."""
     stages = {"prepare": checked}
     if experiment.evaluation.initial:
         stages["evaluate"] = evaluate(experiment, prepared, prepared.initial, None)
         show_table(store)
         show_row(store, rows(store)[0])
-    register(experiment, prepared, None, prepared.initial, stages)
+    return register(experiment, prepared, None, prepared.initial, stages)

@@ -7,15 +7,18 @@ from pathlib import Path
 from prefect import flow
 from prefect.serializers import JSONSerializer
 
-from flows.artifacts import show_row, show_table
+from flows.artifacts import show_report, show_row, show_table
 from iris_core.config import Experiment
 from iris_core.plan import LoopState, Prepared, next_state, trained_policy
+from iris_core.report import write_report
 from iris_core.store import Store
 from iris_core.summary import rows
 from tasks.evaluate import evaluate
 from tasks.generate import generate
+from tasks.publish import publish
 from tasks.register import register
 from tasks.schedule import schedule
+from tasks.stage import Finished
 from tasks.train import train
 
 
@@ -48,8 +51,17 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
         "evaluate": evaluated,
         "schedule": scheduled,
     }
-    register(experiment, prepared, t, policy, stages)
+    registered = register(experiment, prepared, t, policy, stages)
     store = Store(Path(experiment.store), experiment.name)
     show_table(store)
     show_row(store, next(row for row in rows(store) if row.iteration == t))
+    report(experiment, store, t, registered)
     return next_state(state, generated.manifest(), trained.manifest(), scheduled.manifest())
+
+
+def report(experiment: Experiment, store: Store, iteration: int, registered: Finished) -> Path:
+    """Writes the report of the loop so far, keeps it in MLflow too, and shows it in the Prefect UI."""
+    path = write_report(store)
+    published = publish(experiment, iteration, registered, path)
+    show_report(store, path, published.metrics["link"])
+    return path

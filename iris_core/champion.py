@@ -27,7 +27,8 @@ CRITERIA = {
     "logprob": "held-out log-prob per token",
 }
 CHAMPION = "champion"
-FORMER, LOST = "champion until", "not better than the champion"  # how notes begin that are final
+# how notes begin
+FORMER, LOST, UNCOMPARED = "champion until", "not better than the champion", "not compared"
 
 
 class Verdict(NamedTuple):
@@ -75,9 +76,14 @@ def first_champion(challenger: Measures, initial: bool) -> Verdict:
     return Verdict(True, "champion: the first version with a measure")
 
 
+def again(note: str, champion: bool) -> Verdict:
+    """The verdict of a challenge that is over, by its note, and whether the version is champion now."""
+    return Verdict(champion, note, compared=not note.startswith(UNCOMPARED))
+
+
 def _not_compared(reason: str) -> Verdict:
     remedy = f"measure both in the same way, or set the alias `{CHAMPION}` to this version yourself"
-    return Verdict(False, f"not compared: {reason}: {remedy}", compared=False)
+    return Verdict(False, f"{UNCOMPARED}: {reason}: {remedy}", compared=False)
 
 
 def _difference(champion: Measure, challenger: Measure) -> str:

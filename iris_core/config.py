@@ -255,6 +255,11 @@ class TrackingPart(Part):
     registered_model: ModelName | None = Field(
         None, description="Name in the model registry; left out: the experiment's name."
     )
+    patience: float = Field(
+        600.0,
+        ge=0,
+        description="Seconds that a run waits for MLflow or Prefect when they stop answering, or a database is locked.",
+    )
 
 
 class Experiment(Part):

@@ -52,6 +52,12 @@ class ServiceError(IrisError):
     exit_code = 75
 
 
+class OutageError(ServiceError):
+    """A server did not answer for as long as `tracking.patience` says: it was waited for, so no retry follows."""
+
+    retryable = False
+
+
 class OutOfMemoryError(IrisError):
     """The device's memory is exhausted; a retry with smaller micro-batches may fit."""
 

@@ -14,12 +14,14 @@ import re
 import tempfile
 from pathlib import Path
 
+from peft.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iris_core import models, tracking
 from iris_core.errors import ConfigError, ModelError
 from iris_core.store import Artifact, Policy
 
+ADAPTER_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
@@ -126,15 +128,18 @@ def _adapter(uri: str, tracking_uri: str, tags: dict[str, str], folder: Path) ->
         return None
     from mlflow.artifacts import download_artifacts
 
+    again = f"delete the run {tags.get('run')} in MLflow and run the recipe again, which registers it anew"
     with tracking.service_errors(tracking_uri):
         path = Path(
             download_artifacts(
                 uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri
             )
         )
+    if missing := sorted(ADAPTER_FILES - {file.name for file in path.glob("*")}):
+        raise ModelError(f"{uri}: MLflow has lost {' and '.join(missing)} of the adapter: {again}")
     found = Artifact.of(path)
     if found.digest != tags["adapter_digest"]:
         raise ModelError(
-            f"{uri}: the adapter in MLflow has changed since it was registered: register the iteration again"
+            f"{uri}: the adapter in MLflow has changed since it was registered: {again}"
         )
     return found

@@ -5,7 +5,8 @@
     run_id = claim_run(client, experiment, "iteration-0", {"iris.key": "..."}, started_ms)
     log_points(client, run_id, points({"gap": 0.7}, step=0, milliseconds=started_ms))
 
-Whatever is done here can be done again after a kill at any point and leaves what one undisturbed run leaves.
+Whatever is done here can be done again after a kill, or a lost reply, at any point and leaves what one undisturbed run
+leaves. Where a lost reply made two of a thing, the second is removed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
 from iris_core.errors import ConfigError
+from iris_core.mlflow_client import Client, repeatable
 
 KIND = "custom_model_development"  # the UI opens on training runs, not on traces of an application
 PARENT_TAG = "mlflow.parentRunId"
@@ -31,7 +41,8 @@ LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
 
 
-def claim_experiment(client: MlflowClient, name: str, artifacts: Path) -> str:
+@repeatable
+def claim_experiment(client: Client, name: str, artifacts: Path) -> str:
     """The id of the MLflow experiment `name`, made if missing.
 
     Args:
@@ -56,12 +67,14 @@ def claim_experiment(client: MlflowClient, name: str, artifacts: Path) -> str:
     return str(found.experiment_id)
 
 
+@repeatable
 def claim_run(
-    client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str], started: int
+    client: Client, experiment: str, name: str, tags: Mapping[str, str], started: int
 ) -> str:
-    """The id of the oldest run that carries `tags`, made if there is none.
+    """The id of the run that carries `tags`, made if there is none.
 
-    Two processes that make it at once agree on the older one; the younger, still empty, is deleted.
+    Of several that one counts which holds something, then the oldest; those that hold nothing are deleted. So two
+    processes that make it at once agree on one, and what a lost reply has made twice is there once.
 
     Args:
         client: from `connect`.
@@ -70,37 +83,50 @@ def claim_run(
         tags: what the run is recognised by.
         started: start time of a new run, in milliseconds since 1970.
     """
-    runs = _find_runs(client, experiment, tags)
-    if not runs:
-        own = client.create_run(
-            experiment, start_time=started, tags=dict(tags), run_name=name
-        ).info.run_id
-        runs = _find_runs(client, experiment, tags) or [own]
-        if own != runs[0]:
-            client.delete_run(own)
-    return runs[0]
+    found = _find_runs(client, experiment, tags)
+    if not found:
+        client.create_run(experiment, start_time=started, tags=dict(tags), run_name=name)
+        found = _find_runs(client, experiment, tags)
+    first, *others = found
+    for run in others:
+        if _is_empty(run):
+            client.delete_run(run.info.run_id)
+    return str(first.info.run_id)
 
 
-def log_points(client: MlflowClient, run_id: str, points: Sequence[Metric]) -> int:
-    """Logs those of `points` whose (name, step, value) the run does not hold yet; returns how many."""
-    by_name: dict[str, list[Metric]] = defaultdict(list)
-    for point in points:
-        by_name[point.key].append(point)
-    held = set(client.get_run(run_id).data.metrics)
-    fresh = []
-    for name, group in by_name.items():
-        known = (
-            {(m.step, str(m.value)) for m in client.get_metric_history(run_id, name)}
-            if name in held
-            else set()
-        )
-        fresh += [point for point in group if (point.step, str(point.value)) not in known]
+def set_tags(client: Client, run_id: str, tags: Mapping[str, str]) -> None:
+    """Sets tags in one request."""
+    client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
+
+
+def log_files(client: Client, run_id: str, path: Path, base: Path | None = None) -> None:
+    """Uploads a file, or all files of a folder, named relative to `base`; none: to the folder that `path` lies in."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    for file in sorted(files):
+        below = file.parent.relative_to(base or path.parent)
+        client.log_artifact(run_id, str(file), str(below) if below.parts else None)
+
+
+def log_points(client: Client, run_id: str, points: Sequence[Metric]) -> int:
+    """Logs those of `points` that the run, or the model they name, does not hold yet; returns how many.
+
+    A point is known by name, step and value. MLflow writes run and model one after the other: one may lack it alone.
+    """
+    fresh = _without_held(client, run_id, points)
     for start in range(0, len(fresh), METRICS_A_REQUEST):
         client.log_batch(run_id, metrics=fresh[start : start + METRICS_A_REQUEST], synchronous=True)
     return len(fresh)
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+@repeatable
+def log_output(client: Client, run_id: str, model_id: str, step: int) -> None:
+    """Records a logged model as what `run_id` made in `step`; once, however often called."""
+    outputs = client.get_run(run_id).outputs
+    if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else [])}:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
+
+
+def log_params(client: Client, run_id: str, params: Mapping[str, str]) -> None:
     """Logs `params`. MLflow never changes one: a value that differs from the run's becomes the tag `changed.<name>`."""
     held = client.get_run(run_id).data.params
     clipped = {name: value[:LONGEST_PARAM] for name, value in params.items()}
@@ -117,7 +143,7 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> 
 
 
 def log_dataset(
-    client: MlflowClient,
+    client: Client,
     run_id: str,
     name: str,
     file: Path,
@@ -147,13 +173,44 @@ def points(
     ]
 
 
-def _find_runs(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> list[str]:
+def _find_runs(client: Client, experiment: str, tags: Mapping[str, str]) -> list[Run]:
+    """The runs that carry `tags`, the one that counts first."""
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     runs = client.search_runs([experiment], wanted, max_results=100)
-    return [
-        run.info.run_id
-        for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
-    ]
+    return sorted(runs, key=lambda run: (_is_empty(run), run.info.start_time, run.info.run_id))
+
+
+def _is_empty(run: Run) -> bool:
+    return not run.data.metrics and not run.data.params
+
+
+def _without_held(client: Client, run_id: str, points: Sequence[Metric]) -> list[Metric]:
+    """Those of `points` that are missing. What the run holds and the model lacks has the time that the run has it at."""
+    by_name: dict[str, list[Metric]] = defaultdict(list)
+    for point in points:
+        by_name[point.key].append(point)
+    held = set(client.get_run(run_id).data.metrics)
+    models = {point.model_id for point in points if point.model_id}
+    in_models = {
+        (metric.model_id, metric.key, metric.step, str(metric.value))
+        for model in models
+        for metric in client.get_logged_model(model).metrics or []
+    }
+    fresh = []
+    for name, group in by_name.items():
+        history = client.get_metric_history(run_id, name) if name in held else []
+        times = {(metric.step, str(metric.value)): metric.timestamp for metric in history}
+        for point in group:
+            known = times.get((point.step, str(point.value)))
+            lacks = (
+                point.model_id
+                and (point.model_id, name, point.step, str(point.value)) not in in_models
+            )
+            if known is None:
+                fresh.append(point)
+            elif lacks:
+                fresh.append(Metric(name, point.value, known, point.step, model_id=point.model_id))
+    return fresh
 
 
 def _columns(file: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from iris_core.specs import (
     Member,
     Movement,
     PrepareSpec,
+    PublishSpec,
     RegisterSpec,
     ScheduleSpec,
     TrainSpec,
@@ -222,6 +223,7 @@ def register_spec(
     """MLflow's record of one iteration (None: of the initial model)."""
     return RegisterSpec(
         experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
         tracking_uri=experiment.tracking_uri,
         registered_model=experiment.registered_model,
         iteration=iteration,
@@ -233,6 +235,16 @@ def register_spec(
             for name, manifest in stages.items()
         },
         recipe=recipe_yaml(experiment),
+    )
+
+
+def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
+    """The report, and the data beside it, as files of a run in MLflow."""
+    return PublishSpec(
+        execution={"patience": experiment.tracking.patience},
+        tracking_uri=experiment.tracking_uri,
+        run_id=run_id,
+        files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
     )
 
 
@@ -262,6 +274,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
     """
     return CompareSpec(
         experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
         tracking_uri=experiment.tracking_uri,
         members=[_member(loop) for loop in members],
         versions=versions("mlflow"),

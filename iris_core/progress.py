@@ -2,6 +2,7 @@
 
 The starter passes a pipe's descriptor in `IRIS_PROGRESS_FD`. Each line is one object:
 `{"event": "progress", "stage": "train", "done": 3, "total": 40, "loss": 0.61}`, or
+`{"event": "notice", "message": "..."}` for what the stage waits for, or
 `{"event": "error", "kind": "DataError", "message": "...", "exit_code": 2}`.
 """
 
@@ -30,6 +31,13 @@ class _Advanced(BaseModel):
     total: int
 
 
+class _Noticed(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    event: Literal["notice"]
+    message: str
+
+
 class _Failed(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -38,8 +46,8 @@ class _Failed(BaseModel):
     message: str
 
 
-_EVENT: TypeAdapter[_Advanced | _Failed] = TypeAdapter(
-    Annotated[_Advanced | _Failed, Field(discriminator="event")]
+_EVENT: TypeAdapter[_Advanced | _Noticed | _Failed] = TypeAdapter(
+    Annotated[_Advanced | _Noticed | _Failed, Field(discriminator="event")]
 )
 
 

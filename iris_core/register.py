@@ -18,39 +18,49 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.utils.git_utils import get_git_commit
 
 from iris_core import registry, tracking
+from iris_core.digest import json_digest
 from iris_core.lineage import content_key, describe, spread, version_tags, warnings_of
 from iris_core.measures import Measures, measures_of
+from iris_core.mlflow_client import Client
 from iris_core.mlflow_runs import (
     PARENT_TAG,
     claim_experiment,
     claim_run,
     log_dataset,
+    log_files,
+    log_output,
     log_params,
     log_points,
     points,
+    set_tags,
 )
 from iris_core.specs import RegisterSpec
 from iris_core.stage import main
 from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
 
 INITIAL_STEP = -1
+PARENT = {"iris.role": "experiment"}  # what the parent run is recognised by
+LOOP_END = (
+    "iris.ended"  # the tag of the run that a loop ended with: the digest of the loop's recipe
+)
 
 
 @dataclass(frozen=True)
 class Record:
     """What is to be logged, and where: the spec, the manifests behind it, and the two runs."""
 
-    client: MlflowClient
+    client: Client
     spec: RegisterSpec
     manifests: dict[str, Manifest]
     experiment: str
     parent: str
     child: str
+    tags: dict[str, str]  # what the child is recognised by
 
     @property
     def step(self) -> int:
@@ -62,12 +72,20 @@ class Record:
         """When the last stage ended, in milliseconds since 1970."""
         return max(_milliseconds(manifest, ended=True) for manifest in self.manifests.values())
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the loop ends with this iteration."""
+        scheduled = self.manifests.get("schedule")
+        wanted = yaml.safe_load(self.spec.recipe)["iterations"]
+        counted = self.spec.iteration is not None and self.spec.iteration + 1 >= wanted
+        return bool(counted or (scheduled is not None and scheduled.metrics.get("stop")))
+
 
 def register(spec: RegisterSpec, out: Path) -> Outcome:
     """Logs the iteration, registers its model and lets it challenge the champion."""
     manifests = read_stages(spec)
     measures = measures_of(manifests, spec.pairs.path)
-    client = tracking.connect(spec.tracking_uri)
+    client = tracking.connect(spec.tracking_uri, spec.patience)
     with tracking.service_errors(spec.tracking_uri):
         record = claim_runs(client, spec, manifests, out)
         log_params(client, record.child, recipe_params(spec) | stage_params(manifests))
@@ -96,14 +114,14 @@ def run_name(iteration: int | None) -> str:
 
 
 def claim_runs(
-    client: MlflowClient, spec: RegisterSpec, manifests: dict[str, Manifest], out: Path
+    client: Client, spec: RegisterSpec, manifests: dict[str, Manifest], out: Path
 ) -> Record:
     """Finds or makes the experiment's parent run and the iteration's child run."""
     experiment = claim_experiment(
         client, spec.experiment, tracking.artifact_folder(spec.tracking_uri, otherwise=out)
     )
     started = min(_milliseconds(manifest) for manifest in manifests.values())
-    parent = claim_run(client, experiment, spec.experiment, {"iris.role": "experiment"}, started)
+    parent = claim_run(client, experiment, spec.experiment, PARENT, started)
     name = run_name(spec.iteration)
     tags = {
         "iris.role": "iteration",
@@ -111,12 +129,14 @@ def claim_runs(
         registry.KEY: content_key(spec, manifests),
     }
     child = claim_run(client, experiment, name, tags, started)
-    client.set_tag(child, PARENT_TAG, parent)  # a child outlives a parent that was deleted
-    if found := warnings_of(manifests):
-        client.set_tag(child, "warnings", found)
-    for run in (parent, child):
-        client.update_run(run, status="RUNNING")
-    return Record(client, spec, manifests, experiment, parent, child)
+    record = Record(client, spec, manifests, experiment, parent, child, tags)
+    warned = {"warnings": found} if (found := warnings_of(manifests)) else {}
+    set_tags(client, parent, source_tags())
+    set_tags(client, child, {PARENT_TAG: parent, **source_tags(), **warned})  # outlives a parent
+    client.update_run(child, status="RUNNING")
+    if loop_end(record) is None:
+        client.update_run(parent, status="RUNNING")
+    return record
 
 
 def recipe_params(spec: RegisterSpec) -> dict[str, str]:
@@ -135,7 +155,9 @@ def stage_params(manifests: dict[str, Manifest]) -> dict[str, str]:
 
 
 def log_inputs(record: Record) -> None:
-    """The annotated pairs and the synthetic responses as data sets of the child run."""
+    """The annotated pairs and the synthetic responses as data sets of the child run; the pairs also of the parent's."""
+    client, pairs = record.client, record.spec.pairs
+    log_dataset(client, record.parent, "annotated", pairs.path, pairs.digest, {})
     trained = record.manifests.get("train")
     if trained is None:
         return
@@ -149,9 +171,8 @@ def log_inputs(record: Record) -> None:
         for age, artifact in enumerate(trained.spec["synthetic"])
     ]
     for name, artifact, profile in inputs:
-        log_dataset(
-            record.client, record.child, name, Path(artifact["path"]), artifact["digest"], profile
-        )
+        path, digest = Path(artifact["path"]), artifact["digest"]
+        log_dataset(client, record.child, name, path, digest, profile)
 
 
 def log_artifacts(record: Record, measures: Measures) -> None:
@@ -164,13 +185,12 @@ def log_artifacts(record: Record, measures: Measures) -> None:
             text = tracking.redact(manifest.model_dump_json(indent=1))
             (folder / "manifests" / f"{name}.json").write_text(text, encoding="utf-8")
         (folder / registry.MEASURES).write_text(measures.model_dump_json(), encoding="utf-8")
-        record.client.log_artifacts(record.child, staged)
+        log_files(record.client, record.child, folder, base=folder)
         record.client.log_artifact(record.parent, str(folder / "recipe.yaml"))
     for stage, output in (("evaluate", "scores"), ("evaluate", "heldout"), ("train", "history")):
         if stage in record.manifests and output in record.manifests[stage].outputs:
-            record.client.log_artifact(
-                record.child, str(record.manifests[stage].artifact(output).path)
-            )
+            path = record.manifests[stage].artifact(output).path
+            log_files(record.client, record.child, path)
 
 
 def register_model(record: Record, measures: Measures) -> tuple[dict[str, Any], str | None]:
@@ -187,6 +207,7 @@ def register_model(record: Record, measures: Measures) -> tuple[dict[str, Any], 
     name = f"{spec.experiment}-{run_name(spec.iteration)}"
     model = registry.claim_model(client, record.experiment, record.child, name, tags, spec.policy)
     about = describe(spec.registered_model, tags)
+    log_output(client, record.parent, model.model_id, record.step)
     version = registry.claim_version(client, spec.registered_model, model, tags, about)
     verdict = registry.promote_if_better(client, version, measures)
     client.set_tag(record.child, "iris.version", f"{spec.registered_model}/{version.version}")
@@ -250,13 +271,35 @@ def iteration_metrics(manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 
 def finish(record: Record) -> None:
-    """Ends the child; the parent too, if this was the last iteration."""
-    scheduled = record.manifests.get("schedule")
-    wanted = yaml.safe_load(record.spec.recipe)["iterations"]
-    last = record.spec.iteration is not None and record.spec.iteration + 1 >= wanted
-    record.client.set_terminated(record.child, "FINISHED", record.ended)
-    if last or (scheduled is not None and scheduled.metrics.get("stop")):
-        record.client.set_terminated(record.parent, "FINISHED", record.ended)
+    """Ends the child; the parent too, if the loop has ended. What a late request has made twice goes."""
+    client, spec = record.client, record.spec
+    if record.is_last:
+        client.set_tag(record.child, LOOP_END, json_digest(spec.recipe))
+    client.set_terminated(record.child, "FINISHED", record.ended)
+    if ended := loop_end(record):
+        client.set_terminated(record.parent, "FINISHED", ended)
+    for name, tags in ((spec.experiment, PARENT), (run_name(spec.iteration), record.tags)):
+        claim_run(client, record.experiment, name, tags, record.ended)
+
+
+def loop_end(record: Record) -> int | None:
+    """When the loop of this recipe ended, in milliseconds since 1970; None while it goes on.
+
+    An earlier iteration that is recorded once more after its loop has ended does not set the parent running for ever.
+    """
+    wanted = (
+        f"tags.`{PARENT_TAG}` = '{record.parent}' and tags.`{LOOP_END}` = '{json_digest(record.spec.recipe)}' "
+        "and attributes.status = 'FINISHED'"
+    )
+    found = record.client.search_runs([record.experiment], wanted, max_results=1)
+    return int(found[0].info.end_time) if found else None
+
+
+def source_tags() -> dict[str, str]:
+    """The program and its commit, where it is a git checkout, as MLflow shows them in its columns."""
+    tags = {"mlflow.source.name": "iris", "mlflow.source.type": "LOCAL"}
+    commit = get_git_commit(str(Path(__file__).parent))
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 def _milliseconds(manifest: Manifest, ended: bool = False) -> int:

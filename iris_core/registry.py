@@ -6,6 +6,8 @@
 
 Each version is an MLflow logged model: the adapter's own files, or for full weights a reference to them, and an
 `MLmodel` file that names the base by path and digest. Nothing is pickled; `iris_core.load` reads it back.
+
+Models and versions are recognised by the tag `iris.key`. Where a lost reply made two of one, the second is removed.
 """
 
 from __future__ import annotations
@@ -15,18 +17,22 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from iris_core.champion import CHAMPION, FORMER, LOST, Verdict, challenge, first_champion
+from iris_core.champion import CHAMPION, FORMER, Verdict, again, challenge, first_champion
 from iris_core.measures import Measures, policy_digest
-from iris_core.store import Policy
+from iris_core.mlflow_client import Client, repeatable
+from iris_core.mlflow_runs import log_output
+from iris_core.model_name import KEY as KEY
+from iris_core.model_name import OURS
+from iris_core.store import Artifact, Policy
 
-KEY = "iris.key"
 NOTE = "champion_note"
+JUDGED = "iris.challenged"  # the tag of a version whose challenge is over: written last, after the alias has moved
 INITIAL = "initial"  # the tag `iteration` of the model that self-play starts from
 RUN = "run"  # the tag that names the run with the version's files
 OPPONENT = "opponent_digest"
@@ -34,18 +40,19 @@ OPPONENT = "opponent_digest"
 SCORE_TAGS = ("average", "average_stderr", "label", "warnings")
 MEASURES = "measures.json"
 MODEL_TYPE = "iris"
+DESCRIPTION = "MLmodel"
 VERSIONS_TAG = "mlflow.modelVersions"  # links a logged model to its versions in the UI
 
 
 def claim_model(
-    client: MlflowClient,
+    client: Client,
     experiment: str,
     run_id: str,
     name: str,
     tags: Mapping[str, str],
     policy: Policy,
 ) -> LoggedModel:
-    """The logged model with the key in `tags`, made and filled if it is missing or was left unfinished.
+    """The logged model with the key in `tags`, made if it is missing, and filled if it is not whole.
 
     Args:
         client: from `tracking.connect`.
@@ -55,44 +62,28 @@ def claim_model(
         tags: its tags; `iris.key` among them is what it is recognised by.
         policy: what it holds: the adapter's files, or a reference to the model's folder.
     """
-    found = client.search_logged_models([experiment], f"tags.`{KEY}` = '{tags[KEY]}'")
-    model = (
-        found[0]
-        if found
-        else client.create_logged_model(experiment, name, run_id, dict(tags), model_type=MODEL_TYPE)
-    )
-    if model.status != LoggedModelStatus.READY:
-        if policy.adapter:
-            client.log_model_artifacts(model.model_id, str(policy.adapter.path))
+    model = _find_or_make_model(client, experiment, run_id, name, tags)
+    if model.status != LoggedModelStatus.READY or not _is_whole(client, model, policy):
+        for file in sorted(policy.adapter.path.iterdir()) if policy.adapter else ():
+            client.log_model_artifact(model.model_id, str(file))
         with tempfile.TemporaryDirectory() as folder:
-            description = Path(folder) / "MLmodel"
+            description = Path(folder) / DESCRIPTION
             _describe(model, run_id, tags).save(str(description))
             client.log_model_artifact(model.model_id, str(description))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    outputs = client.get_run(run_id).outputs
-    if model.model_id not in {
-        output.model_id for output in (outputs.model_outputs if outputs else [])
-    }:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    log_output(client, run_id, model.model_id, step=0)
     return model
 
 
 def claim_version(
-    client: MlflowClient, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
+    client: Client, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
     """The version of the registered model `name` with the key in `tags`, made if missing, with these tags.
 
     What a version started from never changes; where its weights lie and, for an initial model, its scores may.
     """
-    try:
-        client.create_registered_model(name, {MODEL_TYPE: "self-play"})
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    found = [version for version in versions(client, name) if version.tags.get(KEY) == tags[KEY]]
-    version = found[0] if found else client.create_model_version(
-        name, f"models:/{model.model_id}", model.source_run_id, dict(tags), description=description, model_id=model.model_id
-    )  # fmt: skip
+    claim_registered_model(client, name)
+    version = _find_or_make_version(client, name, model, tags, description)
     _update_tags(client, version, tags)
     link = json.dumps([{"name": name, "version": int(version.version)}])
     if client.get_logged_model(model.model_id).tags.get(VERSIONS_TAG) != link:
@@ -100,7 +91,17 @@ def claim_version(
     return version
 
 
-def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+@repeatable
+def claim_registered_model(client: Client, name: str) -> None:
+    """Makes the registered model `name` if it is missing."""
+    try:
+        client.create_registered_model(name, dict([OURS]))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def versions(client: Client, name: str) -> list[ModelVersion]:
     """All versions of the registered model `name`, oldest first."""
     found: list[ModelVersion] = []
     token = None
@@ -112,32 +113,30 @@ def versions(client: MlflowClient, name: str) -> list[ModelVersion]:
             return sorted(found, key=lambda version: int(version.version))
 
 
-def promote_if_better(client: MlflowClient, version: ModelVersion, measures: Measures) -> Verdict:
+@repeatable
+def promote_if_better(client: Client, version: ModelVersion, measures: Measures) -> Verdict:
     """Lets `version` challenge the champion; tags it with the reason and moves the alias if it wins.
 
-    The alias moves last, so that a kill before that leaves a challenge that is repeated whole. One that was lost, or a
-    former champion's, is over: a version that is registered again does not repeat it.
+    The alias moves after the notes, and the tag that the challenge is over comes last: what is interrupted before is
+    repeated whole, and what is over is not, whoever is champion then. A person's choice stays.
     """
+    version = client.get_model_version(version.name, version.version)
     champion, note = champion_of(client, version.name), version.tags.get(NOTE, "")
-    if champion is not None and champion.version == version.version:
-        return Verdict(True, note or CHAMPION)
-    if champion is not None and note.startswith((FORMER, LOST)):
-        return Verdict(False, note)
-    if champion is None:
-        verdict = first_champion(measures, version.tags.get("iteration") == INITIAL)
-    else:
-        held = _champion_measures(client, champion, version, measures)
-        verdict = challenge(measures, held, f"version {champion.version}")
-    client.set_model_version_tag(version.name, version.version, NOTE, verdict.note)
-    if verdict.wins:
-        if champion is not None:
+    if JUDGED in version.tags:
+        return again(note, champion is not None and champion.version == version.version)
+    verdict = _challenge(client, version, champion, measures)
+    if champion is None or champion.version != version.version:
+        client.set_model_version_tag(version.name, version.version, NOTE, verdict.note)
+        if verdict.wins and champion is not None:
             former = f"{FORMER} version {version.version}"
             client.set_model_version_tag(version.name, champion.version, NOTE, former)
-        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+        if verdict.wins:
+            client.set_registered_model_alias(version.name, CHAMPION, version.version)
+    client.set_model_version_tag(version.name, version.version, JUDGED, "true")
     return verdict
 
 
-def champion_of(client: MlflowClient, name: str) -> ModelVersion | None:
+def champion_of(client: Client, name: str) -> ModelVersion | None:
     """The version with the alias `champion`, or None."""
     if CHAMPION not in client.get_registered_model(name).aliases:
         return None
@@ -149,7 +148,7 @@ def weights_of(version: ModelVersion) -> str:
     return policy_digest(version.tags.get("model_digest", ""), version.tags.get("adapter_digest"))
 
 
-def read_measures(client: MlflowClient, version: ModelVersion) -> Measures | None:
+def read_measures(client: Client, version: ModelVersion) -> Measures | None:
     """What a version scored, from its run; None where that is gone, or was never there."""
     run = version.tags.get(RUN)
     try:
@@ -164,8 +163,20 @@ def read_measures(client: MlflowClient, version: ModelVersion) -> Measures | Non
         return Measures.model_validate_json(file.read_text(encoding="utf-8"))
 
 
+def _challenge(
+    client: Client, version: ModelVersion, champion: ModelVersion | None, measures: Measures
+) -> Verdict:
+    """Whether `version` is, or becomes, the champion."""
+    if champion is None:
+        return first_champion(measures, version.tags.get("iteration") == INITIAL)
+    if champion.version == version.version:
+        return again(version.tags.get(NOTE, CHAMPION), champion=True)
+    held = _champion_measures(client, champion, version, measures)
+    return challenge(measures, held, f"version {champion.version}")
+
+
 def _champion_measures(
-    client: MlflowClient, champion: ModelVersion, version: ModelVersion, measures: Measures
+    client: Client, champion: ModelVersion, version: ModelVersion, measures: Measures
 ) -> Measures | None:
     """What the champion scored. Log-probs that it did not measure (the initial model's) come from one that played it."""
     held = read_measures(client, champion)
@@ -180,13 +191,79 @@ def _champion_measures(
     return held.model_copy(update={"logprob": next(iter(alike + found), None)})
 
 
-def _update_tags(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
+@repeatable
+def _find_or_make_model(
+    client: Client, experiment: str, run_id: str, name: str, tags: Mapping[str, str]
+) -> LoggedModel:
+    """The logged model with the key in `tags`: a finished one, then the oldest; others, unfinished, are deleted."""
+
+    def find() -> list[LoggedModel]:
+        found = client.search_logged_models([experiment], f"tags.`{KEY}` = '{tags[KEY]}'")
+        return sorted(found, key=lambda model: (not _is_ready(model), model.creation_timestamp))
+
+    found = find()
+    if not found:
+        client.create_logged_model(experiment, name, run_id, dict(tags), model_type=MODEL_TYPE)
+        found = find()
+    first, *others = found
+    for model in others:
+        if not _is_ready(model):
+            client.delete_logged_model(model.model_id)
+    return first
+
+
+@repeatable
+def _find_or_make_version(
+    client: Client, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
+) -> ModelVersion:
+    """The version with the key in `tags`: the champion, then the oldest; others are deleted."""
+
+    def find() -> list[ModelVersion]:
+        found = [each for each in versions(client, name) if each.tags.get(KEY) == tags[KEY]]
+        champion = champion_of(client, name)
+        return sorted(found, key=lambda each: champion is None or each.version != champion.version)
+
+    found = find()
+    if not found:
+        client.create_model_version(
+            name, f"models:/{model.model_id}", model.source_run_id, dict(tags), description=description, model_id=model.model_id
+        )  # fmt: skip
+        found = find()
+    first, *others = found
+    for double in others:
+        client.delete_model_version(name, double.version)
+    return first
+
+
+def _is_ready(model: LoggedModel) -> bool:
+    return bool(model.status == LoggedModelStatus.READY)
+
+
+def _is_whole(client: Client, model: LoggedModel, policy: Policy) -> bool:
+    """Whether MLflow still has the model's files as they were uploaded."""
+    kept = {item.path for item in client.list_logged_model_artifacts(model.model_id)}
+    if DESCRIPTION not in kept or policy.adapter is None:
+        return DESCRIPTION in kept
+    with tempfile.TemporaryDirectory() as folder:
+        return Artifact.of(_download(client, model, folder)).digest == policy.adapter.digest
+
+
+@repeatable
+def _download(client: Client, model: LoggedModel, folder: str) -> Path:
+    where = client.tracking_uri
+    uri = f"models:/{model.model_id}"
+    return Path(download_artifacts(uri, dst_path=folder, tracking_uri=where, registry_uri=where))
+
+
+@repeatable
+def _update_tags(client: Client, version: ModelVersion, tags: Mapping[str, str]) -> None:
     place = (version.name, version.version)
+    held = client.get_model_version(*place).tags
     for name, value in tags.items():
-        if version.tags.get(name) != value and name != "parent_version":
+        if held.get(name) != value and name != "parent_version":
             client.set_model_version_tag(*place, name, value)
     for name in SCORE_TAGS:
-        if name in version.tags and name not in tags:
+        if name in held and name not in tags:
             client.delete_model_version_tag(*place, name)
 
 

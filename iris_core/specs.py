@@ -18,7 +18,7 @@ from iris_core.config import (
     SyntheticPart,
     TrainingPart,
 )
-from iris_core.rules import TrackingUri
+from iris_core.rules import ModelName, TrackingUri
 from iris_core.store import Artifact, Manifest, Policy, Spec, Strict
 
 
@@ -196,7 +196,7 @@ class RegisterSpec(Spec):
     stage: ClassVar[str] = "register"
     experiment: str
     tracking_uri: TrackingUri
-    registered_model: str
+    registered_model: ModelName
     iteration: int | None
     policy: Policy
     pairs: Artifact
@@ -209,3 +209,19 @@ class RegisterSpec(Spec):
         """Whether MLflow still has the runs."""
         runs = [manifest.metrics["run_id"], manifest.metrics["parent_run_id"]]
         return tracking.holds(self.tracking_uri, runs)
+
+
+class PublishSpec(Spec):
+    """Keep files with a run in MLflow; the first is what people are shown.
+
+    No output: the metrics have run_id and link, the page of MLflow's UI with the first file (None without a server).
+    """
+
+    stage: ClassVar[str] = "publish"
+    tracking_uri: TrackingUri
+    run_id: str
+    files: list[Artifact]
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the run."""
+        return tracking.holds(self.tracking_uri, [self.run_id])

@@ -32,6 +32,7 @@ from iris_core.disk import check_free_space, full_disk_errors
 from iris_core.errors import StoreError
 from iris_core.files import make_folder, read_sealed, remove, replacing, seal, write_atomic
 from iris_core.folders import LOCK
+from iris_core.outages import SAY_EVERY_S, tell, wait_out
 from iris_core.units import Units
 
 MANIFEST = "manifest.json"
@@ -90,6 +91,11 @@ class Spec(Strict):
         """SHA-256 of the canonical spec, artifacts by digest."""
         content = self.model_dump(mode="json", exclude={"execution"})
         return json_digest({"stage": self.stage, **_without_paths(content)})
+
+    @property
+    def patience(self) -> float:
+        """How long an outage of a service that the stage needs is waited out, in seconds."""
+        return float(self.execution.get("patience", 0.0))
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether what `manifest` says was made outside the stage's folder is still there."""
@@ -201,10 +207,11 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
     """Runs `work` on `spec` in `folder`, or takes what a run before has finished there.
 
     Raises:
-        StoreError: the folder belongs to another spec, is in use, or the disk is full.
+        StoreError: the folder belongs to another spec, or the disk is full.
+        ServiceError: what keeps the rest does not answer.
     """
     with full_disk_errors(folder), _locked(folder):
-        if manifest := completed(folder, spec):
+        if manifest := wait_out(spec.patience, lambda: completed(folder, spec)):
             log.info("%s: reused %s", spec.stage, folder)
             folders.tidy(folder, manifest.files)
             return manifest
@@ -306,17 +313,24 @@ class Store:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other runs out of it."""
+    """Makes the folder and keeps it for this process.
+
+    The system frees a lock whose holder has died, so waiting for one has an end.
+    """
     _make_output(folder)
     if (folder / LOCK).is_symlink() or (folder / LOCK).is_dir():
         remove(folder / LOCK)
-    lock = filelock.FileLock(folder / LOCK)
+    lock, timeout = filelock.FileLock(folder / LOCK), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=timeout)
+        except filelock.Timeout:
+            tell(f"{folder} is in use by another run: waiting for it to end")
+            timeout = SAY_EVERY_S
     try:
-        lock.acquire(timeout=60)
-    except filelock.Timeout as error:
-        raise StoreError(f"{folder} is in use by another run: wait for it, or stop it") from error
-    with lock:
         yield
+    finally:
+        lock.release()
 
 
 def _make_output(folder: Path) -> None:

@@ -28,7 +28,7 @@ from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 
 from iris_core.config import Experiment
-from iris_core.errors import IrisError, OutOfMemoryError
+from iris_core.errors import IrisError, OutOfMemoryError, ServiceError
 from iris_core.files import read_sealed, seal, write_atomic
 from iris_core.folders import EXECUTION
 from iris_core.launch import launch
@@ -84,6 +84,9 @@ class Watcher(Protocol):
 
     def progressed(self, place: str, event: dict[str, Any]) -> None:
         """It reported progress."""
+
+    def noticed(self, place: str, text: str) -> None:
+        """It says what it waits for."""
 
     def ended(self, place: str, finished: Finished | None) -> None:
         """It completed, or failed (None)."""
@@ -157,7 +160,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     """
     store = Store(Path(experiment.store), experiment.name)
     folder = store.folder(spec)
-    if manifest := completed(folder, spec):
+    if manifest := _found(spec, folder):
         tidy(manifest)
         store.link(place, folder)
         finished = Finished.of(manifest)
@@ -169,6 +172,14 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     _warn(place, finished)
     _tell_end(place, finished)
     return finished
+
+
+def _found(spec: Spec, folder: Path) -> Manifest | None:
+    """What the store has of `spec`; None too where a service cannot be asked: the stage waits for it, and says so."""
+    try:
+        return completed(folder, spec)
+    except ServiceError:
+        return None
 
 
 def place_of(iteration: int | None) -> str:
@@ -226,6 +237,10 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
         watcher.started(place)
 
     def on_progress(event: dict[str, Any]) -> None:
+        if event["event"] == "notice":
+            if watcher:
+                watcher.noticed(place, event["message"])
+            return
         bar.move(event)
         if watcher:
             watcher.progressed(place, event)

@@ -52,6 +52,12 @@ def test_a_warning_comes_with_its_stage_once(small: SmallExperiment, reused: boo
     assert second == f"  ! {WARNING}"
 
 
+def test_what_a_stage_waits_for_is_said() -> None:
+    shown = console()
+    Display(shown).noticed("initial/register", "MLflow [at] 5000 is away")
+    assert text_of(shown) == "  … initial · register  MLflow [at] 5000 is away\n"
+
+
 def test_all_warnings_at_the_end_and_none_without_any(
     small: SmallExperiment, tmp_path: Path
 ) -> None:

@@ -163,6 +163,9 @@ def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_pa
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert len([run for run in runs if run.data.tags.get("iris.iteration") == "0"]) == 1
+    [parent] = [run for run in runs if run.data.tags["iris.role"] == "experiment"]
+    files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert files == {"recipe.yaml", "report.html", "report.json"}
     found = {
         version.tags["iteration"] for version in client.search_model_versions("name = 'killed'")
     }

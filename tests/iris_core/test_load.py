@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from iris_core import tracking
 from iris_core.errors import ConfigError, ModelError, ServiceError
-from iris_core.load import load_model
+from iris_core.load import load_model, version_tags
 from iris_core.register import register
 from iris_core.store import Outcome, run_stage
 from tests.iris_core.small_experiment import SmallExperiment
@@ -156,12 +159,37 @@ def test_the_initial_model_is_loaded_where_no_iteration_beats_it(tmp_path, score
     assert isinstance(latest, PeftModel)
 
 
-def test_a_changed_adapter_is_refused(tmp_path):
+def change(copy: Path) -> None:
+    content = bytearray(copy.read_bytes())
+    content[-50] ^= 1
+    copy.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (change, "the adapter in MLflow has changed since it was registered"),
+        (Path.unlink, "MLflow has lost adapter_model.safetensors of the adapter"),
+        (lambda copy: shutil.rmtree(copy.parent), "MLflow has lost .* of the adapter"),
+    ],
+)
+def test_an_adapter_that_is_not_whole_is_refused_and_can_be_registered_again(
+    tmp_path, damage, said
+):
     small = registered(tmp_path)
-    [copy] = (tmp_path / "store" / "mlflow-artifacts").rglob("adapter_config.json")
-    copy.write_text(copy.read_text() + " ")
-    with pytest.raises(ModelError, match="has changed since it was registered"):
-        load_model("models:/small@champion", small.experiment.tracking_uri)
+    uri = small.experiment.tracking_uri
+    [copy] = (tmp_path / "store" / "mlflow-artifacts").rglob("adapter_model.safetensors")
+    damage(copy)
+    with pytest.raises(ModelError, match=said) as caught:
+        load_model("models:/small@champion", uri)
+    [run] = re.findall(
+        "delete the run (\\w+) in MLflow and run the recipe again", str(caught.value)
+    )
+    tracking.connect(uri).delete_run(run)
+    [spec] = small.iterations()
+    run_stage(spec, small.store.folder(spec), register)
+    assert load_model("models:/small@champion", uri)
+    assert version_tags("models:/small@latest", uri)["run"] != run
 
 
 @pytest.mark.parametrize(

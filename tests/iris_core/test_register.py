@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +19,7 @@ from mlflow.artifacts import download_artifacts
 
 from iris_core import registry, tracking
 from iris_core.errors import ServiceError
+from iris_core.mlflow_client import Client
 from iris_core.register import register
 from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
@@ -238,7 +236,7 @@ def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "finalize_logged_model", die)
+        patch.setattr(Client, "finalize_logged_model", die)
         with pytest.raises(KeyboardInterrupt):
             do(small, spec)
     do(small, spec)
@@ -440,6 +438,85 @@ def test_a_persons_choice_is_replaced_under_the_same_rule_only(root):
     assert champion(small) == 5
 
 
+def forget(small: SmallExperiment, manifest: Manifest) -> Manifest:
+    """Registers again what MLflow has."""
+    (manifest.folder / "manifest.json").unlink()
+    return do(small, RegisterSpec.model_validate(manifest.spec))
+
+
+def test_a_version_that_a_person_demoted_stays_so_when_it_is_registered_again(root):
+    small = SmallExperiment(root, [0.3], exact=[0.1, 0.25])
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    client_of(small).set_registered_model_alias("small", "champion", "1")
+    again = [forget(small, manifest) for manifest in manifests]
+    assert champion(small) == 1
+    assert [manifest.metrics["champion"] for manifest in again] == [True, False]
+    client_of(small).delete_registered_model_alias("small", "champion")
+    assert not forget(small, again[0]).metrics["champion"]
+    assert "champion" not in client_of(small).get_registered_model("small").aliases
+
+
+def test_a_kill_after_the_alias_moved_leaves_the_challenge_won(root, monkeypatch):
+    small = SmallExperiment(root, [0.3], exact=[0.1, 0.25])
+    do(small, small.initial())
+    [spec] = small.iterations()
+
+    def die_before_the_end(client: Client, name: str, version: str, key: str, value: str) -> None:
+        if key == registry.JUDGED:
+            raise KeyboardInterrupt
+        MlflowClient.set_model_version_tag(client, name, version, key, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "set_model_version_tag", die_before_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            do(small, spec)
+    assert do(small, spec).metrics["champion_note"].startswith("champion: held-out exact match")
+    assert champion(small) == 2
+
+
+def test_an_earlier_iteration_registered_again_leaves_the_experiment_finished(root):
+    small = SmallExperiment(root, [0.3, 0.4])
+    manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
+    ended = runs(small)["small"].info.end_time
+    for manifest in manifests[:2]:
+        forget(small, manifest)
+        assert {run.info.status for run in runs(small).values()} == {"FINISHED"}
+    assert runs(small)["small"].info.end_time == ended
+    longer = SmallExperiment(root, [0.3, 0.4, 0.5], iterations=3)
+    do(longer, longer.initial())
+    assert runs(longer)["small"].info.status == "RUNNING"
+
+
+def test_a_model_without_its_scores_gets_them(root):
+    """MLflow writes them after those of the run: a kill in between leaves the run's alone."""
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    manifest = do(small, spec)
+    with closing(sqlite3.connect(root / "store" / "mlflow.db")) as database:
+        database.execute("delete from logged_model_metrics where metric_name = 'gap'")
+        database.commit()
+    forget(small, manifest)
+    client = client_of(small)
+    [model] = client.search_logged_models([runs(small)["small"].info.experiment_id])
+    assert "gap" in {metric.key for metric in model.metrics}
+    assert len(client.get_metric_history(manifest.metrics["run_id"], "gap")) == 1
+
+
+def test_the_parent_shows_data_source_and_models(finished):
+    small, _ = finished
+    parent = runs(small)["small"]
+    [entry] = parent.inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == (
+        "annotated",
+        small.prepared.pairs.digest[:36],
+    )
+    assert sorted(output.step for output in parent.outputs.model_outputs) == [-1, 0, 1, 2]
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+    for run in runs(small).values():
+        assert run.data.tags["mlflow.source.name"] == "iris"
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+
+
 def test_a_champion_whose_measures_are_gone_stays(root):
     small = SmallExperiment(root, [0.3, 0.3])
     specs = [small.initial(), *small.iterations()]
@@ -571,33 +648,9 @@ def rows_in(root: Path, table: str) -> int:
         return database.execute(f"select count(*) from {table}").fetchone()[0]
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A real MLflow server, on a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-               "--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--artifacts-destination", str(tmp_path / "served")]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    uri, patience = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    while True:
-        try:
-            tracking.check(uri)
-            break
-        except ServiceError:
-            assert process.poll() is None
-            assert time.monotonic() < patience
-            time.sleep(0.5)
-    yield uri
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.integration
-def test_a_server_holds_the_same(server, tmp_path):
-    small = SmallExperiment(tmp_path, [0.3, 0.4], tracking={"uri": server})
+def test_a_server_holds_the_same(mlflow_server, tmp_path):
+    small = SmallExperiment(tmp_path, [0.3, 0.4], tracking={"uri": mlflow_server})
     specs = [small.initial(), *small.iterations()]
     for _ in range(2):
         for spec in specs:
@@ -614,7 +667,7 @@ def test_a_server_holds_the_same(server, tmp_path):
     assert len(found["iteration-0"].outputs.model_outputs) == 1
     folder = Path(
         download_artifacts(
-            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=server
+            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=mlflow_server
         )
     )
     assert Artifact.of(folder).digest == small.policy(1).adapter.digest
@@ -625,8 +678,8 @@ def test_a_server_holds_the_same(server, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_server_that_dies_gives_an_error_worth_a_retry(server, tmp_path, monkeypatch):
-    small = SmallExperiment(tmp_path, [0.3], tracking={"uri": server})
+def test_a_server_that_dies_gives_an_error_worth_a_retry(mlflow_server, tmp_path, monkeypatch):
+    small = SmallExperiment(tmp_path, [0.3], tracking={"uri": mlflow_server})
     [spec] = small.iterations()
 
     def die(*args: object) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from iris_core import store
 from iris_core.errors import StoreError
 from iris_core.store import (
     Artifact,
@@ -114,6 +119,32 @@ def test_unfinished_work_is_resumed_in_place(spec, tmp_path):
     assert read_manifest(tmp_path / "out") is None
     manifest = run_stage(spec, tmp_path / "out", work)
     assert "half" in manifest.files
+
+
+def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(store, "SAY_EVERY_S", 0.2)
+    (tmp_path / "out").mkdir()
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "out" / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        made = []
+        waiting = threading.Thread(
+            target=lambda: made.append(run_stage(spec, tmp_path / "out", work))
+        )
+        waiting.start()
+        while caplog.text.count("out is in use by another run: waiting for it to end") < 3:
+            assert waiting.is_alive()
+            time.sleep(0.05)
+        assert not made
+        holder.kill()
+        waiting.join()
+    assert made[0].metrics == {"words": 2}
+    assert run_stage(spec, tmp_path / "out", never).reused
 
 
 def test_another_specs_unfinished_work_is_refused(spec, tmp_path):
@@ -263,14 +294,14 @@ def test_a_link_takes_the_place_of_what_is_none(spec, tmp_path, kind):
 
 
 def test_links_make_the_store_walkable(spec, tmp_path):
-    store = Store(tmp_path / "store", "mine")
-    folder = store.folder(spec)
+    mine = Store(tmp_path / "store", "mine")
+    folder = mine.folder(spec)
     run_stage(spec, folder, work)
-    store.link("iteration-0/count", folder)
-    store.link("iteration-0/count", folder)
+    mine.link("iteration-0/count", folder)
+    mine.link("iteration-0/count", folder)
     assert (
         json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"]
         == spec.key()
     )
-    assert store.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
-    assert store.manifest("iteration-1/count") is None
+    assert mine.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
+    assert mine.manifest("iteration-1/count") is None

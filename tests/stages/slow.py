@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from iris_core.config import TrainingPart
 from iris_core.errors import DataError, ServiceError
+from iris_core.outages import tell
 from iris_core.progress import Progress
 from iris_core.stage import main
 from iris_core.store import Outcome, Spec
@@ -50,6 +51,8 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
     if spec.action == "die":
         subprocess.Popen(ENDLESS, start_new_session=True)
         os.abort()
+    if spec.action == "wait":
+        tell("waiting for the other")
     if spec.action == "endless":
         go_on()
     if spec.action == "engines":

@@ -185,6 +185,9 @@ def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
         def progressed(self, place: str, event: dict[str, object]) -> None:
             seen.append((event["done"], event["total"]))
 
+        def noticed(self, place: str, text: str) -> None:
+            seen.append(("noticed", place, text))
+
         def ended(self, place: str, finished: Finished | None) -> None:
             seen.append(("ended", finished and finished.reused))
 
@@ -192,10 +195,19 @@ def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
         one(experiment, "leave")
         one(experiment, "leave")
         one(experiment, "refuse")
+        one(experiment, "wait")
     assert seen == [
         *[("started", PLACE), (0, 2), (1, 2), (2, 2), ("ended", False)],
         ("ended", True),
         *[("started", PLACE), ("ended", None)],
+        *[
+            ("started", PLACE),
+            ("noticed", PLACE, "waiting for the other"),
+            (0, 2),
+            (1, 2),
+            (2, 2),
+            ("ended", False),
+        ],
     ]
 
 

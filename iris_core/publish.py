@@ -1,0 +1,38 @@
+"""Stage `publish`: the report as files of the experiment's parent run in MLflow, for those who do not see the store.
+
+python -m iris_core.publish --spec spec.json --out DIR
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iris_core import tracking
+from iris_core.mlflow_client import Client
+from iris_core.specs import PublishSpec
+from iris_core.stage import main
+from iris_core.store import Outcome
+from iris_core.uris import redact
+
+
+def publish(spec: PublishSpec, out: Path) -> Outcome:
+    """Uploads the files; those of an earlier report are replaced."""
+    client = tracking.connect(spec.tracking_uri, spec.patience)
+    with tracking.service_errors(spec.tracking_uri):
+        for file in spec.files:
+            client.log_artifact(spec.run_id, str(file.path))
+        link = page_of(client, spec.run_id, spec.files[0].path.name)
+    return Outcome(outputs={}, metrics={"run_id": spec.run_id, "link": link})
+
+
+def page_of(client: Client, run_id: str, file: str) -> str | None:
+    """The page of MLflow's UI that shows a file of a run; None where no server does."""
+    uri = client.tracking_uri
+    if not uri.startswith("http"):
+        return None
+    experiment = client.get_run(run_id).info.experiment_id
+    return f"{redact(uri).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{file}"
+
+
+if __name__ == "__main__":
+    main(PublishSpec, publish)

@@ -1,0 +1,16 @@
+"""The stage `publish` as a task: the report in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iris_core.config import Experiment
+from iris_core.plan import publish_spec
+from tasks.stage import Finished, Result, perform, stage_task
+
+
+@stage_task("publish")
+def publish(experiment: Experiment, iteration: int, registered: Finished, report: Path) -> Result:
+    """Keeps `report`, and the data beside it, with the parent run of what was registered."""
+    spec = publish_spec(experiment, registered.metrics["parent_run_id"], report)
+    return perform(spec, experiment, "publish")
