@@ -81,10 +81,10 @@ def counted() -> Iterator[HTTPServer]:
 
 
 @pytest.mark.unit
-def test_the_proxy_loses_one_reply_of_a_request_that_was_done(counted: HTTPServer) -> None:
+def test_the_proxy_loses_the_reply_to_what_was_done(counted: HTTPServer) -> None:
     lines: list[str] = []
     proxy = Proxy(f"http://127.0.0.1:{counted.server_address[1]}", lines.append)
-    proxy.lose_reply(after=1)
+    proxy.lose_replies(after=1, count=1)
     assert httpx.post(f"{proxy.url}/a", content="first").text == "ok"
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.post(f"{proxy.url}/b", content="second")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tests.faults.faults import Fault, plan
 from tests.faults.loop import BARE, PLACES, SETUPS, Loop, Say, Setup, make_inputs
@@ -74,28 +78,25 @@ class Campaign:
         say(f"{setup.name}, {count} faults")
         with Loop(self.folder / f"loop-{number}", self.inputs, setup, say) as loop:
             result = Result(setup)
-            complete = Resumed(loop, faults, reference.seconds, result).run(until)
+            seconds = reference.seconds | {PLACES[0]: setup.start_s}
+            complete = Resumed(loop, faults, seconds, result).run(until)
             result.problems += leftovers(loop)
         if complete:
             result.problems += differences(outcome(loop.store), reference.outcome)
-        if "Traceback" in loop.log.read_text(errors="replace"):
-            result.problems.append(f"a traceback in {loop.log}")
+        result.problems += tracebacks(loop.log)
         result.starts, result.seconds = loop.starts, time.monotonic() - begun
         return result
 
 
 def watch(loop: Loop) -> dict[str, float]:
-    """How long the loop is at each place until it ends."""
+    """How long the loop is at each place until it ends, in seconds."""
     seconds = dict.fromkeys(PLACES, 0.0)
     seen = time.monotonic()
     while loop.starter.poll() is None:
-        place = loop.place()
-        if place == PLACES[1] and not loop.members("stage") and not seconds[place]:
-            place = PLACES[0]
-        now = time.monotonic()
+        time.sleep(LOOK_EVERY_S)
+        place, now = loop.place(), time.monotonic()
         seconds[place] += now - seen
         seen = now
-        time.sleep(LOOK_EVERY_S)
     return seconds
 
 
@@ -152,7 +153,9 @@ class Resumed:
         if self.reached is None or time.monotonic() < self.reached + wait:
             return
         at = f"{self.loop.place()}, {time.monotonic() - self.loop.since:.1f} s after start {self.loop.starts}"
-        hit = fault.strike(self.loop)
+        hit = None
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended just now
+            hit = fault.strike(self.loop)
         if hit is not None:
             self.loop.say(f"{fault.kind} ({hit}) in {at}")
             self.waiting.pop(0)
@@ -174,3 +177,10 @@ def leftovers(loop: Loop) -> list[str]:
     while (left := loop.processes()) and time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
     return [f"left alive: {process}" for process in left]
+
+
+def tracebacks(log: Path) -> list[str]:
+    """What the command printed a traceback of; Ctrl-C while Python still imports is nobody's fault."""
+    text = log.read_text(errors="replace")
+    found = re.findall(r"^Traceback.*?\n(?=\w)([^\n]*)", text, re.DOTALL | re.MULTILINE)
+    return [f"traceback: {error}" for error in found if not error.startswith("KeyboardInterrupt")]

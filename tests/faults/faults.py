@@ -17,6 +17,7 @@ from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
 
 MOST_LOCKED_S = 15.0
 WRITES = 30  # requests that write, in one stage `register`
+MOST_LOST = 5  # more than MLflow's client tries by itself
 
 Strike = Callable[[Loop, random.Random], str | None]
 
@@ -35,9 +36,9 @@ class Kind:
     stages: tuple[str, ...]
     setups: tuple[Setup, ...] = (BARE, ALONE, SERVED)
 
-    def fits(self, place: str, setup: Setup) -> bool:
+    def fits(self, place: str) -> bool:
         """Whether it can strike there."""
-        return place.rpartition("/")[2] in self.stages and setup in self.setups
+        return place.rpartition("/")[2] in self.stages
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def plan(seed: int, number: int, setup: Setup, count: int) -> list[Fault]:
 
 
 def _draw(draw: random.Random, setup: Setup, seed: str) -> Fault:
-    place = draw.choice(PLACES)
-    kinds = [name for name, kind in KINDS.items() if kind.fits(place, setup)]
-    return Fault(draw.choice(kinds), place, draw.random(), seed)
+    kind = draw.choice([name for name, kind in KINDS.items() if setup in kind.setups])
+    place = draw.choice([place for place in PLACES if KINDS[kind].fits(place)])
+    return Fault(kind, place, draw.random(), seed)
 
 
 def _signal(number: signal.Signals, *roles: str) -> Strike:
@@ -95,44 +96,49 @@ def interrupt(loop: Loop, _draw: random.Random) -> str:
     return "its group"
 
 
-def lose_power(loop: Loop, draw: random.Random) -> str:
+def _lose_power(damage: Callable[[bytearray, random.Random], None]) -> Strike:
     """All processes die at once, and a file of the store is found damaged."""
-    loop.kill_all()
-    files = damageable(loop.store)
-    if not files:
-        return "nothing is stored yet"
-    unfinished = [name for name, found in files.items() if MANIFEST not in {f.name for f in found}]
-    folder = draw.choice(draw.choice([sorted(files), unfinished or sorted(files)]))
-    file = draw.choice(files[folder])
-    return f"{damage(file, draw)} {file.relative_to(loop.store)}"
+
+    def strike(loop: Loop, draw: random.Random) -> str:
+        loop.kill_all()
+        files = damageable(loop.store)
+        if not files:
+            return "nothing is stored yet"
+        complete = [name for name, found in files.items() if MANIFEST in {f.name for f in found}]
+        folders = draw.choice([sorted(files), sorted(files.keys() - complete) or sorted(files)])
+        file = draw.choice(files[draw.choice(folders)])
+        content = bytearray(file.read_bytes())
+        damage(content, draw)
+        file.write_bytes(content)
+        return str(file.relative_to(loop.store))
+
+    return strike
 
 
 def damageable(store: Path) -> dict[str, list[Path]]:
     """The files of finished and unfinished stages, and the experiment's own, by folder."""
-    stages = sorted((store / "objects").glob("*"))
+    folders = [*sorted((store / "objects").glob("*")), store / NAME]
     files = {
-        stage.name: sorted(file for file in stage.rglob("*") if _counts(file)) for stage in stages
+        folder.name: sorted(file for file in folder.rglob("*") if _counts(file))
+        for folder in folders
     }
-    files[NAME] = [file for file in sorted((store / NAME).glob("*.json")) if _counts(file)]
     return {name: found for name, found in files.items() if found}
 
 
 def _counts(file: Path) -> bool:
-    return file.name != ".lock" and file.is_file() and file.stat().st_size > 0
+    return file.is_file() and file.stat().st_size > 0 and file.suffix not in (".lock", ".log")
 
 
-def damage(file: Path, draw: random.Random) -> str:
-    """Empties a file, cuts it or flips one bit; says which."""
-    content = bytearray(file.read_bytes())
-    how = draw.choice(["emptied", "cut", "flipped a bit of"])
-    if how == "emptied":
-        content.clear()
-    elif how == "cut":
-        del content[draw.randrange(len(content)) :]
-    else:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    file.write_bytes(content)
-    return how
+def _empty(content: bytearray, _draw: random.Random) -> None:
+    content.clear()
+
+
+def _cut(content: bytearray, draw: random.Random) -> None:
+    del content[draw.randrange(len(content)) :]
+
+
+def _flip_bit(content: bytearray, draw: random.Random) -> None:
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
 
 
 def restart_mlflow(loop: Loop, _draw: random.Random) -> str:
@@ -155,12 +161,12 @@ def _seconds_since(when: float) -> str:
     return f"{time.monotonic() - when:.1f} s"
 
 
-def lose_reply(loop: Loop, draw: random.Random) -> str:
-    """MLflow does what it is asked, and the reply is lost."""
+def lose_replies(loop: Loop, draw: random.Random) -> str:
+    """MLflow does what it is asked, and the reply is lost; those to what is tried again, too."""
     assert loop.proxy is not None
-    after = draw.randrange(WRITES)
-    loop.proxy.lose_reply(after)
-    return f"after {after} others"
+    after, count = draw.randrange(WRITES), draw.randint(1, MOST_LOST)
+    loop.proxy.lose_replies(after, count)
+    return f"{count} after {after} others"
 
 
 def lock_database(loop: Loop, draw: random.Random) -> str | None:
@@ -191,10 +197,12 @@ KINDS = {
     "terminate the stage": Kind(_signal(TERM, "stage"), STAGES),
     "terminate the starter": Kind(_signal(TERM, "starter"), ANYWHERE),
     "interrupt": Kind(interrupt, ANYWHERE),
-    "lose power": Kind(lose_power, ANYWHERE),
+    "lose power, empty": Kind(_lose_power(_empty), ANYWHERE),
+    "lose power, cut": Kind(_lose_power(_cut), ANYWHERE),
+    "lose power, flip a bit of": Kind(_lose_power(_flip_bit), ANYWHERE),
     "kill its Prefect server": Kind(_signal(KILL, "prefect"), ANYWHERE, (ALONE,)),
     "restart Prefect": Kind(restart_prefect, ANYWHERE, (SERVED,)),
     "restart MLflow": Kind(restart_mlflow, ("start", "register"), (BARE, SERVED)),
-    "lose a reply of MLflow": Kind(lose_reply, ("register",), (BARE, SERVED)),
+    "lose replies of MLflow": Kind(lose_replies, ("register",), (BARE, SERVED)),
     "lock MLflow's database": Kind(lock_database, ("start", "register")),
 }

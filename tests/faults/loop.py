@@ -43,20 +43,24 @@ class Setup:
 
     Attributes:
         name: what it is called.
-        command: the module that is started with the recipe.
+        command: the module that is started with the recipe, and its arguments before that.
+        start_s: how long it takes until the first stage begins, about.
         prefect: it gets the address of a Prefect server that is there already.
         mlflow: it gets the address of an MLflow server, behind a proxy; else MLflow is a file in the store.
     """
 
     name: str
     command: tuple[str, ...]
+    start_s: float
     prefect: bool = False
     mlflow: bool = False
 
 
-BARE = Setup("stages", ("tests.faults.bare",), mlflow=True)
-ALONE = Setup("iris run", ("deployments.cli", "run"))
-SERVED = Setup("iris run, given servers", ("deployments.cli", "run"), prefect=True, mlflow=True)
+BARE = Setup("stages", ("tests.faults.bare",), 2.0, mlflow=True)
+ALONE = Setup("iris run", ("deployments.cli", "run"), 12.0)
+SERVED = Setup(
+    "iris run, given servers", ("deployments.cli", "run"), 6.0, prefect=True, mlflow=True
+)
 SETUPS = (BARE, ALONE, BARE, SERVED)  # of the first loop, the second, …; again from the first
 
 

@@ -65,7 +65,10 @@ class Proxy(ThreadingHTTPServer):
         super().__init__((processes.HOST, 0), _Forward)
         self.target, self.say = target, say
         self.client = httpx.Client(timeout=60)
-        self.writes_left: int | None = None
+        self.kept, self.lost = (
+            0,
+            0,
+        )  # replies to writing requests from now on: so many sent, then so many lost
         self.counting = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -74,20 +77,22 @@ class Proxy(ThreadingHTTPServer):
         """Where it listens."""
         return f"http://{processes.HOST}:{self.server_address[1]}"
 
-    def lose_reply(self, after: int) -> None:
-        """The reply to one writing request is lost, once `after` others have had theirs."""
-        self.writes_left = after
+    def lose_replies(self, after: int, count: int) -> None:
+        """The replies to `count` writing requests are lost, once `after` others have had theirs."""
+        with self.counting:
+            self.kept, self.lost = after, count
 
     def loses(self, method: str, path: str) -> bool:
         """Whether the reply to this request is to be lost."""
         with self.counting:
-            if method == "GET" or self.writes_left is None:
+            if method == "GET" or not self.lost:
                 return False
-            lost = self.writes_left == 0
-            self.writes_left = None if lost else self.writes_left - 1
-        if lost:
-            self.say(f"lost the reply to {method} {path.partition('?')[0]}")
-        return lost
+            if self.kept:
+                self.kept -= 1
+                return False
+            self.lost -= 1
+        self.say(f"lost the reply to {method} {path.partition('?')[0]}")
+        return True
 
     def end(self) -> None:
         """Stops listening."""
