@@ -212,6 +212,7 @@ class Loop:
         return {
             **kept, **TELEMETRY_OFF, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
             "IRIS_CACHE": str(cache), "IRIS_RANKS": RANKS, "OMP_NUM_THREADS": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }  # fmt: skip
 
     def _start_servers(self) -> None:
