@@ -91,7 +91,7 @@ def mlflow(database: Path) -> dict[str, Any]:
         "run": {run.info.run_name: _run(client, run, names) for run in runs},
         "logged models": _count(f"{model.name} {model.status}" for model in models),
         "versions": {
-            version.version: _version(version, names)
+            str(version.version): _version(version, names)
             for version in client.search_model_versions(f"name = '{NAME}'")
         },
         "aliases": {
