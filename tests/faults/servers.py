@@ -121,8 +121,8 @@ class _Forward(BaseHTTPRequestHandler):
         for name, value in _kept(reply.headers).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(reply.content)))
-        self.end_headers()
         with suppress(OSError):  # the client was killed
+            self.end_headers()
             self.wfile.write(reply.content)
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
