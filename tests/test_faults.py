@@ -16,7 +16,10 @@ from tests.faults.loop import ALONE, BARE, PLACES, SERVED
 from tests.faults.outcome import differences
 from tests.faults.servers import Proxy
 
-SEED, FAULTS = 14601, 6  # damaged files, a lost reply, a locked database, a rank and a starter killed
+SEED, FAULTS = (
+    14601,
+    6,
+)  # damaged files, a lost reply, a locked database, a rank and a starter killed
 
 
 @pytest.mark.integration

@@ -19,6 +19,7 @@ import yaml
 
 from deployments import processes
 from iris_core.launch import TELEMETRY_OFF
+from iris_core.uris import sqlite_uri
 from tests.conftest import build_model
 from tests.faults.servers import Proxy, Server
 
@@ -225,12 +226,11 @@ class Loop:
             self.mlflow = Server(command, self.environment, f"{url}/health", log)
             self.proxy = Proxy(url, self.say)
         if self.setup.prefect:
-            port = processes.free_port()
+            port, home = processes.free_port(), self.store / ".prefect"
             api = f"http://{processes.HOST}:{port}/api"
-            environment = self.environment | processes.prefect_environment(self.store, api)
-            command, log = processes.prefect_server(port), self.folder / "prefect.log"
+            database = sqlite_uri(home / "prefect.db", "sqlite+aiosqlite")
+            self.environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}
+            environment = self.environment | {processes.DATABASE: database}
+            command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+            log = self.folder / "prefect.log"
             self.prefect = Server(command, environment, f"{api}/health", log)
-            self.environment |= {
-                "PREFECT_API_URL": api,
-                "PREFECT_HOME": environment["PREFECT_HOME"],
-            }

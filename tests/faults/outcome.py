@@ -159,11 +159,10 @@ def files(store: Path) -> dict[str, Any]:
     )
     hidden = [file for file in store.glob(".*") if file.is_file()]
     hidden += (store / NAME).rglob(".*")
-    alive = (store / ".prefect" / "alive").glob("*")
     return {
         "of stages": dict.fromkeys(kept, 1),  # a stage may run again under another key
         "of MLflow": _count(logged),
-        "left behind": _count(str(file.relative_to(store)) for file in [*hidden, *alive]),
+        "left behind": _count(str(file.relative_to(store)) for file in hidden),
     }
 
 
