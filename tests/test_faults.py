@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.campaign import Campaign
+from tests.faults.campaign import Campaign, tracebacks
 from tests.faults.faults import KINDS, plan
 from tests.faults.loop import ALONE, BARE, PLACES, SERVED
 from tests.faults.outcome import differences
@@ -54,6 +54,14 @@ def test_differences_name_the_place() -> None:
         "runs: a: 2, undisturbed 1",
         "runs: b: null, undisturbed 1",
     ]
+
+
+@pytest.mark.unit
+def test_tracebacks_are_found_but_for_interrupts(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    frames = 'Traceback (most recent call last):\n  File "a.py", line 1\n    import b\n'
+    log.write_text(f"error: b\n{frames}KeyboardInterrupt\nok\n{frames}KeyError: 'c'\nerror: d\n")
+    assert tracebacks(log) == ["traceback: KeyError: 'c'"]
 
 
 class Counted(BaseHTTPRequestHandler):
