@@ -104,8 +104,9 @@ def _lose_power(damage: Callable[[bytearray, random.Random], None]) -> Strike:
         files = damageable(loop.store)
         if not files:
             return "nothing is stored yet"
-        complete = [name for name, found in files.items() if MANIFEST in {f.name for f in found}]
-        folders = draw.choice([sorted(files), sorted(files.keys() - complete) or sorted(files)])
+        stages = [folder for folder in files if folder.parent.name == "objects"]
+        unfinished = [folder for folder in stages if not (folder / MANIFEST).exists()]
+        folders = draw.choice([list(files), unfinished or list(files)])
         file = draw.choice(files[draw.choice(folders)])
         content = bytearray(file.read_bytes())
         damage(content, draw)
@@ -115,18 +116,15 @@ def _lose_power(damage: Callable[[bytearray, random.Random], None]) -> Strike:
     return strike
 
 
-def damageable(store: Path) -> dict[str, list[Path]]:
+def damageable(store: Path) -> dict[Path, list[Path]]:
     """The files of finished and unfinished stages, and the experiment's own, by folder."""
     folders = [*sorted((store / "objects").glob("*")), store / NAME]
-    files = {
-        folder.name: sorted(file for file in folder.rglob("*") if _counts(file))
-        for folder in folders
-    }
-    return {name: found for name, found in files.items() if found}
+    files = {folder: sorted(filter(_counts, folder.rglob("*"))) for folder in folders}
+    return {folder: found for folder, found in files.items() if found}
 
 
 def _counts(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0 and file.suffix not in (".lock", ".log")
+    return file.is_file() and file.stat().st_size > 0 and file.suffix != ".log"
 
 
 def _empty(content: bytearray, _draw: random.Random) -> None:
