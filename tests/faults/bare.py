@@ -1,0 +1,81 @@
+"""The loop without Prefect: the same stages in the same order, each launched as a task would launch it.
+
+    python -m tests.faults.bare recipe.yaml
+
+It costs a fraction of `iris run`, so that most faults can strike here.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from flows.checks import check_services, claim
+from iris_core import plan
+from iris_core.config import Experiment
+from iris_core.errors import IrisError
+from iris_core.launch import launch
+from iris_core.plan import LoopState, Prepared
+from iris_core.recipe import load_recipe
+from iris_core.store import Manifest, Spec, Store, completed
+
+
+def run(experiment: Experiment) -> None:
+    """Runs the loop, or what is left of it."""
+    store = check_services(experiment)
+    checked = perform(store, "prepare", plan.prepare_spec(experiment))
+    prepared = Prepared.of(checked)
+    claim(store, experiment, prepared)
+    policy = prepared.initial
+    scored = perform(store, "initial/evaluate", plan.evaluate_spec(experiment, prepared, policy))
+    stages = {"prepare": checked, "evaluate": scored}
+    register = plan.register_spec(experiment, prepared, None, policy, stages)
+    perform(store, "initial/register", register)
+    state = prepared.start(experiment)
+    while state.iteration < experiment.iterations:
+        state = iteration(experiment, store, prepared, state)
+
+
+def iteration(
+    experiment: Experiment, store: Store, prepared: Prepared, state: LoopState
+) -> LoopState:
+    """Turns p_t into p_{t+1}."""
+    stages: dict[str, Manifest] = {}
+
+    def stage(spec: Spec) -> Manifest:
+        place = f"iteration-{state.iteration}/{spec.stage}"
+        stages[spec.stage] = perform(store, place, spec)
+        return stages[spec.stage]
+
+    generated = stage(plan.generate_spec(experiment, prepared, state))
+    trained = stage(plan.train_spec(experiment, prepared, state, generated))
+    policy = plan.trained_policy(state.policy, trained)
+    stage(plan.evaluate_spec(experiment, prepared, policy))
+    scheduled = stage(plan.schedule_spec(experiment, state, trained))
+    stage(plan.register_spec(experiment, prepared, state.iteration, policy, dict(stages)))
+    return plan.next_state(state, generated, trained, scheduled)
+
+
+def perform(store: Store, place: str, spec: Spec) -> Manifest:
+    """Takes a stage's output from the store, or launches the stage."""
+    folder = store.folder(spec)
+    manifest = completed(folder, spec) or launch(spec, folder)
+    store.link(place, folder)
+    return manifest
+
+
+def main() -> None:
+    """One line and exit code 2 where something is wrong, as `iris run`."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        run(load_recipe(Path(sys.argv[1])))
+    except IrisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""A campaign: one loop without faults, then loops with them, each resumed until it is complete and compared with the first."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.faults.faults import Fault, plan
+from tests.faults.loop import BARE, PLACES, SETUPS, Loop, Say, Setup, make_inputs
+from tests.faults.outcome import Tree, differences, outcome
+
+FAULTS_A_LOOP = 10
+LOOK_EVERY_S = 0.1
+HANGS_S = 600.0  # no start takes so long
+GONE_S = 60.0  # until nothing is left of a complete loop
+TRIES = 3  # of a loop that fails by itself
+
+
+@dataclass
+class Result:
+    """What came of a loop: how often it was disturbed and started, and every difference to the undisturbed one."""
+
+    setup: Setup
+    faults: int = 0
+    starts: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The loop without faults: what it left, and how long it was at each place, in seconds."""
+
+    outcome: Tree
+    seconds: dict[str, float]
+
+
+class Campaign:
+    """Loops in `folder`, with faults by `seed`.
+
+    Args:
+        folder: for everything; the inputs are made there.
+        seed: of all faults.
+        say: told what happens.
+    """
+
+    def __init__(self, folder: Path, seed: int, say: Say):
+        self.folder, self.seed, self.say = folder, seed, say
+        self.inputs = folder / "inputs"
+        self.inputs.mkdir(parents=True)
+        make_inputs(self.inputs)
+
+    def reference(self) -> Reference:
+        """Runs the loop without faults."""
+        with Loop(self.folder / "undisturbed", self.inputs, BARE, self.say) as loop:
+            loop.start()
+            seconds = watch(loop)
+            if loop.starter.returncode:
+                raise RuntimeError(f"the loop fails without faults:\n{loop.last_lines(15)}")
+        return Reference(outcome(loop.store), seconds)
+
+    def disturbed(
+        self, number: int, count: int, reference: Reference, until: float = float("inf")
+    ) -> Result:
+        """Runs loop `number` with `count` faults; none begins after `until`."""
+        setup, begun = SETUPS[number % len(SETUPS)], time.monotonic()
+        faults = plan(self.seed, number, setup, count)
+
+        def say(line: str) -> None:
+            self.say(f"loop {number}: {line}")
+
+        say(f"{setup.name}, {count} faults")
+        with Loop(self.folder / f"loop-{number}", self.inputs, setup, say) as loop:
+            result = Result(setup)
+            seconds = reference.seconds | {PLACES[0]: setup.start_s}
+            complete = Resumed(loop, faults, seconds, result).run(until)
+            result.problems += leftovers(loop)
+        if complete:
+            result.problems += differences(outcome(loop.store), reference.outcome)
+        result.problems += tracebacks(loop.log)
+        result.starts, result.seconds = loop.starts, time.monotonic() - begun
+        return result
+
+
+def watch(loop: Loop) -> dict[str, float]:
+    """How long the loop is at each place until it ends, in seconds."""
+    seconds = dict.fromkeys(PLACES, 0.0)
+    seen = time.monotonic()
+    while loop.starter.poll() is None:
+        time.sleep(LOOK_EVERY_S)
+        place, now = loop.place(), time.monotonic()
+        seconds[place] += now - seen
+        seen = now
+    return seconds
+
+
+class Resumed:
+    """A loop that is started until it is complete, with faults that strike meanwhile.
+
+    Args:
+        loop: the loop.
+        faults: in the order of its stages.
+        seconds: how long it is at each place without faults.
+        result: gets what happens.
+    """
+
+    def __init__(
+        self, loop: Loop, faults: Sequence[Fault], seconds: dict[str, float], result: Result
+    ):
+        self.loop, self.waiting, self.seconds, self.result = loop, list(faults), seconds, result
+        self.failures = 0
+        self._start()
+
+    def run(self, until: float) -> bool:
+        """Returns whether it became complete; no fault strikes after `until`."""
+        while (code := self.loop.starter.poll()) != 0:
+            hangs = code is None and time.monotonic() - self.loop.since > HANGS_S
+            if (code is not None or hangs) and not self._again(code):
+                return False
+            if self.waiting and time.monotonic() < until:
+                self._strike(self.waiting[0])
+            time.sleep(LOOK_EVERY_S)
+        return True
+
+    def _start(self) -> None:
+        self.struck = False
+        self.reached: float | None = None  # when it came where the next fault is to strike
+        self.loop.start()
+
+    def _again(self, code: int | None) -> bool:
+        """Types the command again, unless it has failed by itself too often."""
+        self.loop.say(f"ended with {code}: {self.loop.last_lines(1)}")
+        if code is None:
+            self.loop.kill_all()
+        if not self.struck:
+            self.failures += 1
+            self.result.problems.append(f"fails by itself ({code}): {self.loop.last_lines(15)}")
+        if self.failures < TRIES:
+            self._start()
+        return self.failures < TRIES
+
+    def _strike(self, fault: Fault) -> None:
+        """Lets the fault strike if it is time and there is something to strike."""
+        if self.reached is None and self._is_at(fault.place):
+            self.reached = time.monotonic()
+        wait = fault.share * self.seconds[fault.place]
+        if self.reached is None or time.monotonic() < self.reached + wait:
+            return
+        at = f"{self.loop.place()}, {time.monotonic() - self.loop.since:.1f} s after start {self.loop.starts}"
+        hit = None
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended just now
+            hit = fault.strike(self.loop)
+        if hit is not None:
+            self.loop.say(f"{fault.kind} ({hit}) in {at}")
+            self.waiting.pop(0)
+            self.result.faults += 1
+            self.struck, self.reached = True, None
+
+    def _is_at(self, place: str) -> bool:
+        """Whether the loop works on the stage at `place`, or on a later one."""
+        wanted, now = PLACES.index(place), PLACES.index(self.loop.place())
+        return now > wanted or place == PLACES[0] or (now == wanted and self._works(place))
+
+    def _works(self, place: str) -> bool:
+        return place == PLACES[-1] or bool(self.loop.members("stage"))
+
+
+def leftovers(loop: Loop) -> list[str]:
+    """The processes of a complete loop that do not end."""
+    until = time.monotonic() + GONE_S
+    while (left := loop.processes()) and time.monotonic() < until:
+        time.sleep(LOOK_EVERY_S)
+    return [f"left alive: {process}" for process in left]
+
+
+def tracebacks(log: Path) -> list[str]:
+    """What the command printed a traceback of; Ctrl-C while Python still imports is nobody's fault."""
+    text = log.read_text(errors="replace")
+    found = re.findall(r"^Traceback.*?\n(?=\w)([^\n]*)", text, re.DOTALL | re.MULTILINE)
+    return [f"traceback: {error}" for error in found if not error.startswith("KeyboardInterrupt")]
