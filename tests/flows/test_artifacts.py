@@ -38,13 +38,13 @@ def test_answers_and_paths_are_text_in_the_report(
     small.iterations()
     hostile = Sample("![x](//e/x)", "[y](javascript:f())", "<img src=//e>\n# a", "```\x1b[0m")
     monkeypatch.setattr("flows.artifacts.samples", lambda store: [hostile])
-    text = report_text(small.store, tmp_path / "`a`|b" / "report.html")
+    text = report_text(small.store, tmp_path / "`a`|b" / "report.html", "http://h/#/runs/1")
     assert text.endswith(
         "\n\n".join(
             [
                 r"**\!\[x\](//e/x)**",
                 "- annotated: \\[y\\](javascript:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n- after: \\`\\`\\`\\\\x1b\\[0m",
-                f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html",
+                f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html, and [in MLflow](http://h/#/runs/1)",
             ]
         )
     )
