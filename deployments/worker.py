@@ -11,6 +11,7 @@ import asyncio
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import yaml
@@ -27,6 +28,9 @@ from deployments import pool
 from iris_core.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[1]
+CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, from Secret blocks say
+    "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "PGPASSWORD",
+}  # fmt: skip
 ENTRYPOINT_VARIABLE = (
     "PREFECT__FLOW_ENTRYPOINT"  # goes before the deployment's own, pull steps included
 )
@@ -44,13 +48,14 @@ class OwnRun(ProcessJobConfiguration):
         worker_name: str | None = None,
         worker_id: UUID | None = None,
     ) -> None:
-        """Sets command, folder and environment, those of the pool, the deployment and the run left aside.
+        """Sets command, folder and environment, those of the pool, the deployment and the run left aside, but for credentials.
 
         Raises:
             ConfigError: the run is not of a deployment as prefect.yaml has it.
         """
         entrypoint = own_entrypoint(flow_run, deployment)
-        self.command, self.env, self.working_dir = None, {}, CHECKOUT
+        self.env = {name: value for name, value in self.env.items() if name in CREDENTIALS}
+        self.command, self.working_dir = None, CHECKOUT
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env[ENTRYPOINT_VARIABLE] = entrypoint
 
@@ -66,8 +71,10 @@ def own_entrypoint(flow_run: FlowRun, deployment: DeploymentResponse | None) -> 
     entrypoint = own_deployments().get(deployment.name)
     if not entrypoint or entrypoint != deployment.entrypoint or not _goes_here(deployment):
         raise ConfigError(f"deployment {deployment.name}: {_refusal('its code is another')}")
-    if deployment.job_variables or flow_run.job_variables:
-        raise ConfigError(f"deployment {deployment.name}: {_refusal('it sets job variables')}")
+    for variables in (deployment.job_variables, flow_run.job_variables):
+        if not _only_credentials(variables or {}):
+            reason = f"it sets job variables other than env: {', '.join(sorted(CREDENTIALS))}"
+            raise ConfigError(f"deployment {deployment.name}: {_refusal(reason)}")
     return entrypoint
 
 
@@ -85,6 +92,10 @@ def _goes_here(deployment: DeploymentResponse) -> bool:
             only = [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]
             return deployment.pull_steps == only and Path(folder).resolve() == CHECKOUT.resolve()
     return False
+
+
+def _only_credentials(variables: dict[str, Any]) -> bool:
+    return variables.keys() <= {"env"} and (variables.get("env") or {}).keys() <= CREDENTIALS
 
 
 def _refusal(reason: str) -> str:

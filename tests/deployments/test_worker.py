@@ -79,6 +79,17 @@ def test_run_without_a_deployment_or_with_job_variables_is_refused() -> None:
         own_entrypoint(run(job_variables={"env": {"A": "b"}}), deployment())
 
 
+def test_credentials_may_come_from_secret_blocks() -> None:
+    env = {"env": {"MLFLOW_TRACKING_TOKEN": "{{ prefect.blocks.secret.mlflow-token }}"}}
+    assert own_entrypoint(run(), deployment(job_variables=env)) == "flows/iris.py:iris"
+    how = OwnRun(
+        command=None, env={"MLFLOW_TRACKING_TOKEN": "of the block", "LD_PRELOAD": "/tmp/x"}
+    )
+    how.prepare_for_flow_run(run(), deployment(job_variables=env))
+    assert how.env["MLFLOW_TRACKING_TOKEN"] == "of the block"
+    assert how.env.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
+
+
 def test_what_the_pool_asks_for_is_left_aside() -> None:
     how = OwnRun(command="touch /tmp/x", env={"PYTHONPATH": "/tmp"}, working_dir="/tmp")
     how.prepare_for_flow_run(run(), deployment())
