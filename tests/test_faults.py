@@ -95,10 +95,10 @@ def test_the_proxy_loses_the_reply_to_what_was_done(counted: HTTPServer) -> None
     lines: list[str] = []
     proxy = Proxy(f"http://127.0.0.1:{counted.server_address[1]}", lines.append)
     proxy.lose_replies(after=1, count=1)
-    assert httpx.post(f"{proxy.url}/a", content="first").text == "ok"
+    assert httpx.post(f"{proxy.uri}/a", content="first").text == "ok"
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(f"{proxy.url}/b", content="second")
-    assert httpx.post(f"{proxy.url}/c", content="third").text == "ok"
+        httpx.post(f"{proxy.uri}/b", content="second")
+    assert httpx.post(f"{proxy.uri}/c", content="third").text == "ok"
     proxy.end()
     assert Counted.done == ["first", "second", "third"]
     assert lines == ["lost the reply to POST /b"]

@@ -18,6 +18,7 @@ from iris_core.errors import IrisError
 from iris_core.launch import launch
 from iris_core.plan import LoopState, Prepared
 from iris_core.recipe import load_recipe
+from iris_core.report import write_report
 from iris_core.store import Manifest, Spec, Store, completed
 
 
@@ -54,6 +55,8 @@ def iteration(
     stage(plan.evaluate_spec(experiment, prepared, policy))
     scheduled = stage(plan.schedule_spec(experiment, state, trained))
     stage(plan.register_spec(experiment, prepared, state.iteration, policy, dict(stages)))
+    parent = stages["register"].metrics["parent_run_id"]
+    perform(store, "publish", plan.publish_spec(experiment, parent, write_report(store)))
     return plan.next_state(state, generated, trained, scheduled)
 
 

@@ -122,7 +122,7 @@ class Loop:
         self.environment = self._environment(inputs.parent / "cache")
         self._start_servers()
         self.recipe = folder / "recipe.yaml"
-        content = recipe(inputs, self.store, self.proxy.url if self.proxy else None)
+        content = recipe(inputs, self.store, self.proxy.uri if self.proxy else None)
         self.recipe.write_text(yaml.safe_dump(content))
 
     def __enter__(self) -> Self:

@@ -19,8 +19,8 @@ from iris_core.mlflow_runs import claim_run
 from iris_core.register import register
 from iris_core.specs import RegisterSpec
 from iris_core.store import Manifest, read_manifest, run_stage
-from tests.iris_core.lossy_proxy import LossyProxy, Request, lossy_proxy
 from tests.iris_core.small_experiment import SmallExperiment
+from tests.lossy_proxy import LossyProxy, Request, lossy_proxy
 
 pytestmark = pytest.mark.integration
 MAKES = (

@@ -11,7 +11,7 @@ from iris_core.errors import ConfigError, ServiceError
 from iris_core.mlflow_client import Client
 from iris_core.model_name import check_registered_model
 from iris_core.registry import KEY, claim_registered_model
-from tests.iris_core.lossy_proxy import LossyProxy, lossy_proxy
+from tests.lossy_proxy import LossyProxy, lossy_proxy
 
 pytestmark = pytest.mark.integration
 

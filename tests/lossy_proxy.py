@@ -7,7 +7,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -47,6 +47,7 @@ class LossyProxy(ThreadingHTTPServer):
 
     @property
     def uri(self) -> str:
+        """Where it listens."""
         return f"http://127.0.0.1:{self.server_port}"
 
 
@@ -59,23 +60,27 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, body)
         self.server.seen.append(request)
         status = self.server.refuses(request)
-        if status is not None:
-            return self._answer(status, {}, b"busy") if status else self._close()
-        answer, content = self._ask(request)
-        if self.server.loses(request):
-            return self._close()
-        return self._answer(answer.status, dict(answer.getheaders()), content)
+        if status:
+            self._answer(status, {}, b"busy")
+        elif status == 0 or (reply := self._ask(request)) is None or self.server.loses(request):
+            self._close()
+        else:
+            self._answer(*reply)
 
-    def _ask(self, request: Request) -> tuple[http.client.HTTPResponse, bytes]:
+    def _ask(self, request: Request) -> tuple[int, dict[str, str], bytes] | None:
+        """What the server answers; None: it is away."""
         connection = http.client.HTTPConnection(self.server.target, timeout=120)
         headers = {
             name: value for name, value in self.headers.items() if name.lower() != "connection"
         }
-        connection.request(request.method, request.path, request.body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer, content
+        try:
+            connection.request(request.method, request.path, request.body, headers)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response(status)
@@ -89,12 +94,14 @@ class Handler(BaseHTTPRequestHandler):
             ):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        with suppress(OSError):  # the client was killed
+            self.end_headers()
+            self.wfile.write(content)
 
     def _close(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client has closed it
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, *args: Any) -> None:
         pass
