@@ -102,12 +102,15 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
 
 
 def by_value(variable: str) -> dict[str, list[psutil.Process]]:
-    """Every live process that was started with `variable` set, by its value."""
+    """This user's live processes that were started with `variable` set, by its value: others' may claim anything."""
     start = f"{variable}=".encode()
     found: dict[str, list[psutil.Process]] = {}
     for process in psutil.process_iter():
+        place = Path(f"/proc/{process.pid}")
         with suppress(OSError, psutil.NoSuchProcess):
-            for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+            if place.stat().st_uid != os.geteuid():
+                continue
+            for entry in (place / "environ").read_bytes().split(b"\0"):
                 if entry.startswith(start):
                     value = entry.removeprefix(start).decode(errors="replace")
                     found.setdefault(value, []).append(process)

@@ -3,6 +3,7 @@ least of all. They are followed by what was seen below the starter, not by marks
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -234,3 +235,18 @@ def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
     assert [line for line in lines if line.startswith("error: ")] == [said]
     assert lines[-1] == "StageFailed True"
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
+def test_a_process_of_another_user_is_nobodys_whatever_it_claims() -> None:
+    own, other = (
+        subprocess.Popen(["sleep", "60"], env={"CLAIM": "mine"}, cwd="/", user=user)
+        for user in (None, 65534)
+    )
+    try:
+        assert [each.pid for each in supervision.marked("CLAIM", "mine")] == [own.pid]
+    finally:
+        for each in (own, other):
+            each.kill()
+            each.wait()
