@@ -24,8 +24,11 @@ from starlette.routing import Mount, Route
 
 HOSTS_VARIABLE = "IRIS_PREFECT_HOSTS"  # names that the server answers to, separated by commas
 LOGIN = """<!doctype html><title>Prefect</title><script>
-localStorage.setItem("prefect-password", location.hash.slice(1));
-location.replace("/");
+const key = location.hash.slice(1);
+fetch("/api/admin/version", { headers: { Authorization: `Basic ${key}` } }).then((answer) => {
+  if (answer.ok) localStorage.setItem("prefect-password", key);
+  location.replace("/");
+});
 </script>"""
 
 
@@ -50,7 +53,10 @@ def create() -> Starlette:
 
 
 async def _log_in(request: Request) -> Response:
-    """The UI keeps credentials in the browser's storage; they come behind the # of a link, which no server sees."""
+    """The UI keeps credentials in the browser's storage; they come behind the # of a link, which no server sees.
+
+    Any page can send a browser here: what the server refuses does not replace what the browser has.
+    """
     return HTMLResponse(LOGIN)
 
 

@@ -181,6 +181,10 @@ def test_the_link_logs_a_browser_in_and_it_stays_so(up: Services, tmp_path: Path
     shown(up.login, tmp_path)
     assert "full-loop" in shown(f"{up.prefect}/deployments", tmp_path)
     assert "full-loop" in shown(f"{up.prefect}/v2/deployments", tmp_path)
+    shown(
+        f"{up.prefect}/iris-login#b3RoZXI6d3Jvbmc=", tmp_path
+    )  # any page can lead a browser there
+    assert "full-loop" in shown(f"{up.prefect}/deployments", tmp_path)
     by_other_name = up.login.replace(processes.HOST, "localhost")
     shown(by_other_name, tmp_path)
     assert "full-loop" in shown(f"http://localhost:{up.prefect_port}/deployments", tmp_path)
