@@ -110,8 +110,10 @@ def doctor() -> None:
 @handle_errors
 def up(
     store: StoreOption = STORE,
-    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow.")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")
+    ] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start a Prefect server, MLflow and a worker, and apply the deployments."""
     from deployments import credentials, services

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -33,9 +34,21 @@ def home() -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """Makes `folder`, for this user only."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    """Makes `folder`, for this user only.
+
+    Raises:
+        ConfigError: it cannot be made, or is another user's.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ConfigError(
+            f"{folder} cannot be made a folder of your own ({error.strerror}): choose another store, or set IRIS_CACHE to a "
+            "folder that can be written"
+        ) from error
     return folder
 
 

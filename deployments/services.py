@@ -122,9 +122,13 @@ def up(
         say: told what happens.
 
     Raises:
-        ConfigError: services run on another store, or a port is taken.
+        ConfigError: services run on another store, a port is taken, or a folder cannot be written.
         ServiceError: a service does not start, has the end of its log; or the Prefect server went away meanwhile.
     """
+    if prefect_port == mlflow_port:
+        raise ConfigError(
+            f"port {prefect_port} is asked for twice: choose another with --prefect-port or --mlflow-port"
+        )
     services = Services(
         cache=home().parent,
         checkout=CHECKOUT,

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments import services
+from deployments import demo, processes, services
 from deployments.cli import app
+from iris_core.errors import ConfigError
 from iris_core.recipe import load_recipe
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -127,6 +128,36 @@ def test_down_with_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "nothing is running" in run("down", code=0)
 
 
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_services_whose_folder_cannot_be_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo, "make_inputs", lambda seed: {})
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
+    assert "set IRIS_CACHE" in run(command)
+
+
+def test_store_of_services_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="choose another store"):
+        services.up(tmp_path / "file", processes.free_port(), processes.free_port())
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_port_that_is_none(port: str) -> None:
+    for option in ("--prefect-port", "--mlflow-port"):
+        assert f"Invalid value for '{option}'" in run("up", option, port)
+
+
+def test_one_port_for_two_servers(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="port 4200 is asked for twice"):
+        services.up(tmp_path, 4200, 4200)
+
+
 def test_starting_the_command_is_quick_and_light() -> None:
     """Help must not wait for Prefect, torch or MLflow."""
     code = "import sys, deployments.cli; print({'prefect', 'torch', 'mlflow'} & set(sys.modules))"
@@ -151,7 +182,6 @@ def test_recipe_that_comes_with_iris_is_found_by_name() -> None:
 def test_demo_inputs_are_made_once_and_by_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
 ) -> None:
-    from deployments import demo
     from iris_core.demo import model
 
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
