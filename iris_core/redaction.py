@@ -30,6 +30,7 @@ WORKING_DIRECTORY = ("PWD", "OLDPWD")
 DATABASES = ("postgresql", "mysql", "mssql")  # a user name alone is no secret there
 
 _SCHEME = re.compile(r"(?:[A-Za-z][\w+.-]{0,30}://|https?:/)")
+_CHAINED = r"(?:[A-Za-z][A-Za-z0-9+.-]*::?)*"  # simplecache::https://…, jdbc:postgresql://…
 _ADDRESS = re.compile(
     rf"(?P<quote>[\"'`])(?={_SCHEME.pattern})(?:\\.|(?!(?P=quote))\S)*|{_SCHEME.pattern}\S*"
 )
@@ -47,7 +48,7 @@ MOST_ENCODINGS = 4  # one in another
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORD = re.compile(
-    r"sig|pass|pw|auth|authorization|jwt"
+    r"sig|sas|pat|pass|pw|auth|authorization|jwt"
     r"|.*(?:password|passwd|passphrase|passcode|pwd|secret|token|signature|credentials?)"
     r"|.*(?:api|access|secret|private|auth|account|shared|subscription|client)key"
 )
@@ -55,11 +56,11 @@ _PLAIN_KEYS = ("sort", "primary", "foreign", "partition", "group", "public")
 _ABOUT_A_SECRET = ("path", "file", "dir", "sock", "type", "name", "expires", "expiry", "timeout")
 
 # `carries_secret` as a regular expression of JSON schemas, as nearly as one can say it
-_NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth")  # fmt: skip
+_NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth", "jwt")  # fmt: skip
 _ANY_CASE = "|".join("".join(f"[{c}{c.upper()}]" for c in name) for name in _NAMES)
 WITHOUT_SECRET = (
-    rf"^(?![A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
-    rf"(?!(?!{'|'.join(DATABASES)})[A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}[^/?#:@]*@)"
+    rf"^(?!\s*{_CHAINED}[A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
+    rf"(?!\s*{_CHAINED}(?!{'|'.join(DATABASES)})[A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}[^/?#:@]*@)"
 )
 
 
@@ -74,7 +75,7 @@ def redact(text: str) -> str:
 def carries_secret(setting: str) -> bool:
     """Whether a setting is a URI with a secret in it. A user name is one, except a database's."""
     uri = "".join(setting.split())
-    if not _SCHEME.match(unquote(uri)):
+    if not re.match(_CHAINED + _SCHEME.pattern, unquote(uri)):
         return False
     if uri.lower().startswith(DATABASES):
         uri = re.sub(r"(?<=://)[^/?#:@]+@(?=[^@]*$)", "", uri)

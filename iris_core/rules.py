@@ -50,7 +50,8 @@ class Part(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_secret(cls, value: object) -> object:
-        if isinstance(value, str) and carries_secret(value):
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and carries_secret(text) for text in texts):
             raise PydanticCustomError("secret", REFUSED)
         return value
 

@@ -23,8 +23,9 @@ BASE: dict[str, Any] = {"name": "e", "model": {"path": "m"}, "data": {"path": "d
 SECRET_NAMES = [
     "access_token", "token", "key", "sig", "sslpassword", "password", "X-Amz-Signature", "X-Amz-Security-Token",
     "AWSAccessKeyId", "api_key", "apikey", "ApiKey", "client_secret", "auth", "jwt", "TOKEN", "access%5Ftoken", "pwd",
+    "GITHUB_PAT", "AZURE_STORAGE_SAS",
 ]  # fmt: skip
-OTHER_NAMES = ["page", "max_tokens", "design", "keyword", "sort_key", "sslmode", "sslkey", "token_type", "author"]  # fmt: skip
+OTHER_NAMES = ["page", "max_tokens", "design", "keyword", "sort_key", "sslmode", "sslkey", "token_type", "author", "path", "pattern"]  # fmt: skip
 ORDINARY = [
     "sqlite:////a@b/c@d", "sqlite:////tmp/a@b:c/m.db", "http://host:5000/a@b", "http://[::1]:5000/a@b", "me@host", "a: b@c",
     "http://127.0.0.1:5000/#/experiments/1", "postgresql://h/d?sslmode=require&sslkey=/k.pem", "s3://b/k=3/x%20y",
@@ -90,6 +91,8 @@ def test_no_setting_holds_a_secret_and_no_error_repeats_it(made: tuple[str, str]
         {"model": {"path": address}},
         {"evaluation": {"data_dir": address}},
         {"store": address},
+        {"store": f"simplecache::{address}"},
+        {"training": {"lora": {"targets": [address]}}},
     ):
         with pytest.raises(ConfigError, match="carries a password or token.*set MLFLOW_") as caught:
             parse_experiment({**BASE, **settings})
@@ -180,6 +183,7 @@ def test_prefect_is_told_in_the_schema_what_to_refuse() -> None:
     for address in (
         "http://t0ken@host", "https://me:pw@host:80/x", "http://me:p/w@host", "http://h?access_token=t",
         "postgresql://me:pw@h/d", "postgresql://h/d?sslpassword=x", "http://h/x?X-Amz-Signature=t", "http://h#key=t",
+        " http://me:pw@h", "\thttp://t0ken@host", "http://h?jwt=t", "simplecache::http://me:pw@h", "jdbc:mysql://me:pw@h",
     ):  # fmt: skip
         assert not re.search(WITHOUT_SECRET, address)
     for address in (
