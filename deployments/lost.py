@@ -52,7 +52,8 @@ LOST = (
     "what was finished is reused"
 )
 UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-SILENT = datetime.timedelta(minutes=5)  # a flow run sends a heartbeat every three minutes
+# a flow run sends a heartbeat every three minutes, none while its server is away: `tracking.patience`, ten minutes
+SILENT = datetime.timedelta(minutes=20)
 SLOW = datetime.timedelta(minutes=15)  # to start a flow run's process
 REPORTED = datetime.timedelta(minutes=1)  # the states of tasks arrive after their flow run's
 OLD_S = 24 * 3600.0

@@ -16,9 +16,11 @@ from uuid import UUID
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Crashed, Running, State
 
 from deployments import credentials, lost, processes
+from iris_core.config import TrackingPart
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -204,6 +206,14 @@ def test_the_server_marks_a_run_whose_heartbeat_stops(
             time.sleep(1)
         assert state_of(client, silent) == "Crashed"
         assert state_of(client, lively) == "Running"
+
+
+def test_a_run_that_waits_for_its_server_is_not_taken_for_lost() -> None:
+    """A heartbeat just before an outage; the next one falls due just before its end; one to spare, which may be late."""
+    patience = TrackingPart().patience
+    beats = get_current_settings().flows.heartbeat_frequency
+    assert beats is not None
+    assert datetime.timedelta(seconds=patience + 3 * beats) < lost.SILENT
 
 
 def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their_run(
