@@ -108,7 +108,9 @@ def _run(client: MlflowClient, run: Run, names: Mapping[str, str]) -> dict[str, 
         "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
         "tags": sorted(run.data.tags),
         "params": {n: v for n, v in run.data.params.items() if n not in OWN_PARAMS},
-        "points": {name: _points(client, run, name) for name in run.data.metrics},
+        "points": {
+            name: _points(client, run, name) for name in run.data.metrics if not TIMED.search(name)
+        },
         "data sets": _count(
             f"{entry.dataset.name} {entry.dataset.digest}" for entry in run.inputs.dataset_inputs
         ),
@@ -117,9 +119,8 @@ def _run(client: MlflowClient, run: Run, names: Mapping[str, str]) -> dict[str, 
 
 
 def _points(client: MlflowClient, run: Run, name: str) -> list[Any]:
-    """Steps, with values where these are the same in every loop."""
     history = client.get_metric_history(run.info.run_id, name)
-    return sorted((m.step, None if TIMED.search(name) else m.value) for m in history)
+    return sorted((metric.step, metric.value) for metric in history)
 
 
 def _version(version: ModelVersion, names: Mapping[str, str]) -> dict[str, Any]:

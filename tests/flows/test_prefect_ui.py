@@ -96,7 +96,7 @@ def test_answers_of_a_model_are_text(
     small.initial()
     small.iterations()
     monkeypatch.setattr("flows.artifacts.samples", lambda store: [Sample(*hostile[:4])])
-    show_report(small.store, tmp_path / "report.html")
+    show_report(small.store, tmp_path / "report.html", None)
     show_row(small.store, rows(small.store)[-1])
     event = {"stage": hostile[0], "done": 1, "total": 2, "text": " ".join(hostile)}
     ProgressArtifact(small.store, "stage").move(event)

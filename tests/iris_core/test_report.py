@@ -233,6 +233,22 @@ def test_the_share_of_cut_responses_is_in_the_report(finished):
     assert "<td>1 (12.5\u00a0%)</td>" in finished[1]
 
 
+def test_responses_that_were_all_there_have_no_rate(tmp_path, monkeypatch):
+    """A generation whose manifest was damaged takes every shard over."""
+    sampled = SmallExperiment.generate
+
+    def taken_over(self, spec, out):
+        outcome = sampled(self, spec, out)
+        del outcome.metrics["tokens_per_second"]
+        return outcome
+
+    monkeypatch.setattr(SmallExperiment, "generate", taken_over)
+    small = SmallExperiment(tmp_path, [0.3])
+    small.initial()
+    small.iterations()
+    assert "<td>0</td><td>–</td>" in write_report(small.store).read_text()
+
+
 def test_a_history_with_a_number_missing_is_drawn_with_a_hole():
     svg = figures.curves("x", {"annotated": [0.1, float("nan"), 0.3]}, [0], "y")
     assert svg.startswith("<svg")
