@@ -18,7 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+
 from deployments.processes import AUTH_VARIABLE, home, private_folder
+from iris_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -48,6 +51,21 @@ def of(api: str) -> str | None:
     profile = _profile()
     own = profile.get(API_VARIABLE) == api.rstrip("/")
     return profile.get(AUTH_VARIABLE) if own else os.environ.get(AUTH_VARIABLE)
+
+
+def check(api: str) -> None:
+    """Finds out whether the server of `iris up` takes the credentials that are kept.
+
+    Raises:
+        ConfigError: it was started with others.
+    """
+    user, _, password = keep(api).partition(":")
+    answer = httpx.get(f"{api}/admin/version", auth=(user, password), timeout=5)
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        raise ConfigError(
+            f"the Prefect server that runs at {api} was started with other credentials than those in {path()}, which has "
+            "changed since: type `iris down`, then `iris up`"
+        )
 
 
 def client(api: str) -> SyncPrefectClient:

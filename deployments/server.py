@@ -39,6 +39,7 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
 
     Raises:
         ServiceError: PREFECT_API_URL is set and does not answer, or the server does not start.
+        ConfigError: the credentials of `iris up` are no longer those of its server.
     """
     store = store.expanduser().absolute()
     os.environ.update(TELEMETRY_OFF)
@@ -54,6 +55,7 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
         return
     shared = services.running()
     if shared and shared.store == store:
+        credentials.check(shared.api)
         known = credentials.keep(shared.api)
         os.environ.update(processes.prefect_environment(store, shared.api, known))
         with outage.watched(shared.api):

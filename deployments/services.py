@@ -122,7 +122,7 @@ def up(
         say: told what happens.
 
     Raises:
-        ConfigError: services run on another store, a port is taken, or a folder cannot be written.
+        ConfigError: services run on another store or with other credentials, a port is taken, or a folder cannot be written.
         ServiceError: a service does not start, has the end of its log; or the Prefect server went away meanwhile.
     """
     if prefect_port == mlflow_port:
@@ -196,6 +196,7 @@ def _keep(wanted: Services, say: Say) -> Services | None:
     if services is None:
         return None
     _same(services, wanted)
+    credentials.check(services.api)
     say("Prefect, MLflow and the worker run already")
     with _impatient():
         deploy(services)

@@ -24,7 +24,7 @@ from deployments import credentials, pool, processes, server, services
 from deployments.outage import Outage
 from deployments.processes import AUTH_VARIABLE
 from deployments.services import Services
-from iris_core.errors import ServiceError
+from iris_core.errors import ConfigError, ServiceError
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).with_name("attack.html")
@@ -237,6 +237,23 @@ def test_run_finds_the_credentials_of_up_and_names_wrong_ones(
         refused = pytest.raises(ServiceError, match=f"{AUTH_VARIABLE}: .* refuses")
         with refused, server.prefect_api(tmp_path, Outage(60, print, print)):
             pass
+
+
+def test_credentials_that_were_made_again_are_named(
+    up: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.delitem(os.environ, "PREFECT_API_URL", raising=False)
+    kept = credentials.path().read_text()
+    credentials.path().unlink()
+    try:
+        with pytest.raises(ConfigError, match="other credentials.*iris down"):
+            services.up(up.store, up.prefect_port, up.mlflow_port)
+        refused = pytest.raises(ConfigError, match="other credentials.*iris down")
+        with refused, server.prefect_api(up.store, Outage(60, print, print)):
+            pass
+    finally:
+        credentials.path().write_text(kept)
 
 
 def test_prefect_finds_them_by_the_profile_and_no_list_of_processes_or_log_has_them(
