@@ -40,8 +40,8 @@ def changed(
     """
     differing = [folder / name for name, known in files.items() if not _is(folder / name, *known)]
     found = {path for output in outputs for path in (folder / output).rglob("*")}
-    strangers = found - {folder / name for name in files}
-    return differing + sorted(path for path in strangers if not path.is_dir())
+    unknown = found - {folder / name for name in files}
+    return differing + sorted(path for path in unknown if not path.is_dir())
 
 
 def tidy(folder: Path, names: Iterable[str]) -> None:

@@ -290,7 +290,7 @@ def _data_from(data: Artifact | None) -> Iterator[None]:
 
 
 def _prepare_ifeval(data: Artifact | None) -> None:
-    """IFEval's tokenizer from the mirror where it has one, and a language detector that does not draw lots."""
+    """IFEval's tokenizer from the mirror where it has one, and a language detector with a fixed seed."""
     import langdetect
     import nltk
 

@@ -6,7 +6,7 @@
 The key is the SHA-256 of everything in the spec that decides the output, so equal work is found again wherever it was
 asked for first, and a changed setting never overwrites what an earlier one produced. A folder with a valid manifest
 is complete; anything else is unfinished work which the same stage resumes, unit by unit (`iris_core.units`). What a stage
-keeps only to be resumable lies in `work/` and goes when the manifest is in place. What is damaged is named and made again.
+keeps only to be resumable lies in `work/` and goes when the manifest is in place. What is damaged is named and redone.
 """
 
 from __future__ import annotations

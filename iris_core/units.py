@@ -63,7 +63,7 @@ class Units:
         except (OSError, ValueError):
             whole = False
         if not whole:
-            log.warning("%s is damaged: it is made again", path)
+            log.warning("%s is damaged: it is redone", path)
             self.remove(path)
         return whole
 

@@ -139,7 +139,7 @@ def check(loop: Loop, stage: str, folder: Path, name: str, kind: str) -> None:
     assert found(manifest) == found(loop.whole[stage])
     assert set(manifest.files) == set(loop.whole[stage].files)
     after = units_of(folder)
-    for unit in before.keys() & after.keys():  # what was not damaged is not made again
+    for unit in before.keys() & after.keys():  # what was not damaged is not redone
         if damaged not in (unit, *unit.parents):
             assert after[unit] == before[unit]
     left = {path.name for path in folder.iterdir()}
@@ -154,7 +154,7 @@ def damages(files: dict[str, list[str]]) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(("stage", "name", "kind"), damages(FINISHED))
-def test_a_finished_stage_is_mended(loop, tmp_path, caplog, stage, name, kind):
+def test_a_finished_stage_is_repaired(loop, tmp_path, caplog, stage, name, kind):
     folder = tmp_path / stage
     shutil.copytree(loop.whole[stage].folder, folder, symlinks=True)
     check(loop, stage, folder, name, kind)

@@ -1,4 +1,4 @@
-"""Units of work: whole or made again, whatever happened to them."""
+"""Units of work: whole or redone, whatever happened to them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_damaged_unit_is_named_removed_and_made_again(tmp_path, caplog, name, 
     damage(path, kind)
     assert not units.holds(path)
     assert not os.path.lexists(path)
-    named = [f"{path} is damaged: it is made again"]
+    named = [f"{path} is damaged: it is redone"]
     assert caplog.messages == ([] if kind in ("missing", "dangling") else named)
     make(units, path)
     assert units.holds(path)
