@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +132,7 @@ def up(
         f"Prefect  {shown}",
         f"MLflow   {running.mlflow}",
         f"run      prefect deployment run iris/full-loop --watch  (in {services.CHECKOUT})",
-        f"         elsewhere: export PREFECT_PROFILES_PATH={credentials.path()}",
+        f"         elsewhere: export PREFECT_PROFILES_PATH={shlex.quote(str(credentials.path()))}",
         "stop     iris down",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

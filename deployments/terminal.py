@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ def show_places(console: Console, store: Store, report: Path, again: str) -> Non
     up = (
         "iris up"
         if store.root == Path("iris-store").absolute()
-        else f"iris up --store {store.root}"
+        else shlex.join(["iris", "up", "--store", str(store.root)])
     )
     for line in (
         f"report   {report}",

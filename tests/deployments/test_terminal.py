@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deployments.terminal import Display, gist, show_result
-from iris_core.store import Manifest
+from deployments.terminal import Display, gist, show_places, show_result
+from iris_core.store import Manifest, Store
 from iris_core.summary import Sample, Warned
 from tasks.stage import Finished
 from tests.iris_core.small_experiment import SmallExperiment
@@ -114,3 +114,9 @@ def test_the_table_is_80_columns_wide_even_with_other_settings(small: SmallExper
     assert "other" in table
     assert "miniature" in table
     assert max(map(len, table.splitlines())) <= 80
+
+
+def test_what_to_type_is_one_command_wherever_the_store_is() -> None:
+    console = Console(file=StringIO(), width=80)
+    show_places(console, Store(Path("/my store"), "e"), Path("/my store/report.html"), "iris demo")
+    assert "type: iris up --store '/my store'\n" in console.file.getvalue()
