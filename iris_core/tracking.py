@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from iris_core.mlflow_client import Client
 
 CHECK_TIMEOUT_S = 3.0
+OTHER_HOST = "Invalid Host header"  # how MLflow begins its refusal of a name that it was not told
 AWAY = (408, 429, *range(500, 600))  # statuses of a server that may answer later
 
 
@@ -249,6 +250,11 @@ def _remedy(uri: str) -> str:
 def _check_server(uri: str) -> None:
     """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
     answer = ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
+    if answer.status_code == 403 and OTHER_HOST in answer.text:
+        raise ConfigError(
+            f"tracking.uri: the MLflow server at {redact(uri)} does not answer to this name: use the name that it knows, or "
+            "start it with that one among its --allowed-hosts"
+        )
     if answer.status_code in (401, 403):
         raise _refused_login(uri, answer.status_code)
     if answer.status_code >= 500 or not _is_mlflow(answer):

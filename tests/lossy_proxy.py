@@ -71,7 +71,9 @@ class Handler(BaseHTTPRequestHandler):
         """What the server answers; None: it is away."""
         connection = http.client.HTTPConnection(self.server.target, timeout=120)
         headers = {
-            name: value for name, value in self.headers.items() if name.lower() != "connection"
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in ("connection", "host")
         }
         try:
             connection.request(request.method, request.path, request.body, headers)

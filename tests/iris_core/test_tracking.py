@@ -195,3 +195,10 @@ def test_two_processes_make_one_database(tmp_path):
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
+
+
+@pytest.mark.integration
+def test_a_server_that_does_not_know_its_name_says_so(mlflow_server: str) -> None:
+    uri = mlflow_server.replace("127.0.0.1", "127.1")  # the same address, another name
+    with pytest.raises(ConfigError, match=r"127\.1:\d+ does not answer to this name"):
+        tracking.check(uri)
