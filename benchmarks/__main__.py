@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks import table
-from iris_core.launch import CPU_SETTINGS
+from iris_core.execution.launch import CPU_SETTINGS
 
 REPEATS = 5
 NEEDS = {"step": "trl", "kernel": "trl", "generation": "vllm", "gpu": "trl"}

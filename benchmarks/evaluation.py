@@ -39,7 +39,7 @@ def measure(model: Path, repeats: int) -> Result:
 
 def warm(turns: Turns, spec: Any) -> None:
     """Reads the data sets once, into the cache that both sides use."""
-    from iris_core.harness import load_tasks
+    from iris_core.evaluation.harness import load_tasks
 
     load_tasks(spec.evaluation.benchmarks, spec.data)
 
@@ -58,7 +58,7 @@ def ours(spec: Any, out: Path) -> tuple[float, Scores]:
 
 def peer(spec: Any, out: Path) -> tuple[float, Scores]:
     """Seconds and scores of `lm_eval run`, a benchmark after another."""
-    from iris_core.benchmarks import NLTK_FOLDER, benchmark
+    from iris_core.evaluation.benchmarks import NLTK_FOLDER, benchmark
 
     cache = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris") / "datasets"
     settings = {
@@ -79,7 +79,7 @@ def peer(spec: Any, out: Path) -> tuple[float, Scores]:
 
 def _command(spec: Any, item: Any, out: Path) -> list[str]:
     """`lm_eval run` on one benchmark; `-P` keeps the data's folders from being taken for packages."""
-    from iris_core.harness import BATCH_SIZE
+    from iris_core.evaluation.harness import BATCH_SIZE
 
     model = f"pretrained={spec.policy.model.path},dtype={spec.dtype}"
     command = [
@@ -108,10 +108,10 @@ def _seconds(command: list[str], cwd: Path, settings: dict[str, str]) -> float:
 
 def _spec(model: Path) -> Any:
     from iris_core.config import DataPart, EvaluationPart
-    from iris_core.harness import resolve_backend
-    from iris_core.miniature import FOLDER
-    from iris_core.models import resolve_dtype
-    from iris_core.specs import EvaluateSpec
+    from iris_core.evaluation.harness import resolve_backend
+    from iris_core.evaluation.miniature import FOLDER
+    from iris_core.modeling.loading import resolve_dtype
+    from iris_core.pipeline.specs import EvaluateSpec
     from iris_core.store import Artifact, Policy
 
     backend: Any = resolve_backend("auto")

@@ -37,10 +37,10 @@ def measure(model: Path, data: Path | None, repeats: int) -> Result:
 
 def ours(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     """Samples as the stage `generate` does; gives the seconds that the engine took to start."""
-    from iris_core import models
-    from iris_core.engines import open_engine
+    from iris_core.generation.engines import open_engine
+    from iris_core.modeling import loading
 
-    tokenizer, prompts = models.load_tokenizer(model), _prompts(model, data, repeats)
+    tokenizer, prompts = loading.load_tokenizer(model), _prompts(model, data, repeats)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
         sample = open_engine(_spec(model), max(map(len, prompts)), Path(work))
@@ -58,7 +58,7 @@ def ours(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
 
 def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     """Samples by vLLM alone; gives the seconds that the engine took to start."""
-    from iris_core.engines import CPU_BATCHED_TOKENS, vllm_settings
+    from iris_core.generation.engines import CPU_BATCHED_TOKENS, vllm_settings
 
     spec, prompts = _spec(model), _prompts(model, data, repeats)
     settings = vllm_settings(spec.dtype)
@@ -88,8 +88,8 @@ def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
 
 def _spec(model: Path) -> Any:
     from iris_core.config import GenerationPart
-    from iris_core.models import resolve_dtype
-    from iris_core.specs import GenerateSpec
+    from iris_core.modeling.loading import resolve_dtype
+    from iris_core.pipeline.specs import GenerateSpec
     from iris_core.store import Artifact, Policy
 
     return GenerateSpec(
@@ -104,7 +104,7 @@ def _spec(model: Path) -> Any:
 
 def _prompts(model: Path, data: Path | None, repeats: int) -> list[list[int]]:
     """The tokens of all repetitions' prompts."""
-    from iris_core.conversations import single_turn
+    from iris_core.data.conversations import single_turn
 
     chat = _chat(model)
     tokenizer = chat.tokenizer
@@ -117,9 +117,9 @@ def _prompts(model: Path, data: Path | None, repeats: int) -> list[list[int]]:
 
 
 def _chat(model: Path) -> Any:
-    from iris_core.chat import Chat
     from iris_core.config import DataPart
-    from iris_core.models import load_tokenizer
+    from iris_core.data.chat import Chat
+    from iris_core.modeling.loading import load_tokenizer
 
     return Chat(load_tokenizer(model), DataPart(path="benchmark"))
 

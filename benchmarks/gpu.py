@@ -181,7 +181,7 @@ def initialise(turns: Turns, shape: str, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from iris_core.models import device
+    from iris_core.modeling.loading import device
     from tests.conftest import build_tokenizer
 
     kind, sizes = SHAPES[shape]

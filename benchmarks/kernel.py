@@ -23,7 +23,7 @@ SWEPT = 2  # repetitions where no target is
 
 def measure(repeats: int) -> Result:
     """The lines of memory and time at 152k, and the sweep."""
-    from iris_core.models import resolve_dtype
+    from iris_core.modeling.loading import resolve_dtype
 
     dtype = resolve_dtype("auto")
     rows: list[str] = []
@@ -52,7 +52,7 @@ def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> 
     """Times forward and backward in turns; gives the peak of memory above what the inputs take, in MB."""
     import torch
 
-    from iris_core.models import device
+    from iris_core.modeling.loading import device
 
     torch.manual_seed(0)
     place = {"dtype": getattr(torch, dtype), "device": device()}
@@ -76,7 +76,7 @@ def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> 
 def function_of(kind: str) -> Callable[..., Any]:
     """Of hidden states, output embedding and targets: "ours", "full" or "trl"."""
     if kind == "ours":
-        from iris_core.logprobs import token_logprobs
+        from iris_core.modeling.kernels.logprobs import token_logprobs
 
         return token_logprobs
     if kind == "trl":

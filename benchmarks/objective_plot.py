@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iris_core.objectives import (
+from iris_core.objectives.losses import (
     OBJECTIVES,
     Parameters,
     Rewards,

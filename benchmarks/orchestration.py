@@ -131,7 +131,7 @@ def _run(command: list[str]) -> float:
     Raises:
         SideFailed: it failed.
     """
-    from iris_core.launch import CPU_SETTINGS, TELEMETRY_OFF
+    from iris_core.execution.launch import CPU_SETTINGS, TELEMETRY_OFF
 
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**TELEMETRY_OFF, **CPU_SETTINGS, **own}

@@ -27,7 +27,7 @@ from benchmarks.trainers import (
     peer,
     peer_loss,
 )
-from iris_core.launch import CPU_SETTINGS
+from iris_core.execution.launch import CPU_SETTINGS
 
 TOLERANCE = 1e-4  # of the two losses, relative
 TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
@@ -35,7 +35,7 @@ TRIED_STEPS = 2  # of each of the peer's settings, after one to warm up
 
 def measure(model: Path, data: Path | None, repeats: int, dtype: str) -> Result:
     """The lines `training step` and `peak memory`."""
-    from iris_core.models import resolve_dtype
+    from iris_core.modeling.loading import resolve_dtype
 
     case = Case(model, resolve_dtype(dtype), repeats + 1, data)
     losses = [alone(side, case=replace(case, dtype="float32")) for side in (our_loss, peer_loss)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from iris_core.files import write_atomic
+from iris_core.common.files import write_atomic
 from iris_core.store import versions
 
 ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")

@@ -74,7 +74,7 @@ class Setting:
 
 def ours(turns: Turns, case: Case) -> int:
     """Trains by `SelfPlayTrainer`, with what the stage `train` imports; the peak of its memory."""
-    from iris_core import lean
+    from iris_core.training import lean
 
     lean.leave_out(lean.UNUSED_IN_TRAINING)
     with tempfile.TemporaryDirectory() as work:
@@ -118,9 +118,9 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
     import torch
     from transformers import set_seed
 
-    from iris_core.scoring import score
+    from iris_core.modeling.scoring import score
+    from iris_core.store.units import Units
     from iris_core.train import build_trainer, precision, trainable_policy
-    from iris_core.units import Units
 
     set_seed(case.seed)
     spec, groups = _spec(case), tokens_of(case)
@@ -146,11 +146,11 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
     from transformers import AutoModelForCausalLM, PrinterCallback
     from trl import DPOTrainer
 
-    from iris_core import models
+    from iris_core.modeling import loading
 
     disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    tokenizer, groups = models.load_tokenizer(case.model), tokens_of(case)
+    tokenizer, groups = loading.load_tokenizer(case.model), tokens_of(case)
     texts = _pairs(case, tokenizer)
     order = [index for batch in order_of(case) for index in batch]
     rows = [
@@ -210,7 +210,7 @@ def _peer_arguments(case: Case, setting: Setting, work: Path) -> Any:
 def _spec(case: Case) -> Any:
     """What the stage `train` would be asked for this case."""
     from iris_core.config import LoraPart, ObjectivePart, SyntheticPart, TrainingPart
-    from iris_core.specs import TrainSpec
+    from iris_core.pipeline.specs import TrainSpec
     from iris_core.store import Artifact, Policy
 
     policy = Policy(model=Artifact(path=case.model, digest="benchmark"))
@@ -237,13 +237,13 @@ def _spec(case: Case) -> Any:
 
 def tokens_of(case: Case) -> list[Any]:
     """Every pair as a `Group`."""
-    from iris_core import models
-    from iris_core.chat import Chat
     from iris_core.config import DataPart
-    from iris_core.conversations import single_turn
-    from iris_core.packing import Group
+    from iris_core.data.chat import Chat
+    from iris_core.data.conversations import single_turn
+    from iris_core.data.packing import Group
+    from iris_core.modeling import loading
 
-    tokenizer = models.load_tokenizer(case.model)
+    tokenizer = loading.load_tokenizer(case.model)
     encode = Chat(tokenizer, DataPart(path="benchmark")).encode
     groups = []
     for pair in _pairs(case, tokenizer):
@@ -263,7 +263,7 @@ def _pairs(case: Case, tokenizer: Any) -> list[Pair]:
 
 def order_of(case: Case) -> list[list[int]]:
     """Which pairs our trainer puts into which batch."""
-    from iris_core.trainer import Batches
+    from iris_core.training.trainer import Batches
 
     count = case.batches * case.batch_size
     return Batches([None] * count, 1, case.batch_size, 0, case.seed).batches  # type: ignore[list-item]

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from deployments import ends
 from deployments.ends import errors, handle_errors
+from iris_core.common.errors import ConfigError, IrisError, ModelError
 from iris_core.config import Experiment
-from iris_core.errors import ConfigError, IrisError, ModelError
-from iris_core.recipe import load_recipe, parse_settings
+from iris_core.config.recipe import load_recipe, parse_settings
 
 if TYPE_CHECKING:
     from iris_core.store import Store
@@ -84,7 +84,7 @@ def report(
     store: StoreOption = STORE,
 ) -> None:
     """Write an experiment's report again and show its table."""
-    from iris_core.report import write_report
+    from iris_core.reporting.page import write_report
     from iris_core.store import Store
 
     found = Store(store, name)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from deployments.processes import AUTH_VARIABLE, home, private_folder
-from iris_core.errors import ConfigError
+from iris_core.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -23,9 +23,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from iris_core.errors import IrisError, ServiceError, StoreError, first_line
-from iris_core.markup import plain
-from iris_core.supervision import GRACE_S, send
+from iris_core.common.errors import IrisError, ServiceError, StoreError, first_line
+from iris_core.common.markup import plain
+from iris_core.execution.supervision import GRACE_S, send
 
 P = ParamSpec("P")
 ERROR = 2

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from iris_core.errors import IrisError, ServiceError
+from iris_core.common.errors import IrisError, ServiceError
 
 LOOK_EVERY_S = 3.0
 ANSWER_S = 5.0

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from iris_core.errors import ConfigError, ServiceError
-from iris_core.uris import sqlite_uri
+from iris_core.common.errors import ConfigError, ServiceError
+from iris_core.common.uris import sqlite_uri
 
 CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"

@@ -18,9 +18,9 @@ import httpx
 
 from deployments import credentials, processes, services
 from deployments.outage import Outage
-from iris_core import supervision
-from iris_core.errors import ServiceError
-from iris_core.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
+from iris_core.common.errors import ServiceError
+from iris_core.execution import supervision
+from iris_core.execution.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
 
 STARTS = 4
 

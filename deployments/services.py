@@ -34,11 +34,11 @@ from deployments.processes import (
     private_folder,
     wait_healthy,
 )
-from iris_core import supervision
-from iris_core.errors import ConfigError, ServiceError
-from iris_core.launch import TELEMETRY_OFF
-from iris_core.store import Strict
-from iris_core.supervision import GRACE_S, by_value, end_marked, marked, send
+from iris_core.common.errors import ConfigError, ServiceError
+from iris_core.common.strict import Strict
+from iris_core.execution import supervision
+from iris_core.execution.launch import TELEMETRY_OFF
+from iris_core.execution.supervision import GRACE_S, by_value, end_marked, marked, send
 
 MARK_VARIABLE = "IRIS_SERVICES"
 NAMES = {"prefect", "mlflow", "worker"}

@@ -17,15 +17,24 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from iris_core.markup import one_line, plain
-from iris_core.redaction import redact
+from iris_core.common.markup import one_line, plain
+from iris_core.common.redaction import redact
+from iris_core.reporting.summary import (
+    OTHER,
+    Warned,
+    cells,
+    champion,
+    place_name,
+    rows,
+    samples,
+    warnings,
+)
 from iris_core.store import Store
-from iris_core.summary import OTHER, Warned, cells, champion, place_name, rows, samples, warnings
 from tasks.stage import Finished, describe, place_of
 
 SAY_EVERY_S = 20.0  # where there is no terminal to draw in
 LOG_LINES = 15
-NARROW_HEADERS = (  # those of `iris_core.summary`, for 80 columns
+NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for 80 columns
     "iter.",
     "α",
     "gap D̂\n(ESS)",

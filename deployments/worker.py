@@ -25,7 +25,7 @@ from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from deployments import pool
-from iris_core.errors import ConfigError
+from iris_core.common.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[1]
 CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, from Secret blocks say

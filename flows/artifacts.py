@@ -6,10 +6,19 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from iris_core import markup
-from iris_core.redaction import redact
+from iris_core.common import markup
+from iris_core.common.redaction import redact
+from iris_core.reporting.summary import (
+    Row,
+    cells,
+    headers,
+    markdown,
+    place_name,
+    rows,
+    samples,
+    warnings,
+)
 from iris_core.store import Store
-from iris_core.summary import Row, cells, headers, markdown, place_name, rows, samples, warnings
 from tasks.stage import artifact_key, place_of
 
 WARNING = "warning"

@@ -10,14 +10,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from iris_core import backends, hub, sources, tracking
-from iris_core.benchmarks import BENCHMARKS
+from iris_core import tracking
+from iris_core.common.errors import ConfigError, EvaluationError, ServiceError
+from iris_core.common.files import write_atomic
 from iris_core.config import Experiment
-from iris_core.errors import ConfigError, EvaluationError, ServiceError
-from iris_core.files import write_atomic
-from iris_core.model_name import check_registered_model
-from iris_core.plan import Prepared, benchmark_folder, prepare_spec, recipe_yaml
+from iris_core.data import hub, sources
+from iris_core.evaluation.benchmarks import BENCHMARKS
+from iris_core.evaluation.folder import benchmark_folder
+from iris_core.generation import backends
+from iris_core.pipeline.plan import Prepared, prepare_spec, recipe_yaml
 from iris_core.store import Store
+from iris_core.tracking.model_name import check_registered_model
 
 RECIPE = "recipe.yaml"
 HOME_FOLDERS = {  # what libraries keep below HOME, by the variable that says where else

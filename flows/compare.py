@@ -12,9 +12,9 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.checks import check_services
 from flows.iris import iris
+from iris_core.common.markup import markdown
 from iris_core.config import Experiment, ObjectiveName
-from iris_core.markup import markdown
-from iris_core.plan import member
+from iris_core.pipeline.plan import member
 from tasks.compare import compare as compare_stage
 from tasks.stage import artifact_key
 

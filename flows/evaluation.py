@@ -9,8 +9,8 @@ from prefect import flow
 from flows.artifacts import show_row
 from flows.checks import check_services
 from iris_core.config import Experiment
-from iris_core.plan import Prepared
-from iris_core.summary import rows
+from iris_core.pipeline.plan import Prepared
+from iris_core.reporting.summary import rows
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 

@@ -14,9 +14,9 @@ from flows.artifacts import show_row, show_table
 from flows.checks import check_services, claim
 from flows.iteration import iteration, report
 from iris_core.config import Experiment
-from iris_core.plan import Prepared
+from iris_core.pipeline.plan import Prepared
+from iris_core.reporting.summary import rows
 from iris_core.store import Store
-from iris_core.summary import rows
 from tasks.evaluate import evaluate
 from tasks.prepare import prepare
 from tasks.register import register

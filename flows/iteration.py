@@ -9,10 +9,10 @@ from prefect.serializers import JSONSerializer
 
 from flows.artifacts import show_report, show_row, show_table
 from iris_core.config import Experiment
-from iris_core.plan import LoopState, Prepared, next_state, trained_policy
-from iris_core.report import write_report
+from iris_core.pipeline.plan import LoopState, Prepared, next_state, trained_policy
+from iris_core.reporting.page import write_report
+from iris_core.reporting.summary import rows
 from iris_core.store import Store
-from iris_core.summary import rows
 from tasks.evaluate import evaluate
 from tasks.generate import generate
 from tasks.publish import publish

@@ -1,8 +1,6 @@
 """Stage `compare`: objectives side by side, each with several seeds, on one model and data.
 
-    python -m iris_core.compare --spec spec.json --out DIR
-
-Every number is a mean over seeds; its 95 % interval counts seeds and held-out prompts as samples (`intervals.crossed`).
+python -m iris_core.compare --spec spec.json --out DIR
 """
 
 from __future__ import annotations
@@ -11,56 +9,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from markupsafe import Markup
-
-from iris_core import figures, markup, tracking
-from iris_core.gap import variational_gap
-from iris_core.intervals import Floats, crossed, crossed_proportion
-from iris_core.mlflow_runs import claim_experiment, claim_run, log_points, points
-from iris_core.report import pages
-from iris_core.specs import CompareSpec, Interval, Member
-from iris_core.stage import main
-from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
-
-HEADERS = (
-    "objective",
-    "β",
-    "log-prob / token [95 %]",
-    "exact match [95 %]",
-    "gap D̂",
-    "log-prob of own answers",
-    "average, %",
-)
-
-
-class Trajectory(NamedTuple):
-    """What one objective did, over its seeds.
-
-    Attributes:
-        logprob: held-out log-prob per token of annotated answers, before and after each iteration, in nats.
-        exact_match: share of held-out prompts answered exactly, the same.
-        average: mean benchmark score of the last model, over seeds.
-        label: "miniature" where the embedded benchmarks gave it.
-        gap: D̂ of the last iteration, an estimate.
-        synthetic: log-prob per token of the opponent's held-out answers under the last model.
-        minutes: wall time of its stages, over all seeds; work shared between objectives counts for each.
-    """
-
-    objective: str
-    beta: float
-    seeds: list[int]
-    logprob: list[Interval]
-    exact_match: list[Interval]
-    average: float | None
-    label: str | None
-    gap: float
-    synthetic: Interval
-    minutes: float
+from iris_core import tracking
+from iris_core.common.files import write_atomic
+from iris_core.common.intervals import Interval
+from iris_core.execution.stage import main
+from iris_core.pipeline.specs import CompareSpec
+from iris_core.reporting.comparison import Trajectory, markdown, render, trajectories
+from iris_core.store import Outcome
+from iris_core.tracking.runs import claim_experiment, claim_run, log_points, points
 
 
 def compare(spec: CompareSpec, out: Path) -> Outcome:
@@ -76,57 +34,6 @@ def compare(spec: CompareSpec, out: Path) -> Outcome:
     return Outcome(
         outputs={"page": out / "comparison.html", "comparison": out / "comparison.json"},
         metrics={"run_id": run_id, "table": markdown(found)},
-    )
-
-
-def trajectories(members: Sequence[Member]) -> list[Trajectory]:
-    """One trajectory for each objective, the highest held-out log-prob first."""
-    by_objective: dict[str, list[Member]] = {}
-    for member in members:
-        by_objective.setdefault(member.objective, []).append(member)
-    found = [_trajectory(group) for group in by_objective.values()]
-    return sorted(found, key=lambda trajectory: -trajectory.logprob[-1].value)
-
-
-def cells(trajectory: Trajectory) -> list[str]:
-    """The row of an objective's last model, a cell for each of `HEADERS`."""
-    average = trajectory.average
-    label = f" ({trajectory.label})" if trajectory.label else ""
-    return [
-        trajectory.objective,
-        f"{trajectory.beta:g}",
-        _text(trajectory.logprob[-1], 3),
-        _text(trajectory.exact_match[-1], 2) if trajectory.exact_match else "",
-        f"{trajectory.gap:.2f}",
-        f"{trajectory.synthetic.value:.2f}",
-        "" if average is None else f"{100 * average:.1f}{label}",
-    ]
-
-
-def markdown(found: Sequence[Trajectory]) -> str:
-    """The comparison as a Markdown table."""
-    return markup.table(HEADERS, [cells(trajectory) for trajectory in found])
-
-
-def render(experiment: str, found: Sequence[Trajectory]) -> str:
-    """The page."""
-    names = ["initial", *map(str, range(len(found[0].logprob) - 1))]
-    series = {
-        trajectory.objective: [_triple(value) for value in trajectory.logprob]
-        for trajectory in found
-    }
-    plot = figures.compared("logprob", names, series, "held-out log-prob, nats per token")
-    return (
-        pages()
-        .get_template("comparison.html.j2")
-        .render(
-            experiment=experiment,
-            seeds=found[0].seeds,
-            plot=Markup(plot),
-            alt="; ".join(f"{row.objective} ends at {_text(row.logprob[-1], 3)}" for row in found),
-            headers=HEADERS,
-            rows=[cells(trajectory) for trajectory in found],
-        )
     )
 
 
@@ -153,57 +60,6 @@ def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) ->
             client.log_artifact(run_id, str(out / name))
         client.set_terminated(run_id, "FINISHED", now)
     return run_id
-
-
-def _trajectory(members: Sequence[Member]) -> Trajectory:
-    beta = members[0].beta
-    trained = [[named_manifest(artifact) for artifact in member.train] for member in members]
-    scored = [
-        [
-            named_manifest(artifact)
-            for artifact in [*filter(None, [member.initial]), *member.evaluate]
-        ]
-        for member in members
-    ]
-    heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
-    first, last = heldout[0], heldout[-1]
-    before = crossed(first["annotated_opponent"], first["annotated_tokens"])
-    after = [crossed(it["annotated_policy"], it["annotated_tokens"]) for it in heldout]
-    rewards = [
-        beta * (last[f"{side}_policy"] - last[f"{side}_opponent"])
-        for side in ("annotated_cut", "synthetic")
-    ]
-    answered = [runs for runs in zip(*scored, strict=True) if "heldout" in runs[0].outputs]
-    averages = [(run[-1].metrics.get("average") or {}).get("value") for run in scored if run]
-    known = [average for average in averages if average is not None]
-    return Trajectory(
-        objective=members[0].objective,
-        beta=beta,
-        seeds=[member.seed for member in members],
-        logprob=[before, *after],
-        exact_match=[crossed_proportion(_heldout(runs)["correct"]) for runs in answered],
-        average=sum(known) / len(known) if known and len(known) == len(averages) else None,
-        label=next((run[-1].metrics.get("label") for run in scored if run), None),
-        gap=float(variational_gap(*rewards).mean()),
-        synthetic=crossed(last["synthetic_policy"], last["synthetic_tokens"]),
-        minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
-    )
-
-
-def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
-    """The numbers in the held-out tables of one stage, a run a seed: columns of shape [seeds, prompts]."""
-    tables = [pq.read_table(manifest.artifact("heldout").path) for manifest in manifests]
-    numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
-    return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}
-
-
-def _triple(value: Interval) -> list[float]:
-    return [value.value, value.low, value.high]
-
-
-def _text(value: Interval, digits: int) -> str:
-    center, low, high = (f"{number:.{digits}f}" for number in _triple(value))
-    return f"{center} [{low}, {high}]"
 
 
 def _plain(value: Any) -> Any:

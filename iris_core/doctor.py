@@ -27,15 +27,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from iris_core import tracking
-from iris_core.errors import IrisError
-from iris_core.markup import plain
+from iris_core.common.errors import IrisError
+from iris_core.common.markup import plain
+from iris_core.common.redaction import redact
 
 OLDEST_PYTHON = (3, 11)
 PROBE_S = 2.5
 FREE_DISK_GB = 8
 FREE_MEMORY_GB = 4
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
-BF16_UNITS = ("avx512_bf16", "amx_tile")  # as iris_core.models.resolve_dtype asks for
+BF16_UNITS = ("avx512_bf16", "amx_tile")  # as iris_core.modeling.loading.resolve_dtype asks for
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "prefect", "mlflow", "lm-eval",
 )  # fmt: skip
@@ -234,8 +235,8 @@ def mlflow_server() -> Check:
     try:
         tracking.check(uri)
     except IrisError as error:
-        return Check("MLflow", False, f"MLFLOW_TRACKING_URI is {tracking.redact(uri)}", str(error))
-    return Check("MLflow", True, f"{tracking.redact(uri)} can be used")
+        return Check("MLflow", False, f"MLFLOW_TRACKING_URI is {redact(uri)}", str(error))
+    return Check("MLflow", True, f"{redact(uri)} can be used")
 
 
 def prefect_server() -> Check:
@@ -253,15 +254,15 @@ def prefect_server() -> Check:
             return Check(
                 "Prefect",
                 False,
-                f"{tracking.redact(url)} does not answer",
+                f"{redact(url)} does not answer",
                 "`make up`, or unset PREFECT_API_URL",
             )
         return Check(
             "Prefect",
             None,
-            f"no server at {tracking.redact(url)}: `iris run` needs none, `make up` starts one",
+            f"no server at {redact(url)}: `iris run` needs none, `make up` starts one",
         )
-    return Check("Prefect", True, f"{tracking.redact(url)} answers")
+    return Check("Prefect", True, f"{redact(url)} answers")
 
 
 def nvidia_gpus() -> list[dict[str, str]]:

@@ -18,19 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from iris_core import engine_process, harness, intervals, models
-from iris_core.answers import answer, extract
-from iris_core.benchmarks import LABEL_FILE, Benchmark, benchmark
-from iris_core.data import Pair, load_pairs
-from iris_core.digest import json_digest
-from iris_core.errors import DataError, EvaluationError
-from iris_core.files import make_folder
-from iris_core.progress import Progress
-from iris_core.specs import EvaluateSpec
-from iris_core.stage import main
+from iris_core.common import intervals
+from iris_core.common.digest import json_digest
+from iris_core.common.errors import DataError, EvaluationError
+from iris_core.common.files import make_folder
+from iris_core.common.progress import Progress
+from iris_core.data.pairs import Pair, load_pairs
+from iris_core.data.templates import Template
+from iris_core.evaluation import harness
+from iris_core.evaluation.answers import answer, extract
+from iris_core.evaluation.benchmarks import LABEL_FILE, Benchmark, benchmark
+from iris_core.execution import engine_process
+from iris_core.execution.stage import main
+from iris_core.modeling import loading
+from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Artifact, Outcome, versions
-from iris_core.templates import Template
-from iris_core.units import Units, keep_only
+from iris_core.store.units import Units, keep_only
 
 SCORES = "scores"
 HELDOUT = "heldout.parquet"
@@ -55,7 +58,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
         EvaluationError: a benchmark is unknown, or its data is missing; before any model is loaded.
         DataError: no annotated held-out answer matches the answer pattern.
     """
-    models.verify(spec.policy)
+    loading.verify(spec.policy)
     verify_data(spec.data)
     make_folder(out / SCORES)
     units = Units(out, spec.key())
@@ -192,7 +195,7 @@ def _run(
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
     batch_size = int(spec.execution.get("batch_size", harness.BATCH_SIZE))
     started = time.monotonic()
-    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(
         spec.policy, harness.resolve_backend(spec.evaluation.backend), spec.dtype,
         template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date), ends=spec.stop_token_ids,
@@ -237,7 +240,7 @@ def _score(
 def _answer(spec: EvaluateSpec, lm: Any, pairs: list[Pair], path: Path, batch_size: int) -> None:
     """Answers the prompts of `pairs` greedily, checks the answers and writes them to `path`."""
     assert spec.answer_pattern is not None
-    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     prompts = [pair.prompt_ids for pair in pairs]
     answers = answer(lm, prompts, spec.max_new_tokens, spec.stop_token_ids, 2 * batch_size)
     rows = []

@@ -4,7 +4,7 @@
 
 A shard is written whole or not at all. Its responses depend on its own prompts and seeds only, so that a resumed run
 gives the responses of an uninterrupted one, and eight GPUs those of one. Each GPU has a process with an engine of its own
-and a share of the missing shards, which rank 0 sets before it starts the others (`iris_core.team`).
+and a share of the missing shards, which rank 0 sets before it starts the others (`iris_core.execution.team`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from iris_core import engine_process, models, team
+from iris_core.common.digest import text_digest
+from iris_core.common.files import make_folder, write_atomic
+from iris_core.common.progress import Progress
 from iris_core.config import GenerationPart
-from iris_core.data import Pair, load_pairs
-from iris_core.digest import text_digest
-from iris_core.engines import Sample, open_engine
-from iris_core.files import make_folder, write_atomic
-from iris_core.folders import WORK
-from iris_core.progress import Progress
-from iris_core.specs import GenerateSpec
-from iris_core.stage import main
+from iris_core.data.pairs import Pair, load_pairs
+from iris_core.execution import engine_process, team
+from iris_core.execution.stage import main
+from iris_core.generation.engines import Sample, open_engine
+from iris_core.modeling import loading
+from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Outcome
-from iris_core.units import Units, keep_only
+from iris_core.store.folders import WORK
+from iris_core.store.units import Units, keep_only
 
 SCHEMA = pa.schema(
     [
@@ -59,7 +60,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     if team.rank():
         _sample_share(spec, shards, out)
         return Outcome(outputs={})
-    models.verify(spec.policy)
+    loading.verify(spec.policy)
     make_folder(folder)
     units = Units(out, spec.key())
     missing = {path: shard for path, shard in shards.items() if not units.holds(path)}
@@ -134,7 +135,7 @@ def _sample_share(spec: GenerateSpec, shards: Shards, out: Path) -> None:
     """Fills those of the `shards` that are this rank's."""
     work, units = out / WORK, Units(out, spec.key())
     share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
-    tokenizer = models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     # the longest of all prompts, not of this share: an engine that is set up the same gives the same responses
     longest = max(len(pair.prompt_ids) for shard in shards.values() for pair in shard)
     sample = open_engine(spec, longest, work / f"rank-{team.rank()}")

@@ -17,8 +17,10 @@ from pathlib import Path
 from peft.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from iris_core import models, tracking
-from iris_core.errors import ConfigError, ModelError
+from iris_core import tracking
+from iris_core.common.errors import ConfigError, ModelError
+from iris_core.common.redaction import redact
+from iris_core.modeling import loading
 from iris_core.store import Artifact, Policy
 
 ADAPTER_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
@@ -59,9 +61,9 @@ def load_model(
     with tempfile.TemporaryDirectory() as folder:
         adapter = _adapter(uri, where, tags, Path(folder))
         policy = Policy(model=_base(tags, base), adapter=adapter)
-        number_format = dtype or models.resolve_dtype(tags.get("dtype", "auto"))
-        model = models.load_policy(policy, number_format, trust_remote_code=trust_remote_code)
-    return model, models.load_tokenizer(policy.model.path, trust_remote_code)
+        number_format = dtype or loading.resolve_dtype(tags.get("dtype", "auto"))
+        model = loading.load_policy(policy, number_format, trust_remote_code=trust_remote_code)
+    return model, loading.load_tokenizer(policy.model.path, trust_remote_code)
 
 
 def version_tags(uri: str, tracking_uri: str) -> dict[str, str]:
@@ -87,7 +89,7 @@ def version_tags(uri: str, tracking_uri: str) -> dict[str, str]:
                 raise
             known = sorted(model.name for model in client.search_registered_models())
             raise ConfigError(
-                f"{uri}: there is no such version at {tracking.redact(tracking_uri)}: write models:/<name>@champion, @latest or "
+                f"{uri}: there is no such version at {redact(tracking_uri)}: write models:/<name>@champion, @latest or "
                 f"/<version>; models there: {', '.join(known) or 'none'}"
             ) from error
     if "model_digest" not in version.tags:

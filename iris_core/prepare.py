@@ -13,19 +13,19 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from iris_core import fit, models
-from iris_core.answers import extract
-from iris_core.chat import Chat
-from iris_core.data import Pair, Usable, make_pairs, split_pairs, write_pairs
-from iris_core.digest import model_digest
-from iris_core.errors import DataError
-from iris_core.files import write_atomic
-from iris_core.lora import check_targets
-from iris_core.sources import Reading, SourcePath, label, read_conversations, source_digest
-from iris_core.specs import PrepareSpec
-from iris_core.stage import main
+from iris_core.common.digest import model_digest
+from iris_core.common.errors import DataError
+from iris_core.common.files import write_atomic
+from iris_core.data.chat import Chat
+from iris_core.data.pairs import Pair, Usable, make_pairs, split_pairs, write_pairs
+from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
+from iris_core.evaluation.answers import extract
+from iris_core.execution.stage import main
+from iris_core.modeling import fit, loading
+from iris_core.modeling.lora import check_targets
+from iris_core.modeling.weights import check_model, check_vocabulary
+from iris_core.pipeline.specs import PrepareSpec
 from iris_core.store import Outcome
-from iris_core.weights import check_model, check_vocabulary
 
 
 def prepare(spec: PrepareSpec, out: Path) -> Outcome:
@@ -34,20 +34,20 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     Raises:
         ModelError: the model cannot be used; DataError: the data cannot.
     """
-    folder = models.resolve(spec.model, spec.model_commit)
+    folder = loading.resolve(spec.model, spec.model_commit)
     model = check_model(folder, spec.model.trust_remote_code)
     if spec.lora is not None:
         check_targets(model, spec.lora.targets)
-    tokenizer = models.load_tokenizer(folder, spec.model.trust_remote_code)
+    tokenizer = loading.load_tokenizer(folder, spec.model.trust_remote_code)
     check_vocabulary(folder, tokenizer, model)
-    chat = Chat(tokenizer, spec.data, models.generation_ends(folder))
-    config = models.load_config(folder, spec.model.trust_remote_code)
+    chat = Chat(tokenizer, spec.data, loading.generation_ends(folder))
+    config = loading.load_config(folder, spec.model.trust_remote_code)
     proof = fit.prove(config, spec)
     pairs, found = _pairs(spec, chat)
     rows = fit.choose_packing(config, proof, spec, pairs)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
-        "path": str(folder), "digest": model_digest(folder), "dtype": models.resolve_dtype(spec.model.dtype),
+        "path": str(folder), "digest": model_digest(folder), "dtype": loading.resolve_dtype(spec.model.dtype),
         "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": chat.stop_token_ids,
         "packing": rows.packing,
     }  # fmt: skip

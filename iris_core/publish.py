@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris_core import tracking
-from iris_core.mlflow_client import Client
-from iris_core.specs import PublishSpec
-from iris_core.stage import main
+from iris_core.common.uris import redact
+from iris_core.execution.stage import main
+from iris_core.pipeline.specs import PublishSpec
 from iris_core.store import Outcome
-from iris_core.uris import redact
+from iris_core.tracking.client import Client
 
 
 def publish(spec: PublishSpec, out: Path) -> Outcome:

@@ -22,12 +22,19 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.utils.git_utils import get_git_commit
 
-from iris_core import registry, tracking
-from iris_core.digest import json_digest
-from iris_core.lineage import content_key, describe, spread, version_tags, warnings_of
-from iris_core.measures import Measures, measures_of
-from iris_core.mlflow_client import Client
-from iris_core.mlflow_runs import (
+from iris_core import tracking
+from iris_core.common.digest import json_digest
+from iris_core.common.files import write_atomic
+from iris_core.common.redaction import redact
+from iris_core.execution.stage import main
+from iris_core.pipeline.lineage import content_key, describe, spread, version_tags, warnings_of
+from iris_core.pipeline.specs import RegisterSpec
+from iris_core.store import Manifest, Outcome, named_manifest
+from iris_core.tracking import registry
+from iris_core.tracking.client import Client
+from iris_core.tracking.connection import flatten
+from iris_core.tracking.measures import Measures, measures_of
+from iris_core.tracking.runs import (
     PARENT_TAG,
     claim_experiment,
     claim_run,
@@ -39,9 +46,6 @@ from iris_core.mlflow_runs import (
     points,
     set_tags,
 )
-from iris_core.specs import RegisterSpec
-from iris_core.stage import main
-from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
 
 INITIAL_STEP = -1
 PARENT = {"iris.role": "experiment"}  # what the parent run is recognised by
@@ -141,7 +145,7 @@ def claim_runs(
 
 def recipe_params(spec: RegisterSpec) -> dict[str, str]:
     """The recipe as flat parameters, without credentials."""
-    return tracking.flatten(yaml.safe_load(spec.recipe))
+    return flatten(yaml.safe_load(spec.recipe))
 
 
 def stage_params(manifests: dict[str, Manifest]) -> dict[str, str]:
@@ -180,9 +184,9 @@ def log_artifacts(record: Record, measures: Measures) -> None:
     with tempfile.TemporaryDirectory() as staged:
         folder = Path(staged)
         (folder / "manifests").mkdir()
-        (folder / "recipe.yaml").write_text(tracking.redact(record.spec.recipe), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(redact(record.spec.recipe), encoding="utf-8")
         for name, manifest in record.manifests.items():
-            text = tracking.redact(manifest.model_dump_json(indent=1))
+            text = redact(manifest.model_dump_json(indent=1))
             (folder / "manifests" / f"{name}.json").write_text(text, encoding="utf-8")
         (folder / registry.MEASURES).write_text(measures.model_dump_json(), encoding="utf-8")
         log_files(record.client, record.child, folder, base=folder)

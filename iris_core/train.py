@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from iris_core import lean
+from iris_core.training import lean
 
 if __name__ == "__main__":
     lean.leave_out(lean.UNUSED_IN_TRAINING)
@@ -26,21 +26,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
-from iris_core import dropout, models, team
-from iris_core.files import make_folder, remove, write_atomic
-from iris_core.folders import WORK
-from iris_core.groups import load_groups
-from iris_core.lora import streamline
-from iris_core.movement import SUMS, measure, summary
-from iris_core.objectives import OBJECTIVES, Normalizer, Parameters
-from iris_core.optimizers import RMSprop, learning_rate_share
-from iris_core.packing import Group
-from iris_core.progress import Progress
-from iris_core.scoring import score
-from iris_core.specs import TrainSpec
-from iris_core.stage import main
+from iris_core.common.files import make_folder, remove, write_atomic
+from iris_core.common.progress import Progress
+from iris_core.data.packing import Group
+from iris_core.execution import team
+from iris_core.execution.stage import main
+from iris_core.modeling import dropout, loading
+from iris_core.modeling.lora import streamline
+from iris_core.modeling.scoring import score
+from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
+from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Outcome
-from iris_core.trainer import (
+from iris_core.store.folders import WORK
+from iris_core.store.units import Units
+from iris_core.training.groups import load_groups
+from iris_core.training.movement import SUMS, measure, summary
+from iris_core.training.optimizers import RMSprop, learning_rate_share
+from iris_core.training.trainer import (
     HISTORY,
     NORMALIZER,
     Batches,
@@ -49,7 +51,6 @@ from iris_core.trainer import (
     checkpoints,
     step_of,
 )
-from iris_core.units import Units
 
 OPPONENT = "opponent_logprobs.parquet"
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -64,8 +65,8 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
 
 
 def _train(spec: TrainSpec, out: Path) -> Outcome:
-    models.verify(spec.policy)
-    models.verify(spec.opponent)
+    loading.verify(spec.policy)
+    loading.verify(spec.opponent)
     units = Units(out, spec.key())
     set_seed(spec.seed)
     trained, counts = load_groups(spec, "train")
@@ -115,7 +116,7 @@ def opponent_logprobs(
     """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
     path = units.folder / OPPONENT
     if team.rank() == 0 and not units.holds(path):
-        model = models.load_policy(
+        model = loading.load_policy(
             spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
         )
         progress = Progress("train: opponent", sum(map(len, groups.values())))
@@ -147,7 +148,7 @@ def _score(
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
     """The policy at the start of the iteration: all weights trainable, or the adapter only."""
     dtype = _weights_dtype(spec)
-    model = models.load_policy(
+    model = loading.load_policy(
         spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code
     )
     if spec.training.method == "lora" and spec.policy.adapter is None:
@@ -285,10 +286,10 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
         return "adapter", folder
     folder = out / "model"
     dropout.restore(
-        model.config, models.load_config(spec.policy.model.path, spec.trust_remote_code)
+        model.config, loading.load_config(spec.policy.model.path, spec.trust_remote_code)
     )
     model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
-    models.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
+    loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
     return "model", folder
 
 
@@ -304,7 +305,7 @@ def _weights_dtype(spec: TrainSpec) -> str:
 def precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[object]]:
     """Context manager around every forward: autocast where the weights are fp32 and the products are not to be."""
     if spec.training.method == "full" and spec.dtype == "bfloat16":
-        return functools.partial(torch.autocast, models.device().type, dtype=torch.bfloat16)
+        return functools.partial(torch.autocast, loading.device().type, dtype=torch.bfloat16)
     return functools.partial(nullcontext)
 
 

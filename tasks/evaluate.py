@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from iris_core.config import Experiment
-from iris_core.plan import Prepared, evaluate_spec
+from iris_core.evaluation.folder import benchmark_folder
+from iris_core.pipeline.plan import Prepared, evaluate_spec
 from iris_core.store import Policy
 from tasks.stage import Result, perform, place_of, stage_task
 
@@ -13,5 +14,6 @@ def evaluate(
     experiment: Experiment, prepared: Prepared, policy: Policy, iteration: int | None
 ) -> Result:
     """Scores the policy that `iteration` has trained, or the initial one (None)."""
-    spec = evaluate_spec(experiment, prepared, policy)
+    data = benchmark_folder(experiment.evaluation.data_dir)
+    spec = evaluate_spec(experiment, prepared, policy, data)
     return perform(spec, experiment, f"{place_of(iteration)}/evaluate")

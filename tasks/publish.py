@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris_core.config import Experiment
-from iris_core.plan import publish_spec
+from iris_core.pipeline.plan import publish_spec
 from tasks.stage import Finished, Result, perform, stage_task
 
 

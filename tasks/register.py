@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iris_core.config import Experiment
-from iris_core.plan import Prepared, register_spec
+from iris_core.pipeline.plan import Prepared, register_spec
 from iris_core.store import Policy
 from tasks.stage import Finished, Result, perform, place_of, stage_task
 

@@ -27,19 +27,20 @@ from prefect.serializers import JSONSerializer
 from prefect.states import Completed, State
 from prefect.tasks import exponential_backoff
 
+from iris_core.common.errors import IrisError, OutOfMemoryError, ServiceError
+from iris_core.common.files import read_sealed, seal, write_atomic
+from iris_core.common.markup import markdown, one_line, plain
+from iris_core.common.redaction import redact
+from iris_core.common.strict import Strict
 from iris_core.config import Experiment
-from iris_core.errors import IrisError, OutOfMemoryError, ServiceError
-from iris_core.files import read_sealed, seal, write_atomic
-from iris_core.folders import EXECUTION
-from iris_core.launch import launch
-from iris_core.logs import LogFile
-from iris_core.markup import markdown, one_line, plain
-from iris_core.redaction import redact
-from iris_core.specs import EvaluateSpec
-from iris_core.store import Manifest, Spec, Store, Strict, completed, require_manifest, tidy
+from iris_core.execution.launch import launch
+from iris_core.execution.logs import LogFile
+from iris_core.pipeline.specs import EvaluateSpec
+from iris_core.store import Manifest, Spec, Store, completed, require_manifest, tidy
+from iris_core.store.folders import EXECUTION
 
 UPDATE_EVERY_S = 1.0
-EVALUATION_BATCH = 16  # iris_core.harness.BATCH_SIZE, whose module needs torch
+EVALUATION_BATCH = 16  # iris_core.evaluation.harness.BATCH_SIZE, whose module needs torch
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "WARNING": logging.WARNING,

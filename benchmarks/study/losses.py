@@ -1,4 +1,4 @@
-"""Objectives that only the study tries, of the same signature as those of `iris_core.objectives`."""
+"""Objectives that only the study tries, of the same signature as those of `iris_core.objectives.losses`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from iris_core.objectives import (
+from iris_core.objectives.losses import (
     OBJECTIVES,
     Objective,
     Parameters,

@@ -19,7 +19,7 @@ from benchmarks.study import language, losses, network, selfplay, world
 from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Runs, Variant, play
 from benchmarks.study.world import Setting, World
-from iris_core.objectives import Normalizer, Parameters, Rewards, pushes
+from iris_core.objectives.losses import Normalizer, Parameters, Rewards, pushes
 
 Floats = NDArray[np.float64]
 CODE = [

@@ -13,8 +13,8 @@ from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.network import RMSProp, Weights, rate_at, student_table
 from benchmarks.study.world import World
 from iris_core.config import SchedulePart
-from iris_core.gap import variational_gap
-from iris_core.objectives import (
+from iris_core.objectives.gap import variational_gap
+from iris_core.objectives.losses import (
     Normalizer,
     NormalizerKind,
     Parameters,
@@ -22,7 +22,7 @@ from iris_core.objectives import (
     effective_sample_size,
     pushes,
 )
-from iris_core.schedule import next_order
+from iris_core.objectives.order import next_order
 
 AT_ONCE = 32  # runs in one stack: few enough for the processor's cache
 

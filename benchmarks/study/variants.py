@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmarks.study.selfplay import Variant
 from iris_core.config import SchedulePart
-from iris_core.objectives import NormalizerKind
+from iris_core.objectives.losses import NormalizerKind
 
 LEARNING_RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1)
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

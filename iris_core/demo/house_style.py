@@ -26,6 +26,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+from iris_core.common.errors import ConfigError
 from iris_core.demo.phrases import (
     CITIES,
     COUNTING_PROMPTS,
@@ -48,7 +49,6 @@ from iris_core.demo.phrases import (
     UNITS,
     WEEKDAYS,
 )
-from iris_core.errors import ConfigError
 
 ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
 MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iris_core.errors import ModelError
+from iris_core.common.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

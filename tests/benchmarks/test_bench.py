@@ -102,7 +102,7 @@ def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
 def test_trl_as_it_comes_starts_without_our_process_settings(monkeypatch):
     from benchmarks import step
     from benchmarks.trainers import Setting
-    from iris_core.launch import CPU_SETTINGS
+    from iris_core.execution.launch import CPU_SETTINGS
 
     seen = []
     monkeypatch.setattr(

@@ -11,7 +11,12 @@ from benchmarks.study.network import RMSProp, random_students, random_teachers, 
 from benchmarks.study.selfplay import Runs, play
 from benchmarks.study.variants import GROUPS, fixed, moving
 from benchmarks.study.world import Setting, build_world
-from iris_core.objectives import Parameters, Rewards, effective_sample_size, variational_bound
+from iris_core.objectives.losses import (
+    Parameters,
+    Rewards,
+    effective_sample_size,
+    variational_bound,
+)
 
 pytestmark = pytest.mark.unit
 

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from deployments import demo, processes, services
 from deployments.cli import app
-from iris_core.errors import ConfigError
-from iris_core.recipe import load_recipe
+from iris_core.common.errors import ConfigError
+from iris_core.config.recipe import load_recipe
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from deployments import ends
-from iris_core.errors import ConfigError, ServiceError
+from iris_core.common.errors import ConfigError, ServiceError
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import pytest
 
 from deployments import outage, processes
 from deployments.outage import Outage
-from iris_core.errors import IrisError
+from iris_core.common.errors import IrisError
 
 ROOT = Path(__file__).parents[2]
 LOOP = """

@@ -24,7 +24,7 @@ from deployments import credentials, pool, processes, server, services
 from deployments.outage import Outage
 from deployments.processes import AUTH_VARIABLE
 from deployments.services import Services
-from iris_core.errors import ConfigError, ServiceError
+from iris_core.common.errors import ConfigError, ServiceError
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).with_name("attack.html")

@@ -20,9 +20,9 @@ from prefect.states import Cancelling, Running, State
 
 from deployments import credentials, pool, processes, services
 from deployments.services import CHECKOUT, MARK_VARIABLE, Services
+from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import ConfigError
-from iris_core.launch import LAUNCH_VARIABLE
+from iris_core.execution.launch import LAUNCH_VARIABLE
 
 STAGES = {"prepare", "generate", "train", "evaluate", "schedule", "register"}
 

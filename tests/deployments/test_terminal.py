@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from deployments.terminal import Display, gist, show_places, show_result
+from iris_core.reporting.summary import Sample, Warned
 from iris_core.store import Manifest, Store
-from iris_core.summary import Sample, Warned
 from tasks.stage import Finished
 from tests.iris_core.small_experiment import SmallExperiment
 

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 
 from deployments.worker import CHECKOUT, OwnRun, own_entrypoint
-from iris_core.errors import ConfigError
+from iris_core.common.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 STEP = "prefect.deployments.steps.set_working_directory"

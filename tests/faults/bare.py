@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 from flows.checks import check_services, claim
-from iris_core import plan
+from iris_core.common.errors import IrisError
 from iris_core.config import Experiment
-from iris_core.errors import IrisError
-from iris_core.launch import launch
-from iris_core.plan import LoopState, Prepared
-from iris_core.recipe import load_recipe
-from iris_core.report import write_report
+from iris_core.config.recipe import load_recipe
+from iris_core.evaluation.folder import benchmark_folder
+from iris_core.execution.launch import launch
+from iris_core.pipeline import plan
+from iris_core.pipeline.plan import LoopState, Prepared
+from iris_core.reporting.page import write_report
 from iris_core.store import Manifest, Spec, Store, completed
 
 
@@ -29,7 +30,13 @@ def run(experiment: Experiment) -> None:
     prepared = Prepared.of(checked)
     claim(store, experiment, prepared)
     policy = prepared.initial
-    scored = perform(store, "initial/evaluate", plan.evaluate_spec(experiment, prepared, policy))
+    scored = perform(
+        store,
+        "initial/evaluate",
+        plan.evaluate_spec(
+            experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)
+        ),
+    )
     stages = {"prepare": checked, "evaluate": scored}
     register = plan.register_spec(experiment, prepared, None, policy, stages)
     perform(store, "initial/register", register)
@@ -52,7 +59,11 @@ def iteration(
     generated = stage(plan.generate_spec(experiment, prepared, state))
     trained = stage(plan.train_spec(experiment, prepared, state, generated))
     policy = plan.trained_policy(state.policy, trained)
-    stage(plan.evaluate_spec(experiment, prepared, policy))
+    stage(
+        plan.evaluate_spec(
+            experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)
+        )
+    )
     scheduled = stage(plan.schedule_spec(experiment, state, trained))
     stage(plan.register_spec(experiment, prepared, state.iteration, policy, dict(stages)))
     parent = stages["register"].metrics["parent_run_id"]

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from iris_core.store import MANIFEST
+from iris_core.store.manifest import MANIFEST
 from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
 
 MOST_LOCKED_S = 15.0

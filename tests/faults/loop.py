@@ -18,8 +18,8 @@ import psutil
 import yaml
 
 from deployments import processes
-from iris_core.launch import TELEMETRY_OFF
-from iris_core.uris import sqlite_uri
+from iris_core.common.uris import sqlite_uri
+from iris_core.execution.launch import TELEMETRY_OFF
 from tests.conftest import build_model
 from tests.faults.servers import Proxy, Server
 

@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
+from iris_core.common.uris import sqlite_uri
 from iris_core.store import Manifest, read_manifest
-from iris_core.uris import sqlite_uri
 from tests.faults.loop import NAME, PLACES
 
 TIMED = re.compile(r"seconds|tokens_per_second|memory_gb|^time$")  # numbers that no two runs share

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.artifacts import quantities, report_text, table
-from iris_core.markup import markdown
-from iris_core.summary import Sample, rows
+from iris_core.common.markup import markdown
+from iris_core.reporting.summary import Sample, rows
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit

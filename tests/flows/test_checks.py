@@ -23,9 +23,7 @@ from flows.checks import (
     claim,
     keep_caches,
 )
-from iris_core import backends
-from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import (
+from iris_core.common.errors import (
     ConfigError,
     DataError,
     EvaluationError,
@@ -33,7 +31,9 @@ from iris_core.errors import (
     ServiceError,
     StoreError,
 )
-from iris_core.recipe import load_recipe
+from iris_core.config import Experiment, parse_experiment
+from iris_core.config.recipe import load_recipe
+from iris_core.generation import backends
 from iris_core.store import Policy
 from tests.iris_core.fake_hub import FakeHub, fake_hub
 from tests.iris_core.small_experiment import SmallExperiment

@@ -13,7 +13,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
 from iris_core.config import parse_experiment
-from iris_core.plan import member
+from iris_core.pipeline.plan import member
 from iris_core.store import Manifest, Store
 
 

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.processes import free_port, wait_healthy
 from flows.artifacts import show_report, show_row
-from iris_core.summary import Sample, rows
+from iris_core.reporting.summary import Sample, rows
 from tasks.stage import ProgressArtifact
 from tests.iris_core.small_experiment import SmallExperiment
 

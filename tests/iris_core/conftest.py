@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from iris_core import tracking
-from iris_core.errors import ServiceError
+from iris_core.common.errors import ServiceError
 
 
 @pytest.fixture(scope="session")

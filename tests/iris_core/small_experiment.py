@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
-from iris_core import plan
+from iris_core.common.digest import json_digest
 from iris_core.config import Experiment, parse_experiment
-from iris_core.digest import json_digest
-from iris_core.plan import LoopState, Prepared
-from iris_core.specs import RegisterSpec
+from iris_core.evaluation.folder import benchmark_folder
+from iris_core.pipeline import plan
+from iris_core.pipeline.plan import LoopState, Prepared
+from iris_core.pipeline.specs import RegisterSpec
 from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
 
 STEPS = 6
@@ -78,7 +79,12 @@ class SmallExperiment:
 
     def initial(self) -> RegisterSpec:
         policy = self.prepared.initial
-        spec = plan.evaluate_spec(self.experiment, self.prepared, policy)
+        spec = plan.evaluate_spec(
+            self.experiment,
+            self.prepared,
+            policy,
+            benchmark_folder(self.experiment.evaluation.data_dir),
+        )
         prepared = self.store.manifest("prepare")
         assert prepared is not None
         stages = {"prepare": prepared}
@@ -102,7 +108,12 @@ class SmallExperiment:
         train = plan.train_spec(self.experiment, self.prepared, state, generated)
         trained = self.run(train, f"{at}/train", self.train(t))
         policy = plan.trained_policy(state.policy, trained)
-        evaluate = plan.evaluate_spec(self.experiment, self.prepared, policy)
+        evaluate = plan.evaluate_spec(
+            self.experiment,
+            self.prepared,
+            policy,
+            benchmark_folder(self.experiment.evaluation.data_dir),
+        )
         work = self.evaluate(self.averages[t], self.exact[t + 1])
         evaluated = self.run(evaluate, f"{at}/evaluate", work)
         scheduled = self.run(

@@ -13,15 +13,16 @@ import pytest
 
 from iris_core import evaluate as evaluate_module
 from iris_core import generate as generate_module
-from iris_core import plan
+from iris_core.common.errors import DataError
 from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import DataError
 from iris_core.evaluate import evaluate
+from iris_core.evaluation.folder import benchmark_folder
 from iris_core.generate import generate
+from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, Spec, completed, run_stage
 from iris_core.train import train
-from iris_core.trainer import SelfPlayTrainer
+from iris_core.training.trainer import SelfPlayTrainer
 from tests.iris_core.damage import DAMAGES, damage
 
 pytestmark = pytest.mark.integration
@@ -76,7 +77,9 @@ def loop(tiny_model, pairs_file, tmp_path_factory) -> Loop:
     specs: dict[str, Any] = {"generate": plan.generate_spec(config, prepared, state)}
     whole = {"generate": run_stage(specs["generate"], folder / "generate", generate)}
     specs["train"] = plan.train_spec(config, prepared, state, whole["generate"])
-    specs["evaluate"] = plan.evaluate_spec(config, prepared, state.policy)
+    specs["evaluate"] = plan.evaluate_spec(
+        config, prepared, state.policy, benchmark_folder(config.evaluation.data_dir)
+    )
     killed = {}
     for stage, spec in specs.items():
         if stage not in whole:

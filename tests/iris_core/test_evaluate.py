@@ -17,19 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from iris_core import evaluate, harness, miniature
-from iris_core.answers import extract
-from iris_core.benchmarks import BENCHMARKS, benchmark
+from iris_core import evaluate
+from iris_core.common.errors import DataError, EvaluationError
 from iris_core.config import EvaluationPart
-from iris_core.data import Pair, write_pairs
-from iris_core.errors import DataError, EvaluationError
-from iris_core.mirror import write_card, write_rows
-from iris_core.specs import EvaluateSpec
+from iris_core.data.pairs import Pair, write_pairs
+from iris_core.data.templates import Template
+from iris_core.evaluation import harness, miniature
+from iris_core.evaluation.answers import extract
+from iris_core.evaluation.benchmarks import BENCHMARKS, benchmark
+from iris_core.evaluation.mirror import write_card, write_rows
+from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
-from iris_core.templates import Template
-from iris_core.units import Units
+from iris_core.store.units import Units
 from tests.conftest import build_model
-from tests.iris_core.tokenizers import DATED, byte_level
+from tests.iris_core.small_tokenizers import DATED, byte_level
 
 PATTERN = r"Answer: *(.+)"
 unit = pytest.mark.unit

@@ -15,19 +15,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
-from iris_core import engines, models, plan, team
 from iris_core import generate as generate_module
+from iris_core.common.errors import ConfigError, DataError, ModelError, StageFailed
 from iris_core.config import GenerationPart, parse_experiment
-from iris_core.data import Pair
-from iris_core.engines import Sample
-from iris_core.errors import ConfigError, DataError, ModelError, StageFailed
+from iris_core.data.pairs import Pair
+from iris_core.execution import team
+from iris_core.execution.launch import launch
+from iris_core.execution.supervision import marked
 from iris_core.generate import generate, summarize, warnings
-from iris_core.launch import launch
+from iris_core.generation import engines
+from iris_core.generation.engines import Sample
+from iris_core.modeling import loading
+from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, Policy, run_stage
-from iris_core.supervision import marked
 from tests.conftest import build_model
-from tests.iris_core.tokenizers import CHATML, byte_level
+from tests.iris_core.small_tokenizers import CHATML, byte_level
 
 SHARE_OF_RANK_1 = "responses/shard-*[13579].parquet"  # of two ranks
 
@@ -161,7 +164,7 @@ def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, 
     rank = f"import time; time.sleep({seconds}); raise SystemExit(76)"
     code = (
         "import subprocess, sys; from iris_core import stage, team\n"
-        "from iris_core.generate import generate; from iris_core.specs import GenerateSpec\n"
+        "from iris_core.generate import generate; from iris_core.pipeline.specs import GenerateSpec\n"
         f"team._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
         "stage.main(GenerateSpec, generate)"
     )
@@ -308,13 +311,13 @@ def test_an_update_far_below_the_resolution_of_bf16_is_sampled_from(
     spec = spec_of(config, tmp_path)
     policy = spec.policy.model_copy(update={"adapter": Artifact.of(adapter)})
     spec = spec.model_copy(update={"policy": policy})
-    monkeypatch.setattr(models, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "device", lambda: torch.device("cpu"))
     dtype = engines.sampling_dtype(spec)
     if backend == "vllm":
         merged = engines._merge(spec, tmp_path / "merged")
         sampled = AutoModelForCausalLM.from_pretrained(merged, dtype=getattr(torch, dtype))
     else:
-        sampled = models.load_policy(spec.policy, dtype)
+        sampled = loading.load_policy(spec.policy, dtype)
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     before = first_logprobs(exact)
     after = first_logprobs(PeftModel.from_pretrained(exact, adapter).to(torch.float64))
@@ -417,7 +420,7 @@ def test_prompts_do_not_share_a_batch_with_padding_that_the_model_sees(
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path / "model")
-    models.load_tokenizer(tiny_model).save_pretrained(tmp_path / "model")
+    loading.load_tokenizer(tiny_model).save_pretrained(tmp_path / "model")
     spec = spec_of(experiment(tiny_model, pairs_file, temperature=0.0), tmp_path)
     policy = Policy(model=Artifact.of(tmp_path / "model"))
     sample = engines.open_engine(spec.model_copy(update={"policy": policy}), 40, tmp_path)

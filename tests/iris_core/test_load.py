@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from iris_core import tracking
-from iris_core.errors import ConfigError, ModelError, ServiceError
+from iris_core.common.errors import ConfigError, ModelError, ServiceError
 from iris_core.load import load_model, version_tags
 from iris_core.register import register
 from iris_core.store import Outcome, run_stage

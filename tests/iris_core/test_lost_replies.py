@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from iris_core import registry, tracking
-from iris_core.errors import ConfigError, OutageError, ServiceError
-from iris_core.mlflow_client import Client
-from iris_core.mlflow_runs import claim_run
+from iris_core import tracking
+from iris_core.common.errors import ConfigError, OutageError, ServiceError
+from iris_core.pipeline.specs import RegisterSpec
 from iris_core.register import register
-from iris_core.specs import RegisterSpec
 from iris_core.store import Manifest, read_manifest, run_stage
+from iris_core.tracking import registry
+from iris_core.tracking.client import Client
+from iris_core.tracking.runs import claim_run
 from tests.iris_core.small_experiment import SmallExperiment
 from tests.lossy_proxy import LossyProxy, Request, lossy_proxy
 

@@ -14,13 +14,14 @@ from transformers import (
     Qwen2Config,
 )
 
-from iris_core import logprobs, train
-from iris_core.attention import GROUPED
-from iris_core.fused import fuse
-from iris_core.logprobs import token_logprobs
-from iris_core.lora import streamline
-from iris_core.packing import Group, build_row
-from iris_core.scoring import response_logprobs, to_device
+from iris_core import train
+from iris_core.data.packing import Group, build_row
+from iris_core.modeling.attention.interface import GROUPED
+from iris_core.modeling.fused import fuse
+from iris_core.modeling.kernels import logprobs
+from iris_core.modeling.kernels.logprobs import token_logprobs
+from iris_core.modeling.lora import streamline
+from iris_core.modeling.scoring import response_logprobs, to_device
 from tests.iris_core.separate import separate
 
 pytestmark = [
@@ -145,7 +146,9 @@ def test_the_same_row_gives_the_same_bits(monkeypatch):
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (0.5, 1.5)])
 def test_the_kernel_equals_log_softmax(train_head, scale, softcap, monkeypatch):
     monkeypatch.setattr(logprobs, "GPU_TILE", (64, 256))  # of up to 150 tokens and 1,000 entries
-    monkeypatch.setattr("iris_core.logprobs_triton.COLUMNS", 64)  # of a tile's 256 at once
+    monkeypatch.setattr(
+        "iris_core.modeling.kernels.logprobs_triton.COLUMNS", 64
+    )  # of a tile's 256 at once
     for tokens in (150, 131, 90):
         torch.manual_seed(tokens)
         hidden = torch.randn(tokens, 32, device=CUDA, requires_grad=True)

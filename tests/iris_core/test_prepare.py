@@ -16,12 +16,13 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from iris_core import models, plan
-from iris_core.chat import Chat
+from iris_core.common.errors import DataError, ModelError
 from iris_core.config import DataPart, parse_experiment
-from iris_core.conversations import single_turn
-from iris_core.data import load_pairs
-from iris_core.errors import DataError, ModelError
+from iris_core.data.chat import Chat
+from iris_core.data.conversations import single_turn
+from iris_core.data.pairs import load_pairs
+from iris_core.modeling import loading
+from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import run_stage
 
@@ -70,10 +71,10 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     assert len(load_pairs(manifest.artifact("pairs"), "heldout")) == 3
     prepared = plan.Prepared.of(manifest)
     assert prepared.initial.model.path == tiny_model
-    models.verify(prepared.initial)
+    loading.verify(prepared.initial)
     assert prepared.stop_token_ids == [2]
     assert prepared.packing == "packed"
-    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer = loading.load_tokenizer(tiny_model)
     for pair in pairs:
         question = f"<|im_start|>user\n{pair.prompt}<|im_end|>\n<|im_start|>assistant\n"
         assert tokenizer.decode(pair.prompt_ids) == question
@@ -177,7 +178,7 @@ def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path
     manifest = run(tiny_model, tmp_path, rows)
     assert manifest.metrics["format"] == "messages"
     pairs = load_pairs(manifest.artifact("pairs"))
-    tokenizer = models.load_tokenizer(tiny_model)
+    tokenizer = loading.load_tokenizer(tiny_model)
     texts = {pair.response: tokenizer.decode(pair.prompt_ids) for pair in pairs}
     assert texts["Yes 3"] == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello 3<|im_end|>\n<|im_start|>assistant\nHi 3<|im_end|>\n"
@@ -419,7 +420,7 @@ def test_a_model_that_is_missing_or_not_safetensors(tiny_model, tmp_path):
 
 
 def test_response_tokens_end_as_the_chat_template_ends_a_turn(tiny_model):
-    tokenizer = models.load_tokenizer(Path(tiny_model))
+    tokenizer = loading.load_tokenizer(Path(tiny_model))
     prompt, response = Chat(tokenizer, DataPart(path="x")).encode(single_turn("Hi", "Yes"))
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}],

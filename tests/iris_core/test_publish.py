@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from iris_core import plan, tracking
+from iris_core import tracking
+from iris_core.pipeline import plan
 from iris_core.publish import publish
 from iris_core.register import register
-from iris_core.report import write_report
+from iris_core.reporting.page import write_report
 from iris_core.store import run_stage
 from tests.iris_core.small_experiment import SmallExperiment
 

@@ -17,12 +17,13 @@ import requests
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from iris_core import registry, tracking
-from iris_core.errors import ServiceError
-from iris_core.mlflow_client import Client
+from iris_core import tracking
+from iris_core.common.errors import ServiceError
+from iris_core.pipeline.specs import RegisterSpec
 from iris_core.register import register
-from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
+from iris_core.tracking import registry
+from iris_core.tracking.client import Client
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 

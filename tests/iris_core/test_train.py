@@ -14,17 +14,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from iris_core import plan
 from iris_core import train as train_module
-from iris_core import trainer as trainer_module
+from iris_core.common.errors import TrainingError
 from iris_core.config import Experiment, SyntheticPart, parse_experiment
-from iris_core.errors import TrainingError
+from iris_core.data.packing import Group
 from iris_core.generate import generate
-from iris_core.packing import Group
+from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
 from iris_core.train import train
-from iris_core.trainer import SelfPlayTrainer
+from iris_core.training import trainer as trainer_module
+from iris_core.training.trainer import SelfPlayTrainer
 
 pytestmark = pytest.mark.integration
 
@@ -232,7 +232,7 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     asked = spec.model_copy(update={"execution": {"processes": 2}})
     code = (
         "import sys; from pathlib import Path; from iris_core import team; from iris_core.train import train\n"
-        "from iris_core.specs import TrainSpec\n"
+        "from iris_core.pipeline.specs import TrainSpec\n"
         "team._start = lambda *a: __import__('subprocess').Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
         "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
     )

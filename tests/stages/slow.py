@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+from iris_core.common.errors import DataError, ServiceError
+from iris_core.common.outages import tell
+from iris_core.common.progress import Progress
 from iris_core.config import TrainingPart
-from iris_core.errors import DataError, ServiceError
-from iris_core.outages import tell
-from iris_core.progress import Progress
-from iris_core.stage import main
+from iris_core.execution.stage import main
 from iris_core.store import Outcome, Spec
 
 FITS = 150  # tokens per batch that the action "need" has memory for

@@ -23,10 +23,10 @@ from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.serializers import JSONSerializer
 
+from iris_core.common.errors import DataError, StageFailed
 from iris_core.config import Experiment, parse_experiment
-from iris_core.errors import DataError, StageFailed
-from iris_core.folders import EXECUTION
 from iris_core.store import Store
+from iris_core.store.folders import EXECUTION
 from tasks.stage import (
     Finished,
     Result,

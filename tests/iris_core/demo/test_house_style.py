@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from iris_core.common.errors import ConfigError
 from iris_core.demo.house_style import ANSWER_PATTERN, KINDS, Pair, annotated_set, draw, main
-from iris_core.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from iris_core.common.errors import ModelError
 from iris_core.demo import model as demo_model
-from iris_core.errors import ModelError
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""The errors a user can meet. Each says what is wrong, where, and what to do; each knows whether a retry can help."""
+
+from __future__ import annotations
+
+from iris_core.common.markup import plain
+from iris_core.common.redaction import redact
+
+
+class IrisError(Exception):
+    """Base of every error this project raises on purpose. Its message holds no secrets and no control characters.
+
+    Attributes:
+        retryable: whether running the same thing again can succeed without a change by the user.
+        exit_code: what a stage's process exits with when it stops on this error.
+    """
+
+    retryable = False
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(redact(message)))
+
+
+class ConfigError(IrisError):
+    """A setting is unknown, out of range, or contradicts another."""
+
+
+class DataError(IrisError):
+    """The annotated data cannot be used as it is."""
+
+
+class ModelError(IrisError):
+    """The model folder is missing, incomplete, or lacks something the loop needs (a chat template)."""
+
+
+class StoreError(IrisError):
+    """The store cannot take or give back a stage's output."""
+
+
+class EvaluationError(IrisError):
+    """A benchmark is unknown or its data is missing."""
+
+
+class TrainingError(IrisError):
+    """Training cannot go on: a loss that is not a number, or a reference that is not the policy at step 0."""
+
+
+class ServiceError(IrisError):
+    """A server (MLflow, Prefect, the model hub) does not answer; trying again later may help."""
+
+    retryable = True
+    exit_code = 75
+
+
+class OutageError(ServiceError):
+    """A server did not answer for as long as `tracking.patience` says: it was waited for, so no retry follows."""
+
+    retryable = False
+
+
+class OutOfMemoryError(IrisError):
+    """The device's memory is exhausted; a retry with smaller micro-batches may fit."""
+
+    retryable = True
+    exit_code = 76
+
+
+class StageFailed(IrisError):
+    """A stage's process ended without a manifest (killed, lost, or crashed); a retry resumes its work."""
+
+    retryable = True
+    exit_code = 70
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says in its first line, for a message of one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]

@@ -1,0 +1,329 @@
+"""What a user can set: one `Experiment`, as a recipe (`iris_core.config.recipe`), as flow parameters, and as the form in the Prefect UI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field, field_validator, model_validator
+
+from iris_core.common.errors import ConfigError
+from iris_core.common.uris import sqlite_uri
+from iris_core.config.data import DataFormat as DataFormat
+from iris_core.config.data import DataPart
+from iris_core.config.data import Source as Source
+from iris_core.config.data import SyntheticPart as SyntheticPart
+from iris_core.config.data import Turns as Turns
+from iris_core.config.explain import Place, explain
+from iris_core.config.rules import (
+    LONGEST_NAME,
+    ModelName,
+    Part,
+    PathText,
+    StorePath,
+    TrackingUri,
+)
+
+ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
+LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
+PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
+
+Benchmark = Literal[
+    "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"
+]  # fmt: skip
+TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
+
+
+class ModelPart(Part):
+    """The supervised fine-tuned model that self-play starts from."""
+
+    path: PathText = Field(
+        description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub."
+    )
+    revision: str | None = Field(
+        None, description="Commit or tag on the hub; the resolved commit is recorded."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it as fast as float32.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the model's folder brings along."
+    )
+
+
+class GenerationPart(Part):
+    """How the opponent answers the prompts."""
+
+    backend: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it is installed."
+    )
+    temperature: float = Field(
+        1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Longest synthetic response, in tokens.")
+    shard_size: int = Field(
+        1024,
+        ge=1,
+        description="Prompts per shard, the unit of resuming and of sharing out over GPUs.",
+    )
+
+
+class ObjectivePart(Part):
+    """The loss that tells annotated from synthetic responses.
+
+    A recipe that differs in `name` alone trains another objective: what it does not know, it does not look at.
+    """
+
+    name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
+    beta: float = Field(
+        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
+        gt=0,
+        le=100,
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, else 0.1.",
+    )
+    normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
+        "anchored", description="How the weights of iris are normalised; see docs/objective.md."
+    )
+    weight_clip: float = Field(
+        1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights."
+    )
+    likelihood_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone.",
+    )
+    opponent: Literal["previous", "initial"] = Field(
+        "previous",
+        description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
+    )
+
+
+class SchedulePart(Part):
+    """How the order α moves over the iterations."""
+
+    kind: Literal["adaptive", "constant", "linear", "cosine"] = Field(
+        "adaptive", description="Rule for the next order."
+    )
+    max_order: float = Field(2.0, gt=-50, lt=50, description="α of iteration 0.")
+    min_order: float = Field(1.0, gt=-50, lt=50, description="α near convergence.")
+    allow_rising: bool = Field(
+        False, description="Let the adaptive order rise again when the gap grows."
+    )
+    stop_when_converged: bool = Field(
+        False,
+        description="End the loop when training moved the policy and held-out pairs show nothing of it; see docs/objective.md.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SchedulePart:
+        if self.min_order > self.max_order:
+            raise ValueError(
+                f"min_order is {self.min_order}, above max_order {self.max_order}: lower schedule.min_order"
+            )
+        return self
+
+
+_ONE_MODE = "policy and opponent are scored in one mode, without dropout"
+_VLLM = "vLLM serves no adapter with it"
+UNSUPPORTED_LORA = {
+    "dropout": _ONE_MODE, "lora_dropout": _ONE_MODE, "use_dora": _VLLM, "modules_to_save": _VLLM, "bias": _VLLM,
+    "lora_bias": _VLLM, "init_lora_weights": "the first update is 0, so that the policy starts as the opponent",
+}  # fmt: skip
+
+
+class LoraPart(Part):
+    """The low-rank adapter (arXiv 2106.09685)."""
+
+    rank: int = Field(16, ge=1, le=512, description="Rank r of the update; vLLM serves up to 512.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    use_rslora: bool = Field(
+        False, description="Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732)."
+    )
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="A list of names of linear layers, a regular expression for whole names, or all-linear.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key in UNSUPPORTED_LORA:
+                raise ValueError(f"{key} is not supported: {UNSUPPORTED_LORA[key]}: leave it out")
+        return given
+
+    @field_validator("targets")
+    @classmethod
+    def _named(cls, targets: str | list[str]) -> str | list[str]:
+        if not targets or not all(targets):
+            raise ValueError("names no layer: give names of linear layers, or all-linear")
+        return targets
+
+
+Packing = Literal["packed", "separate"]
+
+
+class TrainingPart(Part):
+    """How the policy is fine-tuned in one iteration."""
+
+    method: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
+    lora: LoraPart = Field(
+        default_factory=LoraPart, description="Adapter settings for method lora."
+    )
+    epochs: int = Field(2, ge=1, description="Passes over the pairs in one iteration.")
+    batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all devices.")
+    packing: Literal["auto", "packed", "separate"] = Field(
+        "auto",
+        description="Rows: packed (fast), separate sequences (any causal model), or what is proved for the model; see docs/models.md.",
+    )
+    tokens_per_batch: int = Field(
+        4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory."
+    )
+    optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
+    learning_rate: float = Field(
+        default_factory=lambda given: LEARNING_RATES.get(
+            given.get("method"), LEARNING_RATES["lora"]
+        ),
+        gt=0,
+        lt=1,
+        description="Peak learning rate; none: 1e-4 for lora, 3e-6 for full.",
+    )
+    learning_rate_decay: float = Field(
+        1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
+    )
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of an iteration's steps with rising learning rate."
+    )
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Learning rate after the warm-up."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward to save memory."
+    )
+    checkpoint_every: int = Field(
+        50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming."
+    )
+
+
+class EvaluationPart(Part):
+    """Which benchmarks score the model, and how."""
+
+    benchmarks: list[Benchmark] = Field(
+        list(TEN), description="Which of the ten benchmarks to run."
+    )
+    data_dir: PathText | None = Field(
+        None,
+        description="Local mirror of the data sets, or `miniature` for the embedded one; left out: the hub.",
+    )
+    backend: Literal["auto", "vllm", "hf"] = Field(
+        "auto", description="Engine under lm-evaluation-harness."
+    )
+    limit: int | None = Field(None, ge=1, description="Items per task; left out: all of them.")
+    apply_chat_template: bool = Field(
+        False, description="Wrap benchmark prompts in the model's chat template."
+    )
+    max_gen_tokens: int | None = Field(
+        None, ge=1, description="Cap on generated tokens; left out: each task's own."
+    )
+    initial: bool = Field(True, description="Score the initial model too, for comparison.")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _once(cls, names: list[Benchmark]) -> list[Benchmark]:
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(doubled)} more than once: name each benchmark once")
+        return names
+
+
+STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds beside experiments
+
+
+class TrackingPart(Part):
+    """Where runs and model versions go."""
+
+    uri: TrackingUri | None = Field(
+        None, description="MLflow tracking URI; left out: SQLite inside the store."
+    )
+    registered_model: ModelName | None = Field(
+        None, description="Name in the model registry; left out: the experiment's name."
+    )
+    patience: float = Field(
+        600.0,
+        ge=0,
+        description="Seconds that a run waits for MLflow or Prefect when they stop answering, or a database is locked.",
+    )
+
+
+class Experiment(Part):
+    """A whole self-play experiment: model, data and everything that decides its outcome."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=LONGEST_NAME,
+        description="Name, a folder in the store and a run in MLflow.",
+    )
+    iterations: int = Field(
+        3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seeds sampling, shuffling and initialisation."
+    )
+    store: StorePath = Field(
+        "./iris-store", description="Folder for everything the experiment produces."
+    )
+    model: ModelPart = Field(description="The model that self-play starts from.")
+    data: DataPart = Field(description="The annotated pairs.")
+    generation: GenerationPart = Field(
+        default_factory=GenerationPart, description="How the opponent answers."
+    )
+    objective: ObjectivePart = Field(default_factory=ObjectivePart, description="The loss.")
+    schedule: SchedulePart = Field(
+        default_factory=SchedulePart, description="The order α over iterations."
+    )
+    training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
+    evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
+    tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name.lower() in STORE_NAMES or name.lower().startswith("mlflow.db"):
+            raise ValueError("the store uses this name itself: choose another")
+        return name
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow URI: as set, or a SQLite file in the store."""
+        return self.tracking.uri or sqlite_uri(Path(self.store).expanduser() / "mlflow.db")
+
+    @property
+    def registered_model(self) -> str:
+        """The name of the registered model: as set, or the experiment's."""
+        return self.tracking.registered_model or self.name
+
+
+def parse_experiment(
+    content: Mapping[str, object], place: str | Place = "experiment"
+) -> Experiment:
+    """`content` as an Experiment.
+
+    Args:
+        content: nested settings.
+        place: where they come from, or a function of a field's location that says so; begins each line of an error.
+
+    Raises:
+        ConfigError: names each wrong field, its value and the remedy.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except pydantic.ValidationError as error:
+        where: Place = place if callable(place) else lambda location: place
+        raise ConfigError(explain(error, Experiment, where)) from None

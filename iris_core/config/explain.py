@@ -1,0 +1,121 @@
+"""Wrong settings in words: one line for each, with the place, the field, the value and the remedy."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import pydantic
+from pydantic import BaseModel
+
+from iris_core.common.redaction import redact
+
+Place = Callable[[tuple[Any, ...]], str]
+SECRET = ("tracking",)  # parts whose values may carry a password: they are never repeated
+UNION_MEMBER = re.compile(
+    r"a path|a list|str|int|float|bool|(list|dict)\[.*\]"
+)  # pydantic puts it in locations
+YES = ("yes", "on", "y", "t", "1", "true")
+NO = ("no", "off", "n", "f", "0", "false")
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = 120
+
+
+def explain(error: pydantic.ValidationError, root: type[BaseModel], place: Place) -> str:
+    """What is wrong with the content of a `root`, a line for each field."""
+    return "\n".join(
+        f"{place(item['loc'])}: {_line(item, root)}"
+        for item in error.errors()
+        if item["type"] != "default_factory_not_called"  # follows from another error
+    )
+
+
+def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
+    location, kind = item["loc"], item["type"]
+    field = ".".join(str(part) for part in location if not UNION_MEMBER.fullmatch(str(part)))
+    if kind == "extra_forbidden":
+        return f"{field}: unknown key; known here: {', '.join(_fields(location, root))}{_dotted(location)}"
+    if kind == "missing":
+        return f"{field}: missing; add it to the recipe"
+    repeated = location[:1] != SECRET and kind != "secret"
+    given = f" (got {shown(item['input'])})" if repeated else ""
+    if kind == "model_type":
+        known = ", ".join(_fields((*location, ""), root))
+        return f"{field}: a mapping with the keys {known} is needed{given}"
+    if kind == "value_error" and isinstance(item["input"], dict):
+        given = ""  # a rule over several fields, which names them
+    remedy = _remedy(kind, item["input"])
+    return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}{remedy and f': {remedy}'}"
+
+
+def shown(value: object) -> str:
+    """`value` as an error shows it: short, and without credentials, which are found in the whole text only."""
+    return redact(_brief.repr(_redacted(value)))
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: _redacted(item) for name, item in value.items()}
+    return [_redacted(item) for item in value] if isinstance(value, list) else value
+
+
+def _dotted(location: tuple[Any, ...]) -> str:
+    first, dot, rest = str(location[-1]).partition(".")
+    if not dot:
+        return ""
+    return f"; dotted keys are for --set: in a recipe write {first}: {{{rest.replace('.', ': {', 1)}: …}}"
+
+
+def _remedy(kind: str, value: object) -> str:
+    """What to write instead of `value`, where its type is wrong."""
+    if kind not in ("int_type", "float_type", "bool_type", "string_type"):
+        return ""
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        return "leave the key out for the default"
+    if kind == "string_type":
+        return "put it in quotes" if isinstance(value, (int, float)) else ""
+    if kind == "bool_type":
+        return _boolean(str(value).lower())
+    if isinstance(value, float) and value.is_integer():
+        return f"write {int(value)}"
+    return _number(value) if isinstance(value, str) else ""
+
+
+def _boolean(text: str) -> str:
+    if text in YES:
+        return "write true"
+    return "write false" if text in NO else "write true or false"
+
+
+def _number(text: str) -> str:
+    """What `text` may have been meant as: YAML 1.1 and 1.2 read it differently."""
+    plain = text.replace("_", "").replace(",", "").replace(" ", "")
+    if re.fullmatch(r"[-+]?0+[0-9]+", plain):
+        octal = f", or {int(plain, 8)} if it is octal" if not set(plain) & set("89") else ""
+        return f"write {int(plain)}{octal}"
+    if re.fullmatch(r"0o[0-7]+|0b[01]+", plain):
+        return f"write {int(plain, 0)}"
+    if re.fullmatch(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", plain):
+        return f"write {plain} without quotes"
+    return "write a number in digits"
+
+
+def _fields(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    """The keys that are known where the last part of `location` is."""
+    part = root
+    for name in location[:-1]:  # numbers in lists, and members of unions, lead to no other part
+        if name in part.model_fields:
+            part = _model_in(part.model_fields[name].annotation) or part
+    return list(part.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The part that a field holds, itself or in a list or union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

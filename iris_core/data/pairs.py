@@ -1,0 +1,242 @@
+"""The annotated pairs: check, split, keep. Every complaint names the file, the row, and the remedy."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iris_core.common.digest import json_digest
+from iris_core.common.errors import DataError
+from iris_core.common.files import replacing
+from iris_core.config import DataPart
+from iris_core.data.conversations import Conversation, Unusable, text_of
+from iris_core.store import Artifact
+
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("split", pa.string()),
+    ]
+)
+
+Encode = Callable[[Conversation], tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One annotated pair, in text for people and in tokens for the model.
+
+    Attributes:
+        prompt_id: digest of the conversation before the answer.
+        prompt: the last message of the user.
+        response: the annotated answer.
+        prompt_ids: tokens of the whole conversation in the chat template, up to where the answer starts.
+        response_ids: tokens of the answer as the model would see it, the end of turn included.
+        split: "train" or "heldout".
+    """
+
+    prompt_id: str
+    prompt: str
+    response: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Usable:
+    """A pair that passed every check.
+
+    Attributes:
+        pair: the pair.
+        near: digest of the conversation before the answer, the same where only case, white space or Unicode form differ.
+        row: which row of the source it is from; all turns of a conversation have the same.
+    """
+
+    pair: Pair
+    near: str
+    row: int
+
+
+def make_pairs(
+    rows: Iterable[Iterable[Conversation]],
+    data: DataPart,
+    where: str,
+    encode: Encode,
+    dropped: Counter[str],
+    heldout: Collection[str] = (),
+) -> list[Usable]:
+    """The conversations that can be used, as pairs with tokens.
+
+    Args:
+        rows: what was read: the conversations of each row.
+        data: limits, and whether a bad pair is an error or dropped.
+        where: the source, for messages.
+        encode: the tokens of a prompt and its answer.
+        dropped: what was dropped so far, by reason; added to.
+        heldout: `near` of prompts that are held out: a row with one of them is of no use for training.
+
+    Raises:
+        DataError: a bad pair, where `data.on_invalid` is "error"; or no pair is left.
+    """
+    seen: set[str] = set()
+    kept: list[Usable] = []
+    for number, row in enumerate(rows):
+        conversations = list(row)
+        nears = [near_digest(each) for each in conversations]
+        apart = not set(nears) & set(heldout)
+        for conversation, near in zip(conversations, nears, strict=True):
+            try:
+                if not apart:
+                    raise Unusable("held-out prompt", "the prompt is in the held-out data, too")
+                pair = _pair(conversation, data, encode, seen)
+            except Unusable as problem:
+                if data.on_invalid == "error":
+                    raise DataError(_complaint(conversation, where, problem)) from None
+                dropped[problem.reason] += 1
+            else:
+                seen.add(pair.prompt_id)  # only what is kept: a bad pair must not hide a good one
+                kept.append(Usable(pair, near, number))
+    if not kept:
+        raise DataError(f"{where} has no usable pair: {dict(dropped) or 'it is empty'}")
+    return kept
+
+
+def near_digest(conversation: Conversation) -> str:
+    """Digest of the conversation before the answer, the same where only case, white space or Unicode form differ."""
+    messages = [
+        {**message, "content": _plain(text_of(message))} for message in conversation.messages
+    ]
+    return json_digest([messages, conversation.tools])
+
+
+def split_pairs(
+    usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str
+) -> list[Pair]:
+    """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
+
+    The turns of a conversation, and prompts that are nearly the same, lie on one side. With conversations of several turns
+    a few more than `data.heldout` may be held out for it.
+
+    Raises:
+        DataError: fewer pairs than are to be held out, or fewer than two in `heldout`.
+    """
+    groups = _together(usable)
+    random.Random(seed).shuffle(groups)
+    if heldout is None:
+        heldout, groups = _hold_out(groups, data.heldout)
+        if not groups:
+            raise DataError(
+                f"{where} has {len(usable)} usable pairs, data.heldout takes {data.heldout} of them: lower data.heldout"
+            )
+    elif len(heldout) < 2:  # no interval from one
+        raise DataError("data.heldout_path has 1 usable pair, two are needed: add some")
+    else:
+        heldout = heldout[: data.heldout]
+    train = [pair for group in groups for pair in group]
+    return train[: data.max_pairs] + [replace(pair, split="heldout") for pair in heldout]
+
+
+def _together(usable: list[Usable]) -> list[list[Pair]]:
+    """Groups of pairs that share a row or a near-duplicate prompt, over any number of steps, in the order of their first."""
+    parents: dict[int | str, int | str] = {}
+
+    def root(name: int | str) -> int | str:
+        while (parent := parents.setdefault(name, name)) != name:
+            parents[name] = name = parents[parent]
+        return name
+
+    for each in usable:
+        parents[root(each.near)] = root(each.row)
+    groups: dict[int | str, list[Pair]] = {}
+    for each in usable:
+        groups.setdefault(root(each.row), []).append(each.pair)
+    return list(groups.values())
+
+
+def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[list[Pair]]]:
+    """The first groups that make up `count` pairs, and the others; the smallest one more where they fall short."""
+    heldout: list[Pair] = []
+    others = []
+    for group in groups:
+        if len(heldout) + len(group) <= count:
+            heldout.extend(group)
+        else:
+            others.append(group)
+    if len(heldout) < count and others:
+        heldout.extend(others.pop(others.index(min(others, key=len))))
+    return heldout, others
+
+
+def write_pairs(pairs: list[Pair], path: Path) -> None:
+    """Writes `pairs` as Parquet with the columns of `SCHEMA`."""
+    with replacing(path) as place:
+        pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), place)
+
+
+def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
+    """The pairs in a file of `write_pairs`, all or those of one split.
+
+    Raises:
+        DataError: the file is missing, or no longer holds what its digest says.
+    """
+    if not file.holds():
+        raise DataError(
+            f"{file.path} is missing or has changed since `prepare` wrote it: run the loop again, which makes it again"
+        )
+    pairs = [Pair(**row) for row in pq.read_table(file.path).to_pylist()]
+    return [pair for pair in pairs if split in (None, pair.split)]
+
+
+def last_question(conversation: Conversation) -> str:
+    """The text of the user's last message before the answer; "" where there is none."""
+    users = [each for each in conversation.messages if each["role"] == "user"]
+    return text_of(users[-1]) if users else ""
+
+
+def _plain(text: str) -> str:
+    """`text` without what makes no difference to a reader: case, white space, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _complaint(conversation: Conversation, where: str, problem: Unusable) -> str:
+    prompt = last_question(conversation)[:60]
+    return f"{where}, {conversation.place}: {problem.detail}; prompt {prompt!r}: fix it, or set data.on_invalid: drop"
+
+
+def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[str]) -> Pair:
+    """`conversation` as a pair.
+
+    Raises:
+        Unusable: it makes none.
+    """
+    prompt, response = last_question(conversation), text_of(conversation.answer)
+    if not prompt.strip():
+        raise Unusable("empty prompt", "the prompt is empty")
+    if not response.strip() and not conversation.answer.get("tool_calls"):
+        raise Unusable("empty response", "the annotated response is empty")
+    prompt_id = json_digest([conversation.messages, conversation.tools])[:16]
+    if prompt_id in seen:
+        raise Unusable("duplicated prompt", "the prompt is there twice")
+    prompt_ids, response_ids = encode(conversation)
+    limits = (
+        ("prompt", len(prompt_ids), data.max_prompt_tokens),
+        ("response", len(response_ids), data.max_response_tokens),
+    )
+    for name, tokens, limit in limits:
+        if tokens > limit:
+            raise Unusable(
+                f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}"
+            )
+    return Pair(prompt_id, prompt, response, prompt_ids, response_ids)

@@ -1,0 +1,1 @@
+"""Sampling engines: vLLM, and transformers as fallback."""

@@ -1,0 +1,1 @@
+"""Models: loaded and verified, proved right for packed rows, scored; attention and kernels."""

@@ -1,0 +1,107 @@
+"""Attention over packed rows, through transformers' attention interface: hardly anything is computed that a mask would hide.
+
+A GPU runs Flash Attention on sequences cut out of the row, or, where that does not fit, FlexAttention, whose block mask skips
+what no query sees (arXiv 2412.05496). A CPU multiplies each part with what it sees.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from iris_core.modeling.attention import flash, segments
+from iris_core.modeling.attention.layout import Layout
+
+GROUPED = "iris_grouped"
+FLEX_ONLY = ("softcap", "s_aux", "position_bias")  # options that change the scores
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    layout: Layout | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each group of a packed row; without `layout`, what transformers computes.
+
+    Args:
+        module: the attention layer.
+        query: shape [1, heads, tokens, head size].
+        key: shape [1, key heads, tokens, head size].
+        value: the same.
+        attention_mask: what transformers makes; `no_mask()` where there is a layout, which says it all.
+        layout: of the row.
+        options: as for `sdpa_attention_forward`.
+
+    Returns:
+        Shape [1, tokens, heads, head size], and None for the weights.
+    """
+    if layout is None:
+        return _plain(module, query, key, value, attention_mask, **options)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in fp32
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    window = layout.window(options.get("sliding_window"))
+    kind = kind_for(query, value, options)
+    if kind == "flex":
+        mask = layout.mask(window)
+        return flex_attention_forward(module, query, key, value, mask, **options)[0], None
+    sides = query[0], key[0], value[0], layout, scaling, window
+    with torch.autocast(value.device.type, enabled=False):
+        if kind == "flash":
+            return flash.attend(*sides)[None], None
+        extras = options.get("softcap"), options.get("s_aux")
+        return segments.attend(*sides, *extras)[None], None
+
+
+def _plain(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:  # fmt: skip
+    """`sdpa_attention_forward`; the class's own eager attention where scores have a soft cap or sinks, which that leaves out."""
+    if options.get("softcap") is None and options.get("s_aux") is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return eager(module, query, key, value, _added(mask, query, key), **options)[0], None
+
+
+def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """What is added to scores for a mask as SDPA takes it: None there means causal, or all keys for a single query."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if queries == 1:
+            return None
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
+        ~mask, torch.finfo(query.dtype).min
+    )
+
+
+def kind_for(
+    query: Tensor, value: Tensor, options: dict[str, Any]
+) -> Literal["parts", "flash", "flex"]:
+    """What attends to such a row: `iris_core.modeling.attention.segments`, `iris_core.modeling.attention.flash` or FlexAttention."""
+    if not value.is_cuda:
+        return "parts"
+    plain = all(options.get(name) is None for name in FLEX_ONLY)
+    plain &= query.shape[-1] == value.shape[-1]
+    return "flash" if plain and flash.fits(value) else "flex"
+
+
+def no_mask() -> Tensor:
+    """What a model takes as `attention_mask` so that transformers makes none of its own: it hands four dimensions through."""
+    return torch.empty(0, 0, 0, 0)
+
+
+AttentionInterface.register(GROUPED, grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)  # where no mask is given, as in generation

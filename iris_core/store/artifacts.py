@@ -1,0 +1,38 @@
+"""What stages take and give: a file or folder by its content, and a model with its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from iris_core.common.digest import file_digest, folder_digest, model_digest
+from iris_core.common.strict import Strict
+
+
+class Artifact(Strict):
+    """A file or folder and the SHA-256 of its content. Only the digest enters a key."""
+
+    path: Path
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The artifact at `path`, digested now: a model folder by its weights and settings, others whole."""
+        if path.is_file():
+            return cls(path=path, digest=file_digest(path))
+        is_model = any(path.glob("*.safetensors"))
+        return cls(path=path, digest=model_digest(path) if is_model else folder_digest(path))
+
+    def holds(self) -> bool:
+        """Whether what lies at `path` still has the content that the digest is of."""
+        try:
+            return Artifact.of(self.path).digest == self.digest
+        except OSError:  # nothing lies there, or the disk does not give it back
+            return False
+
+
+class Policy(Strict):
+    """What answers prompts: a model folder, and the LoRA adapter on it where there is one."""
+
+    model: Artifact
+    adapter: Artifact | None = None

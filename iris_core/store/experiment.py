@@ -1,0 +1,93 @@
+"""One experiment's view of the store: which stage's folder is where, and what the experiment's name belongs to."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+from iris_core.common.disk import check_free_space
+from iris_core.common.errors import StoreError
+from iris_core.common.files import make_folder, read_sealed, replacing, seal, write_atomic
+from iris_core.store.manifest import Manifest, read_manifest
+from iris_core.store.spec import Spec
+
+IDENTITY = "experiment.json"
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """One experiment's view of the store.
+
+    Args:
+        root: the store's folder; created if missing.
+        experiment: the experiment's name, a folder under `root`.
+    """
+
+    def __init__(self, root: Path, experiment: str):
+        self.root = root.expanduser().absolute()
+        self.home = self.root / experiment
+
+    def check(self) -> None:
+        """Makes the experiment's folder.
+
+        Raises:
+            StoreError: it cannot be written, or its disk is full.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.home, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise StoreError(
+                f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder"
+            ) from error
+        check_free_space(self.home)
+
+    def claim(self, identity: dict[str, str]) -> None:
+        """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
+
+        A damaged mark proves nothing, and stages are found by content: it is written again, and links that may be of another
+        experiment go.
+
+        Raises:
+            StoreError: the folder holds an experiment with another identity, or cannot be written.
+        """
+        self.check()
+        mark = self.home / IDENTITY
+        held = read_sealed(mark)
+        if held is None and os.path.lexists(mark):
+            log.warning("%s is damaged: this run's model and data are noted instead", mark)
+            self.unlink()
+        held = identity if held is None else held
+        for name in identity:
+            if held.get(name) != identity[name]:
+                raise StoreError(
+                    f"store: {self.home} holds another experiment ({name} was {held.get(name)}, now {identity[name]}): "
+                    "give this one another `name`, or set `store` to another folder"
+                )
+        write_atomic(mark, seal(identity))
+
+    def folder(self, spec: Spec) -> Path:
+        """Where the output of `spec` lies or will lie."""
+        return self.root / "objects" / f"{spec.stage}-{spec.key()[:16]}"
+
+    def link(self, place: str, folder: Path) -> None:
+        """Makes `<experiment>/<place>` (as in "iteration-0/train") lead to a stage's folder."""
+        link = self.home / place
+        make_folder(link.parent)
+        with replacing(link) as temporary:
+            target = os.path.relpath(folder, link.parent)
+            temporary.symlink_to(target, target_is_directory=True)
+
+    def unlink(self) -> None:
+        """Removes the links to stages of the initial model and of iterations; what they lead to stays."""
+        for link in self.home.glob("i*/*"):  # initial/… and iteration-…/…
+            if link.is_symlink():
+                link.unlink()
+
+    def manifest(self, place: str) -> Manifest | None:
+        """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
+        return read_manifest(Path(os.path.realpath(self.home / place)))

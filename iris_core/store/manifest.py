@@ -1,0 +1,89 @@
+"""The manifest that completes a stage's folder: written last, sealed with its own digest."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from iris_core.common.errors import StoreError
+from iris_core.common.files import read_sealed
+from iris_core.common.strict import Strict
+from iris_core.store.artifacts import Artifact
+
+MANIFEST = "manifest.json"
+
+
+class Output(Strict):
+    """A named file or folder inside a stage's folder."""
+
+    path: str
+    digest: str
+
+
+class Manifest(Strict):
+    """What a finished stage produced. `folder` is where it was read from and is not stored.
+
+    Attributes:
+        files: size and SHA-256 of each file, by name relative to the folder.
+        outputs: the parts that later stages take.
+        metrics: numbers and small values worth showing.
+        seconds: wall time of the run that completed it.
+    """
+
+    stage: str
+    key: str
+    spec: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    outputs: dict[str, Output]
+    metrics: dict[str, Any]
+    started: datetime.datetime
+    seconds: float
+    folder: Path = Field(default=Path(), exclude=True)
+    reused: bool = Field(default=False, exclude=True)
+
+    def artifact(self, name: str) -> Artifact:
+        """The output called `name`, as the next stage's input."""
+        output = self.outputs[name]
+        return Artifact(path=self.folder / output.path, digest=output.digest)
+
+
+class Outcome(Strict):
+    """What a stage's work returns: its outputs by name, its metrics."""
+
+    outputs: dict[str, Path]
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a complete stage folder, or None if there is none or it is damaged."""
+    content = read_sealed(folder / MANIFEST)
+    try:
+        return None if content is None else Manifest(**content, folder=folder)
+    except ValueError:
+        return None
+
+
+def require_manifest(folder: Path) -> Manifest:
+    """The manifest of a stage folder that was complete.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise StoreError(f"the stage output in {folder} is gone: run again to make it")
+    return manifest
+
+
+def named_manifest(file: Artifact) -> Manifest:
+    """The manifest that another stage has named.
+
+    Raises:
+        StoreError: it is gone or is another one.
+    """
+    if not file.holds():
+        raise StoreError(f"{file.path} is missing or has changed since it was written: run again")
+    return require_manifest(file.path.parent)

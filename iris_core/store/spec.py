@@ -1,0 +1,58 @@
+"""The spec of a stage, and the key that follows from it: the SHA-256 of everything in it that decides the output."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from iris_core.common.digest import json_digest
+from iris_core.common.strict import Strict
+
+if TYPE_CHECKING:
+    from iris_core.store.manifest import Manifest
+
+
+class Spec(Strict):
+    """Everything that determines a stage's output. Subclasses name the stage and add fields.
+
+    `execution` says how, never what (devices, micro-batches, threads): it stays out of the key.
+    """
+
+    stage: ClassVar[str]
+    versions: dict[str, str] = Field(default_factory=dict)
+    execution: dict[str, Any] = Field(default_factory=dict)
+
+    def key(self) -> str:
+        """SHA-256 of the canonical spec, artifacts by digest."""
+        content = self.model_dump(mode="json", exclude={"execution"})
+        return json_digest({"stage": self.stage, **_without_paths(content)})
+
+    @property
+    def patience(self) -> float:
+        """How long an outage of a service that the stage needs is waited out, in seconds."""
+        return float(self.execution.get("patience", 0.0))
+
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether what `manifest` says was made outside the stage's folder is still there."""
+        return True
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions of those of `packages` that are installed, for the lineage and the key."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"path", "digest"}:
+            return value["digest"]
+        return {name: _without_paths(item) for name, item in value.items()}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,73 @@
+"""MLflow's client, made to wait out outages, and the mark of steps that may be repeated for that.
+
+A reply that is lost leaves it open whether MLflow did what it was asked. Calls that set something can just be made again.
+What makes something new (a run, a model, a version) is a step that looks first: `repeatable`, and repeated whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from iris_core.common.outages import wait_out
+from iris_core.tracking.connection import outage
+
+P = ParamSpec("P")
+R = TypeVar("R")
+READS = (
+    "download_artifacts", "get_experiment_by_name", "get_logged_model", "get_metric_history", "get_model_version",
+    "get_model_version_by_alias", "get_registered_model", "get_run", "list_artifacts", "list_logged_model_artifacts",
+    "search_logged_models", "search_model_versions", "search_registered_models", "search_runs",
+)  # fmt: skip
+SETS = (
+    "finalize_logged_model", "log_artifact", "log_batch", "log_inputs", "log_model_artifact", "set_logged_model_tags",
+    "set_model_version_tag", "set_registered_model_alias", "set_tag", "set_terminated", "update_run",
+)  # fmt: skip
+
+
+class Client(MlflowClient):
+    """MLflow's client for tracking and registry; its `READS` and `SETS` wait out outages.
+
+    Args:
+        uri: where both are.
+        patience: how long an outage is waited out, in seconds.
+    """
+
+    def __init__(self, uri: str, patience: float):
+        super().__init__(tracking_uri=uri, registry_uri=uri)
+        self.patience = patience
+
+
+def repeatable(
+    step: Callable[Concatenate[Client, P], R],
+) -> Callable[Concatenate[Client, P], R]:
+    """A step that may be done again after it failed anywhere: it is, until MLflow answers or the client's patience is over.
+
+    Raises:
+        ServiceError, OutageError: as `wait_out`. MLflow's other errors stay as they are.
+    """
+
+    @functools.wraps(step)
+    def run(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        def once() -> R:
+            try:
+                return step(client, *args, **kwargs)
+            except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
+                away = outage(client.tracking_uri, error)
+                if away is None:
+                    raise
+                raise away from error
+
+        return wait_out(client.patience, once)
+
+    return run
+
+
+for _name in READS + SETS:
+    setattr(Client, _name, repeatable(getattr(MlflowClient, _name)))

@@ -1,0 +1,335 @@
+"""Where MLflow is: whether it can be used, and how to talk to it. What is logged there is in `mlflow_runs`.
+
+    check("http://localhost:5000")                  # answers within seconds, or says what to do
+    client = connect("sqlite:////data/mlflow.db")
+
+MLflow is imported only by `connect` (it takes seconds): `check` and `holds` are cheap. An outage (nothing answers, a
+server that fails, a database that is locked) is a ServiceError; what a person must change is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import filelock
+import httpx
+
+from iris_core.common import uris
+from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
+from iris_core.common.markup import plain
+from iris_core.common.outages import wait_out
+from iris_core.common.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
+
+if TYPE_CHECKING:
+    from iris_core.tracking.client import Client
+
+CHECK_TIMEOUT_S = 3.0
+OTHER_HOST = "Invalid Host header"  # how MLflow begins its refusal of a name that it was not told
+AWAY = (408, 429, *range(500, 600))  # statuses of a server that may answer later
+
+
+def check(uri: str) -> None:
+    """Finds out within seconds whether MLflow can be used at `uri`, before anything heavy starts.
+
+    Raises:
+        ConfigError: the URI is none that MLflow can use (see `uris.problem`), or the server refuses the credentials.
+        ServiceError: nothing answers there, or what answers is not MLflow.
+    """
+    if problem := uris.problem(uri):
+        raise ConfigError(f"tracking.uri: {problem}")
+    scheme = uris.scheme(uri)
+    if scheme in ("http", "https"):
+        _check_server(uri)
+    elif scheme == "sqlite":
+        _check_sqlite(uri)
+    elif scheme in DATABASE_PORTS:
+        _check_port(uri, DATABASE_PORTS[scheme])
+
+
+def connect(uri: str, patience: float | None = None) -> Client:
+    """A client for tracking and registry at `uri`, checked; a new SQLite database gets its tables.
+
+    `uri` becomes this process's default too: MLflow's registry looks models up there when it makes a version.
+
+    Args:
+        uri: where MLflow is.
+        patience: how long the client waits out an outage, in seconds, now and later; None: it only reads, and does not.
+
+    Raises:
+        ConfigError, ServiceError: as `check`.
+    """
+    if patience is None:
+        # MLflow's 7 take minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    else:
+        # MLflow repeats a POST whose answer was lost, which makes two of what it makes; the client repeats whole steps
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    return wait_out(patience or 0.0, lambda: _connect(uri, patience or 0.0))
+
+
+@contextmanager
+def service_errors(uri: str) -> Iterator[None]:
+    """Turns MLflow's errors into ours: an outage into a ServiceError that may be retried, others into what to change."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
+        raise outage(uri, error) or _refusal(uri, error) from error
+
+
+def outage(uri: str, error: Exception) -> ServiceError | None:
+    """`error` as a ServiceError if MLflow at `uri` raised it because something is away for a while, else None."""
+    text = redact(str(error))
+    away = "is locked" in text if uri.startswith("sqlite:") else _status(error) in AWAY
+    if not away or "out-of-date database schema" in text:
+        return None
+    cause = text.rpartition("(Caused by ")[2].removesuffix(")")
+    return ServiceError(
+        f"tracking.uri: MLflow at {redact(uri)} failed ({cause[:300]}): {_remedy(uri)}"
+    )
+
+
+def holds(uri: str, runs: Sequence[str]) -> bool:
+    """Whether MLflow at `uri` still has `runs`, none of them deleted.
+
+    A model version that is gone does not count: old ones are deleted on purpose, and would come back as the latest. Where
+    only MLflow itself can ask (databases other than SQLite), it is taken to have lost the runs: to record the same once
+    more takes seconds and changes nothing.
+
+    Raises:
+        ServiceError: the server does not answer, or the database is locked.
+    """
+    if uri.startswith("sqlite:"):
+        return _database_holds(sqlite_file(uri), runs)
+    return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
+
+
+def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET") -> httpx.Response:
+    """What the MLflow server at `uri` answers, asked with the credentials that MLflow would use.
+
+    Raises:
+        ServiceError: nothing answers there within seconds.
+    """
+    insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
+    headers = (
+        {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
+        if "MLFLOW_TRACKING_TOKEN" in os.environ
+        else {}
+    )
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    try:
+        return httpx.request(
+            method,
+            f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
+            params=params if method == "GET" else None,
+            json=None if method == "GET" else params,
+            headers=headers,
+            auth=login,
+            timeout=CHECK_TIMEOUT_S,
+            verify=not insecure,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
+        ) from error
+
+
+def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any, ...]]:
+    """The rows that SQLite answers.
+
+    Raises:
+        ServiceError: another process keeps the database locked.
+        sqlite3.Error: the file is no database, or a table is missing.
+    """
+    try:
+        with closing(
+            sqlite3.connect(_opened(file, mode), uri=True, timeout=CHECK_TIMEOUT_S)
+        ) as database:
+            return database.execute(statement, values).fetchall()
+    except sqlite3.OperationalError as error:
+        if "is locked" not in str(error):
+            raise
+        raise ServiceError(
+            f"tracking.uri: {file} is in use by another process ({error}): wait for it, or stop it"
+        ) from error
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[prefix + name] = plain(redact(text))
+    return flat
+
+
+def artifact_folder(uri: str, otherwise: Path) -> Path:
+    """Where artifacts of runs at `uri` lie when no server keeps them: beside a SQLite file, else `otherwise`."""
+    return (
+        sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise
+    ) / "mlflow-artifacts"
+
+
+def _connect(uri: str, patience: float) -> Client:
+    check(uri)
+    from mlflow import set_tracking_uri
+
+    from iris_core.tracking.client import Client
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store"):
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # a traceback for each error that is raised, too
+    set_tracking_uri(uri)
+    with service_errors(uri):
+        if uri.startswith("sqlite:"):
+            _make_database(sqlite_file(uri))
+        client = Client(uri, patience)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that `error` stands for; 503 where there was no answer."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    answer = getattr(error, "response", None)
+    return 503 if answer is None else int(answer.status_code)
+
+
+def _refusal(uri: str, error: Exception) -> IrisError:
+    """What a person must change, where MLflow at `uri` answers and does not do what it is asked."""
+    text = redact(str(error))
+    if "out-of-date database schema" in text:
+        return ConfigError(
+            f"tracking.uri: {redact(uri)} was made by another MLflow: type `mlflow db upgrade {redact(uri)}`"
+        )
+    if "disk is full" in text:
+        return StoreError(
+            f"the disk of {redact(uri)} is full: free some space, then run again to resume"
+        )
+    if _status(error) in (401, 403):
+        return _refused_login(uri, _status(error))
+    return ConfigError(
+        f"tracking.uri: MLflow at {redact(uri)} refuses ({text[:300]}): {_remedy(uri)}"
+    )
+
+
+def _refused_login(uri: str, status: int) -> ConfigError:
+    return ConfigError(
+        f"tracking.uri: {redact(uri)} refuses these credentials ({status}): set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    )
+
+
+def _remedy(uri: str) -> str:
+    if uri.startswith("http"):
+        return "start the server (`make up`), correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
+    return "correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
+
+
+def _check_server(uri: str) -> None:
+    """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
+    answer = ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
+    if answer.status_code == 403 and OTHER_HOST in answer.text:
+        raise ConfigError(
+            f"tracking.uri: the MLflow server at {redact(uri)} does not answer to this name: use the name that it knows, or "
+            "start it with that one among its --allowed-hosts"
+        )
+    if answer.status_code in (401, 403):
+        raise _refused_login(uri, answer.status_code)
+    if answer.status_code >= 500 or not _is_mlflow(answer):
+        kind = ConfigError if answer.status_code == 404 else ServiceError
+        raise kind(
+            f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): {_remedy(uri)}"
+        )
+
+
+def _server_holds(uri: str, run: str) -> bool:
+    """As `holds`. What is refused counts as lost: recording it again gives the right complaint."""
+    answer = ask(uri, "runs/get", {"run_id": run})
+    if answer.status_code in AWAY:
+        raise ServiceError(
+            f"tracking.uri: MLflow at {redact(uri)} failed (status {answer.status_code}): {_remedy(uri)}"
+        )
+    return answer.is_success and answer.json()["run"]["info"]["lifecycle_stage"] == "active"
+
+
+def _is_mlflow(answer: httpx.Response) -> bool:
+    try:
+        return bool({"experiment", "error_code"} & set(answer.json()))
+    except ValueError:
+        return False
+
+
+def _make_database(file: Path) -> None:
+    """Gives a missing SQLite file MLflow's tables, whole or not at all: a kill between its migrations leaves a wreck."""
+    from mlflow import MlflowClient
+
+    with filelock.FileLock(f"{file}.lock"):
+        if file.exists():
+            return
+        unfinished = file.with_name(f".{file.name}.new")
+        unfinished.unlink(missing_ok=True)
+        MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
+        unfinished.rename(file)
+
+
+def _check_sqlite(uri: str) -> None:
+    file = sqlite_file(uri)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for place in (file.parent, *([file] if file.exists() else [])):
+            if not os.access(place, os.W_OK):
+                raise PermissionError(f"cannot write {place}")
+        if file.exists():
+            query(file, "rw", "pragma schema_version")
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): {_remedy(uri)}"
+        ) from error
+
+
+def _opened(file: Path, mode: str) -> str:
+    """`file` as SQLite's own URI."""
+    return f"{file.absolute().as_uri()}?mode={mode}"
+
+
+def _database_holds(file: Path, runs: Sequence[str]) -> bool:
+    """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
+    wanted = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
+    try:
+        return all(query(file, "ro", wanted, run) for run in runs)
+    except sqlite3.Error:
+        return False
+
+
+def _check_port(uri: str, port: int) -> None:
+    parts = urlsplit(uri)
+    try:
+        socket.create_connection(
+            (parts.hostname or "localhost", parts.port or port), timeout=CHECK_TIMEOUT_S
+        ).close()
+    except OSError as error:
+        raise ServiceError(
+            f"tracking.uri: no database answers at {redact(uri)} ({error}): {_remedy(uri)}"
+        ) from error

@@ -1,0 +1,91 @@
+"""Groups of token ids to train and measure on, from the pairs and the responses that earlier stages have stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from iris_core.common.errors import DataError
+from iris_core.data.packing import Group
+from iris_core.data.pairs import Pair, load_pairs
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.store import Artifact
+
+
+class Response(NamedTuple):
+    """A synthetic response as it is compared: cut after so many tokens, and whether anything was cut off it."""
+
+    token_ids: list[int]
+    text: str
+    truncated: bool
+
+
+def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]:
+    """Prompt and responses of every pair of `split`: annotated, synthetic and, if the spec has them, the initial model's.
+
+    Synthetic responses are cut at `max_new_tokens`, where the sum of the annotated one's log-probs is split, too. Held-out
+    pairs have the newest synthetic response only, and all of them are kept.
+
+    Returns:
+        The groups, and how many pairs had synthetic responses of which kind, were dropped and masked.
+
+    Raises:
+        DataError: a prompt has no synthetic response, all pairs are dropped, or responses differ from the spec's digest.
+    """
+    training = split == "train"
+    initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
+    pairs = load_pairs(spec.pairs, split)
+    groups, counts = [], Counter[str]()
+    for source in spec.synthetic if training else spec.synthetic[:1]:
+        sampled = [_responses(artifact, spec.max_new_tokens) for artifact in (source, *initial)]
+        for pair in pairs:
+            if any(pair.prompt_id not in responses for responses in sampled):
+                raise DataError(
+                    f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
+                )
+            responses = [by_prompt[pair.prompt_id] for by_prompt in sampled]
+            kinds = _kinds(pair, responses[0], spec.max_new_tokens) if training else []
+            handling = {getattr(spec.handling, kind) for kind in kinds}
+            counts.update(kinds)
+            if "drop" in handling:
+                counts["dropped"] += 1
+                continue
+            counts["masked"] += "mask" in handling
+            others = [[] if "mask" in handling else response.token_ids for response in responses]
+            groups.append(Group(pair.prompt_ids, (pair.response_ids, *others), spec.max_new_tokens))
+    if not groups:
+        raise DataError(
+            f"data.synthetic: it drops all {counts['dropped']} pairs: set it to keep or mask, or raise generation.max_new_tokens"
+        )
+    return groups, counts
+
+
+def _kinds(pair: Pair, response: Response, cut: int) -> list[str]:
+    """Which of the settings `data.synthetic` apply to the opponent's response to `pair`."""
+    same_ids = response.token_ids == pair.response_ids[:cut]
+    same_text = response.text.strip() == pair.response.strip()
+    found = {
+        "truncated": response.truncated,
+        "empty": not response.text.strip(),
+        "equal": same_ids or same_text,
+    }
+    return [kind for kind, applies in found.items() if applies]
+
+
+def _responses(artifact: Artifact, cut: int) -> dict[str, Response]:
+    """What the stage `generate` sampled, by prompt; an earlier iteration may have been allowed longer responses."""
+    if not artifact.holds():
+        raise DataError(
+            f"{artifact.path} is missing or has changed since `generate` wrote it: run the loop again, which makes it again"
+        )
+    columns = ["prompt_id", "token_ids", "response", "finish_reason"]
+    return {
+        row["prompt_id"]: Response(
+            row["token_ids"][:cut],
+            row["response"],
+            row["finish_reason"] == "length" or len(row["token_ids"]) > cut,
+        )
+        for row in pq.read_table(artifact.path, columns=columns).to_pylist()
+    }

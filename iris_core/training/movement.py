@@ -1,0 +1,113 @@
+"""What an iteration did, from the log-probs of responses before and after it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from iris_core.common.files import replacing
+from iris_core.common.intervals import FEWEST, Floats, Interval, mean, ratio
+from iris_core.data.packing import Group
+from iris_core.objectives.gap import gap_warnings, measure_gap
+from iris_core.objectives.order import Movement
+from iris_core.pipeline.specs import TrainSpec
+
+SUMS = ["annotated_cut", "annotated_rest", "synthetic"]  # as `Group.sums` counts them
+
+
+def measure(
+    spec: TrainSpec,
+    groups: list[Group],
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    path: Path,
+) -> dict[str, Any]:
+    """The gap and its companions on held-out pairs; the rows behind them go to `path`.
+
+    Args:
+        spec: names β and the seed of the bootstrap.
+        groups: the held-out pairs.
+        before: log-probs of responses under the opponent, by split, shape [pairs, 3] in the order of `SUMS`.
+        after: of the same under the policy.
+        path: Parquet file for the held-out rows.
+    """
+    old, new = before["heldout"].double().numpy(), after["heldout"].double().numpy()
+    tokens = np.array([group.first(2).sums for group in groups], np.float64)
+    rewards = spec.objective.beta * (new - old)
+    moved = _movement(before, after, spec.seed)
+    gap = measure_gap(rewards[:, 0], rewards[:, 2], moved.heldout_margin)
+    _write_heldout(path, opponent=old, policy=new, tokens=tokens)
+    per_token = functools.partial(ratio, counts=tokens[:, :2].sum(1), seed=spec.seed)
+    before_whole, after_whole = old[:, :2].sum(1), new[:, :2].sum(1)
+    return {
+        "gap": gap.model_dump(),
+        "movement": moved.model_dump(),
+        "heldout": {
+            "annotated_logprob_per_token": per_token(after_whole).model_dump(),
+            "opponent_annotated_logprob_per_token": per_token(before_whole).model_dump(),
+            "annotated_logprob_gain_per_token": per_token(after_whole - before_whole).model_dump(),
+            "reward_margin": spec.objective.beta * moved.heldout_margin.value,
+            "synthetic_kl_per_token": float((old - new)[:, 2].sum() / tokens[:, 2].sum()),
+        },
+        "warnings": [*gap_warnings(gap), *_few_pairs(len(groups))],
+    }
+
+
+def _movement(before: dict[str, Tensor], after: dict[str, Tensor], seed: int) -> Movement:
+    """The margins of pairs trained on and of held-out ones, from their log-probs under both models."""
+
+    def margin(split: str) -> Interval:
+        ratios = (after[split] - before[split]).double().numpy()
+        return mean(ratios[:, 0] - ratios[:, 2], seed)
+
+    training = margin("train") if len(after["train"]) > 1 else None
+    return Movement(training_margin=training, heldout_margin=margin("heldout"))
+
+
+def _few_pairs(pairs: int) -> list[str]:
+    if pairs >= FEWEST:
+        return []
+    return [
+        f"{pairs} held-out pairs: intervals of fewer than {FEWEST} may be too short; raise data.heldout"
+    ]
+
+
+def _write_heldout(path: Path, **tables: Floats) -> None:
+    """A row a pair: each table, shape [pairs, 3], of the whole annotated response, of its cut and of the synthetic one."""
+    columns = {}
+    for name, table in tables.items():
+        columns[f"annotated_{name}"] = table[:, :2].sum(1)
+        columns[f"annotated_cut_{name}"] = table[:, 0]
+        columns[f"synthetic_{name}"] = table[:, 2]
+    with replacing(path) as place:
+        pq.write_table(pa.table(columns), place)
+
+
+def summary(history: Path) -> dict[str, float]:
+    """Means over the steps of an iteration, and its last loss."""
+    rows = [json.loads(line) for line in history.read_text().splitlines()]
+
+    def mean(name: str) -> float:
+        return float(sum(row[name] for row in rows) / len(rows))
+
+    last = rows[-1]
+    return {
+        "steps": len(rows),
+        "loss": last["loss"],
+        "ess_annotated": mean("ess/annotated"),
+        "ess_synthetic": mean("ess/synthetic"),
+        **{
+            f"reward_{name}": last[f"reward/{name}"]
+            for name in ("margin", "accuracy")
+            if f"reward/{name}" in last
+        },
+        "tokens_per_second": mean("tokens_per_second"),
+        "memory_gb": max(row["memory_gb"] for row in rows),
+    }

@@ -1,0 +1,214 @@
+"""Wrong settings, each with one line that names the field, the value and the remedy."""
+
+import pytest
+
+from iris_core.common.errors import ConfigError
+from iris_core.config import Experiment, parse_experiment
+from iris_core.pipeline.plan import SEED_STRIDE, member
+
+pytestmark = pytest.mark.unit
+
+BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": {"beta": 0}}, r"objective.beta: Input should be greater than 0 \(got 0\)"),
+        ({"objective": {"bta": 1}}, r"objective.bta: unknown key; known here: name, beta"),
+        (
+            {"training": {"lora": {"rnk": 1}}},
+            r"training.lora.rnk: unknown key; known here: rank, alpha, use_rslora, targets",
+        ),
+        (
+            {"schedule": {"min_order": 3}},
+            r"min_order is 3.0, above max_order 2.0: lower schedule.min_order",
+        ),
+        (
+            {"schedule": {"max_order": 99}},
+            r"schedule.max_order: Input should be less than 50 \(got 99\)",
+        ),
+        (
+            {"evaluation": {"benchmarks": ["gsm9k"]}},
+            r"evaluation.benchmarks.0: Input should be 'gsm8k'",
+        ),
+        (
+            {"objective": {"beta": "abc"}},
+            r"objective.beta: Input should be a valid number.*\(got 'abc'\)",
+        ),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            r"training.learning_rate: Input should be a finite number \(got nan\)",
+        ),
+        (
+            {"objective": {"weight_clip": float("inf")}},
+            r"objective.weight_clip: Input should be a finite number \(got inf\)",
+        ),
+        (
+            {"iterations": 0},
+            r"iterations: Input should be greater than or equal to 1 \(got 0\)",
+        ),
+        (
+            {"training": 3},
+            r"training: a mapping with the keys method, lora, .* is needed \(got 3\)",
+        ),
+        (
+            {"training": {"lora": [1]}},
+            r"training.lora: a mapping with the keys rank, alpha, use_rslora, targets is needed",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": "("}},
+            r"data.answer_pattern: not a regular expression .*fix it, or leave it out \(got '\('\)",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": {"Answer": "(.+)"}}},
+            r"data.answer_pattern: Input should be a valid string \(got \{'Answer': '\(\.\+\)'\}\)",
+        ),
+        ({1: 2}, r"1: Keys should be strings"),
+        (
+            {"data": {"path": "d", "answer_pattern": "Answer: .+"}},
+            r"data\.answer_pattern: has 0 groups and needs one",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": "(A|B): (.+)"}},
+            r"has 2 groups and needs one.*\(\?:…\) for other groups",
+        ),
+        (
+            {"data": {"path": "d", "answer_pattern": "(.*)$"}},
+            r"data\.answer_pattern: fits the empty text",
+        ),
+        ({"data": {"path": "d", "heldout_path": "d"}}, r"data: heldout_path is path itself \(d\)"),
+        (
+            {"training": {"lora": {"targets": 3}}},
+            r"training\.lora\.targets: Input should be a valid string \(got 3\)",
+        ),
+        (
+            {"training": {"lora": {"targets": ["q", 3]}}},
+            r"training\.lora\.targets\.1: Input should be a valid string",
+        ),
+        ({"seed": 2**32}, r"seed: Input should be less than 4294967296"),
+        ({"seed": -1}, r"seed: Input should be greater than or equal to 0"),
+        (
+            {"name": "x" * 201},
+            r"name: String should have at most 200 characters \(got 'xxx.*\.\.\..*'\)",
+        ),
+        ({"name": "Mlflow.db-wal"}, r"name: the store uses this name itself"),
+        (
+            {"store": "/data/run?1"},
+            r"store: has \? in its path \(/data/run\?1\), which MLflow takes for a part of an address",
+        ),
+        ({"store": "50%41/a?"}, r"store: has \? and % in its path"),
+        ({"store": "~nobody-here/x"}, r"store: starts with ~ and names no user"),
+        ({"store": "/a" * 300}, r"store: is a path of 600 bytes"),
+        ({"store": "a" * 256}, r"store: has a part of more than 255 bytes"),
+        ({"model": {"path": "m\0"}}, r"model\.path: is no path"),
+        (
+            {"evaluation": {"benchmarks": ["bbh", "musr", "bbh"]}},
+            r"evaluation\.benchmarks: bbh more than once",
+        ),
+        ({"evaluation": {"limit": "10"}}, r"evaluation\.limit: .*write 10 without quotes"),
+        *(
+            (
+                {"tracking": {"registered_model": name}},
+                r"tracking\.registered_model: MLflow takes no name with",
+            )
+            for name in ("a/b", "a:b", "..", "a'b", "a\nb")
+        ),
+        (
+            {"tracking": {"registered_model": "x" * 201}},
+            r"registered_model: is longer than 200 characters",
+        ),
+        *(
+            ({"tracking": {"uri": uri}}, rf"tracking\.uri: {message}")
+            for uri, message in (
+                ("./mlruns", "a path is a file store"),
+                ("file:///x", "a path is a file store"),
+                ("C:\\mlruns", "a path is a file"),
+                ("ftp://host", "unknown scheme; known: http"),
+                ("http://", "names no host"),
+                ("http:/host", "names no host"),
+                ("http://host:port", "host or port cannot be read"),
+                ("http://host:99999", "host or port cannot be read"),
+                ("http://a b", "names no host"),
+                ("sqlite:///", "names no file"),
+                ("sqlite://:memory:", "names no file"),
+                ("sqlite:///:memory:", "names no file"),
+                ("sqlite:mlflow.db", "names no file"),
+                ("postgresql://me:pw@host/db", "carries a password"),
+                ("mysql://host/db?password=x", "carries a password"),
+            )
+        ),
+        ({"name": "objects"}, r"name: the store uses this name itself: choose another"),
+        ({"name": "a/b"}, r"name: String should match pattern"),
+        ({"colour": 1}, r"colour: unknown key; known here: name, iterations"),
+    ],
+)
+def test_wrong_values(change, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment({**BASE, **change})
+
+
+def test_every_wrong_field_is_named_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment({"name": "x", "model": {}, "objective": {"beta": -1}})
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "model.path",
+        "data",
+        "objective.beta",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("tracking", "registered_model", "My model, v2 (Ä).x"),
+        ("tracking", "uri", "postgresql+psycopg2://me@host:5432/db"),
+        ("tracking", "uri", "sqlite:////data/mlflow.db"),
+        ("tracking", "uri", "sqlite:///mlflow.db"),
+        ("tracking", "uri", "http://[::1]:5000/mlflow"),
+        ("tracking", "uri", "databricks://profile"),
+        ("data", "answer_pattern", "#### (.*)"),
+        ("model", "path", "models/a?b %41#é"),
+        ("data", "answer_pattern", "(?m)^(?:Answer|Result): (?P<answer>.+)$"),
+    ],
+)
+def test_what_is_well_formed_is_kept(part, field, value):
+    content = {**BASE, part: {**BASE.get(part, {}), field: value}}
+    assert getattr(getattr(parse_experiment(content), part), field) == value
+
+
+def test_values_in_errors_are_short():
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment({**BASE, "training": {"epochs": ["x" * 1000] * 1000}})
+    assert len(str(caught.value)) < 1200
+
+
+def test_every_seed_and_iteration_samples_with_a_seed_of_its_own():
+    seeds = [0, 1, 2, 2**32 - 2, 2**32 - 1]
+    used = {seed * SEED_STRIDE + t for seed in seeds for t in range(100)}
+    assert len(used) == 100 * len(seeds)
+    with pytest.raises(ConfigError, match="iterations: Input should be less than or equal to 100"):
+        parse_experiment({**BASE, "iterations": 101})
+
+
+def test_the_loops_of_a_comparison_are_checked_too():
+    experiment = parse_experiment({**BASE, "seed": 2**32 - 1})
+    loop = member(experiment, "space", 7)
+    assert (loop.name, loop.seed, loop.objective.name, loop.objective.beta) == (
+        "x-space-seed-7",
+        7,
+        "space",
+        1.0,
+    )
+    with pytest.raises(ConfigError, match="comparison: seed: Input should be less than"):
+        member(experiment, "space", 2**32)
+
+
+def test_every_field_has_a_description():
+    def walk(schema):
+        for name, field in schema.get("properties", {}).items():
+            assert "description" in field, name
+        for part in schema.get("$defs", {}).values():
+            walk(part)
+
+    walk(Experiment.model_json_schema())

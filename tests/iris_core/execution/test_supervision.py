@@ -1,0 +1,256 @@
+"""Nothing that was started outlives the deaths of starter, supervisor and stage, in any combination: vLLM's processes
+least of all. They are followed by what was seen below the starter, not by marks, which a process can hide."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import combinations
+from pathlib import Path
+
+import psutil
+import pytest
+
+from iris_core.config import parse_experiment
+from iris_core.evaluation.folder import benchmark_folder
+from iris_core.execution import supervision
+from iris_core.pipeline import plan
+from iris_core.prepare import prepare
+from iris_core.store import Spec, run_stage
+from tests.stages.slow import STRAY
+
+ROOT = Path(__file__).parents[3]
+SLOW = ROOT / "tests" / "stages" / "slow.py"
+STARTER = """
+import signal, sys
+from iris_core.execution.launch import supervise
+signal.signal(signal.SIGINT, signal.default_int_handler)  # these may be ignored where the tests run
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+error = supervise("stage", sys.argv[1:], print, print)
+print(type(error).__name__, error is not None and error.retryable)
+"""
+ROLES = ("starter", "supervisor", "stage")
+START_S, END_S = 400.0, 120.0
+
+Signals = dict[str, signal.Signals]
+Start = Callable[[list[str]], "Family"]
+
+
+class Family:
+    """A starter of a stage, and all that was ever seen below it."""
+
+    def __init__(self, command: list[str], log: Path):
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", STARTER, *command], stdout=file, stderr=subprocess.STDOUT
+            )
+        self.starter = psutil.Process(self.process.pid)
+        self.seen: dict[psutil.Process, str] = {}
+
+    def look(self) -> dict[psutil.Process, str]:
+        """All that was seen until now, with its command line or title."""
+        with suppress(psutil.NoSuchProcess):
+            for process in [self.starter, *self.starter.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    self.seen[process] = " ".join(process.cmdline()).strip()
+        return self.seen
+
+    def named(self, title: str) -> list[psutil.Process]:
+        return [process for process, name in self.look().items() if name == title]
+
+    def role(self, name: str) -> psutil.Process:
+        """Each is the other's only child."""
+        process = self.starter
+        for _ in range(ROLES.index(name)):
+            (process,) = process.children()
+        return process
+
+    def left(self) -> list[psutil.Process]:
+        return [process for process in self.seen if lives(process)]
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """While the starter lives."""
+        until = time.monotonic() + START_S
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < until, self.log.read_text()[-4000:]
+            time.sleep(0.1)
+
+    def wait_for_end(self) -> None:
+        """Of all of them."""
+        until = time.monotonic() + END_S
+        while left := self.left():
+            assert time.monotonic() < until, {process: self.seen[process] for process in left}
+            time.sleep(0.1)
+
+    def strike(self, deaths: Signals) -> None:
+        """Sends each its signal, as nearly at once as can be."""
+        targets = [(self.role(name), number) for name, number in deaths.items()]
+        for process, number in targets:
+            supervision.send([process], number)
+
+    def end(self) -> None:
+        supervision.send(self.left(), signal.SIGKILL)
+        self.process.wait()
+
+
+def lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
+    """Starts a family; none of it is left when the test has ended."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # as on GPUs
+    families: list[Family] = []
+
+    def start_one(command: list[str]) -> Family:
+        families.append(Family([sys.executable, *command], tmp_path / "log"))
+        return families[-1]
+
+    yield start_one
+    for family in families:
+        family.end()
+
+
+def killed(*names: str) -> Signals:
+    return dict.fromkeys(names, signal.SIGKILL)
+
+
+EVERY_DEATH = [
+    *(killed(*names) for count in (1, 2, 3) for names in combinations(ROLES, count)),
+    {"stage": signal.SIGTERM},
+    {"supervisor": signal.SIGTERM},
+    {"starter": signal.SIGTERM},
+    {"starter": signal.SIGINT},
+    {"starter": signal.SIGHUP},
+]
+
+
+def title(deaths: Signals) -> str:
+    return "-".join(f"{name}-{number.name}" for name, number in deaths.items())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("deaths", EVERY_DEATH, ids=title)
+def test_no_death_leaves_a_process(deaths: Signals, tmp_path: Path, start: Start) -> None:
+    """Engines in sessions of their own whose titles hide their environment; and two that nothing ties to the stage."""
+    spec = tmp_path / "spec.json"
+    spec.write_text('{"action": "engines"}')
+    family = start([str(SLOW), "--spec", str(spec), "--out", str(tmp_path / "out")])
+    count = {"VLLM::EngineCore": 2, "VLLM::Worker": 2, "titled": 1, " ".join(STRAY): 1}
+    family.wait_until(lambda: all(len(family.named(title)) == n for title, n in count.items()))
+    assert not any(process.environ() for process in family.named("VLLM::Worker"))
+    family.strike(deaths)
+    if deaths.get("supervisor") == signal.SIGKILL:  # nobody is left who could know of this one
+        supervision.send(family.named(" ".join(STRAY)), signal.SIGKILL)
+        if "starter" in deaths:  # nor of this one
+            supervision.send(family.named("titled"), signal.SIGKILL)
+    family.wait_for_end()
+
+
+@pytest.fixture(scope="module")
+def specs(
+    tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Spec]:
+    """Long work for vLLM: sampling, and an evaluation."""
+    content = {
+        "name": "test",
+        "model": {"path": str(tiny_model), "dtype": "float32"},
+        "data": {"path": str(pairs_file), "heldout": 4},
+        "generation": {"backend": "vllm", "max_new_tokens": 2000, "shard_size": 1},
+        "evaluation": {
+            "benchmarks": ["winogrande", "gsm8k"],
+            "data_dir": "miniature",
+            "backend": "vllm",
+            "max_gen_tokens": 2000,
+        },
+    }  # fmt: skip
+    experiment = parse_experiment(content)
+    folder = tmp_path_factory.mktemp("prepare")
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(experiment), folder, prepare))
+    return {
+        "generate": plan.generate_spec(experiment, prepared, prepared.start(experiment)),
+        "evaluate": plan.evaluate_spec(
+            experiment, prepared, prepared.initial, benchmark_folder(experiment.evaluation.data_dir)
+        ),
+    }
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("stage", "unit", "deaths"),
+    [
+        ("generate", "responses/shard-*", killed("stage")),
+        ("generate", None, killed("starter")),  # while the engine loads
+        ("generate", "responses/shard-*", killed("starter", "stage")),
+        ("generate", "responses/shard-*", {"starter": signal.SIGINT}),
+        ("evaluate", "scores/*.json", killed("stage")),
+    ],
+    ids=["stage-sampling", "starter-loading", "both-sampling", "interrupt-sampling", "evaluation"],
+)
+def test_no_death_leaves_vllm(
+    stage: str, unit: str | None, deaths: Signals,
+    specs: dict[str, Spec], tmp_path: Path, start: Start,
+) -> None:  # fmt: skip
+    pytest.importorskip("vllm")
+    spec, out = tmp_path / "spec.json", tmp_path / "out"
+    spec.write_text(specs[stage].model_dump_json())
+    command = ["-m", f"iris_core.{stage}", "--spec", str(spec), "--out", str(out)]
+    family = start(command)
+    family.wait_until(lambda: family.named("VLLM::EngineCore"))
+    if unit is not None:
+        family.wait_until(lambda: any(out.glob(unit)) and family.look())
+    family.strike(deaths)
+    family.wait_for_end()
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("stage", "unit"),
+    [("generate", "responses/shard-*"), ("evaluate", None)],
+    ids=["sampling", "loading"],
+)
+def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
+    stage: str, unit: str | None, specs: dict[str, Spec], tmp_path: Path, start: Start
+) -> None:
+    """The engine alone is killed, as by the kernel where memory runs out; vLLM's client would wait for it for ever."""
+    pytest.importorskip("vllm")
+    spec, out = tmp_path / "spec.json", tmp_path / "out"
+    spec.write_text(specs[stage].model_dump_json())
+    family = start(["-m", f"iris_core.{stage}", "--spec", str(spec), "--out", str(out)])
+    family.wait_until(lambda: family.named("VLLM::EngineCore"))
+    if unit is not None:
+        family.wait_until(lambda: any(out.glob(unit)) and family.look())
+    supervision.send(family.named("VLLM::EngineCore"), signal.SIGKILL)
+    family.wait_for_end()
+    lines = family.log.read_text().splitlines()
+    said = f"error: {stage}: vLLM's engine was killed by SIGKILL: run again to resume"
+    assert [line for line in lines if line.startswith("error: ")] == [said]
+    assert lines[-1] == "StageFailed True"
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
+def test_a_process_of_another_user_is_nobodys_whatever_it_claims() -> None:
+    own, other = (
+        subprocess.Popen(["sleep", "60"], env={"CLAIM": "mine"}, cwd="/", user=user)
+        for user in (None, 65534)
+    )
+    try:
+        assert [each.pid for each in supervision.marked("CLAIM", "mine")] == [own.pid]
+    finally:
+        for each in (own, other):
+            each.kill()
+            each.wait()

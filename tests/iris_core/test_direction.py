@@ -1,0 +1,78 @@
+"""Imports go one way: between the rooms of `iris_core`, and from `deployments` down to it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+HOUSES = (
+    "iris_core",
+    "tasks",
+    "flows",
+    "deployments",
+)  # each may import itself and those before it
+ROOMS = ("common", "config", "store", "objectives", "execution", "tracking", "data", "pipeline", "modeling", "training",
+         "generation", "evaluation", "reporting")  # fmt: skip
+AT_THE_TOP = {"__init__", "prepare", "generate", "train", "evaluate", "schedule", "register", "publish", "compare",
+              "load", "doctor", "mirror"}  # fmt: skip
+
+
+def imports(file: Path) -> Iterator[str]:
+    """The dotted names that `file` imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def upward(file: str, name: str) -> bool:
+    """Whether importing `name` in the file with the path `file`, relative to the root, goes up."""
+    (house, *rest), (other, *inside) = Path(file).with_suffix("").parts, name.split(".")
+    if other not in HOUSES:
+        return other == "prefect" and house == "iris_core"
+    if other != house:
+        return HOUSES.index(other) > HOUSES.index(house)
+    if house != "iris_core" or rest[0] not in ROOMS:
+        return False
+    return inside[0] not in ROOMS[: ROOMS.index(rest[0]) + 1]
+
+
+@pytest.mark.parametrize("house", HOUSES)
+def test_imports_go_one_way(house: str) -> None:
+    files = [file.relative_to(ROOT) for file in sorted((ROOT / house).rglob("*.py"))]
+    assert files
+    found = [f"{file}: {name}" for file in files for name in imports(ROOT / file)
+             if upward(str(file), name)]  # fmt: skip
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "expected"),
+    [
+        ("iris_core/data/pairs.py", "iris_core.store.Store", False),
+        ("iris_core/data/pairs.py", "iris_core.data.rows.read_rows", False),
+        ("iris_core/store/stages.py", "iris_core.data.pairs.Pair", True),
+        ("iris_core/evaluation/harness.py", "iris_core.mirror.mirror", True),
+        ("iris_core/train.py", "iris_core.training.trainer", False),
+        ("iris_core/train.py", "prefect.flow", True),
+        ("iris_core/train.py", "tasks.train.train", True),
+        ("flows/iris.py", "deployments.server", True),
+        ("flows/iris.py", "tasks.train.train", False),
+        ("flows/iris.py", "prefect.flow", False),
+    ],
+)
+def test_what_counts_as_upward(file: str, name: str, expected: bool) -> None:
+    assert upward(file, name) is expected
+
+
+def test_every_module_lies_in_a_room() -> None:
+    assert {file.stem for file in (ROOT / "iris_core").glob("*.py")} == AT_THE_TOP
+    rooms = {file.parent.name for file in (ROOT / "iris_core").glob("*/__init__.py")}
+    assert rooms == {*ROOMS, "demo"}
