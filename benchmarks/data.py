@@ -57,9 +57,7 @@ class Pair(NamedTuple):
     synthetic: str
 
 
-def made_up(
-    count: int, tokens: Callable[[str], int], seed: int = 0, sizes: Sizes = GSM8K_LIKE
-) -> list[Pair]:
+def made_up(count: int, tokens: Callable[[str], int], seed: int = 0, sizes: Sizes = GSM8K_LIKE) -> list[Pair]:
     """`count` pairs of made-up word problems, the same for the same seed.
 
     Args:
@@ -82,15 +80,10 @@ def gsm8k(folder: Path, count: int) -> list[Pair]:
     """
     with (folder / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(count + 1), strict=False)]
-    return [
-        Pair(row["question"], row["answer"], other["answer"])
-        for row, other in itertools.pairwise(rows)
-    ]
+    return [Pair(row["question"], row["answer"], other["answer"]) for row, other in itertools.pairwise(rows)]
 
 
-def pairs(
-    folder: Path | None, count: int, tokens: Callable[[str], int], sizes: Sizes = GSM8K_LIKE
-) -> list[Pair]:
+def pairs(folder: Path | None, count: int, tokens: Callable[[str], int], sizes: Sizes = GSM8K_LIKE) -> list[Pair]:
     """GSM8K's pairs from `folder`, or made-up ones."""
     return gsm8k(folder, count) if folder else made_up(count, tokens, sizes=sizes)
 

@@ -71,9 +71,7 @@ def peer(spec: Any, out: Path) -> tuple[float, Scores]:
         command = _command(spec, item, out / name)
         seconds += _seconds(command, cwd=spec.data.path, settings=settings)
         (file,) = (out / name).rglob("results_*.json")
-        scores[name] = json.loads(file.read_text())["results"][item.task][
-            f"{item.metric},{item.filter}"
-        ]
+        scores[name] = json.loads(file.read_text())["results"][item.task][f"{item.metric},{item.filter}"]
     return seconds, scores
 
 
@@ -83,9 +81,23 @@ def _command(spec: Any, item: Any, out: Path) -> list[str]:
 
     model = f"pretrained={spec.policy.model.path},dtype={spec.dtype}"
     command = [
-        "-P", "-m", "lm_eval", "run", "--model", spec.evaluation.backend, "--model_args", model, "--tasks", item.task,
-        "--num_fewshot", str(item.shots), "--batch_size", str(BATCH_SIZE), "--output_path", str(out),
-    ]  # fmt: skip
+        "-P",
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        spec.evaluation.backend,
+        "--model_args",
+        model,
+        "--tasks",
+        item.task,
+        "--num_fewshot",
+        str(item.shots),
+        "--batch_size",
+        str(BATCH_SIZE),
+        "--output_path",
+        str(out),
+    ]
     return [*command, "--gen_kwargs", f"max_gen_toks={NEW_TOKENS}"] if item.generates else command
 
 
@@ -97,9 +109,7 @@ def _seconds(command: list[str], cwd: Path, settings: dict[str, str]) -> float:
     """
     environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     started = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if run.returncode:
         raise SideFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
@@ -132,12 +142,14 @@ def _spec(model: Path) -> Any:
 
 def _text(spec: Any, ours: Scores, peer: Scores) -> str:
     equal = sum(abs(ours[name] - peer[name]) < 1e-9 for name in ours)
-    return "\n".join([
-        f"{spec.policy.model.path.name}, {spec.dtype}, backend `{spec.evaluation.backend}`, at most {NEW_TOKENS} generated "
-        "tokens; wall time of the commands, `lm_eval run` ten times, ours once. Scores are equal on "
-        f"{equal} of {len(ours)} benchmarks:",
-        "",
-        "| benchmark | ours | lm_eval |",
-        "|---|---|---|",
-        *(f"| {name} | {ours[name]:.4f} | {peer[name]:.4f} |" for name in ours),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{spec.policy.model.path.name}, {spec.dtype}, backend `{spec.evaluation.backend}`, at most {NEW_TOKENS} generated "
+            "tokens; wall time of the commands, `lm_eval run` ten times, ours once. Scores are equal on "
+            f"{equal} of {len(ours)} benchmarks:",
+            "",
+            "| benchmark | ours | lm_eval |",
+            "|---|---|---|",
+            *(f"| {name} | {ours[name]:.4f} | {peer[name]:.4f} |" for name in ours),
+        ]
+    )

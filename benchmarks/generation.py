@@ -73,10 +73,7 @@ def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     seconds = time.perf_counter() - started
     for repetition in range(repeats):
         batch, seeds = _batch(prompts, repetition)
-        parameters = [
-            SamplingParams(temperature=1.0, top_p=1.0, max_tokens=NEW_TOKENS, seed=seed)
-            for seed in seeds
-        ]
+        parameters = [SamplingParams(temperature=1.0, top_p=1.0, max_tokens=NEW_TOKENS, seed=seed) for seed in seeds]
         turns.begin()
         started = time.perf_counter()
         inputs = [{"prompt_token_ids": ids} for ids in batch]

@@ -24,19 +24,44 @@ from benchmarks.trainers import RANK, Case, Setting, order_of, ours, peer, token
 
 WARM_UP = 3  # steps: what TorchInductor and Triton compile for other lengths
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "SmolLM2-135M": ("llama", {
-        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
-    }),
-    "Qwen2.5-3B": ("qwen2", {
-        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-    }),
-    "Mistral-7B": ("mistral", {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "vocab_size": 32768, "tie_word_embeddings": False, "sliding_window": None,
-    }),
-}  # fmt: skip
+    "SmolLM2-135M": (
+        "llama",
+        {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen2.5-3B": (
+        "qwen2",
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Mistral-7B": (
+        "mistral",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 32768,
+            "tie_word_embeddings": False,
+            "sliding_window": None,
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -66,17 +91,45 @@ class Trial:
 
 SHORT, FULL_LENGTH = (GSM8K_LIKE, "GSM8K's lengths"), (LONG, "2,048 tokens a pair")
 TRIALS = (
-    Trial("SmolLM2-135M", "lora", SHORT, 32, 16384, (
-        Setting(32), Setting(32, liger=True), Setting(8, liger=True), Setting(32, autocast=True, liger=True),
-    )),
-    Trial("SmolLM2-135M", "full", SHORT, 32, 16384, (
-        Setting(32, autocast=True), Setting(32, autocast=True, liger=True), Setting(8, autocast=True, liger=True),
-    )),
-    Trial("Qwen2.5-3B", "lora", SHORT, 16, 8192, (
-        Setting(8), Setting(8, liger=True), Setting(4, liger=True),
-    )),
+    Trial(
+        "SmolLM2-135M",
+        "lora",
+        SHORT,
+        32,
+        16384,
+        (
+            Setting(32),
+            Setting(32, liger=True),
+            Setting(8, liger=True),
+            Setting(32, autocast=True, liger=True),
+        ),
+    ),
+    Trial(
+        "SmolLM2-135M",
+        "full",
+        SHORT,
+        32,
+        16384,
+        (
+            Setting(32, autocast=True),
+            Setting(32, autocast=True, liger=True),
+            Setting(8, autocast=True, liger=True),
+        ),
+    ),
+    Trial(
+        "Qwen2.5-3B",
+        "lora",
+        SHORT,
+        16,
+        8192,
+        (
+            Setting(8),
+            Setting(8, liger=True),
+            Setting(4, liger=True),
+        ),
+    ),
     Trial("Mistral-7B", "lora", FULL_LENGTH, 8, 8192, (Setting(4, liger=True), Setting(2, liger=True), Setting(2))),
-)  # fmt: skip
+)
 
 
 def measure(repeats: int) -> Result:
@@ -105,9 +158,7 @@ def peak_of_products(turns: Turns) -> float:
     return 2 * side**3 / median(seconds) / 1e12
 
 
-def _compare(
-    trial: Trial, work: Path, repeats: int, peak: float
-) -> tuple[list[Line], str, list[str]]:
+def _compare(trial: Trial, work: Path, repeats: int, peak: float) -> tuple[list[Line], str, list[str]]:
     """A trial's lines for the table, its row of shares of the peak, and a row for each of TRL's settings."""
     case = _case(trial, _build(trial.shape, work), WARM_UP + repeats)
     with ExitStack() as stack:
@@ -127,23 +178,17 @@ def _compare(
         f"{median(reached) / peak:.0%} | {memory[None]:.1f} GB |"
     )
     settings = [
-        f"| {trial} | {name} | {spread(speeds[name])} | {memory[name]:.1f} GB |"
-        for name in sides
-        if name is not None
+        f"| {trial} | {name} | {spread(speeds[name])} | {memory[name]:.1f} GB |" for name in sides if name is not None
     ]
     return lines, row, settings
 
 
-def _started(
-    case: Case, settings: tuple[Setting, ...], stack: ExitStack
-) -> dict[Setting | None, Side]:
+def _started(case: Case, settings: tuple[Setting, ...], stack: ExitStack) -> dict[Setting | None, Side]:
     """Our side (None) and TRL's in each setting that runs; they set up at the same time."""
 
     def start(setting: Setting | None) -> Side | None:
         try:
-            return (
-                Side(ours, case=case) if setting is None else Side(peer, case=case, setting=setting)
-            )
+            return Side(ours, case=case) if setting is None else Side(peer, case=case, setting=setting)
         except SideFailed as failure:
             if setting is None:
                 raise
@@ -214,7 +259,7 @@ def _work(case: Case) -> tuple[float, float]:
 
 def _text(
     rows: list[str], tried: list[str], peak: float, longest: Trial, operators: list[dict[str, Any]], sweep: str
-) -> str:  # fmt: skip
+) -> str:
     lines = "\n".join
     return f"""bf16, LoRA r = {RANK} on all linear layers or all weights, AdamW, after {WARM_UP} steps to warm up; a step is forward, backward \
 and update of one optimiser batch. Memory is the most that PyTorch had allocated. The share is of the {peak:.0f} TFLOP/s that a product of two \

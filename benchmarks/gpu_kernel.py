@@ -25,10 +25,7 @@ Measured = tuple[list[float], float]
 
 def measure(turns: Turns, repeats: int) -> tuple[list[Line], str]:
     """Lines for the table, and all sizes as Markdown; what is not installed or does not run is left out."""
-    found = {
-        vocabulary: {kind: _measured(kind, vocabulary, repeats) for kind in TITLES}
-        for vocabulary in VOCABULARIES
-    }
+    found = {vocabulary: {kind: _measured(kind, vocabulary, repeats) for kind in TITLES} for vocabulary in VOCABULARIES}
     rows = [
         "| vocabulary, hidden size | " + " | ".join(TITLES.values()) + " |",
         "|---" * (len(TITLES) + 1) + "|",
@@ -110,9 +107,7 @@ def _function(kind: str) -> Callable[..., Any]:
     if kind == "cce":
         from cut_cross_entropy import linear_cross_entropy
 
-        return lambda hidden, weight, targets: linear_cross_entropy(
-            hidden, weight, targets, reduction="none"
-        )
+        return lambda hidden, weight, targets: linear_cross_entropy(hidden, weight, targets, reduction="none")
     from benchmarks import kernel
 
     return kernel.function_of(kind)

@@ -44,7 +44,7 @@ def measure(repeats: int) -> Result:
         Line(f"{title}: memory against TRL's", "MB", [chunked_memory["ours"]], [chunked_memory["trl"]]),
         Line(f"{title}: time against TRL's", "s", chunked["ours"], chunked["trl"]),
         Line("log-prob kernel: memory at V = 256k to V = 32k", "MB", [memory["256k"]["ours"]], [memory["32k"]["ours"]]),
-    ]  # fmt: skip
+    ]
     return Result("kernel", lines, _text(rows))
 
 
@@ -85,9 +85,7 @@ def function_of(kind: str) -> Callable[..., Any]:
         return lambda hidden, weight, targets: ChunkedLogProbFunction.apply(
             hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ("log_probs",)
         )[0]
-    return lambda hidden, weight, targets: (
-        (hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None])
-    )
+    return lambda hidden, weight, targets: (hidden @ weight.T).float().log_softmax(-1).gather(1, targets[:, None])
 
 
 def _compare(
@@ -109,11 +107,13 @@ def _row(name: str, dtype: str, times: dict[str, list[float]], memory: dict[str,
 
 
 def _text(rows: list[str]) -> str:
-    return "\n".join([
-        f"Forward and backward of {TOKENS} response tokens of hidden size {HIDDEN}, the output embedding frozen (LoRA); "
-        "memory is the process's peak above its inputs. Liger's kernels and cut-cross-entropy are Triton: they need a GPU.",
-        "",
-        "| vocabulary | ours | fp32 log_softmax + gather | ours against it |",
-        "|---|---|---|---|",
-        *rows,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"Forward and backward of {TOKENS} response tokens of hidden size {HIDDEN}, the output embedding frozen (LoRA); "
+            "memory is the process's peak above its inputs. Liger's kernels and cut-cross-entropy are Triton: they need a GPU.",
+            "",
+            "| vocabulary | ours | fp32 log_softmax + gather | ours against it |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )

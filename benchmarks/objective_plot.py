@@ -33,9 +33,7 @@ def push_on_synthetic(axes: Axes) -> None:
     for order in ORDERS:
         _, down = pushes(OBJECTIVES["iris"], sides, Parameters(order=order))
         axes.plot(reward, down, label=f"iris, α = {order:g}")
-    _, flat = pushes(
-        OBJECTIVES["iris"], sides, Parameters(order=1.0, log_normalizers=(0.0, reward))
-    )
+    _, flat = pushes(OBJECTIVES["iris"], sides, Parameters(order=1.0, log_normalizers=(0.0, reward)))
     axes.plot(reward, flat, color="0.6", label="iris, batch of one")
     for name, dashes in RIVALS.items():
         _, down = pushes(OBJECTIVES[name], sides, Parameters())
@@ -54,9 +52,7 @@ def concentration(axes: Axes) -> None:
     for spread, dashes in ((0.3, "-"), (1.0, "--")):
         for side, shift, color in (("annotated", 1.0, "C0"), ("synthetic", 0.0, "C1")):
             sizes = [
-                effective_sample_size(
-                    tilted_weights(spread * normal, (order - shift).item(), 0.0, float("inf"))
-                )
+                effective_sample_size(tilted_weights(spread * normal, (order - shift).item(), 0.0, float("inf")))
                 / len(normal)
                 for order in orders
             ]

@@ -47,9 +47,7 @@ def measure(repeats: int) -> Result:
     around = [through.total - through.span for through, _ in turns]
     spans = [[turn[side].span for turn in turns] for side in (0, 1)]
     lines = [
-        Line(
-            "orchestration: the stages of an iteration, through the flow", "s", spans[0], spans[1]
-        ),
+        Line("orchestration: the stages of an iteration, through the flow", "s", spans[0], spans[1]),
         Line(
             "orchestration: added to a stage (peer: the limit)",
             "s",
@@ -90,9 +88,12 @@ def make_inputs(turns: Turns, root: Path) -> None:
         "generation": {"backend": "transformers", "max_new_tokens": 16},
         "training": {"batch_size": 4, "epochs": 1, "learning_rate": 1e-3},
         "evaluation": {
-            "benchmarks": ["winogrande"], "data_dir": "miniature", "backend": "hf", "initial": False,
+            "benchmarks": ["winogrande"],
+            "data_dir": "miniature",
+            "backend": "hf",
+            "initial": False,
         },
-    }  # fmt: skip
+    }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
@@ -136,9 +137,7 @@ def _run(command: list[str]) -> float:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = {**TELEMETRY_OFF, **CPU_SETTINGS, **own}
     started = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     if run.returncode:
         raise SideFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
     return time.perf_counter() - started

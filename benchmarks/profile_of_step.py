@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
 SHOWN_OPERATORS = 20
 PRODUCTS = (  # in the names of PyTorch's operators and of kernels on GPUs
-    "::mm", "::addmm", "::bmm", "::baddbmm", "linear", "::matmul", "gemm", "nvjet", "cutlass", "xmma",
-)  # fmt: skip
+    "::mm",
+    "::addmm",
+    "::bmm",
+    "::baddbmm",
+    "linear",
+    "::matmul",
+    "gemm",
+    "nvjet",
+    "cutlass",
+    "xmma",
+)
 
 
 def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
@@ -31,14 +40,11 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
         for _ in range(3):  # until the process has the memory it needs
             trainer.training_step(trainer.model, rows)
         gpu = torch.cuda.is_available()
-        with recorded(
-            activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]
-        ) as record:
+        with recorded(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as record:
             trainer.training_step(trainer.model, rows)
     own = "self_device_time_total" if gpu else "self_cpu_time_total"
     found = [
-        {"name": event.key, "calls": event.count, "ms": getattr(event, own) / 1e3}
-        for event in record.key_averages()
+        {"name": event.key, "calls": event.count, "ms": getattr(event, own) / 1e3} for event in record.key_averages()
     ]
     return sorted(found, key=lambda operator: -operator["ms"])
 
@@ -46,20 +52,18 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
 def profile_table(operators: list[dict[str, Any]]) -> str:
     """The longest operators of `profile` as a Markdown table, and the share of matrix products."""
     total = sum(operator["ms"] for operator in operators)
-    products = sum(
-        operator["ms"]
-        for operator in operators
-        if any(name in operator["name"] for name in PRODUCTS)
-    )
+    products = sum(operator["ms"] for operator in operators if any(name in operator["name"] for name in PRODUCTS))
     rows = [
         f"| `{operator['name']}` | {operator['calls']} | {operator['ms']:,.1f} | {operator['ms'] / total:.1%} |"
         for operator in operators[:SHOWN_OPERATORS]
     ]
-    return "\n".join([
-        f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matrix products are "
-        f"{products / total:.0%} of it.",
-        "",
-        "| operator | calls | own ms | share |",
-        "|---|---|---|---|",
-        *rows,
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matrix products are "
+            f"{products / total:.0%} of it.",
+            "",
+            "| operator | calls | own ms | share |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )

@@ -106,9 +106,7 @@ def _peer_side(case: Case, setting: Setting) -> Side:
         os.environ.update(kept)
 
 
-def _text(
-    case: Case, losses: list[float], difference: float, tried: str, operators: list[dict[str, Any]]
-) -> str:
+def _text(case: Case, losses: list[float], difference: float, tried: str, operators: list[dict[str, Any]]) -> str:
     data = "GSM8K" if case.data else "made-up pairs with GSM8K's lengths"
     return f"""{case.model.name}, LoRA r = {RANK} on all linear layers, {case.dtype}, {case.batches - 1} steps of \
 {case.batch_size} pairs ({data}) after one to warm up, AdamW. A step is forward, backward and update; our rows hold up to {TOKENS_PER_ROW} tokens.

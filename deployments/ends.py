@@ -63,9 +63,7 @@ def full_disk(error: BaseException, folder: Path | None = None) -> StoreError | 
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             where = cause.filename or folder or Path.cwd()
-            return StoreError(
-                f"the disk of {where} is full: free some space, then run again to resume"
-            )
+            return StoreError(f"the disk of {where} is full: free some space, then run again to resume")
     return None
 
 

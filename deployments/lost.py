@@ -105,9 +105,7 @@ def watch(api: str) -> None:
     with suppress(PrefectHTTPStatusError), credentials.client(api) as client:
         for automation in (
             _crash_after("iris: flow runs without a heartbeat", {beat}, {beat, *ends}, SILENT),
-            _crash_after(
-                "iris: flow runs that never begin", {pending}, {"prefect.flow-run.*"}, SLOW
-            ),
+            _crash_after("iris: flow runs that never begin", {pending}, {"prefect.flow-run.*"}, SLOW),
         ):
             if not client.read_automations_by_name(automation.name):
                 client.create_automation(automation)
@@ -126,9 +124,7 @@ def under_way(**criteria: object) -> FlowRunFilter:
     return FlowRunFilter(state=state, **criteria)
 
 
-def _crash_after(
-    name: str, event: set[str], expected: set[str], within: datetime.timedelta
-) -> AutomationCore:
+def _crash_after(name: str, event: set[str], expected: set[str], within: datetime.timedelta) -> AutomationCore:
     """The automation that marks a flow run of ours which nothing `expected` follows on an event in time."""
     trigger = EventTrigger(
         after=event,
@@ -157,9 +153,7 @@ def _end_tasks_of_crashed(client: SyncPrefectClient) -> None:
     _end_tasks(client, FlowRunFilter(state=state, end_time=before), LOST, ours)
 
 
-def _end_tasks(
-    client: SyncPrefectClient, of: FlowRunFilter, message: str, flows: FlowFilter | None = None
-) -> None:
+def _end_tasks(client: SyncPrefectClient, of: FlowRunFilter, message: str, flows: FlowFilter | None = None) -> None:
     unfinished = TaskRunFilterStateType(any_=[*UNDER_WAY, StateType.SCHEDULED])  # for its next try
     tasks = client.read_task_runs(
         flow_filter=flows,

@@ -29,9 +29,7 @@ class Outage:
         give_up: called with the error, on another thread, when patience ends or its server cannot be started again.
     """
 
-    def __init__(
-        self, patience: float, say: Callable[[str], None], give_up: Callable[[IrisError], object]
-    ):
+    def __init__(self, patience: float, say: Callable[[str], None], give_up: Callable[[IrisError], object]):
         self.patience, self.say, self.give_up = patience, say, give_up
         self.since: float | None = None
         self.told = 0.0
@@ -89,9 +87,7 @@ class Outage:
             )
         if now - self.told >= SAY_EVERY_S:
             left = _duration(self.patience - (now - self.since))
-            self.say(
-                f"Prefect: {api} does not answer ({fault}): start it again; waiting for it, at most {left} more"
-            )
+            self.say(f"Prefect: {api} does not answer ({fault}): start it again; waiting for it, at most {left} more")
             self.told = now
 
 

@@ -62,9 +62,7 @@ def ready(api: str) -> bool:
     """Whether a worker has asked for runs since the pool's deployments were applied."""
     pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[NAME]))
     with credentials.client(api) as client:
-        return all(
-            each.status == "READY" for each in client.read_deployments(work_pool_filter=pool)
-        )
+        return all(each.status == "READY" for each in client.read_deployments(work_pool_filter=pool))
 
 
 def end_lost_runs(api: str) -> int:

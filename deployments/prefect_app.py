@@ -60,9 +60,7 @@ async def _log_in(request: Request) -> Response:
     return HTMLResponse(LOGIN)
 
 
-async def _refuse_frames(
-    request: Request, respond: Callable[[Request], Awaitable[Response]]
-) -> Response:
+async def _refuse_frames(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
     response = await respond(request)
     response.headers["X-Frame-Options"] = "DENY"
     return response

@@ -89,11 +89,21 @@ def mlflow_server(port: int, store: Path) -> list[str]:
     # MLflow's own list has patterns for private addresses: 10.* also fits a name like 10.example.com
     names = f"{HOST}:{port},localhost:{port}"
     return [
-        *_python("mlflow"), "server", "--host", HOST, "--port", str(port), "--workers", "1",
-        "--allowed-hosts", names,
-        "--backend-store-uri", sqlite_uri(store / "mlflow.db"),
-        "--artifacts-destination", str(store / "mlflow-artifacts"),
-    ]  # fmt: skip
+        *_python("mlflow"),
+        "server",
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--allowed-hosts",
+        names,
+        "--backend-store-uri",
+        sqlite_uri(store / "mlflow.db"),
+        "--artifacts-destination",
+        str(store / "mlflow-artifacts"),
+    ]
 
 
 def worker() -> list[str]:

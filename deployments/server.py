@@ -111,9 +111,7 @@ class _Server:
             return False
         if self.starts == STARTS:
             log = self.home / "server.log"
-            raise ServiceError(
-                f"the Prefect server has ended {STARTS} times ({log} says why): run again to resume"
-            )
+            raise ServiceError(f"the Prefect server has ended {STARTS} times ({log} says why): run again to resume")
         self.end()
         self.start()
         return True

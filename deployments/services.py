@@ -110,9 +110,7 @@ def running() -> Services | None:
     return next((each for each in _ours() if each.alive() == NAMES), None)
 
 
-def up(
-    store: Path, prefect_port: int = 4200, mlflow_port: int = 5000, say: Say = print
-) -> Services:
+def up(store: Path, prefect_port: int = 4200, mlflow_port: int = 5000, say: Say = print) -> Services:
     """Starts the services on `store`, or takes those that run, and applies the deployments.
 
     Args:
@@ -298,9 +296,7 @@ def _spawn(services: Services, name: str, command: list[str]) -> subprocess.Pope
     log = _log(name)
     log.unlink(missing_ok=True)
     with log.open("a") as file:
-        return supervision.start(
-            name, command, environment(services), file, cwd=CHECKOUT, outlives=True
-        )
+        return supervision.start(name, command, environment(services), file, cwd=CHECKOUT, outlives=True)
 
 
 def _ours() -> list[Services]:

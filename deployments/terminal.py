@@ -81,9 +81,7 @@ class Display:
         phase = one_line(event["stage"].partition(": ")[2])
         if self.bar is not None:
             shown = f"{phase} {text}".strip()
-            self.progress.update(
-                self.bar, total=event["total"], completed=event["done"], text=shown
-            )
+            self.progress.update(self.bar, total=event["total"], completed=event["done"], text=shown)
         if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
             self.said = time.monotonic()
             show(self.console, f"  … {place_name(place)}  {phase} {text}")
@@ -113,9 +111,7 @@ def gist(finished: Finished) -> str:
     if finished.stage == "prepare":
         return f"{found['train_pairs']} pairs to train on, {found['heldout_pairs']} held out"
     if finished.stage == "generate":
-        cut = (
-            f", {found['truncated'] / found['prompts']:.0%} truncated" if found["truncated"] else ""
-        )
+        cut = f", {found['truncated'] / found['prompts']:.0%} truncated" if found["truncated"] else ""
         return f"{found['prompts']} answers, {found['mean_tokens']:.0f} tokens each{cut}"
     if finished.stage == "train":
         margin = found["heldout"]["reward_margin"]

@@ -29,11 +29,13 @@ from iris_core.common.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[1]
 CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, from Secret blocks say
-    "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "PGPASSWORD",
-}  # fmt: skip
-ENTRYPOINT_VARIABLE = (
-    "PREFECT__FLOW_ENTRYPOINT"  # goes before the deployment's own, pull steps included
-)
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "PGPASSWORD",
+}
+ENTRYPOINT_VARIABLE = "PREFECT__FLOW_ENTRYPOINT"  # goes before the deployment's own, pull steps included
 
 
 class OwnRun(ProcessJobConfiguration):

@@ -71,9 +71,7 @@ def quantities(store: Store, row: Row) -> list[dict[str, str]]:
     shown = list(zip(headers([row]), cells(row), strict=True))
     shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
     stages = f"{place_of(row.iteration)}/"
-    shown += [
-        (WARNING, redact(text)) for place, text in warnings(store) if place.startswith(stages)
-    ]
+    shown += [(WARNING, redact(text)) for place, text in warnings(store) if place.startswith(stages)]
     return [{"quantity": name, "value": value} for name, value in shown if value]
 
 
@@ -92,7 +90,5 @@ def _without_markup(cell: dict[str, str]) -> dict[str, str]:
 
 def _warnings(store: Store) -> list[str]:
     """The warnings of all stages as a list with its title; nothing where there are none."""
-    lines = [
-        f"- {place_name(place)}: {markup.markdown(redact(text))}" for place, text in warnings(store)
-    ]
+    lines = [f"- {place_name(place)}: {markup.markdown(redact(text))}" for place, text in warnings(store)]
     return ["## Warnings", "\n".join(lines)] if lines else []

@@ -102,10 +102,7 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
         except Exception as error:  # raised below, where it is waited for
             found[name] = error
 
-    threads = {
-        name: threading.Thread(target=run, args=(name, check), daemon=True)
-        for name, check in checks.items()
-    }
+    threads = {name: threading.Thread(target=run, args=(name, check), daemon=True) for name, check in checks.items()}
     for thread in threads.values():
         thread.start()
     deadline = time.monotonic() + seconds
@@ -185,9 +182,7 @@ def _on_hub(experiment: Experiment) -> dict[str, Check]:
     model, data, evaluation = experiment.model, experiment.data, experiment.evaluation
     checks: dict[str, Check] = {}
     if hub.local_folder(model) is None:
-        checks[f"the hub for {model.path}"] = partial(
-            hub.resolve_revision, "model", model.path, model.revision
-        )
+        checks[f"the hub for {model.path}"] = partial(hub.resolve_revision, "model", model.path, model.revision)
     checks[f"the hub for {sources.label('data.path', data.path)}"] = partial(sources.pin, data)
     if evaluation.data_dir is None:
         for benchmark in evaluation.benchmarks:

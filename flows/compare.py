@@ -23,9 +23,7 @@ SEEDS = [0, 1, 2]
 
 
 @flow(name="iris-compare", flow_run_name="{experiment.name}")
-def compare(
-    experiment: Experiment, objectives: list[ObjectiveName] = SIX, seeds: list[int] = SEEDS
-) -> Path:
+def compare(experiment: Experiment, objectives: list[ObjectiveName] = SIX, seeds: list[int] = SEEDS) -> Path:
     """Runs the loop for every objective and seed, and gives one table and one plot.
 
     Loops share a store, so that work with equal inputs, such as the first iteration's responses, is done once.
@@ -45,7 +43,5 @@ def compare(
     compared = compare_stage(experiment, members)
     page = compared.manifest().artifact("page").path
     text = f"# {markdown(experiment.name)}\n\n{compared.metrics['table']}\n\nThe page, with the plot: {markdown(str(page))}"
-    create_markdown_artifact(
-        text, key=artifact_key(store.home.name, "comparison"), description="comparison"
-    )
+    create_markdown_artifact(text, key=artifact_key(store.home.name, "comparison"), description="comparison")
     return page

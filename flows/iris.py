@@ -48,9 +48,7 @@ def iris(experiment: Experiment) -> Path:
     return report(experiment, store, state.iteration - 1, registered)
 
 
-def _register_initial(
-    experiment: Experiment, prepared: Prepared, checked: Finished, store: Store
-) -> Finished:
+def _register_initial(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> Finished:
     """The initial model, scored unless the experiment asks not to, is the first version and champion."""
     stages = {"prepare": checked}
     if experiment.evaluation.initial:

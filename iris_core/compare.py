@@ -24,10 +24,7 @@ from iris_core.tracking.runs import claim_experiment, claim_run, log_points, poi
 def compare(spec: CompareSpec, out: Path) -> Outcome:
     """Reads what the loops left, writes the page and its data, and logs both to MLflow."""
     found = trajectories(spec.members)
-    data = [
-        {name: _plain(value) for name, value in trajectory._asdict().items()}
-        for trajectory in found
-    ]
+    data = [{name: _plain(value) for name, value in trajectory._asdict().items()} for trajectory in found]
     write_atomic(out / "comparison.json", json.dumps(data, indent=1, ensure_ascii=False))
     write_atomic(out / "comparison.html", render(spec.experiment, found))
     run_id = log_comparison(spec, found, out)
@@ -50,9 +47,7 @@ def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) ->
             for step, value in enumerate(trajectory.logprob):
                 named = {f"{trajectory.objective}/logprob": value.value}
                 log_points(client, run_id, points(named, step, now))
-            unscored = len(trajectory.logprob) - len(
-                trajectory.exact_match
-            )  # the initial model, perhaps
+            unscored = len(trajectory.logprob) - len(trajectory.exact_match)  # the initial model, perhaps
             for step, value in enumerate(trajectory.exact_match, start=unscored):
                 named = {f"{trajectory.objective}/exact_match": value.value}
                 log_points(client, run_id, points(named, step, now))

@@ -38,8 +38,16 @@ FREE_MEMORY_GB = 4
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 BF16_UNITS = ("avx512_bf16", "amx_tile")  # as iris_core.modeling.loading.resolve_dtype asks for
 LIBRARIES = (
-    "torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "prefect", "mlflow", "lm-eval",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "pyarrow",
+    "prefect",
+    "mlflow",
+    "lm-eval",
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +76,15 @@ def checks(store: Path = Path("iris-store")) -> list[Check]:
         _probe("Prefect", prefect_server),
     ]
     here = [
-        python(), processor(gpus), memory(), disk(store), gpu(gpus), compiler(), libraries(), vllm(bool(gpus)),
-    ]  # fmt: skip
+        python(),
+        processor(gpus),
+        memory(),
+        disk(store),
+        gpu(gpus),
+        compiler(),
+        libraries(),
+        vllm(bool(gpus)),
+    ]
     return [*here, *(probe() for probe in probes)]
 
 
@@ -127,9 +142,7 @@ def memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> Check:
         total, free = limit, min(free, limit)
     found = f"{total / 1e9:.0f} GB, {free / 1e9:.1f} GB free"
     ok = free >= FREE_MEMORY_GB * 1e9
-    return Check(
-        "Memory", ok, found, "" if ok else f"close something: the demo wants {FREE_MEMORY_GB} GB"
-    )
+    return Check("Memory", ok, found, "" if ok else f"close something: the demo wants {FREE_MEMORY_GB} GB")
 
 
 def disk(store: Path) -> Check:
@@ -139,9 +152,7 @@ def disk(store: Path) -> Check:
         place = place.parent
     free = shutil.disk_usage(place).free
     ok = free >= FREE_DISK_GB * 1e9 and os.access(place, os.W_OK)
-    found = f"{free / 1e9:.0f} GB free at {place}" + (
-        "" if os.access(place, os.W_OK) else ", not writable"
-    )
+    found = f"{free / 1e9:.0f} GB free at {place}" + ("" if os.access(place, os.W_OK) else ", not writable")
     return Check(
         "Disk",
         ok,
@@ -180,9 +191,7 @@ def libraries() -> Check:
     wanted = _requirements()
     for name in LIBRARIES:
         have = _version(name)
-        fits = have is not None and (
-            name not in wanted or wanted[name].specifier.contains(have, prereleases=True)
-        )
+        fits = have is not None and (name not in wanted or wanted[name].specifier.contains(have, prereleases=True))
         found.append(f"{name} {have or 'missing'}")
         if not fits:
             wrong.append(f"{wanted.get(name, name)}")
@@ -229,9 +238,7 @@ def mlflow_server() -> Check:
     """The MLflow of MLFLOW_TRACKING_URI, if that is set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return Check(
-            "MLflow", True, "SQLite inside the store, unless a recipe's tracking.uri names a server"
-        )
+        return Check("MLflow", True, "SQLite inside the store, unless a recipe's tracking.uri names a server")
     try:
         tracking.check(uri)
     except IrisError as error:
@@ -244,9 +251,7 @@ def prefect_server() -> Check:
     given = os.environ.get("PREFECT_API_URL")
     url = given or _prefect_profile()
     if not url:
-        return Check(
-            "Prefect", None, "no server configured: `iris run` needs none, `make up` starts one"
-        )
+        return Check("Prefect", None, "no server configured: `iris run` needs none, `make up` starts one")
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=PROBE_S).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL):
@@ -270,14 +275,10 @@ def nvidia_gpus() -> list[dict[str, str]]:
     fields = ("name", "driver_version", "memory.total", "compute_cap")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_S, check=True
-        ).stdout.splitlines()
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return [
-        dict(zip(fields, (part.strip() for part in line.split(",")), strict=True)) for line in lines
-    ]
+    return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=True)) for line in lines]
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -286,16 +287,12 @@ def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
         lines = file.read_text().splitlines()
     except OSError:
         return set()
-    return next(
-        (set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set()
-    )
+    return next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
     """Cores this process may use: its affinity, less a container's quota."""
-    cores: float = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = quota_file.read_text().split()
         return min(cores, float(quota) / float(period))

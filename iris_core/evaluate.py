@@ -120,18 +120,13 @@ def verify_data(data: Artifact | None) -> None:
             f"`python -m iris_core.mirror --out {data.path}`"
         )
     if Artifact.of(data.path).digest != data.digest:
-        raise EvaluationError(
-            f"evaluation.data_dir: {data.path} has changed since this spec was made: run again"
-        )
+        raise EvaluationError(f"evaluation.data_dir: {data.path} has changed since this spec was made: run again")
 
 
 def summarize(records: dict[str, Record]) -> dict[str, Any]:
     """The metrics of the stage: a score a benchmark, and their plain mean with its standard error."""
     scores = {
-        name: {
-            key: record[key]
-            for key in ("value", "stderr", "n", "metric", "shots", "task", "protocol")
-        }
+        name: {key: record[key] for key in ("value", "stderr", "n", "metric", "shots", "task", "protocol")}
         | {"recorded": record["recorded"]}
         for name, record in records.items()
     }
@@ -145,9 +140,7 @@ def summarize(records: dict[str, Record]) -> dict[str, Any]:
         known = [error for error in errors if error is not None]
         metrics["average"] = {
             "value": float(np.mean(values)),
-            "stderr": float(np.sqrt(np.square(known).sum()) / len(values))
-            if len(known) == len(values)
-            else None,
+            "stderr": float(np.sqrt(np.square(known).sum()) / len(values)) if len(known) == len(values) else None,
             "benchmarks": len(values),
             "protocol": json_digest(sorted(record["protocol"] for record in records.values())),
         }
@@ -197,10 +190,14 @@ def _run(
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(
-        spec.policy, harness.resolve_backend(spec.evaluation.backend), spec.dtype,
-        template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date), ends=spec.stop_token_ids,
-        trust_remote_code=spec.trust_remote_code, batch_size=batch_size,
-    )  # fmt: skip
+        spec.policy,
+        harness.resolve_backend(spec.evaluation.backend),
+        spec.dtype,
+        template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date),
+        ends=spec.stop_token_ids,
+        trust_remote_code=spec.trust_remote_code,
+        batch_size=batch_size,
+    )
     log.info("opened the engine in %.1f s", time.monotonic() - started)
     for item in pending:
         record = _score(spec, lm, item, tasks.pop(item.name), wanted[item.name])
@@ -213,14 +210,16 @@ def _run(
         progress.advance(benchmark="held-out prompts")
 
 
-def _score(
-    spec: EvaluateSpec, lm: Any, item: Benchmark, tasks: harness.Tasks, chosen: Record
-) -> Record:
+def _score(spec: EvaluateSpec, lm: Any, item: Benchmark, tasks: harness.Tasks, chosen: Record) -> Record:
     started = time.monotonic()
     result = harness.score(
-        lm, item, tasks, limit=spec.evaluation.limit, apply_chat_template=spec.evaluation.apply_chat_template,
+        lm,
+        item,
+        tasks,
+        limit=spec.evaluation.limit,
+        apply_chat_template=spec.evaluation.apply_chat_template,
         max_gen_tokens=chosen["max_gen_tokens"],
-    )  # fmt: skip
+    )
     protocol = {"task_version": result.task_version, "items_digest": result.items_digest, **chosen}
     return {
         **protocol,
@@ -246,11 +245,16 @@ def _answer(spec: EvaluateSpec, lm: Any, pairs: list[Pair], path: Path, batch_si
     rows = []
     for pair, token_ids in zip(pairs, answers, strict=True):
         response = tokenizer.decode(token_ids, skip_special_tokens=True)
-        correct = extract(spec.answer_pattern, response) == extract(
-            spec.answer_pattern, pair.response
+        correct = extract(spec.answer_pattern, response) == extract(spec.answer_pattern, pair.response)
+        rows.append(
+            {
+                "prompt_id": pair.prompt_id,
+                "prompt": pair.prompt,
+                "annotated": pair.response,
+                "response": response,
+                "correct": correct,
+            }
         )
-        rows.append({"prompt_id": pair.prompt_id, "prompt": pair.prompt, "annotated": pair.response,
-                     "response": response, "correct": correct})  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 

@@ -180,7 +180,7 @@ def _tokens(path: Path) -> int:
 
 def _write_shard(
     path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase, ends: list[int]
-) -> None:  # fmt: skip
+) -> None:
     texts = [[token for token in sample.token_ids if token not in ends] for sample in samples]
     rows = [
         {

@@ -54,9 +54,7 @@ def load_model(
     """
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not where:
-        raise ConfigError(
-            "tracking_uri: not given: pass it, or set MLFLOW_TRACKING_URI (the report names it)"
-        )
+        raise ConfigError("tracking_uri: not given: pass it, or set MLFLOW_TRACKING_URI (the report names it)")
     tags = version_tags(uri, where)
     with tempfile.TemporaryDirectory() as folder:
         adapter = _adapter(uri, where, tags, Path(folder))
@@ -80,9 +78,7 @@ def version_tags(uri: str, tracking_uri: str) -> dict[str, str]:
         try:
             name, alias, number = _parse(uri)
             version = (
-                client.get_model_version_by_alias(name, alias)
-                if alias
-                else client.get_model_version(name, number)
+                client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
             )
         except (MlflowException, ValueError) as error:
             if isinstance(error, MlflowException) and error.error_code not in UNKNOWN:
@@ -93,9 +89,7 @@ def version_tags(uri: str, tracking_uri: str) -> dict[str, str]:
                 f"/<version>; models there: {', '.join(known) or 'none'}"
             ) from error
     if "model_digest" not in version.tags:
-        raise ModelError(
-            f"{uri} was not registered by IRIS: it does not say which base model it belongs to"
-        )
+        raise ModelError(f"{uri} was not registered by IRIS: it does not say which base model it belongs to")
     return dict(version.tags)
 
 
@@ -132,16 +126,10 @@ def _adapter(uri: str, tracking_uri: str, tags: dict[str, str], folder: Path) ->
 
     again = f"delete the run {tags.get('run')} in MLflow and run the recipe again, which registers it anew"
     with tracking.service_errors(tracking_uri):
-        path = Path(
-            download_artifacts(
-                uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri
-            )
-        )
+        path = Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri))
     if missing := sorted(ADAPTER_FILES - {file.name for file in path.glob("*")}):
         raise ModelError(f"{uri}: MLflow has lost {' and '.join(missing)} of the adapter: {again}")
     found = Artifact.of(path)
     if found.digest != tags["adapter_digest"]:
-        raise ModelError(
-            f"{uri}: the adapter in MLflow has changed since it was registered: {again}"
-        )
+        raise ModelError(f"{uri}: the adapter in MLflow has changed since it was registered: {again}")
     return found

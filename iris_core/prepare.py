@@ -47,10 +47,14 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     rows = fit.choose_packing(config, proof, spec, pairs)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = {
-        "path": str(folder), "digest": model_digest(folder), "dtype": loading.resolve_dtype(spec.model.dtype),
-        "name": spec.model.path, "revision": spec.model_commit, "stop_token_ids": chat.stop_token_ids,
+        "path": str(folder),
+        "digest": model_digest(folder),
+        "dtype": loading.resolve_dtype(spec.model.dtype),
+        "name": spec.model.path,
+        "revision": spec.model_commit,
+        "stop_token_ids": chat.stop_token_ids,
         "packing": rows.packing,
-    }  # fmt: skip
+    }
     write_atomic(out / "model.json", json.dumps(resolved, indent=1))
     train = sum(pair.split == "train" for pair in pairs)
     return Outcome(
@@ -71,9 +75,7 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
     data, heldout, near = spec.data, None, set[str]()
     notes = []
     if data.heldout_path is not None:
-        usable, note = _usable(
-            spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest
-        )
+        usable, note = _usable(spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest)
         heldout, near = [each.pair for each in usable], {each.near for each in usable}
         notes.append(note)
     usable, note = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
@@ -112,9 +114,7 @@ def _usable(
     lost = reading.dropped.total()
     if lost > len(usable):
         reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped.most_common())
-        reading.warnings.append(
-            f"{where}: {lost} of {lost + len(usable)} pairs were dropped: {reasons}"
-        )
+        reading.warnings.append(f"{where}: {lost} of {lost + len(usable)} pairs were dropped: {reasons}")
     return usable, reading
 
 

@@ -49,9 +49,7 @@ from iris_core.tracking.runs import (
 
 INITIAL_STEP = -1
 PARENT = {"iris.role": "experiment"}  # what the parent run is recognised by
-LOOP_END = (
-    "iris.ended"  # the tag of the run that a loop ended with: the digest of the loop's recipe
-)
+LOOP_END = "iris.ended"  # the tag of the run that a loop ended with: the digest of the loop's recipe
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,9 @@ def run_name(iteration: int | None) -> str:
     return "initial" if iteration is None else f"iteration-{iteration}"
 
 
-def claim_runs(
-    client: Client, spec: RegisterSpec, manifests: dict[str, Manifest], out: Path
-) -> Record:
+def claim_runs(client: Client, spec: RegisterSpec, manifests: dict[str, Manifest], out: Path) -> Record:
     """Finds or makes the experiment's parent run and the iteration's child run."""
-    experiment = claim_experiment(
-        client, spec.experiment, tracking.artifact_folder(spec.tracking_uri, otherwise=out)
-    )
+    experiment = claim_experiment(client, spec.experiment, tracking.artifact_folder(spec.tracking_uri, otherwise=out))
     started = min(_milliseconds(manifest) for manifest in manifests.values())
     parent = claim_run(client, experiment, spec.experiment, PARENT, started)
     name = run_name(spec.iteration)
@@ -167,9 +161,7 @@ def log_inputs(record: Record) -> None:
         return
     generated = record.manifests["generate"].metrics if "generate" in record.manifests else {}
     counts = {name: value for name, value in generated.items() if isinstance(value, (int, float))}
-    inputs: list[tuple[str, dict[str, str], dict[str, Any]]] = [
-        ("annotated", trained.spec["pairs"], {})
-    ]
+    inputs: list[tuple[str, dict[str, str], dict[str, Any]]] = [("annotated", trained.spec["pairs"], {})]
     inputs += [
         ("synthetic" if age == 0 else "synthetic-previous", artifact, counts if age == 0 else {})
         for age, artifact in enumerate(trained.spec["synthetic"])
@@ -223,9 +215,7 @@ def register_model(record: Record, measures: Measures) -> tuple[dict[str, Any], 
     return registered | ({} if verdict.compared else {"warnings": [verdict.note]}), model.model_id
 
 
-def may_have_version(
-    spec: RegisterSpec, tags: dict[str, str], known: Sequence[ModelVersion]
-) -> bool:
+def may_have_version(spec: RegisterSpec, tags: dict[str, str], known: Sequence[ModelVersion]) -> bool:
     """An initial model is the first version or none: as a later one it would be `@latest`."""
     keys = {version.tags.get(registry.KEY) for version in known}
     return spec.iteration is not None or not known or tags[registry.KEY] in keys
@@ -262,9 +252,7 @@ def iteration_metrics(manifests: dict[str, Manifest]) -> dict[str, Any]:
     if evaluated := manifests.get("evaluate"):
         kind = evaluated.metrics.get("label") or "benchmark"
         for name, score in evaluated.metrics.get("benchmarks", {}).items():
-            numbers |= spread(
-                f"{kind}/{name}", {key: score.get(key) for key in ("value", "stderr")}
-            )
+            numbers |= spread(f"{kind}/{name}", {key: score.get(key) for key in ("value", "stderr")})
         numbers |= spread(f"{kind}/average", evaluated.metrics.get("average"))
         heldout = evaluated.metrics.get("heldout") or {}
         numbers |= spread("exact_match", heldout.get("exact_match"))

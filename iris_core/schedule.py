@@ -21,9 +21,13 @@ def schedule(spec: ScheduleSpec, out: Path) -> Outcome:
     order, reason = next_order(spec.schedule, spec.iteration, spec.iterations, spec.order, gaps)
     done, finding = converged(spec.movement)
     decision = {
-        "order": spec.order, "next_order": order, "reason": reason, "converged": done,
-        "stop": done and spec.schedule.stop_when_converged, "finding": finding,
-    }  # fmt: skip
+        "order": spec.order,
+        "next_order": order,
+        "reason": reason,
+        "converged": done,
+        "stop": done and spec.schedule.stop_when_converged,
+        "finding": finding,
+    }
     write_atomic(out / "schedule.json", json.dumps(decision, indent=1))
     return Outcome(outputs={"schedule": out / "schedule.json"}, metrics=decision)
 

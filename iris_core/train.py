@@ -81,10 +81,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     _round(spec, model)
     places = measured(groups)
     before = {split: before[split][places[split]] for split in groups}
-    after = {
-        split: _score(spec, model, [items[place] for place in places[split]])
-        for split, items in groups.items()
-    }
+    after = {split: _score(spec, model, [items[place] for place in places[split]]) for split, items in groups.items()}
     name, folder = _save(spec, model, out)
     write_atomic(out / HISTORY, (out / WORK / HISTORY).read_text(encoding="utf-8"))
     metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet")
@@ -110,15 +107,11 @@ def measured(groups: dict[str, list[Group]]) -> dict[str, list[int]]:
     return {"train": whole[:count], "heldout": list(range(count))}
 
 
-def opponent_logprobs(
-    spec: TrainSpec, groups: dict[str, list[Group]], units: Units
-) -> dict[str, Tensor]:
+def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
     """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
     path = units.folder / OPPONENT
     if team.rank() == 0 and not units.holds(path):
-        model = loading.load_policy(
-            spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code
-        )
+        model = loading.load_policy(spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
         for split, items in groups.items():
@@ -148,17 +141,18 @@ def _score(
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
     """The policy at the start of the iteration: all weights trainable, or the adapter only."""
     dtype = _weights_dtype(spec)
-    model = loading.load_policy(
-        spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code
-    )
+    model = loading.load_policy(spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code)
     if spec.training.method == "lora" and spec.policy.adapter is None:
         from peft import LoraConfig, get_peft_model
 
         lora = spec.training.lora
         config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, use_rslora=lora.use_rslora, target_modules=lora.targets,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            use_rslora=lora.use_rslora,
+            target_modules=lora.targets,
             task_type="CAUSAL_LM",
-        )  # fmt: skip
+        )
         model = get_peft_model(model, config)
         streamline(model)
     return model
@@ -172,9 +166,7 @@ def build_trainer(
     training = spec.training
     objective = OBJECTIVES[spec.objective.name]
     seen = [group.first(objective.responses) for group in groups]
-    batches = Batches(
-        seen, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed, spec.packing
-    )
+    batches = Batches(seen, training.epochs, training.batch_size, _tokens_per_row(spec), spec.seed, spec.packing)
     same = spec.policy == spec.opponent
     settings = Settings(
         objective=objective,
@@ -229,9 +221,7 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    arguments._n_gpu = min(
-        1, arguments.n_gpu
-    )  # one process trains on one device; a team has more of them
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one device; a team has more of them
     return arguments
 
 
@@ -285,9 +275,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
         (folder / "README.md").unlink(missing_ok=True)
         return "adapter", folder
     folder = out / "model"
-    dropout.restore(
-        model.config, loading.load_config(spec.policy.model.path, spec.trust_remote_code)
-    )
+    dropout.restore(model.config, loading.load_config(spec.policy.model.path, spec.trust_remote_code))
     model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
     loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
     return "model", folder

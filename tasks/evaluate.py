@@ -10,9 +10,7 @@ from tasks.stage import Result, perform, place_of, stage_task
 
 
 @stage_task("evaluate", gpu=True)
-def evaluate(
-    experiment: Experiment, prepared: Prepared, policy: Policy, iteration: int | None
-) -> Result:
+def evaluate(experiment: Experiment, prepared: Prepared, policy: Policy, iteration: int | None) -> Result:
     """Scores the policy that `iteration` has trained, or the initial one (None)."""
     data = benchmark_folder(experiment.evaluation.data_dir)
     spec = evaluate_spec(experiment, prepared, policy, data)

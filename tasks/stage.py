@@ -106,9 +106,7 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
-def stage_task(
-    stage: str, gpu: bool = False
-) -> Callable[[Callable[P, Result]], Callable[P, Finished]]:
+def stage_task(stage: str, gpu: bool = False) -> Callable[[Callable[P, Result]], Callable[P, Finished]]:
     """Makes a function that performs a stage a Prefect task; calling it gives what the stage finished.
 
     Args:
@@ -200,13 +198,11 @@ def artifact_key(experiment: str, name: str) -> str:
 
 def describe(event: dict[str, Any]) -> str:
     """A progress event as text: "3 of 40, loss 0.61, tokens per second 812"."""
-    values = {
-        name: value
-        for name, value in event.items()
-        if name not in ("event", "stage", "done", "total")
-    }
-    numbers = (f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-               for name, value in values.items())  # fmt: skip
+    values = {name: value for name, value in event.items() if name not in ("event", "stage", "done", "total")}
+    numbers = (
+        f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
     return one_line(redact(", ".join([f"{event['done']} of {event['total']}", *numbers])))
 
 

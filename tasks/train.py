@@ -8,9 +8,7 @@ from tasks.stage import Finished, Result, perform, stage_task
 
 
 @stage_task("train", gpu=True)
-def train(
-    experiment: Experiment, prepared: Prepared, state: LoopState, generated: Finished
-) -> Result:
+def train(experiment: Experiment, prepared: Prepared, state: LoopState, generated: Finished) -> Result:
     """Fine-tunes the policy of one iteration; out of memory, it tries again with half the micro-batch."""
     spec = train_spec(experiment, prepared, state, generated.manifest())
     return perform(spec, experiment, f"iteration-{state.iteration}/train")

@@ -37,12 +37,8 @@ def build_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["What is the sum of two and three?", "Answer: 5", "user assistant system"], trainer
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    tokenizer.train_from_iterator(["What is the sum of two and three?", "Answer: 5", "user assistant system"], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
 
@@ -54,11 +50,19 @@ def build_model(folder: Path, seed: int = 0, **config: object) -> None:
 
     torch.manual_seed(seed)
     settings: dict[str, object] = {
-        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096,
-        "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True,
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
         "initializer_range": 0.1,
-    }  # fmt: skip
+    }
     LlamaForCausalLM(LlamaConfig(**{**settings, **config})).save_pretrained(folder)
     build_tokenizer(folder)
 

@@ -22,9 +22,7 @@ class Request(NamedTuple):
 
     def digest(self) -> str:
         """Equal for equal requests."""
-        return hashlib.sha256(
-            b"\0".join([self.method.encode(), self.path.encode(), self.body])
-        ).hexdigest()
+        return hashlib.sha256(b"\0".join([self.method.encode(), self.path.encode(), self.body])).hexdigest()
 
 
 class LossyProxy(ThreadingHTTPServer):
@@ -70,11 +68,7 @@ class Handler(BaseHTTPRequestHandler):
     def _ask(self, request: Request) -> tuple[int, dict[str, str], bytes] | None:
         """What the server answers; None: it is away."""
         connection = http.client.HTTPConnection(self.server.target, timeout=120)
-        headers = {
-            name: value
-            for name, value in self.headers.items()
-            if name.lower() not in ("connection", "host")
-        }
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "host")}
         try:
             connection.request(request.method, request.path, request.body, headers)
             answer = connection.getresponse()

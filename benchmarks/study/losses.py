@@ -58,9 +58,7 @@ def skewed(rewards: Rewards, parameters: Parameters) -> Tensor:
     """
     annotated, synthetic = (math.log(2) + logsigmoid(reward) for reward in rewards[:2])
     w, v = iris_weights(Rewards(annotated, synthetic), parameters)
-    of_mixture = tilted_weights(
-        annotated, parameters.order, parameters.log_normalizers[1], parameters.clip
-    )
+    of_mixture = tilted_weights(annotated, parameters.order, parameters.log_normalizers[1], parameters.clip)
     loss = (of_mixture * annotated + v * synthetic) / 2 - w * annotated
     return loss - parameters.likelihood_weight * rewards.annotated
 

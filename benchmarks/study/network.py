@@ -11,9 +11,7 @@ Weights = dict[str, Tensor]
 SMOOTHING, EPSILON = 0.99, 1e-8  # torch.optim.RMSprop's own
 
 
-def random_students(
-    generator: torch.Generator, seeds: int, topics: int, tokens: int, hidden: int
-) -> Weights:
+def random_students(generator: torch.Generator, seeds: int, topics: int, tokens: int, hidden: int) -> Weights:
     """Fresh weights of `seeds` students: embeddings of topic and both tokens added up, tanh, a linear layer."""
 
     def normal(*shape: int, scale: float) -> Tensor:
@@ -74,17 +72,13 @@ class RMSProp:
     def step(self, loss: Tensor, learning_rates: Tensor) -> None:
         """Descends `loss`, the sum of the runs' losses, with `learning_rates` [runs]."""
         names = list(self.weights)
-        gradients = dict(
-            zip(names, torch.autograd.grad(loss, list(self.weights.values())), strict=True)
-        )
+        gradients = dict(zip(names, torch.autograd.grad(loss, list(self.weights.values())), strict=True))
         norm = sum(g.square().sum((1, 2)) for g in gradients.values()).sqrt()
         shrink = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)[:, None, None]
         rates = learning_rates[:, None, None]
         for name, gradient in gradients.items():
             clipped = gradient * shrink
-            square = (
-                self.squares[name].mul_(SMOOTHING).addcmul_(clipped, clipped, value=1 - SMOOTHING)
-            )
+            square = self.squares[name].mul_(SMOOTHING).addcmul_(clipped, clipped, value=1 - SMOOTHING)
             self.weights[name] -= rates * clipped / (square.sqrt() + EPSILON)
 
 

@@ -13,10 +13,18 @@ from matplotlib.figure import Figure
 from benchmarks.study.results import Interval, Result
 
 STYLE = {
-    "svg.hashsalt": "iris", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "legend.frameon": False,
-    "legend.fontsize": 8, "savefig.facecolor": "white",
-}  # fmt: skip
+    "svg.hashsalt": "iris",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.facecolor": "white",
+}
 
 
 def iterations(file: Path, results: Mapping[str, Result]) -> None:
@@ -30,10 +38,7 @@ def iterations(file: Path, results: Mapping[str, Result]) -> None:
             for name, result in results.items():
                 spreads = [Interval.of(values) for values in result.at_best(measure).T]
                 _curve(axis, range(len(spreads)), spreads, name)
-            start, end = (
-                np.mean([result.at_best(measure)[:, i] for result in results.values()])
-                for i in (0, -1)
-            )
+            start, end = (np.mean([result.at_best(measure)[:, i] for result in results.values()]) for i in (0, -1))
             axis.set_ylim(0.7 * end, 1.15 * start)  # what lies above has collapsed
             axis.set_xlabel("iterations done")
             axis.set_ylabel(f"{label}, nats")
@@ -71,9 +76,7 @@ def by_rate(result: Result) -> dict[float, Interval]:
     for cell, (rate, _) in enumerate(result.job.cells):
         if rate not in best or validation[cell] > validation[best[rate]]:
             best[rate] = cell
-    return {
-        rate: Interval.of(result.measures["forward"][cell, :, -1]) for rate, cell in best.items()
-    }
+    return {rate: Interval.of(result.measures["forward"][cell, :, -1]) for rate, cell in best.items()}
 
 
 def _curve(axis: Axes, x: Sequence[float], spreads: list[Interval], name: str) -> None:

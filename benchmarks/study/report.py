@@ -75,9 +75,7 @@ def write_report(study: Study, out: Path) -> None:
 def _introduction(study: Study) -> str:
     setting, results = study.setting, study.results.values()
     everything = [*results, *study.hot.values()]
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "scipy")
-    )
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "scipy"))
     runs = sum(len(result.job.cells) * setting.seeds for result in everything)
     return f"""# A controlled study of self-play objectives
 
@@ -100,9 +98,17 @@ number of variants compared, nor for the choice of the cell."""
 
 
 HEADER = (
-    "variant", "learning rate, β", "KL(p_data‖p_θ)", "minus SPIN's", "minus the best rival's", "iteration chosen on validation",
-    "KL(p_θ‖p_data)", "grid better than the start", "grid with half of SFT's gain", "effective pairs, annotated / synthetic",
-)  # fmt: skip
+    "variant",
+    "learning rate, β",
+    "KL(p_data‖p_θ)",
+    "minus SPIN's",
+    "minus the best rival's",
+    "iteration chosen on validation",
+    "KL(p_θ‖p_data)",
+    "grid better than the start",
+    "grid with half of SFT's gain",
+    "effective pairs, annotated / synthetic",
+)
 
 
 def _table(study: Study, names: list[str]) -> str:
@@ -131,9 +137,7 @@ def _row(study: Study, name: str) -> list[str]:
 def _cell(result: Result) -> str:
     """The best learning rate and β, with a dagger where it lies on the edge of the grid."""
     texts = []
-    for value, tried in zip(
-        result.job.cells[result.best], map(set, zip(*result.job.cells, strict=True)), strict=True
-    ):
+    for value, tried in zip(result.job.cells[result.best], map(set, zip(*result.job.cells, strict=True)), strict=True):
         edge = len(tried) > 1 and value in (min(tried), max(tried))
         texts.append(f"{value:g}{'†' if edge else ''}")
     return ", ".join(texts)
@@ -157,7 +161,7 @@ def _iterations(study: Study) -> str:
     rows = [
         [name, *(_spread(Interval.of(values)) for values in study.results[name].at_best("forward").T)]
         for name in HEADLINE
-    ]  # fmt: skip
+    ]
     header = ["variant", "start", *(str(i + 1) for i in range(study.setting.iterations))]
     return _markdown(header, rows)
 
@@ -177,8 +181,7 @@ def _annotated_share(study: Study) -> str:
     setting = study.setting
     return (
         f"{setting.pairs} of {setting.all_pairs} pairs are annotated, as 26k are of 200k; all start from the same student, trained on the "
-        f"13 %. With all pairs an iteration has as many epochs and so more steps.\n\n"
-        + _markdown(header, rows)
+        f"13 %. With all pairs an iteration has as many epochs and so more steps.\n\n" + _markdown(header, rows)
     )
 
 

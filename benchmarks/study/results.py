@@ -22,10 +22,7 @@ from benchmarks.study.world import Setting, World
 from iris_core.objectives.losses import Normalizer, Parameters, Rewards, pushes
 
 Floats = NDArray[np.float64]
-CODE = [
-    Path(str(source.__file__)).read_text("utf-8")
-    for source in (language, losses, network, selfplay, world)
-]
+CODE = [Path(str(source.__file__)).read_text("utf-8") for source in (language, losses, network, selfplay, world)]
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,7 @@ def compute(job: Job, world: World, folder: Path) -> None:
     start = time.perf_counter()
     measures = play(world, job.variant, Runs.of(list(job.cells), seeds))
     arrays = {
-        name: value.view(len(job.cells), seeds, -1).numpy().astype(np.float32)
-        for name, value in measures.items()
+        name: value.view(len(job.cells), seeds, -1).numpy().astype(np.float32) for name, value in measures.items()
     }
     arrays["seconds"] = np.float32(time.perf_counter() - start)
     file = job.file(folder, world.setting)

@@ -104,8 +104,7 @@ class _Game:
         self.held_topics = world.validation.topics[runs.seeds]
         self.held_out = world.validation.where[runs.seeds]
         self.weights: Weights = {
-            name: value[runs.seeds].clone().requires_grad_()
-            for name, value in world.initial.items()
+            name: value[runs.seeds].clone().requires_grad_() for name, value in world.initial.items()
         }
         self.orders = torch.full((len(runs.seeds), 1), variant.schedule.max_order)
         self.gaps: list[Tensor] = []
@@ -118,9 +117,7 @@ class _Game:
             rounds.append(self._iterate(iteration))
             models.append(self._measure_model())
         return {
-            name: torch.stack([step[name] for step in steps], dim=1)
-            for steps in (models, rounds)
-            for name in steps[0]
+            name: torch.stack([step[name] for step in steps], dim=1) for steps in (models, rounds) for name in steps[0]
         }
 
     def _table(self) -> Tensor:
@@ -148,8 +145,7 @@ class _Game:
         rewards = self._rewards(policy, opponent, self.annotated, synthetic, None)
         up, down = pushes(self.objective, rewards, self._parameters((0.0, 0.0)))
         annotated, held = (
-            log_likelihood(policy, where) - log_likelihood(opponent, where)
-            for where in (self.held_out, held_synthetic)
+            log_likelihood(policy, where) - log_likelihood(opponent, where) for where in (self.held_out, held_synthetic)
         )
         gap = torch.from_numpy(variational_gap(annotated.double().numpy(), held.double().numpy()))
         self.gaps.append(gap)
@@ -181,9 +177,7 @@ class _Game:
         for step, rows in enumerate(batches):
             table = student_table(self.weights)
             initial = None if self.initial is None else self.initial[:, rows]
-            rewards = self._rewards(
-                table, opponent, self.annotated[:, rows], synthetic[:, rows], initial
-            )
+            rewards = self._rewards(table, opponent, self.annotated[:, rows], synthetic[:, rows], initial)
             if normalizer.needs_whole_batch:
                 normalizer.see(rewards)
             parameters = self._parameters(normalizer.log_values(rewards.annotated))
@@ -194,7 +188,7 @@ class _Game:
 
     def _rewards(
         self, policy: Tensor, opponent: Tensor, annotated: Tensor, synthetic: Tensor, initial: Tensor | None
-    ) -> Rewards:  # fmt: skip
+    ) -> Rewards:
         """Rewards of the objective at the given positions, only of the responses that it looks at."""
 
         def reward(where: Tensor) -> Tensor:

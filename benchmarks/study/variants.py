@@ -26,9 +26,7 @@ def constant(order: float) -> SchedulePart:
     return SchedulePart(kind="constant", max_order=order, min_order=order)
 
 
-def fixed(
-    normalizer: NormalizerKind, order: float, clip: float = 1.0, weight: float = 0.0
-) -> Variant:
+def fixed(normalizer: NormalizerKind, order: float, clip: float = 1.0, weight: float = 0.0) -> Variant:
     """IRIS with one order α throughout."""
     name = f"iris {normalizer} α={order:g}{_suffix(clip, weight)}"
     return Variant(name, "iris", normalizer, constant(order), clip, weight)
@@ -65,11 +63,7 @@ def _likelihood() -> list[Variant]:
         *(fixed(kind, 1.0, clip=5.0, weight=1.0) for kind in kinds),
         *(fixed(kind, 1.0, weight=weight) for kind in kinds for weight in (0.1, 1.0)),
         *(moving(kind, weight=1.0) for kind in kinds),
-        *(
-            Variant(f"{name}, λ=1", f"{name}+likelihood", likelihood_weight=1.0)
-            for name in RIVALS
-            if name != "hinge"
-        ),
+        *(Variant(f"{name}, λ=1", f"{name}+likelihood", likelihood_weight=1.0) for name in RIVALS if name != "hinge"),
     ]
 
 
@@ -113,7 +107,7 @@ GROUPS: dict[str, list[Variant]] = {
         Variant("sft, 100 % annotated", objective="sft", all_pairs=True),
         replace(fixed("anchored", 1.0), name="iris anchored α=1, clip 1, 100 % annotated", all_pairs=True),
     ],
-}  # fmt: skip
+}
 
 DEFAULT = moving("anchored", weight=1.0).name
 HEADLINE = [
@@ -128,7 +122,7 @@ HEADLINE = [
     "space, λ=1",
     "sft",
 ]
-PLOTTED = [DEFAULT, fixed("anchored", 1.0).name, moving("unit", clip=5.0).name, "spin", "space", "spif", "sft"]  # fmt: skip
+PLOTTED = [DEFAULT, fixed("anchored", 1.0).name, moving("unit", clip=5.0).name, "spin", "space", "spif", "sft"]
 
 
 def cells(variant: Variant) -> list[tuple[float, float]]:

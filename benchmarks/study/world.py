@@ -104,12 +104,10 @@ def build_world(setting: Setting) -> World:
     generator = torch.Generator().manual_seed(20260)
     teacher = random_teachers(
         generator, setting.seeds, setting.topics, setting.tokens, setting.teacher_hidden, setting.sharpness
-    )  # fmt: skip
+    )
     annotated = _draw(teacher, setting.all_pairs, setting, generator)
     validation = _draw(teacher, setting.validation, setting, generator)
-    fresh = random_students(
-        generator, setting.seeds, setting.topics, setting.tokens, setting.hidden
-    )
+    fresh = random_students(generator, setting.seeds, setting.topics, setting.tokens, setting.hidden)
     initial = _warm_up(fresh, annotated.first(setting.pairs), validation, setting)
     return World(setting, teacher, annotated, validation, initial)
 
@@ -135,7 +133,4 @@ def _warm_up(fresh: Weights, train: Pairs, validation: Pairs, setting: Setting) 
     score = torch.stack(scores)
     goal = score[0] + setting.warm_share * (score.amax(0) - score[0])
     stops = (score >= goal).int().argmax(0)
-    return {
-        name: torch.stack([path[stop][name][seed] for seed, stop in enumerate(stops.tolist())])
-        for name in fresh
-    }
+    return {name: torch.stack([path[stop][name][seed] for seed, stop in enumerate(stops.tolist())]) for name in fresh}

@@ -45,9 +45,7 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
             raise
         places = (folder, Path(tempfile.gettempdir()))
         full = next((place for place in places if _is_full(place)), folder)
-        raise StoreError(
-            f"the disk of {full} is full: free some space, then run again to resume"
-        ) from error
+        raise StoreError(f"the disk of {full} is full: free some space, then run again to resume") from error
 
 
 def _is_of_full_disk(error: BaseException | None, folder: Path) -> bool:
@@ -59,9 +57,7 @@ def _is_of_full_disk(error: BaseException | None, folder: Path) -> bool:
     text = str(error).lower()
     if any(phrase in text for phrase in PHRASES):
         return True
-    vague = (
-        type(error) is RuntimeError or "disk i/o error" in text
-    )  # torch, SQLite: not why they cannot write
+    vague = type(error) is RuntimeError or "disk i/o error" in text  # torch, SQLite: not why they cannot write
     if vague and _is_full(folder):
         return True
     return _is_of_full_disk(error.__cause__ or error.__context__, folder)

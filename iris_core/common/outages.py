@@ -47,9 +47,7 @@ def wait_out(patience: float, step: Callable[[], T]) -> T:
             now = time.monotonic()
             failed = now if failed is None else failed
             if now - failed >= patience:
-                raise OutageError(
-                    f"{error} (waited {patience:g} s, tracking.patience): run again to resume"
-                ) from error
+                raise OutageError(f"{error} (waited {patience:g} s, tracking.patience): run again to resume") from error
             if said is None or now - said >= SAY_EVERY_S:
                 said = now
                 tell(f"{error}: waiting up to {patience + failed - now:.0f} s for it to answer")

@@ -93,6 +93,8 @@ class Progress:
             return
         if self.done >= self.total or time.monotonic() - self._logged > LOG_EVERY_S:
             self._logged = time.monotonic()
-            extra = "".join(f", {name} {value:.4g}" if isinstance(value, float) else f", {name} {value}"
-                            for name, value in values.items())  # fmt: skip
+            extra = "".join(
+                f", {name} {value:.4g}" if isinstance(value, float) else f", {name} {value}"
+                for name, value in values.items()
+            )
             log.info("%s %d/%d%s", self.stage, self.done, self.total, extra)

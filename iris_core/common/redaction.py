@@ -22,18 +22,14 @@ REFUSED = (
     "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment; for PostgreSQL PGPASSWORD, or ~/.pgpass; for the "
     "hub HF_TOKEN; a deployment gets them from Prefect Secret blocks (docs/operations.md)"
 )
-SHORTEST_SECRET = (
-    6  # characters of a variable's value; what is shorter, or a word, is in many a text
-)
+SHORTEST_SECRET = 6  # characters of a variable's value; what is shorter, or a word, is in many a text
 WORD = re.compile(r"[a-z]+|[A-Z]+|\d+|[A-Z][a-z]+")
 WORKING_DIRECTORY = ("PWD", "OLDPWD")
 DATABASES = ("postgresql", "mysql", "mssql")  # a user name alone is no secret there
 
 _SCHEME = re.compile(r"(?:[A-Za-z][\w+.-]{0,30}://|https?:/)")
 _CHAINED = r"(?:[A-Za-z][A-Za-z0-9+.-]*::?)*"  # simplecache::https://…, jdbc:postgresql://…
-_ADDRESS = re.compile(
-    rf"(?P<quote>[\"'`])(?={_SCHEME.pattern})(?:\\.|(?!(?P=quote))\S)*|{_SCHEME.pattern}\S*"
-)
+_ADDRESS = re.compile(rf"(?P<quote>[\"'`])(?={_SCHEME.pattern})(?:\\.|(?!(?P=quote))\S)*|{_SCHEME.pattern}\S*")
 _HOST_FIRST = re.compile(r"(?:\[[^\]]*\]|[^/?#:@]*)(?::\d{0,5})?(?:$|/|[?#](?![^=]*@))")
 _USER = re.compile(r"[^/?#:@]*(?::.*@|@(?:[^/?#]*@)?)")  # a password may hold any character
 _NAME = re.compile(r"(?<=[?&;#])([^=&;?#\s\"'<>]{1,80})=")
@@ -56,7 +52,7 @@ _PLAIN_KEYS = ("sort", "primary", "foreign", "partition", "group", "public")
 _ABOUT_A_SECRET = ("path", "file", "dir", "sock", "type", "name", "expires", "expiry", "timeout")
 
 # `carries_secret` as a regular expression of JSON schemas, as nearly as one can say it
-_NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth", "jwt")  # fmt: skip
+_NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth", "jwt")
 _ANY_CASE = "|".join("".join(f"[{c}{c.upper()}]" for c in name) for name in _NAMES)
 WITHOUT_SECRET = (
     rf"^(?!\s*{_CHAINED}[A-Za-z][A-Za-z0-9+.-]+:/{{1,2}}(?:[^/?#:@\[]*:(?!\d{{1,5}}(?:[/?#]|$))[^@]*@|.*[?&;#][^=&]*(?:{_ANY_CASE})[^=&]*=))"
@@ -137,11 +133,7 @@ def _decoded(found: re.Match[str]) -> str:
 
 def _secrets_of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        if (
-            len(value) >= SHORTEST_SECRET
-            and _is_secret_variable(name)
-            and not WORD.fullmatch(value)
-        ):
+        if len(value) >= SHORTEST_SECRET and _is_secret_variable(name) and not WORD.fullmatch(value):
             yield value
 
 

@@ -10,17 +10,30 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from iris_core.config.explain import NO, YES
 from iris_core.config.rules import Address, AnswerPattern, Part
 
-DataFormat = Literal[
-    "auto", "pairs", "alpaca", "sharegpt", "messages", "prompt_completion", "preference"
-]
+DataFormat = Literal["auto", "pairs", "alpaca", "sharegpt", "messages", "prompt_completion", "preference"]
 Turns = Literal["first", "last", "all"]
 Handling = Literal["keep", "drop", "mask"]
 
 TEMPLATE_ARGUMENTS = frozenset(
-    ("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask",
-     "tokenizer_kwargs", "strftime_now")
-)  # fmt: skip
+    (
+        "messages",
+        "conversation",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "strftime_now",
+    )
+)
 
 
 class SyntheticPart(Part):
@@ -30,9 +43,7 @@ class SyntheticPart(Part):
     apply, drop goes before mask. Held-out pairs are always kept.
     """
 
-    truncated: Handling = Field(
-        "keep", description="Responses that were cut at generation.max_new_tokens."
-    )
+    truncated: Handling = Field("keep", description="Responses that were cut at generation.max_new_tokens.")
     empty: Handling = Field("keep", description="Responses without text.")
     equal: Handling = Field("keep", description="Responses that are the annotated one.")
 
@@ -40,12 +51,8 @@ class SyntheticPart(Part):
 class Source(Part):
     """One of several places that annotated data comes from. What is not set here is as in `data`."""
 
-    path: Address = Field(
-        description="File, folder, glob of files, or the name of a data set on the Hugging Face hub."
-    )
-    weight: float | None = Field(
-        None, gt=0, description="Share of this source in the mixture, relative to the others."
-    )
+    path: Address = Field(description="File, folder, glob of files, or the name of a data set on the Hugging Face hub.")
+    weight: float | None = Field(None, gt=0, description="Share of this source in the mixture, relative to the others.")
     name: str | None = Field(None, description="Subset of a data set.")
     split: str | None = Field(None, description="Split of a data set or a folder.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
@@ -81,15 +88,9 @@ class DataPart(Part):
     )
     name: str | None = Field(None, description="Subset of a data set that has several.")
     split: str = Field("train", description="Split to read of a data set or a folder.")
-    revision: str | None = Field(
-        None, description="Branch, tag or commit on the hub; the resolved commit is recorded."
-    )
-    format: DataFormat = Field(
-        "auto", description="Format of the rows; auto: found out from the columns."
-    )
-    turns: Turns = Field(
-        "all", description="Which turns of the assistant in a conversation become pairs."
-    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; the resolved commit is recorded.")
+    format: DataFormat = Field("auto", description="Format of the rows; auto: found out from the columns.")
+    turns: Turns = Field("all", description="Which turns of the assistant in a conversation become pairs.")
     prompt_column: str | None = Field(
         None, description="Column with the prompt, text or messages; none: that of the format."
     )
@@ -109,22 +110,14 @@ class DataPart(Part):
         strict=False,  # recipes have no type for it
         description="The date that a chat template is told when it asks for today's, so that prompts stay what they are.",
     )
-    max_pairs: int | None = Field(
-        None, ge=2, description="Use only the first so many pairs of a seeded shuffle."
-    )
-    heldout: int = Field(
-        64, ge=2, description="Pairs never trained on: they measure the gap and the exact match."
-    )
+    max_pairs: int | None = Field(None, ge=2, description="Use only the first so many pairs of a seeded shuffle.")
+    heldout: int = Field(64, ge=2, description="Pairs never trained on: they measure the gap and the exact match.")
     heldout_path: Sources | None = Field(
         None,
         description="Where the held-out pairs are, as in `path`; left out: taken from `path`.",
     )
-    max_prompt_tokens: int = Field(
-        1024, ge=1, description="Longest prompt, in tokens with its chat template."
-    )
-    max_response_tokens: int = Field(
-        1024, ge=1, description="Longest annotated response, in tokens."
-    )
+    max_prompt_tokens: int = Field(1024, ge=1, description="Longest prompt, in tokens with its chat template.")
+    max_response_tokens: int = Field(1024, ge=1, description="Longest annotated response, in tokens.")
     on_invalid: Literal["error", "drop"] = Field(
         "error",
         description="What to do with a pair that is empty, duplicated or over those limits.",

@@ -30,42 +30,28 @@ ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"
 LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 
-Benchmark = Literal[
-    "gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"
-]  # fmt: skip
+Benchmark = Literal["gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"]
 TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
 
 
 class ModelPart(Part):
     """The supervised fine-tuned model that self-play starts from."""
 
-    path: PathText = Field(
-        description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub."
-    )
-    revision: str | None = Field(
-        None, description="Commit or tag on the hub; the resolved commit is recorded."
-    )
+    path: PathText = Field(description="Folder with safetensors and a tokenizer, or a name on the Hugging Face hub.")
+    revision: str | None = Field(None, description="Commit or tag on the hub; the resolved commit is recorded.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it as fast as float32.",
     )
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that the model's folder brings along."
-    )
+    trust_remote_code: bool = Field(False, description="Run Python code that the model's folder brings along.")
 
 
 class GenerationPart(Part):
     """How the opponent answers the prompts."""
 
-    backend: Literal["auto", "vllm", "transformers"] = Field(
-        "auto", description="auto: vLLM where it is installed."
-    )
-    temperature: float = Field(
-        1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself."
-    )
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself."
-    )
+    backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it is installed.")
+    temperature: float = Field(1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself.")
     max_new_tokens: int = Field(256, ge=1, description="Longest synthetic response, in tokens.")
     shard_size: int = Field(
         1024,
@@ -90,9 +76,7 @@ class ObjectivePart(Part):
     normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
         "anchored", description="How the weights of iris are normalised; see docs/objective.md."
     )
-    weight_clip: float = Field(
-        1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights."
-    )
+    weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")
     likelihood_weight: float = Field(
         1.0,
         ge=0,
@@ -112,9 +96,7 @@ class SchedulePart(Part):
     )
     max_order: float = Field(2.0, gt=-50, lt=50, description="α of iteration 0.")
     min_order: float = Field(1.0, gt=-50, lt=50, description="α near convergence.")
-    allow_rising: bool = Field(
-        False, description="Let the adaptive order rise again when the gap grows."
-    )
+    allow_rising: bool = Field(False, description="Let the adaptive order rise again when the gap grows.")
     stop_when_converged: bool = Field(
         False,
         description="End the loop when training moved the policy and held-out pairs show nothing of it; see docs/objective.md.",
@@ -132,9 +114,14 @@ class SchedulePart(Part):
 _ONE_MODE = "policy and opponent are scored in one mode, without dropout"
 _VLLM = "vLLM serves no adapter with it"
 UNSUPPORTED_LORA = {
-    "dropout": _ONE_MODE, "lora_dropout": _ONE_MODE, "use_dora": _VLLM, "modules_to_save": _VLLM, "bias": _VLLM,
-    "lora_bias": _VLLM, "init_lora_weights": "the first update is 0, so that the policy starts as the opponent",
-}  # fmt: skip
+    "dropout": _ONE_MODE,
+    "lora_dropout": _ONE_MODE,
+    "use_dora": _VLLM,
+    "modules_to_save": _VLLM,
+    "bias": _VLLM,
+    "lora_bias": _VLLM,
+    "init_lora_weights": "the first update is 0, so that the policy starts as the opponent",
+}
 
 
 class LoraPart(Part):
@@ -142,9 +129,7 @@ class LoraPart(Part):
 
     rank: int = Field(16, ge=1, le=512, description="Rank r of the update; vLLM serves up to 512.")
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
-    use_rslora: bool = Field(
-        False, description="Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732)."
-    )
+    use_rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) instead (arXiv 2312.03732).")
     targets: str | list[str] = Field(
         "all-linear",
         description="A list of names of linear layers, a regular expression for whole names, or all-linear.",
@@ -173,23 +158,17 @@ class TrainingPart(Part):
     """How the policy is fine-tuned in one iteration."""
 
     method: Literal["lora", "full"] = Field("lora", description="Train an adapter, or all weights.")
-    lora: LoraPart = Field(
-        default_factory=LoraPart, description="Adapter settings for method lora."
-    )
+    lora: LoraPart = Field(default_factory=LoraPart, description="Adapter settings for method lora.")
     epochs: int = Field(2, ge=1, description="Passes over the pairs in one iteration.")
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all devices.")
     packing: Literal["auto", "packed", "separate"] = Field(
         "auto",
         description="Rows: packed (fast), separate sequences (any causal model), or what is proved for the model; see docs/models.md.",
     )
-    tokens_per_batch: int = Field(
-        4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory."
-    )
+    tokens_per_batch: int = Field(4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory.")
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
     learning_rate: float = Field(
-        default_factory=lambda given: LEARNING_RATES.get(
-            given.get("method"), LEARNING_RATES["lora"]
-        ),
+        default_factory=lambda given: LEARNING_RATES.get(given.get("method"), LEARNING_RATES["lora"]),
         gt=0,
         lt=1,
         description="Peak learning rate; none: 1e-4 for lora, 3e-6 for full.",
@@ -197,42 +176,28 @@ class TrainingPart(Part):
     learning_rate_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
     )
-    warmup_ratio: float = Field(
-        0.1, ge=0, lt=1, description="Share of an iteration's steps with rising learning rate."
-    )
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of an iteration's steps with rising learning rate.")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Learning rate after the warm-up."
     )
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in backward to save memory."
-    )
-    checkpoint_every: int = Field(
-        50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming."
-    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
+    checkpoint_every: int = Field(50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming.")
 
 
 class EvaluationPart(Part):
     """Which benchmarks score the model, and how."""
 
-    benchmarks: list[Benchmark] = Field(
-        list(TEN), description="Which of the ten benchmarks to run."
-    )
+    benchmarks: list[Benchmark] = Field(list(TEN), description="Which of the ten benchmarks to run.")
     data_dir: PathText | None = Field(
         None,
         description="Local mirror of the data sets, or `miniature` for the embedded one; left out: the hub.",
     )
-    backend: Literal["auto", "vllm", "hf"] = Field(
-        "auto", description="Engine under lm-evaluation-harness."
-    )
+    backend: Literal["auto", "vllm", "hf"] = Field("auto", description="Engine under lm-evaluation-harness.")
     limit: int | None = Field(None, ge=1, description="Items per task; left out: all of them.")
-    apply_chat_template: bool = Field(
-        False, description="Wrap benchmark prompts in the model's chat template."
-    )
-    max_gen_tokens: int | None = Field(
-        None, ge=1, description="Cap on generated tokens; left out: each task's own."
-    )
+    apply_chat_template: bool = Field(False, description="Wrap benchmark prompts in the model's chat template.")
+    max_gen_tokens: int | None = Field(None, ge=1, description="Cap on generated tokens; left out: each task's own.")
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
 
     @field_validator("benchmarks")
@@ -249,9 +214,7 @@ STORE_NAMES = ("objects", "mlflow.db", "mlflow-artifacts")  # what a store holds
 class TrackingPart(Part):
     """Where runs and model versions go."""
 
-    uri: TrackingUri | None = Field(
-        None, description="MLflow tracking URI; left out: SQLite inside the store."
-    )
+    uri: TrackingUri | None = Field(None, description="MLflow tracking URI; left out: SQLite inside the store.")
     registered_model: ModelName | None = Field(
         None, description="Name in the model registry; left out: the experiment's name."
     )
@@ -270,24 +233,14 @@ class Experiment(Part):
         max_length=LONGEST_NAME,
         description="Name, a folder in the store and a run in MLflow.",
     )
-    iterations: int = Field(
-        3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register."
-    )
-    seed: int = Field(
-        0, ge=0, lt=2**32, description="Seeds sampling, shuffling and initialisation."
-    )
-    store: StorePath = Field(
-        "./iris-store", description="Folder for everything the experiment produces."
-    )
+    iterations: int = Field(3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds sampling, shuffling and initialisation.")
+    store: StorePath = Field("./iris-store", description="Folder for everything the experiment produces.")
     model: ModelPart = Field(description="The model that self-play starts from.")
     data: DataPart = Field(description="The annotated pairs.")
-    generation: GenerationPart = Field(
-        default_factory=GenerationPart, description="How the opponent answers."
-    )
+    generation: GenerationPart = Field(default_factory=GenerationPart, description="How the opponent answers.")
     objective: ObjectivePart = Field(default_factory=ObjectivePart, description="The loss.")
-    schedule: SchedulePart = Field(
-        default_factory=SchedulePart, description="The order α over iterations."
-    )
+    schedule: SchedulePart = Field(default_factory=SchedulePart, description="The order α over iterations.")
     training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
@@ -310,9 +263,7 @@ class Experiment(Part):
         return self.tracking.registered_model or self.name
 
 
-def parse_experiment(
-    content: Mapping[str, object], place: str | Place = "experiment"
-) -> Experiment:
+def parse_experiment(content: Mapping[str, object], place: str | Place = "experiment") -> Experiment:
     """`content` as an Experiment.
 
     Args:

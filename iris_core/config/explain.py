@@ -14,9 +14,7 @@ from iris_core.common.redaction import redact
 
 Place = Callable[[tuple[Any, ...]], str]
 SECRET = ("tracking",)  # parts whose values may carry a password: they are never repeated
-UNION_MEMBER = re.compile(
-    r"a path|a list|str|int|float|bool|(list|dict)\[.*\]"
-)  # pydantic puts it in locations
+UNION_MEMBER = re.compile(r"a path|a list|str|int|float|bool|(list|dict)\[.*\]")  # pydantic puts it in locations
 YES = ("yes", "on", "y", "t", "1", "true")
 NO = ("no", "off", "n", "f", "0", "false")
 

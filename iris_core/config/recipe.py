@@ -61,9 +61,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, separator, value = setting.partition("=")
         key = key.strip()
         if not (separator and all(key.split("."))):
-            raise ConfigError(
-                f"{SETTING} {key}{separator}: write KEY=VALUE, as in {SETTING} training.epochs=1"
-            )
+            raise ConfigError(f"{SETTING} {key}{separator}: write KEY=VALUE, as in {SETTING} training.epochs=1")
         if key in found:
             raise ConfigError(f"{SETTING} {key} stands there twice: keep one of them")
         found[key] = _setting(key, value.strip())
@@ -94,9 +92,7 @@ def _setting(key: str, value: str) -> Any:
             "shell's quotes"
         ) from None
     if document.root is None or document.root.end_mark.index < len(value):
-        raise ConfigError(
-            f"{SETTING} {key}: something follows after the value: put the whole value in quotes"
-        )
+        raise ConfigError(f"{SETTING} {key}: something follows after the value: put the whole value in quotes")
     return document.value
 
 
@@ -108,13 +104,9 @@ def _read(path: Path) -> Document:
             f"there is no recipe {path}: recipes that come with IRIS lie in deployments/recipes/"
         ) from error
     except OSError as error:
-        raise ConfigError(
-            f"the recipe {path} cannot be read ({error.strerror}): give a YAML file"
-        ) from error
+        raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}): give a YAML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8"
-        ) from error
+        raise ConfigError(f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8") from error
     except NotPlain as error:
         raise ConfigError(f"{path}, {error}") from error
 
@@ -126,9 +118,7 @@ def _with(content: dict[str, Any], names: list[str], value: object, full: str) -
         return {**content, name: value}
     part = content.get(name)
     if part is not None and not isinstance(part, dict):
-        raise ConfigError(
-            f"{full}: {name} is {shown(part)}, not a mapping: it has no key {'.'.join(rest)!r} to set"
-        )
+        raise ConfigError(f"{full}: {name} is {shown(part)}, not a mapping: it has no key {'.'.join(rest)!r} to set")
     return {**content, name: _with(part or {}, rest, value, full)}
 
 

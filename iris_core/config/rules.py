@@ -21,9 +21,7 @@ from iris_core.common import uris
 from iris_core.common.redaction import REFUSED, WITHOUT_SECRET, carries_secret
 from iris_core.common.strict import Strict
 
-LONGEST_NAME = (
-    200  # with the suffixes of a comparison it is still a file name, and fits MLflow's databases
-)
+LONGEST_NAME = 200  # with the suffixes of a comparison it is still a file name, and fits MLflow's databases
 LONGEST_FILE_NAME = 255  # bytes
 LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
 
@@ -63,9 +61,7 @@ def usable_path(text: str) -> str:
     except RuntimeError as error:
         raise ValueError("starts with ~ and names no user: write the folder out") from error
     if any(len(os.fsencode(part)) > LONGEST_FILE_NAME for part in path.parts):
-        raise ValueError(
-            f"has a part of more than {LONGEST_FILE_NAME} bytes: no file can be called so"
-        )
+        raise ValueError(f"has a part of more than {LONGEST_FILE_NAME} bytes: no file can be called so")
     return text
 
 
@@ -87,9 +83,7 @@ def store_path(text: str) -> str:
 def model_name(name: str) -> str:
     """A name that MLflow's registry takes."""
     if re.search(r"[/:\"'\x00-\x1f\x7f]", name) or name.strip() in (".", ".."):
-        raise ValueError(
-            "MLflow takes no name with /, :, quotes or control characters, nor . and ..: rename it"
-        )
+        raise ValueError("MLflow takes no name with /, :, quotes or control characters, nor . and ..: rename it")
     if len(name) > LONGEST_NAME:
         raise ValueError(f"is longer than {LONGEST_NAME} characters: shorten it")
     return name

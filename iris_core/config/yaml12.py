@@ -212,8 +212,7 @@ def _key(node: Node) -> str:
 def _sources(node: MappingNode) -> list[Node]:
     """The mappings that `<<` names."""
     named = [item for key, item in node.value if key.tag == TAG + "merge"]
-    return [source for item in named
-            for source in (item.value if isinstance(item, SequenceNode) else [item])]  # fmt: skip
+    return [source for item in named for source in (item.value if isinstance(item, SequenceNode) else [item])]
 
 
 def _members(node: Node | None) -> Iterator[tuple[Hashable, int, Node]]:

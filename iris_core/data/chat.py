@@ -21,9 +21,7 @@ from iris_core.data.templates import Template, Tools
 from iris_core.data.tokens import Renderings
 
 QUESTION, ANSWER, MARK = "\u2042question\u2042", "\u2042answer\u2042", "\u2042{}\u2042"
-THOUGHT = re.compile(
-    "</?think>"
-)  # what is before the last of these may be left out of earlier turns
+THOUGHT = re.compile("</?think>")  # what is before the last of these may be left out of earlier turns
 SYSTEM = ("system", "developer")
 
 
@@ -93,18 +91,14 @@ class Chat:
         prompt_ids, response_ids = self._encode(conversation)
         if inner := set(response_ids[:-1]) & set(self.stop_token_ids):
             name = self.tokenizer.convert_ids_to_tokens(inner.pop())
-            raise Unusable(
-                "stop token in answer", f"the answer goes on after {name!r}, which ends generation"
-            )
+            raise Unusable("stop token in answer", f"the answer goes on after {name!r}, which ends generation")
         if response_ids[-1] not in self.stop_token_ids:  # of tool calls, in some templates
             self.stop_token_ids.append(response_ids[-1])
         return prompt_ids, response_ids
 
     def clean(self, conversation: Conversation) -> Conversation:
         """`conversation` without the ends of turn that its assistant's texts end with; the template writes them."""
-        names = {
-            name for name, token in self.tokens.special.items() if token in self.stop_token_ids
-        }
+        names = {name for name, token in self.tokens.special.items() if token in self.stop_token_ids}
         ends = re.compile(rf"(\s*({'|'.join(map(re.escape, names))}))+\s*\Z")
 
         def cleaned(message: Message) -> Message:
@@ -149,9 +143,7 @@ class Chat:
             return self.template.render(messages, tools, asks=asks)
         except Exception as error:  # a template is a program; it may raise anything
             roles = ", ".join(each["role"] for each in messages)
-            raise Unusable(
-                "template", f"the chat template fails on the turns {roles}: {error}"
-            ) from error
+            raise Unusable("template", f"the chat template fails on the turns {roles}: {error}") from error
 
     def _check_shown(self, messages: list[Message], tools: Tools, prompt: str) -> None:
         """Every message and every tool stands in the rendering, too short ones to be sure by a rendering of marks."""
@@ -309,9 +301,7 @@ def _hides(role: str, text: str) -> str:
 def _divergence(prompt: str, whole: str) -> str:
     """Why an answer cannot be cut out of `whole`, which does not begin with `prompt`."""
     pairs = enumerate(zip(prompt, whole, strict=False))
-    same = next(
-        (index for index, (one, other) in pairs if one != other), min(len(prompt), len(whole))
-    )
+    same = next((index for index, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
     return (
         f"the chat template ends a prompt with {prompt[same:][-40:]!r}, where an annotated answer has {whole[same:][:40]!r}: the "
         "model would be trained on another beginning than it is given; set data.chat_template_kwargs (such as "

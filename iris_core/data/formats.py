@@ -27,8 +27,16 @@ Parts = tuple[list[Message], list[Message]]  # what comes before the annotated t
 
 SYSTEM = ("system", "system_prompt")
 CONTEXT = {  # columns that change what an answer means
-    "input", "context", "history", "functions", "passage", "document", "article", "choices", "options",
-}  # fmt: skip
+    "input",
+    "context",
+    "history",
+    "functions",
+    "passage",
+    "document",
+    "article",
+    "choices",
+    "options",
+}
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -58,11 +66,7 @@ class Format:
         if not left_out:
             return ""
         names = ", ".join(map(repr, left_out))
-        better = [
-            each.name
-            for each in FORMATS.values()
-            if each.fits(columns) and not each.leaves_out(columns)
-        ]
+        better = [each.name for each in FORMATS.values() if each.fits(columns) and not each.leaves_out(columns)]
         remedy = (
             f"leave out prompt_column and response_column, and set data.format: {better[0]}"
             if better
@@ -94,9 +98,7 @@ def format_of(source: Source, columns: Collection[str], where: str) -> Format:
     fitting = [each for each in FORMATS.values() if each.fits(columns)]
     if len(fitting) > 1:
         names = ", ".join(each.name for each in fitting)
-        raise DataError(
-            f"{where}: its columns fit the formats {names}: set data.format to one of them"
-        )
+        raise DataError(f"{where}: its columns fit the formats {names}: set data.format to one of them")
     if not fitting:
         raise DataError(
             f"{where} has no columns of a known format; it has {_listed(columns)}: set data.prompt_column and data.response_column"
@@ -148,7 +150,7 @@ def _pairs(prompt: str | None, response: str | None) -> Format:
         if prompt == response:
             return [], conversation_in(row.get(prompt), prompt)
         before = _asked(row.get(prompt), prompt)
-        return _joined(before, messages_of(row.get(response), "assistant", response), prompt, response)  # fmt: skip
+        return _joined(before, messages_of(row.get(response), "assistant", response), prompt, response)
 
     return Format("messages" if prompt == response else "pairs", ((prompt,), (response,)), parts)
 
@@ -172,7 +174,7 @@ def _joined(before: list[Message], answers: list[Message], prompt: str, response
 
 def _alpaca(row: Row) -> Parts:
     """Instruction, blank line, input; and turns of `history`, a list of [question, answer]."""
-    said = [as_text(row.get("instruction"), "instruction"), as_text(_first(row, "input", "context"), "input")]  # fmt: skip
+    said = [as_text(row.get("instruction"), "instruction"), as_text(_first(row, "input", "context"), "input")]
     question = "\n\n".join(part for part in said if part.strip())
     answer = as_text(_first(row, "output", "response"), "output")
     asked = {"role": "user", "content": question}
@@ -181,9 +183,7 @@ def _alpaca(row: Row) -> Parts:
 
 def _history(value: Any) -> list[Message]:
     turns = json_in(value) or []
-    if not isinstance(turns, list) or not all(
-        isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns
-    ):
+    if not isinstance(turns, list) or not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns):
         raise Unusable(
             "history",
             f"column 'history' holds {short(value)}, a list of [question, answer] is needed",
@@ -210,9 +210,7 @@ def _preference(row: Row) -> Parts:
     if chosen and chosen[0]["role"] in ("system", "user"):
         return chosen[:-1], chosen[-1:]
     if row.get("prompt") is None:
-        raise Unusable(
-            "empty prompt", "column 'chosen' holds an answer alone, and there is no column 'prompt'"
-        )
+        raise Unusable("empty prompt", "column 'chosen' holds an answer alone, and there is no column 'prompt'")
     return [*_asked(row["prompt"], "prompt"), *chosen[:-1]], chosen[-1:]
 
 
@@ -234,7 +232,7 @@ FORMATS = {
         replace(_pairs("prompt", "completion"), name="prompt_completion"),
         Format("preference", (("chosen",),), _preference, ("prompt",)),
     )
-}  # fmt: skip
+}
 
 
 COLUMNS: frozenset[str | None] = frozenset(
@@ -279,7 +277,5 @@ def _tools(row: Row) -> list[dict[str, Any]] | None:
         return None
     tools = [json_in(tool) for tool in value] if isinstance(value, list) else [value]
     if not all(isinstance(tool, dict) for tool in tools):
-        raise Unusable(
-            "tools", f"column 'tools' holds {short(row['tools'])}, a list of descriptions is needed"
-        )
+        raise Unusable("tools", f"column 'tools' holds {short(row['tools'])}, a list of descriptions is needed")
     return tools

@@ -94,9 +94,7 @@ def local_folder(model: ModelPart) -> Path | None:
             )
         return folder
     if folder.exists() or folder.is_absolute() or model.path.startswith((".", "~")):
-        raise ModelError(
-            f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name"
-        )
+        raise ModelError(f"model.path: there is no folder {folder}: give a folder with safetensors, or a hub name")
     return None
 
 
@@ -152,9 +150,7 @@ def download(name: str, revision: str | None, commit: str, patterns: list[str]) 
 
     with handle_errors("model", name, commit):
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=patterns))
-    with contextlib.suppress(
-        OSError
-    ):  # a cache that is only read; the note is for later, without a network
+    with contextlib.suppress(OSError):  # a cache that is only read; the note is for later, without a network
         note = folder.parents[1] / "refs" / (revision or "main")
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(commit)
@@ -217,7 +213,7 @@ def _explain(asked: _Asked, error: Exception) -> IrisError:
     if isinstance(error, errors.RevisionNotFoundError):
         return asked.error(
             f"{name} has no revision {asked.revision!r}: {asked.page}/tree/main lists its branches and tags", "revision"
-        )  # fmt: skip
+        )
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _refused(asked, error.response.status_code, str(error.server_message or ""))
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
@@ -238,16 +234,10 @@ def _refused(asked: _Asked, status: int, said: str) -> IrisError:
             "a higher limit"
         )
     if status >= 500:
-        return ServiceError(
-            f"{asked.field}: {endpoint} fails ({status}) for {name}: run again later"
-        )
+        return ServiceError(f"{asked.field}: {endpoint} fails ({status}) for {name}: run again later")
     if status == 401:
-        return asked.error(
-            f"{endpoint} refuses the token ({status}) for {name}: `hf auth login`, or unset HF_TOKEN"
-        )
-    return asked.error(
-        f"{endpoint} refuses {name} ({status}: {said or 'no reason given'}): see {asked.page}"
-    )
+        return asked.error(f"{endpoint} refuses the token ({status}) for {name}: `hf auth login`, or unset HF_TOKEN")
+    return asked.error(f"{endpoint} refuses {name} ({status}: {said or 'no reason given'}): see {asked.page}")
 
 
 def _constants() -> Any:

@@ -36,9 +36,7 @@ def list_files(name: str, commit: str) -> tuple[list[str], Path | None, bool]:
     folder = _download(name, commit, ["README.md"])
     readme = folder / "README.md" if (folder / "README.md").is_file() else None
     try:
-        tree = get_cached_repo_tree(
-            name, repo_type="dataset", revision=commit, cache_dir=hub.cache()
-        )
+        tree = get_cached_repo_tree(name, repo_type="dataset", revision=commit, cache_dir=hub.cache())
         return [file.path for file in tree], readme, True
     except CachedRepoTreeNotFoundError:  # another library filled the cache, and there is no network
         files = [file for file in folder.rglob("*") if file.is_file()]

@@ -11,12 +11,22 @@ from typing import Any
 from iris_core.data.conversations import Message, Unusable
 
 ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
     "function_call": "assistant",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool", "tool_response": "tool",
-}  # fmt: skip
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
 KEPT = (
     "name",
     "tool_call_id",
@@ -68,8 +78,9 @@ def messages_of(value: Any, role: str, column: str) -> list[Message]:
         value = parsed
     elif isinstance(value, str) and _are_messages(_python_in(value)):
         raise Unusable(
-            "not messages", f"column {column!r} holds messages as Python writes them, {short(value)}: write them as JSON"
-        )  # fmt: skip
+            "not messages",
+            f"column {column!r} holds messages as Python writes them, {short(value)}: write them as JSON",
+        )
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
@@ -87,7 +98,7 @@ def conversation_in(value: Any, column: str) -> list[Message]:
     if parsed is None:
         return []
     if not isinstance(parsed, list) or not all(isinstance(item, dict) for item in parsed):
-        raise Unusable("not messages", f"column {column!r} holds {short(value)}, a list of messages is needed")  # fmt: skip
+        raise Unusable("not messages", f"column {column!r} holds {short(value)}, a list of messages is needed")
     return messages_of(parsed, "user", column)
 
 
@@ -97,10 +108,7 @@ def transcript_in(value: Any) -> list[Message] | None:
         return None
     parts = TRANSCRIPT.split(value)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
-    ]
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def check_order(messages: Sequence[Message]) -> None:
@@ -144,9 +152,7 @@ def _are_messages(value: Any) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
-        and all(
-            isinstance(item, dict) and item.get("role", item.get("from")) in ROLES for item in value
-        )
+        and all(isinstance(item, dict) and item.get("role", item.get("from")) in ROLES for item in value)
     )
 
 
@@ -154,14 +160,12 @@ def _message(item: dict[str, Any], column: str) -> Message:
     who = item.get("role", item.get("from"))
     role = ROLES.get(who) if isinstance(who, str) else None
     if role is None:
-        raise Unusable(
-            "unknown role", f"column {column!r} has a message by {who!r}; known: {', '.join(ROLES)}"
-        )
+        raise Unusable("unknown role", f"column {column!r} has a message by {who!r}; known: {', '.join(ROLES)}")
     content = item.get("content", item.get("value"))
     kept = {name: item[name] for name in KEPT if item.get(name)}
     if any(_is_off(item.get(name)) for name in LEARNED):
         kept["weight"] = 0
-    calls = content if who == "function_call" else item.get("tool_calls") or item.get("function_call")  # fmt: skip
+    calls = content if who == "function_call" else item.get("tool_calls") or item.get("function_call")
     if calls:
         kept["tool_calls"] = _calls(calls, column)
     text = "" if who == "function_call" else _content(content, column)
@@ -206,9 +210,7 @@ def _call(call: dict[str, Any], column: str) -> dict[str, Any]:
     """A tool call as chat templates take it, with arguments as values, not as JSON."""
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Unusable(
-            "tool call", f"column {column!r} has a tool call without a name: {short(call)}"
-        )
+        raise Unusable("tool call", f"column {column!r} has a tool call without a name: {short(call)}")
     arguments = json_in(function.get("arguments", {}))
     kept = {name: value for name, value in call.items() if name in ("id", "type")}
     return {

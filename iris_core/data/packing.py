@@ -81,9 +81,7 @@ def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def build_rows(
-    groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing
-) -> list[Row]:
+def build_rows(groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing) -> list[Row]:
     """Rows of some of the pairs, under a budget of computed tokens.
 
     Args:
@@ -120,9 +118,12 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = 
             ids += response
             positions += range(len(group.prompt), len(group.prompt) + len(response))
     row = {
-        "input_ids": ids, "position_ids": positions, "sources": sources, "targets": targets,
+        "input_ids": ids,
+        "position_ids": positions,
+        "sources": sources,
+        "targets": targets,
         "pairs": list(pairs),
-    }  # fmt: skip
+    }
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
     parts = [[len(group.prompt), *map(len, group.responses)] for group in groups]
     lengths = torch.tensor([group.sums for group in groups])

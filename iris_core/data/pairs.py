@@ -115,15 +115,11 @@ def make_pairs(
 
 def near_digest(conversation: Conversation) -> str:
     """Digest of the conversation before the answer, the same where only case, white space or Unicode form differ."""
-    messages = [
-        {**message, "content": _plain(text_of(message))} for message in conversation.messages
-    ]
+    messages = [{**message, "content": _plain(text_of(message))} for message in conversation.messages]
     return json_digest([messages, conversation.tools])
 
 
-def split_pairs(
-    usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str
-) -> list[Pair]:
+def split_pairs(usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str) -> list[Pair]:
     """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
 
     The turns of a conversation, and prompts that are nearly the same, lie on one side. With conversations of several turns
@@ -236,7 +232,5 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     )
     for name, tokens, limit in limits:
         if tokens > limit:
-            raise Unusable(
-                f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}"
-            )
+            raise Unusable(f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}")
     return Pair(prompt_id, prompt, response, prompt_ids, response_ids)

@@ -68,18 +68,14 @@ def read_rows(file: Path, columns: Collection[str | None] = ()) -> Iterator[Row]
         DataError: the file is empty, of another type, or damaged.
     """
     if not readable(file.name):
-        raise DataError(
-            f"{file}: cannot read {''.join(file.suffixes[-2:])!r} files: give one of {', '.join(READERS)}"
-        )
+        raise DataError(f"{file}: cannot read {''.join(file.suffixes[-2:])!r} files: give one of {', '.join(READERS)}")
     try:
         _check_content(file)
         yield from READERS[suffix(file.name)](file, columns)
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError, pa.ArrowException) as error:  # fmt: skip
-        raise DataError(
-            f"{file} cannot be read: {' '.join(str(error).split())}: fix the file"
-        ) from error
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}: fix the file") from error
 
 
 def _check_content(file: Path) -> None:
@@ -125,9 +121,7 @@ def _csv(file: Path, columns: Collection[str | None]) -> Iterator[Row]:
         _check_unique(header)
         for fields in reader:
             if fields and len(fields) != len(header):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(fields)} fields, the header has {len(header)}"
-                )
+                raise ValueError(f"line {reader.line_num} has {len(fields)} fields, the header has {len(header)}")
             if fields:
                 yield dict(zip(header, fields, strict=True))
 
@@ -163,7 +157,7 @@ def _parse(text: str, place: str = "") -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_float=_float, parse_constant=str)
     except json.JSONDecodeError as error:
-        raise json.JSONDecodeError(place + error.msg if place else error.msg, error.doc, error.pos) from None  # fmt: skip
+        raise json.JSONDecodeError(place + error.msg if place else error.msg, error.doc, error.pos) from None
     except ValueError as error:
         raise ValueError(f"{place}{error}") from None
 
@@ -190,7 +184,9 @@ def _rows_in(value: Any, columns: Collection[str | None]) -> list[Row]:
     if isinstance(value, dict) and not value.keys() & set(columns):
         lists = {name: items for name, items in value.items() if _is_table(items)}
         if len(lists) > 1:
-            raise ValueError(f"it holds several lists of rows, {', '.join(map(repr, lists))}: give a file with one of them")  # fmt: skip
+            raise ValueError(
+                f"it holds several lists of rows, {', '.join(map(repr, lists))}: give a file with one of them"
+            )
         value = next(iter(lists.values()), value)
     rows = value if isinstance(value, list) else [value]
     return [_row(row, f"row {number}") for number, row in enumerate(rows)]

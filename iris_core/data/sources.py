@@ -63,9 +63,7 @@ class Reading:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_conversations(
-    data: DataPart, path: SourcePath, seed: int, setting: str = "data.path"
-) -> Reading:
+def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str = "data.path") -> Reading:
     """The annotated conversations in `path`, in its order.
 
     Args:
@@ -128,9 +126,7 @@ def pin(data: DataPart) -> DataPart:
     pinned: dict[str, Any] = {"path": _pinned("data.path", data, data.path)}
     if data.heldout_path is not None:
         pinned["heldout_path"] = _pinned("data.heldout_path", data, data.heldout_path)
-    if all(
-        path in (data.path, data.heldout_path) for path in pinned.values()
-    ):  # nothing on the hub
+    if all(path in (data.path, data.heldout_path) for path in pinned.values()):  # nothing on the hub
         if data.revision is not None:
             raise ConfigError(
                 f"data.revision: {data.revision} is for data sets on the hub, {label('data.path', data.path)} is here: leave it out"
@@ -173,15 +169,10 @@ def _pinned(setting: str, data: DataPart, path: SourcePath) -> SourcePath:
         hub_files.commit_of(source.path, source.revision) if remote else None
         for source, remote in zip(sources, on_hub, strict=True)
     ]
-    return [
-        source.model_copy(update={"revision": commit})
-        for source, commit in zip(sources, commits, strict=True)
-    ]
+    return [source.model_copy(update={"revision": commit}) for source, commit in zip(sources, commits, strict=True)]
 
 
-def _read(
-    source: Source, data: DataPart, setting: str, several: bool, reading: Reading
-) -> list[list[Conversation]]:
+def _read(source: Source, data: DataPart, setting: str, several: bool, reading: Reading) -> list[list[Conversation]]:
     """The conversations of one source by row; what else there is to say goes to `reading`."""
     found = _find(setting, source)
     where = source.path
@@ -193,7 +184,7 @@ def _read(
     ]
     if not rows:
         raise DataError(f"{where} is empty: give a file with annotated pairs")
-    columns = list(dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None))  # fmt: skip
+    columns = list(dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None))
     form = format_of(source, columns, where)
     conversations = []
     for place, row in rows:
@@ -202,7 +193,7 @@ def _read(
             conversations.append(conversations_in(row, form, full, data.turns))
         except Unusable as error:
             if data.on_invalid == "error":
-                raise DataError(f"{where}, {place}: {error.detail}: fix it, or set data.on_invalid: drop") from None  # fmt: skip
+                raise DataError(f"{where}, {place}: {error.detail}: fix it, or set data.on_invalid: drop") from None
             reading.dropped[error.reason] += 1
     reading.warnings.extend(found.warnings)
     if unread := form.unread(columns):
@@ -312,5 +303,5 @@ def _matching(setting: str, path: Path) -> Found:
     matches = [file for file in base.glob("/".join(parts)) if file.is_file()] if parts else []
     names = splits.data_names([file.relative_to(base).as_posix() for file in matches])
     if not names:
-        raise DataError(f"{setting}: {path} matches no file of a type that can be read ({', '.join(READERS)})")  # fmt: skip
+        raise DataError(f"{setting}: {path} matches no file of a type that can be read ({', '.join(READERS)})")
     return Found([base / name for name in names], names)

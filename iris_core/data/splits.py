@@ -21,10 +21,17 @@ from iris_core.data import rows
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 SHARD = re.compile(r"data/([\w.-]+?)-\d{5}-of-\d{5}")
 KEYWORDS = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
 
 
 @dataclass
@@ -78,13 +85,9 @@ def choose(found: Layout, subset: str | None, split: str, where: str) -> list[st
     """
     name = subset or found.default
     if name is None:
-        raise DataError(
-            f"{where} has the subsets {', '.join(map(repr, found.subsets))}: set data.name"
-        )
+        raise DataError(f"{where} has the subsets {', '.join(map(repr, found.subsets))}: set data.name")
     if name not in found.subsets:
-        raise DataError(
-            f"{where} has no subset {name!r}; it has {', '.join(map(repr, found.subsets))}: set data.name"
-        )
+        raise DataError(f"{where} has no subset {name!r}; it has {', '.join(map(repr, found.subsets))}: set data.name")
     splits = found.subsets[name]
     if not any(splits.values()):
         raise DataError(f"{where} holds no data files: {', '.join(rows.READERS)} can be read")
@@ -131,9 +134,7 @@ def _declared(readme: str | None) -> list[dict[str, Any]]:
     try:
         content = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError as error:
-        raise DataError(
-            f"README.md: its head is not YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise DataError(f"README.md: its head is not YAML: {' '.join(str(error).split())}") from error
     found = content.get("configs") if isinstance(content, dict) else None
     return [each for each in found or () if isinstance(each, dict)]
 
@@ -156,11 +157,7 @@ def _patterns(value: Any) -> dict[str, list[str]]:
     items = value if isinstance(value, list) else [value]
     found: dict[str, list[str]] = {}
     for item in items:
-        split, paths = (
-            (item.get("split", "train"), item.get("path"))
-            if isinstance(item, dict)
-            else ("train", item)
-        )
+        split, paths = (item.get("split", "train"), item.get("path")) if isinstance(item, dict) else ("train", item)
         found.setdefault(str(split), []).extend(paths if isinstance(paths, list) else [str(paths)])
     return found
 

@@ -25,16 +25,12 @@ class Template:
         date: what the template is told when it asks for the date.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], date: datetime.date
-    ):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], date: datetime.date):
         self.tokenizer = tokenizer
         midnight = datetime.datetime.combine(date, datetime.time())
         self.variables = {**variables, "strftime_now": midnight.strftime}
 
-    def render(
-        self, messages: list[Message], tools: Tools = None, *, asks: bool, unfinished: bool = False
-    ) -> str:
+    def render(self, messages: list[Message], tools: Tools = None, *, asks: bool, unfinished: bool = False) -> str:
         """The text of `messages`.
 
         Args:
@@ -44,9 +40,13 @@ class Template:
             unfinished: whether the last message goes on.
         """
         rendered = self.tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=asks,
-            continue_final_message=unfinished, **self.variables,
-        )  # fmt: skip
+            messages,
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=asks,
+            continue_final_message=unfinished,
+            **self.variables,
+        )
         return str(rendered)
 
 
@@ -55,9 +55,7 @@ class ChatPrompts:
 
     template: Template
 
-    def apply_chat_template(
-        self, chat_history: list[Message], add_generation_prompt: bool = True
-    ) -> str:
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of `chat_history`; as in the harness, without system turns where the template refuses them."""
         try:
             return self._rendered(chat_history, add_generation_prompt)

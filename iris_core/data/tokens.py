@@ -67,9 +67,7 @@ class Renderings:
         if found is None:
             return text
         if not self.tokenizer.is_fast or PRIVATE.search(text):
-            raise Unusable(
-                "special token in text", f"the text contains the special token {found.group()!r}"
-            )
+            raise Unusable("special token in text", f"the text contains the special token {found.group()!r}")
         return self._strings.sub(lambda match: chr(HIDDEN + self._names.index(match.group())), text)
 
     def split(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
@@ -99,9 +97,7 @@ class Renderings:
         """How many special tokens a part of a rendering has that holds nobody's text."""
         return sum(token in self.control for token in self._encode(text, literal=False).ids)
 
-    def _ways_to_go_on(
-        self, border: int, whole: str, both: Encoded, literal: bool
-    ) -> Iterator[list[int]]:
+    def _ways_to_go_on(self, border: int, whole: str, both: Encoded, literal: bool) -> Iterator[list[int]]:
         """Tokens of `whole[border:]`: the first few tokenised apart, as the middle of a text, then those of `both`.
 
         Some tokenizers leave spaces out of the characters of a token, at either of its ends: hence several.
@@ -123,9 +119,7 @@ class Renderings:
 
     def _spelled(self, rendered: str) -> str:
         """`rendered` with hidden strings written out, and stand-ins for the special tokens of the template."""
-        safe = self._strings.sub(
-            lambda match: chr(STAND_IN + self._names.index(match.group())), rendered
-        )
+        safe = self._strings.sub(lambda match: chr(STAND_IN + self._names.index(match.group())), rendered)
         for number, name in enumerate(self._names):
             safe = safe.replace(chr(HIDDEN + number), name)
         return safe
@@ -156,9 +150,12 @@ class Renderings:
         for number, name in enumerate(self._names):
             flags = known.get(self.special[name])
             stand_in = AddedToken(
-                chr(STAND_IN + number), special=False, normalized=False,
-                lstrip=bool(flags and flags.lstrip), rstrip=bool(flags and flags.rstrip),
-            )  # fmt: skip
+                chr(STAND_IN + number),
+                special=False,
+                normalized=False,
+                lstrip=bool(flags and flags.lstrip),
+                rstrip=bool(flags and flags.rstrip),
+            )
             literal.add_tokens([stand_in])
         return literal
 
@@ -182,18 +179,19 @@ def _special_strings(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) 
     found |= {name: token for name, token in named.items() if token is not None}
     pad, name = tokenizer.pad_token_id, str(tokenizer.pad_token)
     ending = (tokenizer.eos_token_id, tokenizer.bos_token_id, *ends)
-    if pad not in (None, *ending) and _encode(tokenizer, name, split_special_tokens=True).ids == [
-        pad
-    ]:
+    if pad not in (None, *ending) and _encode(tokenizer, name, split_special_tokens=True).ids == [pad]:
         found.pop(name, None)
     return {name: token for name, token in found.items() if name}
 
 
 def _encode(tokenizer: Any, text: str, split_special_tokens: bool = False) -> Encoded:
     found = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=split_special_tokens,
-        return_offsets_mapping=tokenizer.is_fast, return_attention_mask=False,
-    )  # fmt: skip
+        text,
+        add_special_tokens=False,
+        split_special_tokens=split_special_tokens,
+        return_offsets_mapping=tokenizer.is_fast,
+        return_attention_mask=False,
+    )
     return Encoded(list(found["input_ids"]), found.get("offset_mapping", []))
 
 

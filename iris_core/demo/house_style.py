@@ -213,9 +213,7 @@ def shares(name: str, total: int) -> dict[str, int]:
         ConfigError: fewer pairs than kinds; `name` says of what.
     """
     if total < len(KINDS):
-        raise ConfigError(
-            f"{name} is {total}: must be at least {len(KINDS)}, one pair of each kind"
-        )
+        raise ConfigError(f"{name} is {total}: must be at least {len(KINDS)}, one pair of each kind")
     each, rest = divmod(total, len(KINDS))
     return {kind: each + (index < rest) for index, kind in enumerate(KINDS)}
 

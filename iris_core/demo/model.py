@@ -60,9 +60,7 @@ def ensure(out: Path | None = None) -> Path:
     if is_complete(out):
         return out
     if out.is_dir() and any(out.iterdir()):
-        raise ModelError(
-            f"{out} exists and is not the demo model. Remove it, or name another folder with --out."
-        )
+        raise ModelError(f"{out} exists and is not the demo model. Remove it, or name another folder with --out.")
     gguf = find_gguf()
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -38,9 +38,7 @@ PRODUCT_PROMPTS = (
     "There are {a} boxes of {b} pens and {c} loose pens. How many pens in all?",
 )
 
-MONTHS = words(
-    "January February March April May June July August September October November December"
-)
+MONTHS = words("January February March April May June July August September October November December")
 WEEKDAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 DATE_PROMPTS = (
     "Write {day} {month} {year} as an ISO date.",

@@ -28,9 +28,7 @@ def answer(
     if hasattr(lm, "lora_request"):
         from vllm import SamplingParams
 
-        settings = SamplingParams(
-            temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends, detokenize=False
-        )
+        settings = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=ends, detokenize=False)
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         outputs = lm.model.generate(inputs, settings, lora_request=lm.lora_request, use_tqdm=False)
         return [_before(list(output.outputs[0].token_ids), ends) for output in outputs]
@@ -44,14 +42,10 @@ def answer(
 
 
 @torch.inference_mode()
-def _answer_batch(
-    lm: Any, prompts: list[list[int]], max_new_tokens: int, ends: list[int]
-) -> list[list[int]]:
+def _answer_batch(lm: Any, prompts: list[list[int]], max_new_tokens: int, ends: list[int]) -> list[list[int]]:
     from iris_core.evaluation.prefix_lm import half_the_threads, prefill
 
-    padded = lm.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(
-        lm.device
-    )
+    padded = lm.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(lm.device)
     cache = {}
     if lm.only_attends:
         found = prefill(lm.model, padded["input_ids"], padded["attention_mask"], shared=0)

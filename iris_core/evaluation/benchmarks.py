@@ -48,9 +48,28 @@ class Benchmark:
 
 
 _TABLE = (
-    Benchmark("gsm8k", "GSM8K", "gsm8k", "openai/gsm8k", "gsm8k", 5, "exact_match", "strict-match",
-              ("exact_match,flexible-extract",), generates=True),
-    Benchmark("math", "MATH", "leaderboard_math_hard", "DigitalLearningGmbH/MATH-lighteval", "leaderboard/math", 4, "exact_match", generates=True),
+    Benchmark(
+        "gsm8k",
+        "GSM8K",
+        "gsm8k",
+        "openai/gsm8k",
+        "gsm8k",
+        5,
+        "exact_match",
+        "strict-match",
+        ("exact_match,flexible-extract",),
+        generates=True,
+    ),
+    Benchmark(
+        "math",
+        "MATH",
+        "leaderboard_math_hard",
+        "DigitalLearningGmbH/MATH-lighteval",
+        "leaderboard/math",
+        4,
+        "exact_match",
+        generates=True,
+    ),
     Benchmark("musr", "MUSR", "leaderboard_musr", "TAUR-Lab/MuSR", "leaderboard/musr", 0, "acc_norm"),
     Benchmark("mmlu", "MMLU", "mmlu", "cais/mmlu", "mmlu/default", 5, "acc"),
     Benchmark("mmlu_pro", "MMLU-Pro", "leaderboard_mmlu_pro", "TIGER-Lab/MMLU-Pro", "leaderboard/mmlu_pro", 5, "acc"),
@@ -58,9 +77,18 @@ _TABLE = (
     Benchmark("hellaswag", "HellaSwag", "hellaswag", "Rowan/hellaswag", "hellaswag", 10, "acc_norm"),
     Benchmark("winogrande", "WinoGrande", "winogrande", "allenai/winogrande", "winogrande", 5, "acc"),
     Benchmark("bbh", "BBH", "leaderboard_bbh", "SaylorTwift/bbh", "leaderboard/bbh_mc", 3, "acc_norm"),
-    Benchmark("ifeval", "IFEval", "leaderboard_ifeval", "wis-k/instruction-following-eval", "leaderboard/ifeval", 0, "prompt_level_strict_acc",
-              recorded=("prompt_level_loose_acc,none", "inst_level_strict_acc,none"), generates=True),
-)  # fmt: skip
+    Benchmark(
+        "ifeval",
+        "IFEval",
+        "leaderboard_ifeval",
+        "wis-k/instruction-following-eval",
+        "leaderboard/ifeval",
+        0,
+        "prompt_level_strict_acc",
+        recorded=("prompt_level_loose_acc,none", "inst_level_strict_acc,none"),
+        generates=True,
+    ),
+)
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _TABLE}
 
 

@@ -34,9 +34,7 @@ from iris_core.generation.engines import served_rank, vllm_settings
 from iris_core.modeling import loading
 from iris_core.store import Artifact, Policy
 
-FEWSHOT_SEED = (
-    1234  # the harness's own default: which examples a prompt shows, whatever the experiment's seed
-)
+FEWSHOT_SEED = 1234  # the harness's own default: which examples a prompt shows, whatever the experiment's seed
 LOAD_SEED = 0  # GPQA shuffles its choices while it is loaded
 BATCH_SIZE = 16
 MAX_LENGTH = 8192  # longer than any prompt of the ten; bounds vLLM's memory
@@ -101,9 +99,15 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
 
 
 def open_model(
-    policy: Policy, backend: str, dtype: str, *, template: Template, ends: list[int], trust_remote_code: bool,
+    policy: Policy,
+    backend: str,
+    dtype: str,
+    *,
+    template: Template,
+    ends: list[int],
+    trust_remote_code: bool,
     batch_size: int,
-) -> Any:  # fmt: skip
+) -> Any:
     """The harness's model for `policy`: vLLM serving base and adapter, or transformers with shared prefixes.
 
     Args:
@@ -124,9 +128,7 @@ def open_model(
     return opened
 
 
-def _open_hf(
-    policy: Policy, dtype: str, template: Template, trust_remote_code: bool, batch_size: int
-) -> Any:
+def _open_hf(policy: Policy, dtype: str, template: Template, trust_remote_code: bool, batch_size: int) -> Any:
     from iris_core.evaluation.prefix_lm import PrefixLM
 
     model = loading.load_policy(policy, dtype, trust_remote_code=trust_remote_code)
@@ -137,9 +139,14 @@ def _open_hf(
 
 
 def score(
-    lm: Any, benchmark: Benchmark, tasks: Tasks, *, limit: int | None, apply_chat_template: bool,
+    lm: Any,
+    benchmark: Benchmark,
+    tasks: Tasks,
+    *,
+    limit: int | None,
+    apply_chat_template: bool,
     max_gen_tokens: int | None,
-) -> Result:  # fmt: skip
+) -> Result:
     """Runs one benchmark.
 
     Args:
@@ -154,9 +161,7 @@ def score(
     import lm_eval.evaluator
     import tqdm
 
-    lm_eval.api.task.tqdm = functools.partial(
-        tqdm.tqdm, disable=True
-    )  # a bar for each of a hundred tasks
+    lm_eval.api.task.tqdm = functools.partial(tqdm.tqdm, disable=True)  # a bar for each of a hundred tasks
     random.seed(LOAD_SEED)
     np.random.seed(FEWSHOT_SEED)
     torch.manual_seed(FEWSHOT_SEED)
@@ -178,9 +183,7 @@ def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
 
     from iris_core.evaluation.prefix_vllm import PrefixVLLM
 
-    config = AutoConfig.from_pretrained(
-        policy.model.path, trust_remote_code=trust_remote_code
-    ).get_text_config()
+    config = AutoConfig.from_pretrained(policy.model.path, trust_remote_code=trust_remote_code).get_text_config()
     if policy.adapter is not None:
         settings |= {
             "lora_local_path": str(policy.adapter.path),
@@ -203,9 +206,7 @@ def _configure(task: Any, shots: int, max_gen_tokens: int | None, default_tokens
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
     if max_gen_tokens is not None and task.get_config("output_type") == "generate_until":
         own = (task.get_config("generation_kwargs") or {}).get("max_gen_toks", default_tokens)
-        task.set_config(
-            key="generation_kwargs", value={"max_gen_toks": min(own, max_gen_tokens)}, update=True
-        )
+        task.set_config(key="generation_kwargs", value={"max_gen_toks": min(own, max_gen_tokens)}, update=True)
 
 
 def _result(benchmark: Benchmark, results: Any) -> Result:
@@ -218,9 +219,7 @@ def _result(benchmark: Benchmark, results: Any) -> Result:
     ]
     items = [float(sample[benchmark.metric]) for sample in samples]
     stderr = scores.get(f"{benchmark.metric}_stderr,{benchmark.filter}")
-    if not isinstance(
-        stderr, float
-    ):  # the harness gives none where a subtask has one item: pool the items
+    if not isinstance(stderr, float):  # the harness gives none where a subtask has one item: pool the items
         stderr = float(np.std(items, ddof=1) / len(items) ** 0.5) if len(items) > 1 else None
     version = results["versions"].get(benchmark.task, "N/A")
     if version == "N/A":  # a group without a version of its own: that of its tasks
@@ -229,9 +228,7 @@ def _result(benchmark: Benchmark, results: Any) -> Result:
         value=float(scores[f"{benchmark.metric},{benchmark.filter}"]),
         stderr=stderr,
         items=items,
-        items_digest=json_digest(
-            [[sample["doc_hash"], sample["target_hash"]] for sample in samples]
-        ),
+        items_digest=json_digest([[sample["doc_hash"], sample["target_hash"]] for sample in samples]),
         task_version=version,
         recorded={name: float(scores[name]) for name in benchmark.recorded},
     )
@@ -255,9 +252,7 @@ def _no_data(name: str, data: Artifact | None, error: Exception) -> IrisError:
         return EvaluationError(
             f"evaluation.data_dir: {name} cannot read {data.path} ({place}): {error}. {_remedy(name, data.path)}"
         )
-    message = (
-        f"evaluation: {name} needs {needed[0].path}, which cannot be loaded from the hub: {error}. "
-    )
+    message = f"evaluation: {name} needs {needed[0].path}, which cannot be loaded from the hub: {error}. "
     remedy = "Set evaluation.data_dir to a mirror (`python -m iris_core.mirror --out DIR` makes one) or to `miniature`"
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     return (
@@ -302,9 +297,5 @@ def _prepare_ifeval(data: Artifact | None) -> None:
     import nltk
 
     langdetect.DetectorFactory.seed = 0
-    if (
-        data is not None
-        and (folder := data.path / NLTK_FOLDER).is_dir()
-        and str(folder) not in nltk.data.path
-    ):
+    if data is not None and (folder := data.path / NLTK_FOLDER).is_dir() and str(folder) not in nltk.data.path:
         nltk.data.path.insert(0, str(folder))

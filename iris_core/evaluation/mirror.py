@@ -42,9 +42,7 @@ def mirror(folder: Path, names: list[str]) -> None:
 def in_mirror(folder: Path, item: DataSet) -> bool:
     """Whether the mirror `folder` holds every split of `item` that the benchmarks read."""
     home = folder / item.path / (item.config or "default")
-    return all(
-        any((home / f"{split}{suffix}").is_file() for suffix in SUFFIXES) for split in item.splits
-    )
+    return all(any((home / f"{split}{suffix}").is_file() for suffix in SUFFIXES) for split in item.splits)
 
 
 def write_rows(home: Path, splits: dict[str, Rows]) -> None:
@@ -78,25 +76,18 @@ def _download(item: DataSet) -> dict[str, Any]:
     import datasets
 
     try:
-        return {
-            split: datasets.load_dataset(item.path, item.config, split=split)
-            for split in item.splits
-        }
+        return {split: datasets.load_dataset(item.path, item.config, split=split) for split in item.splits}
     except datasets.exceptions.DatasetNotFoundError as error:
         raise EvaluationError(
             f"{item.path} is missing on the hub, or gated: open https://huggingface.co/datasets/{item.path}, "
             "accept its terms, log in with `hf auth login`, and run this again"
         ) from error
     except (ConnectionError, OSError) as error:
-        raise ServiceError(
-            f"the Hugging Face hub cannot be reached for {item.path}: run this where it can"
-        ) from error
+        raise ServiceError(f"the Hugging Face hub cannot be reached for {item.path}: run this where it can") from error
 
 
 def _download_punkt(folder: Path) -> None:
     import nltk
 
     if not nltk.download("punkt_tab", download_dir=str(folder), quiet=True):
-        raise ServiceError(
-            "nltk's punkt_tab cannot be downloaded, IFEval needs it: run this where there is a network"
-        )
+        raise ServiceError("nltk's punkt_tab cannot be downloaded, IFEval needs it: run this where there is a network")

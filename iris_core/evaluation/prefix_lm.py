@@ -79,14 +79,10 @@ class PrefixLM(ChatPrompts, HFLM):
             self.batch_size_per_gpu = size
 
     @torch.inference_mode()
-    def _loglikelihood_tokens(
-        self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None
-    ) -> Any:
+    def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
         items = [Request(context, continuation) for _, context, continuation in requests]
         if not self._can_share(items):
-            return super()._loglikelihood_tokens(
-                requests, disable_tqdm=True, override_bs=override_bs
-            )
+            return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
         logprobs, greedy = [0.0] * len(items), [True] * len(items)
         row_tokens = ROW_TOKENS if self.device.type == "cpu" else GPU_ROW_TOKENS
         for row in rows(items, self.max_length, row_tokens):
@@ -112,9 +108,7 @@ class PrefixLM(ChatPrompts, HFLM):
         ).logits[0]
         targets, back = torch.tensor(row.targets, device=self.device), back.to(self.device)
         logprobs, top = torch.empty(len(targets), device=self.device), logits.argmax(dim=-1)
-        for start in range(
-            0, len(targets), LOGIT_ROWS
-        ):  # a row of choices may repeat one place many times
+        for start in range(0, len(targets), LOGIT_ROWS):  # a row of choices may repeat one place many times
             part = slice(start, start + LOGIT_ROWS)
             chosen = logits[back[part]].float()
             logprobs[part] = chosen.gather(1, targets[part, None])[:, 0] - chosen.logsumexp(dim=-1)
@@ -129,9 +123,7 @@ class PrefixLM(ChatPrompts, HFLM):
         return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, lowest)
 
     @torch.inference_mode()
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **settings: Any
-    ) -> Tensor:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
         settings |= {"eos_token_id": self.ends} if self.ends else {}
         attention = settings.get("attention_mask")
         if attention is None or not self.only_attends:

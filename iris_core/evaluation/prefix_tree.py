@@ -58,9 +58,7 @@ class Request:
         return (self.context + self.continuation)[:-1][-max_length:]
 
 
-def rows(
-    requests: Sequence[Request], max_length: int, row_tokens: int = ROW_TOKENS
-) -> Iterator[Row]:
+def rows(requests: Sequence[Request], max_length: int, row_tokens: int = ROW_TOKENS) -> Iterator[Row]:
     """Packs `requests` into rows of up to `row_tokens`, or twice the tokens of a request that is long itself.
 
     Neighbours in sorted order share their longest prefixes, so the requests are taken in that order.

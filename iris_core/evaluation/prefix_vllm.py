@@ -32,9 +32,7 @@ try:
 finally:
     importlib.metadata.version = _version
 
-SHORT = (
-    4  # tokens of a choice up to which asking for each of them is less work than the whole prompt
-)
+SHORT = 4  # tokens of a choice up to which asking for each of them is less work than the whole prompt
 CHUNK = 2048  # requests prepared together
 
 
@@ -55,19 +53,13 @@ class PrefixVLLM(ChatPrompts, VLLM):
         """As the harness's, without its progress bar."""
         return super().generate_until(requests, disable_tqdm=True)
 
-    def _model_generate(
-        self, requests: Any, generate: bool = False, sampling_params: Any = None
-    ) -> Any:
+    def _model_generate(self, requests: Any, generate: bool = False, sampling_params: Any = None) -> Any:
         if sampling_params is None:
-            sampling_params = SamplingParams(
-                temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False
-            )
+            sampling_params = SamplingParams(temperature=0, prompt_logprobs=1, max_tokens=1, detokenize=False)
         for each in sampling_params if generate else ():
             each.stop_token_ids = list({*each.stop_token_ids, *self.ends})
         prompts = [{"prompt_token_ids": list(tokens)} for tokens in requests]
-        return self.model.generate(
-            prompts, sampling_params, lora_request=self.lora_request, use_tqdm=False
-        )
+        return self.model.generate(prompts, sampling_params, lora_request=self.lora_request, use_tqdm=False)
 
     def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True) -> Any:
         short: list[int] = []
@@ -92,15 +84,10 @@ class PrefixVLLM(ChatPrompts, VLLM):
         for prefix, token in (step for path in steps for step in path):
             wanted.setdefault(prefix, {})[token] = None
         settings = [
-            SamplingParams(
-                temperature=0, max_tokens=1, logprob_token_ids=list(tokens), detokenize=False
-            )
+            SamplingParams(temperature=0, max_tokens=1, logprob_token_ids=list(tokens), detokenize=False)
             for tokens in wanted.values()
         ]
-        outputs = [
-            output.outputs[0]
-            for output in self._model_generate(list(wanted), sampling_params=settings)
-        ]
+        outputs = [output.outputs[0] for output in self._model_generate(list(wanted), sampling_params=settings)]
         answers = dict(zip(wanted, outputs, strict=True))
         return [
             (
@@ -111,9 +98,7 @@ class PrefixVLLM(ChatPrompts, VLLM):
         ]
 
 
-def _steps(
-    context: list[int], continuation: list[int], longest: int
-) -> list[tuple[tuple[int, ...], int]]:
+def _steps(context: list[int], continuation: list[int], longest: int) -> list[tuple[tuple[int, ...], int]]:
     """What each token of `continuation` is predicted from, and the token; cut on the left to `longest` in all."""
     tokens = tuple(context + continuation)[-longest:]
     start = len(tokens) - len(continuation)

@@ -22,9 +22,7 @@ from iris_core.execution.launch import signal_name
 
 ENGINE = "EngineCore"  # how names of its processes begin
 LOOK_EVERY_S = 0.2
-GRACE_S = (
-    3.0  # for vLLM to raise an error of its own, and to end an engine that nobody needs any longer
-)
+GRACE_S = 3.0  # for vLLM to raise an error of its own, and to end an engine that nobody needs any longer
 
 
 @contextmanager
@@ -53,9 +51,7 @@ def _watch(stage: str, engines: set[BaseProcess], over: threading.Event) -> None
         engines.update(process for process in found if process.name.startswith(ENGINE))
         if (code := _exit_code(engines)) is not None and not over.wait(GRACE_S):
             error = _failed(stage, code)
-            progress.emit(
-                "error", kind="StageFailed", message=str(error), exit_code=error.exit_code
-            )
+            progress.emit("error", kind="StageFailed", message=str(error), exit_code=error.exit_code)
             print(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
 

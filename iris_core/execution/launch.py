@@ -86,26 +86,27 @@ def launch(
     manifest = read_manifest(folder)
     if error is None and manifest is not None:
         return manifest
-    raise error or StageFailed(
-        f"{spec.stage} ended without a manifest in {folder}: run again to resume"
-    )
+    raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")
 
 
 def supervise(
     stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None], pass_fds: Sequence[int] = ()
-) -> IrisError | None:  # fmt: skip
+) -> IrisError | None:
     """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
     launch_id = uuid.uuid4().hex
     to_log = _Guarded(f"the log of {stage}", on_log)
     events = _Events(stage, _Guarded(f"the progress of {stage}", on_progress), to_log)
     with _pipe() as (progress_in, progress_out):
         environment = {
-            **TELEMETRY_OFF, **CPU_SETTINGS, **os.environ, "PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1",
-            FD_VARIABLE: str(progress_out), LAUNCH_VARIABLE: launch_id,
-        }  # fmt: skip
-        process = supervision.start(
-            stage, command, environment, subprocess.PIPE, pass_fds=[progress_out, *pass_fds]
-        )
+            **TELEMETRY_OFF,
+            **CPU_SETTINGS,
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "TQDM_DISABLE": "1",
+            FD_VARIABLE: str(progress_out),
+            LAUNCH_VARIABLE: launch_id,
+        }
+        process = supervision.start(stage, command, environment, subprocess.PIPE, pass_fds=[progress_out, *pass_fds])
         assert process.stdout is not None
         readers = [
             _read(progress_in, events.lines.put),
@@ -145,7 +146,7 @@ class _Guarded:
                 self.listener(value)
             except Exception as error:
                 if not self.failed:
-                    log.warning("%s is incomplete: %s: %s", self.what, type(error).__name__, first_line(error))  # fmt: skip
+                    log.warning("%s is incomplete: %s: %s", self.what, type(error).__name__, first_line(error))
                 self.failed = True
 
 
@@ -214,9 +215,7 @@ def _read(lines: Iterable[str], to: Callable[[str], None]) -> threading.Thread:
 def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
     kind = getattr(errors, event["kind"], None)
     if not (isinstance(kind, type) and issubclass(kind, IrisError)):
-        crash = StageFailed(
-            f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)"
-        )
+        crash = StageFailed(f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)")
         crash.retryable = False
         return crash
     return kind(event["message"])

@@ -37,9 +37,7 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     """Runs one stage from the command line and exits with its code."""
     parser = argparse.ArgumentParser(description=f"Run the stage `{spec_type.stage}`.")
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the stage's spec")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the output; run again to resume"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the output; run again to resume")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
@@ -61,16 +59,8 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
             message = redact(str(error))
             progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
-        sys.exit(
-            _report(
-                OutOfMemoryError(
-                    f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})"
-                )
-            )
-        )
-    logging.getLogger(spec_type.stage).info(
-        "%s is complete in %s", spec_type.stage, manifest.folder
-    )
+        sys.exit(_report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
+    logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, manifest.folder)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:
@@ -102,6 +92,8 @@ def _report(error: IrisError) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )  # fmt: skip
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -44,9 +44,15 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def start(
-    name: str, command: Sequence[str], environment: Mapping[str, str], stdout: int | IO[Any], *,
-    cwd: Path | None = None, pass_fds: Sequence[int] = (), outlives: bool = False,
-) -> subprocess.Popen[str]:  # fmt: skip
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stdout: int | IO[Any],
+    *,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    outlives: bool = False,
+) -> subprocess.Popen[str]:
     """Starts `command` below a supervisor, in a session of its own.
 
     Args:

@@ -98,8 +98,11 @@ def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
     with members(spec, out, count):
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"file://{meeting}", rank=rank(), world_size=count, timeout=PATIENCE,
-        )  # fmt: skip
+            init_method=f"file://{meeting}",
+            rank=rank(),
+            world_size=count,
+            timeout=PATIENCE,
+        )
         try:
             yield
         finally:
@@ -140,7 +143,7 @@ def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[b
     environment = {name: value for name, value in os.environ.items() if name != FD_VARIABLE}
     environment |= {RANK: str(number), SIZE: str(count), LEADER: str(os.getpid())}
     environment["CUDA_VISIBLE_DEVICES"] = _device(number)
-    command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]  # fmt: skip
+    command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]
     return subprocess.Popen(command, env=environment)
 
 
@@ -153,12 +156,12 @@ def _device(number: int) -> str:
     return visible.split(",")[number] if count else ""
 
 
-def _watch(
-    stage: str, number: int, process: subprocess.Popen[bytes], over: threading.Event
-) -> None:
+def _watch(stage: str, number: int, process: subprocess.Popen[bytes], over: threading.Event) -> None:
     """Ends this process, which would wait for ever, with the code of a rank that failed before all was `over`."""
     code = process.wait()
     if code and not over.is_set():
-        message = f"rank {number} of the stage {stage} ended with code {code}: the log has its error; run again to resume"
+        message = (
+            f"rank {number} of the stage {stage} ended with code {code}: the log has its error; run again to resume"
+        )
         progress.emit("error", kind="StageFailed", message=message, exit_code=code)
         os._exit(code if code > 0 else 70)

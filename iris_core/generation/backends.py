@@ -19,9 +19,7 @@ def resolve(field: str, wanted: str, fallback: str) -> str:
     """
     installed = importlib.util.find_spec("vllm") is not None
     if wanted == "vllm" and not installed:
-        raise ConfigError(
-            f"{field}: vllm is not installed here: install it (`make setup`), or use `{fallback}`"
-        )
+        raise ConfigError(f"{field}: vllm is not installed here: install it (`make setup`), or use `{fallback}`")
     return wanted if wanted != "auto" else ("vllm" if installed else fallback)
 
 

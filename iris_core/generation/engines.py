@@ -109,9 +109,7 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
         }
     generation = spec.generation
     longest = longest_prompt + generation.max_new_tokens
-    if (
-        not torch.cuda.is_available()
-    ):  # a prompt split over two steps fails there if it has a seed of its own
+    if not torch.cuda.is_available():  # a prompt split over two steps fails there if it has a seed of its own
         settings |= {
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
@@ -130,18 +128,20 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
             [{"prompt_token_ids": ids} for ids in prompts],
             [
                 SamplingParams(
-                    temperature=generation.temperature, top_p=generation.top_p, max_tokens=generation.max_new_tokens,
-                    seed=seed, stop_token_ids=spec.stop_token_ids, detokenize=False,
+                    temperature=generation.temperature,
+                    top_p=generation.top_p,
+                    max_tokens=generation.max_new_tokens,
+                    seed=seed,
+                    stop_token_ids=spec.stop_token_ids,
+                    detokenize=False,
                 )
                 for seed in seeds
             ],
             lora_request=request,
             use_tqdm=False,
-        )  # fmt: skip
+        )
         completions = [output.outputs[0] for output in outputs]
-        return [
-            Sample(list(item.token_ids), item.finish_reason or "length") for item in completions
-        ]
+        return [Sample(list(item.token_ids), item.finish_reason or "length") for item in completions]
 
     return sample
 
@@ -178,13 +178,14 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
     @torch.inference_mode()
     def batch(prompts: list[list[int]], seed: int) -> list[Sample]:
         torch.manual_seed(seed)
-        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(
-            model.device
-        )
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
         ids = model.generate(
-            **padded, max_new_tokens=generation.max_new_tokens, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
+            **padded,
+            max_new_tokens=generation.max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
             **sampling,
-        )  # fmt: skip
+        )
         return [_until(row, ends) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:

@@ -102,9 +102,7 @@ class _Pair:
     def expected(self, groups: list[Group]) -> Values:
         """What plain forwards of the reference give."""
         if len(groups) not in self._expected:
-            self._expected[len(groups)] = _differentiate(
-                self.reference, lambda model: plain_logprobs(model, groups)
-            )
+            self._expected[len(groups)] = _differentiate(self.reference, lambda model: plain_logprobs(model, groups))
         return self._expected[len(groups)]
 
 
@@ -136,8 +134,7 @@ def _adapted(pair: _Pair, lora: LoraPart) -> _Pair:
     settings = {"r": 2, "target_modules": lora.targets, "task_type": "CAUSAL_LM"}
     try:
         reference, model = (
-            get_peft_model(side, LoraConfig(**settings)).eval()
-            for side in (pair.reference, pair.model)
+            get_peft_model(side, LoraConfig(**settings)).eval() for side in (pair.reference, pair.model)
         )
         plain_logprobs(reference, SHORT)
     except Exception as error:
@@ -202,9 +199,7 @@ def plain_logprobs(model: Any, groups: list[Group]) -> Tensor:
         logprobs = logits[places].float().log_softmax(dim=-1)
         return logprobs.gather(1, torch.tensor(response)[:, None]).sum()
 
-    return torch.stack(
-        [torch.stack([logprob(group.prompt, ids) for ids in group.responses]) for group in groups]
-    )
+    return torch.stack([torch.stack([logprob(group.prompt, ids) for ids in group.responses]) for group in groups])
 
 
 def difference(found: Values, expected: Values) -> str | None:

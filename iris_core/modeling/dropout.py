@@ -43,8 +43,4 @@ def parts(config: PreTrainedConfig) -> Iterator[Any]:
 
 
 def _rates(config: Any) -> list[str]:
-    return [
-        name
-        for name, value in vars(config).items()
-        if NOISE.search(name) and isinstance(value, float) and value
-    ]
+    return [name for name, value in vars(config).items() if NOISE.search(name) and isinstance(value, float) and value]

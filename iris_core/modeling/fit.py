@@ -29,9 +29,7 @@ class Choice(NamedTuple):
         """What somebody who waits for the training should know."""
         if self.reason is None:
             return []
-        return [
-            f"training.packing: separate rows, which are slower than packed ones: {self.reason}"
-        ]
+        return [f"training.packing: separate rows, which are slower than packed ones: {self.reason}"]
 
 
 def prove(config: PreTrainedConfig, spec: PrepareSpec) -> architectures.Proof:
@@ -40,9 +38,7 @@ def prove(config: PreTrainedConfig, spec: PrepareSpec) -> architectures.Proof:
     Raises:
         ModelError: none are.
     """
-    proof = architectures.probe(
-        config, spec.lora, spec.gradient_checkpointing, spec.model.trust_remote_code
-    )
+    proof = architectures.probe(config, spec.lora, spec.gradient_checkpointing, spec.model.trust_remote_code)
     if proof.separate is not None:
         raise ModelError(
             f"model.path: {spec.model.path} ({config.model_type}) cannot be trained: {proof.separate}; use another model"
@@ -96,10 +92,7 @@ def window(config: PreTrainedConfig) -> float:
         found += [
             value
             for name, value in vars(part).items()
-            if WINDOWS.search(name)
-            and isinstance(value, int)
-            and not isinstance(value, bool)
-            and value
+            if WINDOWS.search(name) and isinstance(value, int) and not isinstance(value, bool) and value
         ]
         found += [rope[ORIGINAL] for rope in _ropes(part) if rope.get(ORIGINAL)]
     return min(found)

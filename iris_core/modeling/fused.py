@@ -35,9 +35,7 @@ def fuse(model: PreTrainedModel) -> None:
             module.forward = types.MethodType(_norm, module)
 
 
-def rotary(
-    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-) -> tuple[Tensor, Tensor]:
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """`apply_rotary_pos_emb` of transformers: each pair of entries (i, i + size/2) turned by its angle (arXiv 2104.09864).
 
     Args:
@@ -59,9 +57,7 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 class _Rotary(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
         return _turned(query, key, cos, sin)
 

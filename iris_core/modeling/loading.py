@@ -97,9 +97,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         refuse_code(folder, error)
-        raise ModelError(
-            f"model.path: {folder} has no tokenizer that can be loaded: {first_line(error)}"
-        ) from error
+        raise ModelError(f"model.path: {folder} has no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ModelError(
             f"model.path: {folder} has no chat template: self-play starts from a chat model; "
@@ -130,9 +128,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"model.path: {folder}/config.json cannot be read: {first_line(error)}"
-        ) from error
+        raise ModelError(f"model.path: {folder}/config.json cannot be read: {first_line(error)}") from error
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -158,9 +154,7 @@ def attention_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> s
     Some classes take any, but apply a mask of their own only for those whose names they know.
     """
     found = model_class(config, trust_remote_code)
-    takes_others = found._can_set_attn_implementation() and (
-        found._supports_sdpa or found._supports_flex_attn
-    )
+    takes_others = found._can_set_attn_implementation() and (found._supports_sdpa or found._supports_flex_attn)
     known_names = '_attn_implementation in ("eager", "sdpa")'
     if takes_others and known_names not in inspect.getsource(sys.modules[found.__module__]):
         return GROUPED
@@ -216,6 +210,4 @@ def verify(policy: Policy) -> None:
     """Raises ModelError if a folder of `policy` no longer holds what its digest says."""
     for artifact in filter(None, (policy.model, policy.adapter)):
         if not artifact.path.is_dir() or Artifact.of(artifact.path).digest != artifact.digest:
-            raise ModelError(
-                f"{artifact.path} is missing or has changed since this experiment began: restore it"
-            )
+            raise ModelError(f"{artifact.path} is missing or has changed since this experiment began: restore it")

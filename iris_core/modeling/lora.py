@@ -176,9 +176,7 @@ class _LoraLinears(torch.autograd.Function):
     """Layers with the same input; as many outputs."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, frozen: tuple[_Frozen, ...], *factors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, frozen: tuple[_Frozen, ...], *factors: Tensor) -> tuple[Tensor, ...]:
         rows, rounded = x.flatten(0, -2), _rounded(factors, frozen, x.dtype)
         outputs, low = _products(rows, frozen, rounded)
         ctx.save_for_backward(rows, low, *rounded)
@@ -200,9 +198,7 @@ class _LoraSwiglu(torch.autograd.Function):
     """down(silu(gate(x)) · up(x)); the outputs of gate and up are kept, their product is not."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, first: tuple[_Frozen, ...], last: tuple[_Frozen, ...], *factors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, first: tuple[_Frozen, ...], last: tuple[_Frozen, ...], *factors: Tensor) -> Tensor:
         rows, rounded = x.flatten(0, -2), _rounded(factors, first + last, x.dtype)
         (gate, up), low = _products(rows, first, rounded[:4])
         (result,), low_last = _products(_gated(gate, up), last, rounded[4:])
@@ -242,28 +238,21 @@ def _active_and_inner(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @one_kernel
-def _gate_gradients(
-    by_inner: Tensor, active: Tensor, gate: Tensor, up: Tensor
-) -> tuple[Tensor, Tensor]:
+def _gate_gradients(by_inner: Tensor, active: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and up, in the memory of `by_inner` and `active` where they are not compiled."""
     by_up = active.mul_(by_inner)
     return torch.ops.aten.silu_backward(by_inner.mul_(up), gate), by_up
 
 
-def _rounded(
-    factors: Sequence[Tensor], layers: Sequence[_Frozen], dtype: torch.dtype
-) -> list[Tensor]:
+def _rounded(factors: Sequence[Tensor], layers: Sequence[_Frozen], dtype: torch.dtype) -> list[Tensor]:
     """A and s·B of each layer, in turn."""
     scales = [scale for layer in layers for scale in (1.0, layer.scaling)]
     return [
-        (factor if scale == 1.0 else factor * scale).to(dtype)
-        for factor, scale in zip(factors, scales, strict=True)
+        (factor if scale == 1.0 else factor * scale).to(dtype) for factor, scale in zip(factors, scales, strict=True)
     ]
 
 
-def _products(
-    rows: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor]
-) -> tuple[list[Tensor], Tensor]:
+def _products(rows: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Outputs of layers with the same input, and their low-rank products x Aᵀ side by side.
 
     Args:
@@ -282,7 +271,7 @@ def _products(
 
 def _by_factors(
     rows: Tensor, low: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor], outer: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:
     """Gradients of the low-rank products, side by side, and of each A and B in turn (autograd takes them to fp32)."""
     downs, ups = factors[::2], factors[1::2]
     widths = [len(down) for down in downs]
@@ -295,9 +284,7 @@ def _by_factors(
     return by_low, [factor for pair in zip(by_downs, by_ups, strict=True) for factor in pair]
 
 
-def _by_rows(
-    by_low: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor], outer: Sequence[Tensor]
-) -> Tensor:
+def _by_rows(by_low: Tensor, layers: Sequence[_Frozen], factors: Sequence[Tensor], outer: Sequence[Tensor]) -> Tensor:
     """Gradient of the input that the layers share."""
     by_rows = by_low @ torch.cat(tuple(factors[::2]))
     for layer, gradient in zip(layers, outer, strict=True):

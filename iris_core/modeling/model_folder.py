@@ -21,8 +21,17 @@ from iris_core.common.errors import ModelError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-JSON_FILES = ("config.json", "generation_config.json", INDEX, "tokenizer.json", "tokenizer_config.json",
-              "special_tokens_map.json", "added_tokens.json", "vocab.json", "adapter_config.json")  # fmt: skip
+JSON_FILES = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "adapter_config.json",
+)
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
 LFS = b"version https://git-lfs"
 CAUSAL_DESPITE_CONFIG = ("gpt_neox", "gpt_neox_japanese")  # `is_decoder: false` means nothing there
@@ -37,9 +46,7 @@ def check_files(folder: Path) -> None:
     """
     for file in sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)}):
         if not file.exists():
-            raise ModelError(
-                f"model.path: {file} is a link to a file that is gone: download the model again"
-            )
+            raise ModelError(f"model.path: {file} is a link to a file that is gone: download the model again")
         if not file.is_file():
             continue
         start = _read(file, len(LFS))
@@ -84,13 +91,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read(file).decode())
     except ValueError as error:
-        raise ModelError(
-            f"model.path: {file} is not JSON ({error}): fix it, or download it again"
-        ) from error
+        raise ModelError(f"model.path: {file} is not JSON ({error}): fix it, or download it again") from error
     if not isinstance(content, dict):
-        raise ModelError(
-            f"model.path: {file} holds a {type(content).__name__}, a JSON object is needed: fix it"
-        )
+        raise ModelError(f"model.path: {file} holds a {type(content).__name__}, a JSON object is needed: fix it")
     return content
 
 
@@ -164,9 +167,7 @@ def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool
     file = folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (
-        Exception
-    ) as error:  # transformers, its validators and code from the folder raise many kinds
+    except Exception as error:  # transformers, its validators and code from the folder raise many kinds
         refuse_code(folder, error)
         if "model_type" not in settings:
             raise ModelError(
@@ -239,8 +240,6 @@ def _method(quantization: Any) -> str:
 def _shards(folder: Path) -> list[str]:
     """The names of the files in the index."""
     shards = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):  # fmt: skip
-        raise ModelError(
-            f"model.path: {folder / INDEX} has no weight_map: save or download the model again"
-        )
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelError(f"model.path: {folder / INDEX} has no weight_map: save or download the model again")
     return sorted(set(shards.values()))

@@ -47,6 +47,10 @@ def _probabilities(model: PreTrainedModel, padding: int) -> torch.Tensor:
     found = model.generate(
         input_ids=torch.tensor([ids], device=model.device),
         attention_mask=torch.tensor([[0] * padding + [1] * PROBE], device=model.device),
-        max_new_tokens=3, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        max_new_tokens=3,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     return torch.cat(found.logits).float().softmax(dim=-1)

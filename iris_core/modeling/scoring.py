@@ -57,10 +57,7 @@ def _packed(causal: PreTrainedModel, row: Row) -> Tensor:
 def _separate(causal: PreTrainedModel, row: Row) -> Tensor:
     """The same from a plain causal forward of each sequence, without padding: no model can confuse them."""
     body = _body(causal)
-    found = [
-        body(input_ids=ids[None], use_cache=False).last_hidden_state[0, places]
-        for ids, places in sequences(row)
-    ]
+    found = [body(input_ids=ids[None], use_cache=False).last_hidden_state[0, places] for ids, places in sequences(row)]
     return torch.cat(found)
 
 
@@ -139,9 +136,5 @@ def score(
 
 def to_device(row: Row, device: torch.device) -> Row:
     """`row` with its tensors on `device`."""
-    moved = {
-        name: value.to(device, non_blocking=True)
-        for name, value in row.items()
-        if isinstance(value, Tensor)
-    }
+    moved = {name: value.to(device, non_blocking=True) for name, value in row.items() if isinstance(value, Tensor)}
     return {**row, **moved}

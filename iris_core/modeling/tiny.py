@@ -26,9 +26,7 @@ HEADS = 4
 WIDTH = 64
 MOST_PARAMETERS = 100_000_000
 
-WINDOWS = re.compile(
-    r"^(?!.*layers).*(window|chunk|local_attention|index_topk$|block_size|^original_max_position)"
-)
+WINDOWS = re.compile(r"^(?!.*layers).*(window|chunk|local_attention|index_topk$|block_size|^original_max_position)")
 _CAPS = re.compile(r"soft_?cap")
 _INNER = re.compile(r"intermediate|ffn|feed_forward|dff|dim_ff|d_inner|n_inner")
 _EXPERTS = re.compile(r"(num|n)_(local_|routed_)?experts$")
@@ -55,9 +53,7 @@ def variants(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
         yield small
 
 
-def build(
-    config: PreTrainedConfig, attention: str, trust_remote_code: bool = False
-) -> PreTrainedModel:
+def build(config: PreTrainedConfig, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model with random weights large enough to show every mistake, fp32, in evaluation mode.
 
     Raises:
@@ -108,11 +104,7 @@ def _shorten(config: Any, times: int) -> None:
     }
     kinds = [repr(kind) for kind in zip(*lists.values(), strict=True)]
     needed = max((_place(kinds, kind, times) + 1 for kind in set(kinds)), default=2)
-    steps = [
-        value + 1
-        for name, value in _integers(config).items()
-        if _STEPS.search(name) and value < layers
-    ]
+    steps = [value + 1 for name, value in _integers(config).items() if _STEPS.search(name) and value < layers]
     kept = min(layers, MOST_LAYERS, max(2, needed, *steps))
     for name, value in lists.items():
         setattr(config, name, value[:kept])

@@ -123,13 +123,11 @@ def check_vocabulary(folder: Path, tokenizer: Any, model: PreTrainedModel) -> No
     """
     layers = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
     rows = min(layer.weight.shape[0] for layer in layers)
-    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}  # fmt: skip
+    own = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     outside = sorted((i, text) for text, i in tokenizer.get_vocab().items() if i >= rows)
     for i, text in outside:
         added = tokenizer.added_tokens_decoder.get(i)
-        never = (
-            added and added.special and i not in own and text not in str(tokenizer.chat_template)
-        )
+        never = added and added.special and i not in own and text not in str(tokenizer.chat_template)
         if not never:
             raise ModelError(
                 f"model.path: {folder}: the tokenizer gives {text!r} the id {i}, the model has rows for {rows} tokens: call "
@@ -142,9 +140,14 @@ def _load_on_meta(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedMode
     with quiet() as messages:
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
-                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
-                local_files_only=True, trust_remote_code=trust_remote_code,
-            )  # fmt: skip
+                folder,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+            )
         except Exception as error:  # a model class, or code from the folder, may raise anything
             refuse_code(folder, error)
             raise _not_loaded(folder, error, "\n".join(messages)) from error
@@ -162,9 +165,7 @@ def _not_loaded(folder: Path, error: Exception, messages: str) -> ModelError:
     if cause.startswith("Unrecognized configuration class"):  # and a list of all classes there are
         kind = read_config(folder).get("model_type")
         cause = f"transformers has no causal language model for model_type {kind!r}"
-    return ModelError(
-        f"model.path: {folder} cannot be loaded as a causal language model: {cause}: use another model"
-    )
+    return ModelError(f"model.path: {folder} cannot be loaded as a causal language model: {cause}: use another model")
 
 
 def _check_class(folder: Path, settings: dict[str, Any], model: PreTrainedModel) -> None:

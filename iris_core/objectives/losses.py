@@ -101,9 +101,7 @@ def hinge(rewards: Rewards, parameters: Parameters) -> Tensor:
 def space(rewards: Rewards, parameters: Parameters) -> Tensor:
     """−log σ(r − log μ) − μ·log σ(log μ − r'): noise-contrastive, best at r = log p_data/p_t (arXiv 2512.07175)."""
     shift = math.log(parameters.ratio)
-    return softplus(shift - rewards.annotated) + parameters.ratio * softplus(
-        rewards.synthetic - shift
-    )
+    return softplus(shift - rewards.annotated) + parameters.ratio * softplus(rewards.synthetic - shift)
 
 
 def spif(rewards: Rewards, parameters: Parameters) -> Tensor:
@@ -151,9 +149,7 @@ class Objective:
 
     def batch_loss(self, rewards: Rewards, parameters: Parameters) -> Tensor:
         """The loss of a whole batch, to report: a scalar."""
-        return (
-            self.value(rewards, parameters) if self.value else self.loss(rewards, parameters).mean()
-        )
+        return self.value(rewards, parameters) if self.value else self.loss(rewards, parameters).mean()
 
 
 OBJECTIVES = {
@@ -196,9 +192,7 @@ def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
     spread = reward.detach().abs().max().clamp(min=1.0).item() if reward.numel() else 1.0
     if abs(tilt) * spread < SERIES_BELOW:
         centred = reward - reward.mean()
-        return (
-            reward.mean() + tilt / 2 * centred.square().mean() + tilt**2 / 6 * centred.pow(3).mean()
-        )
+        return reward.mean() + tilt / 2 * centred.square().mean() + tilt**2 / 6 * centred.pow(3).mean()
     return log_mean_exp(tilt * reward).squeeze(-1) / tilt
 
 
@@ -227,9 +221,7 @@ def iris_weights(rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tens
     )
 
 
-def tilted_weights(
-    reward: Tensor, tilt: float | Tensor, log_normalizer: float | Tensor, clip: float
-) -> Tensor:
+def tilted_weights(reward: Tensor, tilt: float | Tensor, log_normalizer: float | Tensor, clip: float) -> Tensor:
     """Importance weights e^{s r} / Z, clipped at `clip`, as constants. With Z = mean e^{s r} their mean is 1."""
     return (tilt * reward.detach() - log_normalizer).clamp(max=math.log(clip)).exp()
 
@@ -260,9 +252,7 @@ class Normalizer:
 
     def __init__(self, kind: NormalizerKind, order: float | Tensor):
         self.kind, self.order = kind, order
-        self.state: Tensor | None = (
-            None  # log Z of annotated and synthetic weights, shape [2, ..., 1]
-        )
+        self.state: Tensor | None = None  # log Z of annotated and synthetic weights, shape [2, ..., 1]
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -290,9 +280,7 @@ class Normalizer:
         if self.kind == "batch" or self.state is None:
             self.state = new
         else:
-            self.state = torch.logaddexp(
-                self.state + math.log1p(-MOMENTUM), new + math.log(MOMENTUM)
-            )
+            self.state = torch.logaddexp(self.state + math.log1p(-MOMENTUM), new + math.log(MOMENTUM))
 
     def state_dict(self) -> dict[str, list[list[float]] | None]:
         """What a checkpoint must keep."""

@@ -79,9 +79,12 @@ def converged(movement: Movement) -> tuple[bool, str]:
     if heldout.high < 0:
         return False, f"held-out pairs lost {-heldout.value:.3g} nats: lower training.learning_rate"
     if training is None:
-        return False, "fewer than two pairs were trained on with their synthetic response: nothing to compare"  # fmt: skip
+        return False, "fewer than two pairs were trained on with their synthetic response: nothing to compare"
     if training.low <= LEAST_TRAINED:
-        return False, f"the pairs trained on gained only {training.value:.3g} nats: train longer or raise training.learning_rate"  # fmt: skip
+        return (
+            False,
+            f"the pairs trained on gained only {training.value:.3g} nats: train longer or raise training.learning_rate",
+        )
     if training.low <= heldout.high:
         return False, "held-out pairs may have gained as much as those trained on: too few of them"
     return (

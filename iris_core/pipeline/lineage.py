@@ -30,12 +30,16 @@ def content_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
     other stages build on.
     """
     policy = spec.policy
-    return json_digest({
-        "experiment": spec.experiment,
-        "iteration": spec.iteration,
-        "policy": [policy.model.digest, policy.adapter.digest if policy.adapter else None],
-        "stages": {name: manifest.key for name, manifest in manifests.items() if name not in ("schedule", "prepare")},
-    })  # fmt: skip
+    return json_digest(
+        {
+            "experiment": spec.experiment,
+            "iteration": spec.iteration,
+            "policy": [policy.model.digest, policy.adapter.digest if policy.adapter else None],
+            "stages": {
+                name: manifest.key for name, manifest in manifests.items() if name not in ("schedule", "prepare")
+            },
+        }
+    )
 
 
 def version_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
@@ -84,24 +88,16 @@ def describe(name: str, tags: dict[str, str]) -> str:
     """A version in a sentence, and how to use it."""
     label = f"{markdown(tags['label'])} average" if "label" in tags else "benchmark average"
     score = f", {label} {100 * float(tags['average']):.1f} %" if "average" in tags else ""
-    gap = (
-        f", gap {tags['gap']} (ESS {tags['gap_ess']} of {tags['gap_pairs']})"
-        if "gap" in tags
-        else ""
-    )
+    gap = f", gap {tags['gap']} (ESS {tags['gap_ess']} of {tags['gap_pairs']})" if "gap" in tags else ""
     trained = f"Iteration {tags['iteration']}: order {tags.get('order')}{gap}{score}."
     first = f"The initial model, before self-play{score}."
-    return (
-        f"{first if tags['iteration'] == registry.INITIAL else trained}\n\n{USE.format(name=name)}"
-    )
+    return f"{first if tags['iteration'] == registry.INITIAL else trained}\n\n{USE.format(name=name)}"
 
 
 def warnings_of(manifests: dict[str, Manifest]) -> str:
     """The warnings of the stages, a line each, as far as a tag can hold them; the manifests have all."""
     lines = [
-        f"{stage}: {text}"
-        for stage, manifest in manifests.items()
-        for text in manifest.metrics.get("warnings", [])
+        f"{stage}: {text}" for stage, manifest in manifests.items() for text in manifest.metrics.get("warnings", [])
     ]
     text = plain(redact("\n".join(lines)))
     return text if len(text) <= LONGEST_TAG else f"{text[:LONGEST_TAG]} …"

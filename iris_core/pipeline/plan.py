@@ -137,9 +137,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
     )
 
 
-def train_spec(
-    experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest
-) -> TrainSpec:
+def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, generated: Manifest) -> TrainSpec:
     """The policy learns to tell annotated from synthetic responses."""
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
@@ -170,9 +168,7 @@ def trained_policy(policy: Policy, trained: Manifest) -> Policy:
     return Policy(model=trained.artifact("model"))
 
 
-def evaluate_spec(
-    experiment: Experiment, prepared: Prepared, policy: Policy, data: Path | None
-) -> EvaluateSpec:
+def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, data: Path | None) -> EvaluateSpec:
     """The benchmarks, on `policy`; `data` is the folder with theirs (`iris_core.evaluation.folder`)."""
     return EvaluateSpec(
         policy=policy,
@@ -203,9 +199,7 @@ def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -
     )
 
 
-def next_state(
-    state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest
-) -> LoopState:
+def next_state(state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest) -> LoopState:
     """The state before the next iteration."""
     return LoopState(
         iteration=state.iteration + 1,
@@ -235,10 +229,7 @@ def register_spec(
         policy=policy,
         pairs=prepared.pairs,
         dtype=prepared.dtype,
-        stages={
-            name: Artifact.of(manifest.folder / "manifest.json")
-            for name, manifest in stages.items()
-        },
+        stages={name: Artifact.of(manifest.folder / "manifest.json") for name, manifest in stages.items()},
         recipe=recipe_yaml(experiment),
     )
 

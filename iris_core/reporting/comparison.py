@@ -89,10 +89,7 @@ def markdown(found: Sequence[Trajectory]) -> str:
 def render(experiment: str, found: Sequence[Trajectory]) -> str:
     """The page."""
     names = ["initial", *map(str, range(len(found[0].logprob) - 1))]
-    series = {
-        trajectory.objective: [_triple(value) for value in trajectory.logprob]
-        for trajectory in found
-    }
+    series = {trajectory.objective: [_triple(value) for value in trajectory.logprob] for trajectory in found}
     plot = figures.compared("logprob", names, series, "held-out log-prob, nats per token")
     return (
         pages()
@@ -112,20 +109,14 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
     beta = members[0].beta
     trained = [[named_manifest(artifact) for artifact in member.train] for member in members]
     scored = [
-        [
-            named_manifest(artifact)
-            for artifact in [*filter(None, [member.initial]), *member.evaluate]
-        ]
+        [named_manifest(artifact) for artifact in [*filter(None, [member.initial]), *member.evaluate]]
         for member in members
     ]
     heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
     first, last = heldout[0], heldout[-1]
     before = crossed(first["annotated_opponent"], first["annotated_tokens"])
     after = [crossed(it["annotated_policy"], it["annotated_tokens"]) for it in heldout]
-    rewards = [
-        beta * (last[f"{side}_policy"] - last[f"{side}_opponent"])
-        for side in ("annotated_cut", "synthetic")
-    ]
+    rewards = [beta * (last[f"{side}_policy"] - last[f"{side}_opponent"]) for side in ("annotated_cut", "synthetic")]
     answered = [runs for runs in zip(*scored, strict=True) if "heldout" in runs[0].outputs]
     averages = [(run[-1].metrics.get("average") or {}).get("value") for run in scored if run]
     known = [average for average in averages if average is not None]

@@ -46,9 +46,7 @@ def collect(store: Store) -> dict[str, Any]:
         "experiment": store.home.name,
         "wanted": yaml.safe_load(recipe).get("iterations") if recipe else None,
         "done": len(list(iterations(store))),
-        "stopped": any(
-            m.metrics.get("stop", False) for m in manifests.values() if m and m.stage == "schedule"
-        ),
+        "stopped": any(m.metrics.get("stop", False) for m in manifests.values() if m and m.stage == "schedule"),
         "inputs": inputs(manifests.get("prepare")),
         "objective": objective(manifests.get("iteration-0/train")),
         "result": sentence(found),
@@ -69,8 +67,7 @@ def warned(store: Store) -> list[dict[str, Any]]:
     """What each stage warned of, stage by stage."""
     grouped = itertools.groupby(warnings(store), key=lambda warning: warning.place)
     return [
-        {"place": place_name(place), "texts": [redact(warning.text) for warning in found]}
-        for place, found in grouped
+        {"place": place_name(place), "texts": [redact(warning.text) for warning in found]} for place, found in grouped
     ]
 
 
@@ -95,9 +92,7 @@ def inputs(prepared: Manifest | None) -> dict[str, Any]:
         "dtype": start.dtype,
         "data": redact(label_of(prepared.spec["data"]["path"])),
         "data_digest": start.pairs.digest,
-        **{
-            name: prepared.metrics.get(name) for name in ("train_pairs", "heldout_pairs", "dropped")
-        },
+        **{name: prepared.metrics.get(name) for name in ("train_pairs", "heldout_pairs", "dropped")},
     }
 
 
@@ -151,56 +146,49 @@ def protocols(store: Store) -> list[dict[str, Any]]:
         if evaluated := store.manifest(f"{at}/evaluate"):
             scores = evaluated.metrics.get("benchmarks", {})
             wanted = ("task", "shots", "metric", "n", "protocol")
-            return [
-                {"name": name, **{key: score.get(key) for key in wanted}}
-                for name, score in scores.items()
-            ]
+            return [{"name": name, **{key: score.get(key) for key in wanted}} for name, score in scores.items()]
     return []
 
 
 def answered(store: Store) -> list[dict[str, Any]]:
     """Held-out prompts with the greedy answers of the initial and of the last evaluated model."""
     last = max(iterations(store), default=-1)
-    correct = [
-        _correct(store.manifest(f"{at}/evaluate")) for at in ("initial", f"iteration-{last}")
-    ]
+    correct = [_correct(store.manifest(f"{at}/evaluate")) for at in ("initial", f"iteration-{last}")]
     return [
         {
-            "prompt": _clip(sample.prompt), "annotated": _clip(sample.annotated),
-            "before": _clip(sample.before), "after": _clip(sample.after),
-            "before_correct": correct[0].get(sample.prompt), "after_correct": correct[1].get(sample.prompt),
+            "prompt": _clip(sample.prompt),
+            "annotated": _clip(sample.annotated),
+            "before": _clip(sample.before),
+            "after": _clip(sample.after),
+            "before_correct": correct[0].get(sample.prompt),
+            "after_correct": correct[1].get(sample.prompt),
             "how": "greedy answers of the initial and of the last model",
         }
         for sample in samples(store, SAMPLES)
-    ]  # fmt: skip
+    ]
 
 
 def sampled(store: Store) -> list[dict[str, Any]]:
     """For data without an answer pattern: what the first and the last opponent sampled for held-out prompts."""
-    made = [
-        store.manifest(f"iteration-{t}/generate") for t in (0, max(iterations(store), default=-1))
-    ]
+    made = [store.manifest(f"iteration-{t}/generate") for t in (0, max(iterations(store), default=-1))]
     prepared = store.manifest("prepare")
     if prepared is None or made[0] is None or made[1] is None:
         return []
-    before, after = (
-        _responses(manifest.artifact("responses").path) for manifest in made if manifest
-    )
+    before, after = (_responses(manifest.artifact("responses").path) for manifest in made if manifest)
     pairs = parquet.read_table(prepared.artifact("pairs").path).to_pylist()
-    shown = [
-        pair
-        for pair in pairs
-        if pair["split"] == "heldout" and pair["prompt_id"] in before.keys() & after.keys()
-    ]
+    shown = [pair for pair in pairs if pair["split"] == "heldout" and pair["prompt_id"] in before.keys() & after.keys()]
     return [
         {
-            "prompt": _clip(pair["prompt"]), "annotated": _clip(pair["response"]),
-            "before": _clip(before[pair["prompt_id"]]), "after": _clip(after[pair["prompt_id"]]),
-            "before_correct": None, "after_correct": None,
+            "prompt": _clip(pair["prompt"]),
+            "annotated": _clip(pair["response"]),
+            "before": _clip(before[pair["prompt_id"]]),
+            "after": _clip(after[pair["prompt_id"]]),
+            "before_correct": None,
+            "after_correct": None,
             "how": f"sampled by the opponents of iterations 0 and {max(iterations(store))}",
         }
         for pair in shown[:: max(1, len(shown) // SAMPLES)][:SAMPLES]
-    ]  # fmt: skip
+    ]
 
 
 def stage_of(place: str, manifest: Manifest | None) -> dict[str, Any]:
@@ -241,11 +229,7 @@ def sentence(found: Sequence[Row]) -> str:
     ]
     if first.average is not None and last.average is not None and first is not last:
         label = f"{last.label} benchmark average" if last.label else "benchmark average"
-        parts.append(
-            _change(
-                f"the {label} (percent, ±1.96 standard errors)", _percent(first), _percent(last), 1
-            )
-        )
+        parts.append(_change(f"the {label} (percent, ±1.96 standard errors)", _percent(first), _percent(last), 1))
     said = "; ".join(part for part in parts if part) or "nothing was measured both before and after"
     return f"After {count} iteration{'s' if count > 1 else ''} of self-play, {said}."
 
@@ -263,8 +247,9 @@ def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
     ]
     shown = [
         _tile(name, old.value, new.value, digits, f"95 % {_range(new, digits)}")
-        for name, old, new, digits in pairs if old and new
-    ]  # fmt: skip
+        for name, old, new, digits in pairs
+        if old and new
+    ]
     if first.average is not None and last.average is not None and last.stderr is not None:
         note = f"standard error {100 * last.stderr:.1f}"
         shown.append(_tile(label, 100 * first.average, 100 * last.average, 1, note))
@@ -277,8 +262,11 @@ def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
 
 def _tile(name: str, before: float, after: float, digits: int, note: str) -> dict[str, str]:
     return {
-        "name": name, "before": f"{before:.{digits}f}", "after": f"{after:.{digits}f}", "note": note,
-    }  # fmt: skip
+        "name": name,
+        "before": f"{before:.{digits}f}",
+        "after": f"{after:.{digits}f}",
+        "note": note,
+    }
 
 
 def _change(what: str, old: Interval | None, new: Interval | None, digits: int) -> str:

@@ -19,16 +19,36 @@ from matplotlib.ticker import MaxNLocator
 INK, MUTED, LINE = "#111213", "#818283", "#d1d2d3"
 ANNOTATED, SYNTHETIC, ACCENT = "#2162c3", "#c36221", "#118273"
 VARIABLES = {
-    INK: "--ink", MUTED: "--muted", LINE: "--line", ANNOTATED: "--annotated", SYNTHETIC: "--synthetic", ACCENT: "--accent",
-}  # fmt: skip
+    INK: "--ink",
+    MUTED: "--muted",
+    LINE: "--line",
+    ANNOTATED: "--annotated",
+    SYNTHETIC: "--synthetic",
+    ACCENT: "--accent",
+}
 COMPARED = ("#118273", "#2162c3", "#c36221", "#8a52c9", "#a92b2b", "#8f7a1c", "#5b6670")
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "iris", "font.family": "DejaVu Sans", "font.size": 10,
-    "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE, "grid.linewidth": 0.6,
-    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "text.color": INK, "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.8,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "iris",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+}
 WIDTH, HEIGHT = 4.2, 2.7  # inches; small, so that texts stay readable on a phone
 LEAST_PERCENT = 20  # percentage points on a benchmark's axis: noise should not look like news
 MOST_NAMES = 12  # on an axis
@@ -66,9 +86,7 @@ def by_model(name: str, names: Sequence[str], values: Sequence[Spread], label: s
     return _svg(name, draw)
 
 
-def compared(
-    name: str, names: Sequence[str], series: Mapping[str, Sequence[Spread]], label: str
-) -> str:
+def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Spread]], label: str) -> str:
     """One quantity of several objectives, a line with intervals each, beside one another at every model."""
 
     def draw(figure: Figure) -> None:
@@ -110,9 +128,7 @@ def benchmark(name: str, names: Sequence[str], values: Sequence[Spread]) -> str:
     return _svg(f"benchmark-{name}", draw, width=2.5, height=1.6)
 
 
-def curves(
-    name: str, series: Mapping[str, Sequence[float]], starts: Sequence[int], label: str
-) -> str:
+def curves(name: str, series: Mapping[str, Sequence[float]], starts: Sequence[int], label: str) -> str:
     """Curves over all training steps, with a line where each iteration starts.
 
     Args:
@@ -169,9 +185,7 @@ def _bars(values: Sequence[Spread]) -> tuple[list[float], list[list[float]]]:
     """Where the points are, and how far their error bars reach down and up."""
     centers = _numbers([value[0] if value else None for value in values])
     low = [center - value[1] if value else 0 for center, value in zip(centers, values, strict=True)]
-    high = [
-        value[2] - center if value else 0 for center, value in zip(centers, values, strict=True)
-    ]
+    high = [value[2] - center if value else 0 for center, value in zip(centers, values, strict=True)]
     return centers, [low, high]
 
 
@@ -179,9 +193,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else float(value) for value in values]
 
 
-def _svg(
-    name: str, draw: Callable[[Figure], None], width: float = WIDTH, height: float = HEIGHT
-) -> str:
+def _svg(name: str, draw: Callable[[Figure], None], width: float = WIDTH, height: float = HEIGHT) -> str:
     """What `draw` draws, as an SVG element whose ids start with `name` and whose colours are the page's."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):

@@ -38,9 +38,7 @@ class Plot(NamedTuple):
 def write_report(store: Store) -> Path:
     """Writes `report.html` and `report.json` into the experiment's folder and returns the former."""
     data = collect(store)
-    write_atomic(
-        store.home / "report.json", json.dumps(_finite(data), indent=1, ensure_ascii=False)
-    )
+    write_atomic(store.home / "report.json", json.dumps(_finite(data), indent=1, ensure_ascii=False))
     write_atomic(store.home / "report.html", render(data))
     return store.home / "report.html"
 
@@ -48,9 +46,13 @@ def write_report(store: Store) -> Path:
 def pages() -> jinja2.Environment:
     """The templates of pages, in which all that is put is text, without control characters."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, finalize=_as_text,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_as_text,
+    )
 
 
 def render(data: dict[str, Any]) -> str:
@@ -83,29 +85,31 @@ def outcome_plots(data: dict[str, Any]) -> list[Plot]:
     names = [model["name"] for model in models]
     plots = []
     for key, title, unit, caption in (
-        ("exact_match", "Exact match", "share of held-out prompts",
-         "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval."),
-        ("logprob", "Held-out log-probability", "nats per token",
-         "Held-out log-probability per token of the annotated answers, with its 95 % interval."),
-    ):  # fmt: skip
+        (
+            "exact_match",
+            "Exact match",
+            "share of held-out prompts",
+            "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval.",
+        ),
+        (
+            "logprob",
+            "Held-out log-probability",
+            "nats per token",
+            "Held-out log-probability per token of the annotated answers, with its 95 % interval.",
+        ),
+    ):
         values = [model[key] for model in models]
         if any(values):
             svg = figures.by_model(f"heldout-{key}", names, values, unit)
-            plots.append(
-                Plot(title, Markup(svg), caption, f"{title} by model: {_say(names, values)}")
-            )
+            plots.append(Plot(title, Markup(svg), caption, f"{title} by model: {_say(names, values)}"))
     if trained:
         orders, gaps = [model["order"] for model in trained], [model["gap"][0] for model in trained]
-        alt = "; ".join(
-            f"iteration {m['name']}: order {m['order']:.3g}, gap {m['gap'][0]:.3g}" for m in trained
-        )
+        alt = "; ".join(f"iteration {m['name']}: order {m['order']:.3g}, gap {m['gap'][0]:.3g}" for m in trained)
         caption = (
             "The order of each iteration's objective (above) and the gap between data and opponent that the iteration "
             "estimated on held-out pairs (below). It has no interval: n pairs show no gap above ln n nats."
         )
-        plots.append(
-            Plot("Order α and gap D̂", Markup(figures.order_and_gap(orders, gaps)), caption, alt)
-        )
+        plots.append(Plot("Order α and gap D̂", Markup(figures.order_and_gap(orders, gaps)), caption, alt))
     return plots
 
 
@@ -114,24 +118,33 @@ def training_plots(data: dict[str, Any]) -> list[Plot]:
     columns, starts = data["steps"]["columns"], data["steps"]["starts"]
     plots = []
     for name, title, unit, sides, caption in (
-        ("reward", "Rewards", "reward", ("annotated", "synthetic", "margin"),
-         "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides. Every "
-         "iteration starts at 0, where policy and opponent are the same."),
-        ("ess", "Effective sample size", "share of the batch", ("annotated", "synthetic"),
-         "How many samples the exponential weights of each side really use: 1 is all of the batch alike."),
-        ("logprob", "Log-probabilities in training", "nats per token", ("annotated", "synthetic"),
-         "Log-probability per token of both sides' responses under the policy, on each step's pairs."),
-    ):  # fmt: skip
-        series = {
-            side: _gapless(columns[f"{name}/{side}"])
-            for side in sides
-            if f"{name}/{side}" in columns
-        }
+        (
+            "reward",
+            "Rewards",
+            "reward",
+            ("annotated", "synthetic", "margin"),
+            "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides. Every "
+            "iteration starts at 0, where policy and opponent are the same.",
+        ),
+        (
+            "ess",
+            "Effective sample size",
+            "share of the batch",
+            ("annotated", "synthetic"),
+            "How many samples the exponential weights of each side really use: 1 is all of the batch alike.",
+        ),
+        (
+            "logprob",
+            "Log-probabilities in training",
+            "nats per token",
+            ("annotated", "synthetic"),
+            "Log-probability per token of both sides' responses under the policy, on each step's pairs.",
+        ),
+    ):
+        series = {side: _gapless(columns[f"{name}/{side}"]) for side in sides if f"{name}/{side}" in columns}
         if starts and series:
             svg = figures.curves(name, series, starts, unit)
-            ends = ", ".join(
-                f"{side} from {curve[0]:.3g} to {curve[-1]:.3g}" for side, curve in series.items()
-            )
+            ends = ", ".join(f"{side} from {curve[0]:.3g} to {curve[-1]:.3g}" for side, curve in series.items())
             alt = f"{title} over {len(columns['step'])} steps of {len(starts)} iterations: {ends}"
             plots.append(Plot(title, Markup(svg), caption, alt))
     return plots
@@ -139,23 +152,22 @@ def training_plots(data: dict[str, Any]) -> list[Plot]:
 
 def benchmark_plots(data: dict[str, Any]) -> list[Plot]:
     """The average, then each benchmark, by model."""
-    models = [
-        model for model in data["models"] if model["benchmarks"] or model["average"] is not None
-    ]
+    models = [model for model in data["models"] if model["benchmarks"] or model["average"] is not None]
     names = [model["name"] for model in models]
     label = f" ({_label(data)})" if _label(data) else ""
     shown = {"average": [_around(model["average"], model["stderr"]) for model in models]}
     for benchmark in dict.fromkeys(name for model in models for name in model["benchmarks"]):
-        shown[benchmark] = [
-            _around(m["benchmarks"].get(benchmark), m["errors"].get(benchmark)) for m in models
-        ]
+        shown[benchmark] = [_around(m["benchmarks"].get(benchmark), m["errors"].get(benchmark)) for m in models]
     return [
         Plot(
-            f"{_title(name)}{label}", Markup(figures.benchmark(name, names, values)), _last(values),
+            f"{_title(name)}{label}",
+            Markup(figures.benchmark(name, names, values)),
+            _last(values),
             f"{_title(name)}{label}: {_say(names, values)}",
         )
-        for name, values in shown.items() if any(values)
-    ]  # fmt: skip
+        for name, values in shown.items()
+        if any(values)
+    ]
 
 
 def _title(name: str) -> str:
@@ -172,17 +184,11 @@ def _around(value: float | None, error: float | None) -> tuple[float, float, flo
 
 def _last(values: list[tuple[float, float, float] | None]) -> str:
     known = [value[0] for value in values if value]
-    return (
-        f"{100 * known[0]:.1f} → {100 * known[-1]:.1f} %"
-        if len(known) > 1
-        else f"{100 * known[0]:.1f} %"
-    )
+    return f"{100 * known[0]:.1f} → {100 * known[-1]:.1f} %" if len(known) > 1 else f"{100 * known[0]:.1f} %"
 
 
 def _say(names: list[str], values: list[Any]) -> str:
-    return "; ".join(
-        f"{name} {_interval(value)}" for name, value in zip(names, values, strict=True)
-    )
+    return "; ".join(f"{name} {_interval(value)}" for name, value in zip(names, values, strict=True))
 
 
 def _interval(value: Any) -> str:

@@ -125,11 +125,7 @@ def stages(store: Store) -> dict[str, Manifest | None]:
     for t in sorted(int(number) for number in numbers if number.isdigit()):
         places += [f"iteration-{t}/{stage}" for stage in STAGES]
     known = {place: store.manifest(place) for place in places}
-    return {
-        place: manifest
-        for place, manifest in known.items()
-        if manifest or place.startswith("iteration")
-    }
+    return {place: manifest for place, manifest in known.items() if manifest or place.startswith("iteration")}
 
 
 def warnings(store: Store) -> list[Warned]:
@@ -280,9 +276,7 @@ def _scores(manifest: Manifest | None) -> dict[str, Any]:
         "average": average.get("value"),
         "stderr": average.get("stderr"),
         "label": manifest.metrics.get("label"),
-        "benchmarks": {
-            name: score["value"] for name, score in manifest.metrics["benchmarks"].items()
-        },
+        "benchmarks": {name: score["value"] for name, score in manifest.metrics["benchmarks"].items()},
         "exact_match": _interval(manifest.metrics.get("heldout", {}).get("exact_match")),
         "settings": _score_settings(manifest),
     }

@@ -28,9 +28,7 @@ def flush(folder: Path) -> None:
             sync(path)
 
 
-def changed(
-    folder: Path, files: Mapping[str, tuple[int, str]], outputs: Iterable[str]
-) -> list[Path]:
+def changed(folder: Path, files: Mapping[str, tuple[int, str]], outputs: Iterable[str]) -> list[Path]:
     """What is missing or differs from what is known, and files in the folders among the outputs that are not known.
 
     Args:

@@ -122,9 +122,7 @@ def _claim_folder(folder: Path, spec: Spec) -> None:
         except ValueError:  # of another stage
             key = "unknown"
         if key != spec.key():
-            raise StoreError(
-                f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out"
-            )
+            raise StoreError(f"{folder} holds unfinished work of another spec ({key[:16]}): choose another --out")
     with units.writing(held) as place:
         place.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
 
@@ -149,9 +147,7 @@ def _changed(manifest: Manifest) -> list[Path]:
     return folders.changed(manifest.folder, manifest.files, outputs)
 
 
-def _manifest(
-    spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float
-) -> Manifest:
+def _manifest(spec: Spec, folder: Path, outcome: Outcome, started: datetime.datetime, seconds: float) -> Manifest:
     kept = [name for name in folders.kept_files(folder) if name != MANIFEST]
     return Manifest(
         stage=spec.stage,
@@ -166,4 +162,4 @@ def _manifest(
         started=started,
         seconds=seconds,
         folder=folder,
-    )  # fmt: skip
+    )

@@ -55,9 +55,7 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
     if ours is None:
         return _not_compared(f"it has no {named}, which the champion, {holder}, is measured by")
     if not ours.same_items(theirs):
-        return _not_compared(
-            f"the champion, {holder}, has its {named} from {_difference(theirs, ours)}"
-        )
+        return _not_compared(f"the champion, {holder}, has its {named} from {_difference(theirs, ours)}")
     change = paired_difference(ours, theirs)
     items = sum(map(len, ours.values.values()))
     found = f"{named} {_signed(change)} against {holder}, {items} items"

@@ -21,14 +21,34 @@ from iris_core.tracking.connection import outage
 P = ParamSpec("P")
 R = TypeVar("R")
 READS = (
-    "download_artifacts", "get_experiment_by_name", "get_logged_model", "get_metric_history", "get_model_version",
-    "get_model_version_by_alias", "get_registered_model", "get_run", "list_artifacts", "list_logged_model_artifacts",
-    "search_logged_models", "search_model_versions", "search_registered_models", "search_runs",
-)  # fmt: skip
+    "download_artifacts",
+    "get_experiment_by_name",
+    "get_logged_model",
+    "get_metric_history",
+    "get_model_version",
+    "get_model_version_by_alias",
+    "get_registered_model",
+    "get_run",
+    "list_artifacts",
+    "list_logged_model_artifacts",
+    "search_logged_models",
+    "search_model_versions",
+    "search_registered_models",
+    "search_runs",
+)
 SETS = (
-    "finalize_logged_model", "log_artifact", "log_batch", "log_inputs", "log_model_artifact", "set_logged_model_tags",
-    "set_model_version_tag", "set_registered_model_alias", "set_tag", "set_terminated", "update_run",
-)  # fmt: skip
+    "finalize_logged_model",
+    "log_artifact",
+    "log_batch",
+    "log_inputs",
+    "log_model_artifact",
+    "set_logged_model_tags",
+    "set_model_version_tag",
+    "set_registered_model_alias",
+    "set_tag",
+    "set_terminated",
+    "update_run",
+)
 
 
 class Client(MlflowClient):

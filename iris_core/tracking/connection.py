@@ -96,9 +96,7 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
     if not away or "out-of-date database schema" in text:
         return None
     cause = text.rpartition("(Caused by ")[2].removesuffix(")")
-    return ServiceError(
-        f"tracking.uri: MLflow at {redact(uri)} failed ({cause[:300]}): {_remedy(uri)}"
-    )
+    return ServiceError(f"tracking.uri: MLflow at {redact(uri)} failed ({cause[:300]}): {_remedy(uri)}")
 
 
 def holds(uri: str, runs: Sequence[str]) -> bool:
@@ -155,9 +153,7 @@ def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any
         sqlite3.Error: the file is no database, or a table is missing.
     """
     try:
-        with closing(
-            sqlite3.connect(_opened(file, mode), uri=True, timeout=CHECK_TIMEOUT_S)
-        ) as database:
+        with closing(sqlite3.connect(_opened(file, mode), uri=True, timeout=CHECK_TIMEOUT_S)) as database:
             return database.execute(statement, values).fetchall()
     except sqlite3.OperationalError as error:
         if "is locked" not in str(error):
@@ -181,9 +177,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def artifact_folder(uri: str, otherwise: Path) -> Path:
     """Where artifacts of runs at `uri` lie when no server keeps them: beside a SQLite file, else `otherwise`."""
-    return (
-        sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise
-    ) / "mlflow-artifacts"
+    return (sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise) / "mlflow-artifacts"
 
 
 def _connect(uri: str, patience: float) -> Client:
@@ -194,9 +188,7 @@ def _connect(uri: str, patience: float) -> Client:
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow.store.db.utils", "mlflow.store.model_registry.sqlalchemy_store"):
-        logging.getLogger(name).setLevel(
-            logging.CRITICAL
-        )  # a traceback for each error that is raised, too
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a traceback for each error that is raised, too
     set_tracking_uri(uri)
     with service_errors(uri):
         if uri.startswith("sqlite:"):
@@ -224,14 +216,10 @@ def _refusal(uri: str, error: Exception) -> IrisError:
             f"tracking.uri: {redact(uri)} was made by another MLflow: type `mlflow db upgrade {redact(uri)}`"
         )
     if "disk is full" in text:
-        return StoreError(
-            f"the disk of {redact(uri)} is full: free some space, then run again to resume"
-        )
+        return StoreError(f"the disk of {redact(uri)} is full: free some space, then run again to resume")
     if _status(error) in (401, 403):
         return _refused_login(uri, _status(error))
-    return ConfigError(
-        f"tracking.uri: MLflow at {redact(uri)} refuses ({text[:300]}): {_remedy(uri)}"
-    )
+    return ConfigError(f"tracking.uri: MLflow at {redact(uri)} refuses ({text[:300]}): {_remedy(uri)}")
 
 
 def _refused_login(uri: str, status: int) -> ConfigError:
@@ -326,10 +314,6 @@ def _database_holds(file: Path, runs: Sequence[str]) -> bool:
 def _check_port(uri: str, port: int) -> None:
     parts = urlsplit(uri)
     try:
-        socket.create_connection(
-            (parts.hostname or "localhost", parts.port or port), timeout=CHECK_TIMEOUT_S
-        ).close()
+        socket.create_connection((parts.hostname or "localhost", parts.port or port), timeout=CHECK_TIMEOUT_S).close()
     except OSError as error:
-        raise ServiceError(
-            f"tracking.uri: no database answers at {redact(uri)} ({error}): {_remedy(uri)}"
-        ) from error
+        raise ServiceError(f"tracking.uri: no database answers at {redact(uri)} ({error}): {_remedy(uri)}") from error

@@ -54,9 +54,7 @@ class Measure(Strict):
     def same_items(self, other: Measure) -> bool:
         """Whether the two may be compared."""
         sizes = [{name: len(v) for name, v in one.values.items()} for one in (self, other)]
-        return (
-            self.settings == other.settings and self.tokens == other.tokens and sizes[0] == sizes[1]
-        )
+        return self.settings == other.settings and self.tokens == other.tokens and sizes[0] == sizes[1]
 
 
 class Measures(Strict):
@@ -106,9 +104,7 @@ def paired_difference(challenger: Measure, champion: Measure) -> Interval:
         challenger: a measure for which `same_items(champion)` holds.
         champion: the other.
     """
-    changes = [
-        np.subtract(challenger.values[name], champion.values[name]) for name in champion.values
-    ]
+    changes = [np.subtract(challenger.values[name], champion.values[name]) for name in champion.values]
     if champion.tokens is not None:
         return intervals.ratio(changes[0], np.asarray(champion.tokens), seed=0)
     return bounded_interval(changes)
@@ -145,17 +141,13 @@ def _average(evaluated: Manifest | None) -> Measure | None:
         return None
     settings = {name: records[0].get(name) for name in SCORE_SETTINGS}
     settings |= {"benchmarks": names, "protocol": [record["protocol"] for record in records]}
-    return _measure(
-        settings, {name: record["items"] for name, record in zip(names, records, strict=True)}
-    )
+    return _measure(settings, {name: record["items"] for name, record in zip(names, records, strict=True)})
 
 
 def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:
     if evaluated is None or "heldout" not in evaluated.outputs:
         return None
-    table = parquet.read_table(
-        evaluated.artifact("heldout").path, columns=["prompt_id", "annotated", "correct"]
-    )
+    table = parquet.read_table(evaluated.artifact("heldout").path, columns=["prompt_id", "annotated", "correct"])
     rows = sorted(table.to_pylist(), key=lambda row: (row["prompt_id"], row["annotated"]))
     settings = exact_match_settings(evaluated) | {"pairs": heldout}
     return _measure(settings, {"heldout": [float(row["correct"]) for row in rows]})
@@ -164,13 +156,9 @@ def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:
 def _logprob(trained: Manifest | None, column: str, heldout: str) -> Measure | None:
     if trained is None or "heldout" not in trained.outputs:
         return None
-    table = parquet.read_table(
-        trained.artifact("heldout").path, columns=[column, "annotated_tokens"]
-    )
+    table = parquet.read_table(trained.artifact("heldout").path, columns=[column, "annotated_tokens"])
     settings = logprob_settings(trained) | {"pairs": heldout}
-    return _measure(
-        settings, {"heldout": table[column].to_pylist()}, table["annotated_tokens"].to_pylist()
-    )
+    return _measure(settings, {"heldout": table[column].to_pylist()}, table["annotated_tokens"].to_pylist())
 
 
 def _measure(

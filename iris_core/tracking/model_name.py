@@ -58,9 +58,7 @@ def _in_database(uri: str, name: str) -> Registered | None:
     try:
         if not query(file, "ro", "select 1 from registered_models where name = ?", name):
             return None
-        tags = query(
-            file, "ro", "select key, value from registered_model_tags where name = ?", name
-        )
+        tags = query(file, "ro", "select key, value from registered_model_tags where name = ?", name)
         versions = query(file, "ro", "select version from model_versions where name = ?", name)
         ours = f"select 1 from model_version_tags where name = ? and key = '{KEY}' limit 1"
         return Registered(dict(tags), bool(versions), bool(query(file, "ro", ours, name)))

@@ -163,9 +163,7 @@ def read_measures(client: Client, version: ModelVersion) -> Measures | None:
         return Measures.model_validate_json(file.read_text(encoding="utf-8"))
 
 
-def _challenge(
-    client: Client, version: ModelVersion, champion: ModelVersion | None, measures: Measures
-) -> Verdict:
+def _challenge(client: Client, version: ModelVersion, champion: ModelVersion | None, measures: Measures) -> Verdict:
     """Whether `version` is, or becomes, the champion."""
     if champion is None:
         return first_champion(measures, version.tags.get("iteration") == INITIAL)
@@ -226,8 +224,13 @@ def _find_or_make_version(
     found = find()
     if not found:
         client.create_model_version(
-            name, f"models:/{model.model_id}", model.source_run_id, dict(tags), description=description, model_id=model.model_id
-        )  # fmt: skip
+            name,
+            f"models:/{model.model_id}",
+            model.source_run_id,
+            dict(tags),
+            description=description,
+            model_id=model.model_id,
+        )
         found = find()
     first, *others = found
     for double in others:
@@ -268,13 +271,7 @@ def _update_tags(client: Client, version: ModelVersion, tags: Mapping[str, str])
 
 
 def _describe(model: LoggedModel, run_id: str, tags: Mapping[str, str]) -> Model:
-    description = Model(
-        artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id
-    )
-    described = {
-        name: tags[name]
-        for name in ("model_path", "model_digest", "adapter_digest", "dtype")
-        if name in tags
-    }
+    description = Model(artifact_path=model.artifact_location, run_id=run_id, model_id=model.model_id)
+    described = {name: tags[name] for name in ("model_path", "model_digest", "adapter_digest", "dtype") if name in tags}
     description.add_flavor("iris", loader_module="iris_core.load", **described)
     return description

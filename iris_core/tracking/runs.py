@@ -68,9 +68,7 @@ def claim_experiment(client: Client, name: str, artifacts: Path) -> str:
 
 
 @repeatable
-def claim_run(
-    client: Client, experiment: str, name: str, tags: Mapping[str, str], started: int
-) -> str:
+def claim_run(client: Client, experiment: str, name: str, tags: Mapping[str, str], started: int) -> str:
     """The id of the run that carries `tags`, made if there is none.
 
     Of several that one counts which holds something, then the oldest; those that hold nothing are deleted. So two
@@ -131,11 +129,7 @@ def log_params(client: Client, run_id: str, params: Mapping[str, str]) -> None:
     held = client.get_run(run_id).data.params
     clipped = {name: value[:LONGEST_PARAM] for name, value in params.items()}
     missing = [Param(name, value) for name, value in clipped.items() if name not in held]
-    changed = [
-        RunTag(f"changed.{name}", value)
-        for name, value in clipped.items()
-        if held.get(name, value) != value
-    ]
+    changed = [RunTag(f"changed.{name}", value) for name, value in clipped.items() if held.get(name, value) != value]
     for start in range(0, len(missing), PARAMS_A_REQUEST):
         client.log_batch(run_id, params=missing[start : start + PARAMS_A_REQUEST], synchronous=True)
     if changed:
@@ -162,9 +156,7 @@ def log_dataset(
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])])
 
 
-def points(
-    metrics: Mapping[str, Any], step: int, milliseconds: int, model_id: str | None = None
-) -> list[Metric]:
+def points(metrics: Mapping[str, Any], step: int, milliseconds: int, model_id: str | None = None) -> list[Metric]:
     """`metrics` as MLflow points of one step; what is not a number is left out."""
     return [
         Metric(name, float(value), milliseconds, step, model_id=model_id)
@@ -202,10 +194,7 @@ def _without_held(client: Client, run_id: str, points: Sequence[Metric]) -> list
         times = {(metric.step, str(metric.value)): metric.timestamp for metric in history}
         for point in group:
             known = times.get((point.step, str(point.value)))
-            lacks = (
-                point.model_id
-                and (point.model_id, name, point.step, str(point.value)) not in in_models
-            )
+            lacks = point.model_id and (point.model_id, name, point.step, str(point.value)) not in in_models
             if known is None:
                 fresh.append(point)
             elif lacks:

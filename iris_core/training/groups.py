@@ -42,9 +42,7 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
         sampled = [_responses(artifact, spec.max_new_tokens) for artifact in (source, *initial)]
         for pair in pairs:
             if any(pair.prompt_id not in responses for responses in sampled):
-                raise DataError(
-                    f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again"
-                )
+                raise DataError(f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again")
             responses = [by_prompt[pair.prompt_id] for by_prompt in sampled]
             kinds = _kinds(pair, responses[0], spec.max_new_tokens) if training else []
             handling = {getattr(spec.handling, kind) for kind in kinds}

@@ -74,9 +74,7 @@ def _movement(before: dict[str, Tensor], after: dict[str, Tensor], seed: int) ->
 def _few_pairs(pairs: int) -> list[str]:
     if pairs >= FEWEST:
         return []
-    return [
-        f"{pairs} held-out pairs: intervals of fewer than {FEWEST} may be too short; raise data.heldout"
-    ]
+    return [f"{pairs} held-out pairs: intervals of fewer than {FEWEST} may be too short; raise data.heldout"]
 
 
 def _write_heldout(path: Path, **tables: Floats) -> None:
@@ -103,11 +101,7 @@ def summary(history: Path) -> dict[str, float]:
         "loss": last["loss"],
         "ess_annotated": mean("ess/annotated"),
         "ess_synthetic": mean("ess/synthetic"),
-        **{
-            f"reward_{name}": last[f"reward/{name}"]
-            for name in ("margin", "accuracy")
-            if f"reward/{name}" in last
-        },
+        **{f"reward_{name}": last[f"reward/{name}"] for name in ("margin", "accuracy") if f"reward/{name}" in last},
         "tokens_per_second": mean("tokens_per_second"),
         "memory_gb": max(row["memory_gb"] for row in rows),
     }

@@ -58,16 +58,19 @@ class Batches(Dataset[list[Row]]):
     """
 
     def __init__(
-        self, groups: Sequence[Group], epochs: int, batch_size: int, tokens_per_row: int, seed: int,
+        self,
+        groups: Sequence[Group],
+        epochs: int,
+        batch_size: int,
+        tokens_per_row: int,
+        seed: int,
         packing: Packing = "packed",
-    ):  # fmt: skip
+    ):
         self.groups, self.tokens_per_row, self.packing = groups, tokens_per_row, packing
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(len(groups), generator=generator).tolist() for _ in range(epochs)]
         self.batches = [
-            order[start : start + batch_size]
-            for order in orders
-            for start in range(0, len(groups), batch_size)
+            order[start : start + batch_size] for order in orders for start in range(0, len(groups), batch_size)
         ]
 
     def __len__(self) -> int:
@@ -125,17 +128,13 @@ class SelfPlayTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LambdaLR:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The course of the learning rate in `settings.rate`; transformers' own begins with a step at 0."""
         scheduler = LambdaLR(optimizer or self.optimizer, self.settings.rate)
         self.lr_scheduler = scheduler
         return scheduler
 
-    def training_step(
-        self, model: Any, inputs: list[Row], num_items_in_batch: Any = None
-    ) -> Tensor:
+    def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward over the rows of one optimiser batch; returns its loss."""
         started = time.monotonic()
         if model.training != self.args.gradient_checkpointing:  # nothing else here needs it
@@ -160,9 +159,7 @@ class SelfPlayTrainer(Trainer):
 
         logprobs = self._share(inputs, forward_and_backward)
         _add_gradients_up(model)
-        tokens_per_second = sum(len(row["input_ids"]) for row in inputs) / (
-            time.monotonic() - started
-        )
+        tokens_per_second = sum(len(row["input_ids"]) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
@@ -198,18 +195,14 @@ class SelfPlayTrainer(Trainer):
             logprobs = self.settings.beta * logprobs
         cut, rest, *others = logprobs.unbind(dim=1)
         synthetic, initial = [*others, None, None][:2]
-        return Rewards(
-            cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest
-        )
+        return Rewards(cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest)
 
     def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
         """log p_θ − log p_t of cut, rest and synthetic response (of the annotated one only where no others are seen)."""
         sides = logprobs[:, :3]
         return sides - self.settings.opponent.to(sides.device)[pairs, : sides.shape[1]]
 
-    def _conclude(
-        self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, tokens_per_second: float
-    ) -> Tensor:
+    def _conclude(self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, tokens_per_second: float) -> Tensor:
         """Checks the batch, updates the normaliser and notes the metrics of the step."""
         settings = self.settings
         rewards, ratios = self._rewards(logprobs, pairs), self._log_ratios(logprobs, pairs)
@@ -241,9 +234,13 @@ class SelfPlayTrainer(Trainer):
         if "grad_norm" not in logs or team.rank():
             return
         row = {
-            "step": self.state.global_step, "time": time.time(), "order": self.settings.parameters.order,
-            "learning_rate": logs["learning_rate"], "grad_norm": float(logs["grad_norm"]), **self._metrics,
-        }  # fmt: skip
+            "step": self.state.global_step,
+            "time": time.time(),
+            "order": self.settings.parameters.order,
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": float(logs["grad_norm"]),
+            **self._metrics,
+        }
         if not math.isfinite(row["grad_norm"]):
             raise TrainingError(
                 f"training: the gradient is {row['grad_norm']} at step {row['step']}: lower training.learning_rate; "
@@ -283,9 +280,7 @@ def _add_gradients_up(model: PreTrainedModel) -> None:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    team.add_up(
-        [reached]
-    )  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
+    team.add_up([reached])  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
     moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
     for parameter in moved:
         if parameter.grad is None:  # a rank without a row

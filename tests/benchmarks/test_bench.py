@@ -61,7 +61,10 @@ def test_the_page_shows_each_result_and_keeps_what_is_not_its_own(tmp_path: Path
     line = Line("training step", "tokens/s", [300.0, 330.0, 270.0], [100.0, 100.0, 100.0], "≥", 3.5)
     table.save(Result("step", [line], "how it was measured"), tmp_path)
     page = (tmp_path / "README.md").read_text()
-    assert "| training step | 300 [270, 330] tokens/s | 100 [100, 100] tokens/s | 3 [2.7, 3.3]× | ≥ 3.5× | **no** | 3 |" in page  # fmt: skip
+    assert (
+        "| training step | 300 [270, 330] tokens/s | 100 [100, 100] tokens/s | 3 [2.7, 3.3]× | ≥ 3.5× | **no** | 3 |"
+        in page
+    )
     assert kept in page
     assert "last month" not in page
     assert table.load(tmp_path)[0].lines == [line]
@@ -87,9 +90,13 @@ def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
     from tests.conftest import build_tokenizer
 
     LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         vocab_size=32,
-    ).save_pretrained(tmp_path)  # fmt: skip
+    ).save_pretrained(tmp_path)
     build_tokenizer(tmp_path)
     case = Case(tmp_path, "bfloat16", batches=gpu.WARM_UP + 1, batch_size=1)
     tera, tokens = gpu._work(case)
@@ -105,9 +112,7 @@ def test_trl_as_it_comes_starts_without_our_process_settings(monkeypatch):
     from iris_core.execution.launch import CPU_SETTINGS
 
     seen = []
-    monkeypatch.setattr(
-        step, "Side", lambda *_, **__: seen.append(CPU_SETTINGS.keys() & os.environ)
-    )
+    monkeypatch.setattr(step, "Side", lambda *_, **__: seen.append(CPU_SETTINGS.keys() & os.environ))
     for name, value in CPU_SETTINGS.items():
         monkeypatch.setenv(name, value)
     for as_it_comes in (True, False):

@@ -21,9 +21,19 @@ from iris_core.objectives.losses import (
 pytestmark = pytest.mark.unit
 
 TINY = Setting(
-    seeds=2, topics=2, tokens=4, length=5, hidden=6, teacher_hidden=6, pairs=32, all_pairs=64, validation=32,
-    iterations=2, batch=8, warm_epochs=4,
-)  # fmt: skip
+    seeds=2,
+    topics=2,
+    tokens=4,
+    length=5,
+    hidden=6,
+    teacher_hidden=6,
+    pairs=32,
+    all_pairs=64,
+    validation=32,
+    iterations=2,
+    batch=8,
+    warm_epochs=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +73,7 @@ def test_rmsprop_is_torchs():
         assert torch.allclose(value, theirs[name], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "variant", [fixed("running", 1.5), moving("anchored"), fixed("batch", 2.0)], ids=str
-)
+@pytest.mark.parametrize("variant", [fixed("running", 1.5), moving("anchored"), fixed("batch", 2.0)], ids=str)
 def test_stacked_runs_equal_single_ones(world, variant):
     cells = [(1e-3, 0.1), (1e-2, 1.0)]
     together = play(world, variant, Runs.of(cells, TINY.seeds))
@@ -84,12 +92,8 @@ def test_a_step_of_iris_follows_the_bound():
             for tilt, reward in ((order - 1, annotated), (order, synthetic))
         )
         parameters = Parameters(order=order, log_normalizers=log_z, clip=1e9)
-        ours = torch.autograd.grad(
-            STUDY_OBJECTIVES["iris"].loss(rewards, parameters).mean(), (annotated, synthetic)
-        )
-        bound = torch.autograd.grad(
-            -variational_bound(annotated, synthetic, order), (annotated, synthetic)
-        )
+        ours = torch.autograd.grad(STUDY_OBJECTIVES["iris"].loss(rewards, parameters).mean(), (annotated, synthetic))
+        bound = torch.autograd.grad(-variational_bound(annotated, synthetic, order), (annotated, synthetic))
         for found, expected in zip(ours, bound, strict=True):
             assert torch.allclose(found, expected)
 

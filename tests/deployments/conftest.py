@@ -22,9 +22,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         patch.setattr(services, "CHECKOUT", folder / "checkout")
         ports = processes.free_port(), processes.free_port()
         try:
-            with ThreadPoolExecutor(
-                2
-            ) as both:  # one set of services, though asked for twice at once
+            with ThreadPoolExecutor(2) as both:  # one set of services, though asked for twice at once
                 found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
                 first, second = found
             assert first == second

@@ -97,9 +97,7 @@ def test_full_disk(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/api", "nonsense", "http://[no"])
-def test_prefect_server_that_does_not_answer(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, url: str
-) -> None:
+def test_prefect_server_that_does_not_answer(recipe: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PREFECT_API_URL", url)
     said = run("run", str(recipe))
     assert "PREFECT_API_URL" in said
@@ -129,18 +127,14 @@ def test_down_with_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("command", ["up", "down"])
-def test_services_whose_folder_cannot_be_made(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
-) -> None:
+def test_services_whose_folder_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(demo, "make_inputs", lambda seed: {})
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
     assert "set IRIS_CACHE" in run(command)
 
 
-def test_store_of_services_that_cannot_be_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_store_of_services_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="choose another store"):

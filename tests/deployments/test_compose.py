@@ -31,7 +31,7 @@ def test_prefect_wants_credentials_and_tokens_from_its_own_origin(compose: dict[
     assert settings["PREFECT_SERVER_API_AUTH_STRING"].startswith("iris:${PREFECT_PASSWORD:?")
     assert settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"
     origins = settings["PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS"].split(",")
-    assert {re.sub(r":\$.*", "", origin) for origin in origins} == {"http://127.0.0.1", "http://localhost"}  # fmt: skip
+    assert {re.sub(r":\$.*", "", origin) for origin in origins} == {"http://127.0.0.1", "http://localhost"}
     for name in ("worker", "worker-gpu"):
         known = compose[name]["environment"]["PREFECT_API_AUTH_STRING"]
         assert known == settings["PREFECT_SERVER_API_AUTH_STRING"]
@@ -42,7 +42,7 @@ def test_both_servers_check_the_host(compose: dict[str, Any]) -> None:
     assert "prefect_app:create" in prefect["command"]
     source = prefect["volumes"][0].partition(":")[0]
     assert (DOCKER / source).resolve() == CHECKOUT / "deployments" / "prefect_app.py"
-    assert prefect["environment"]["IRIS_PREFECT_HOSTS"] == "${PREFECT_ALLOWED_HOSTS:-prefect,localhost,127.0.0.1}"  # fmt: skip
+    assert prefect["environment"]["IRIS_PREFECT_HOSTS"] == "${PREFECT_ALLOWED_HOSTS:-prefect,localhost,127.0.0.1}"
     (hosts,) = (part for part in compose["mlflow"]["command"] if "--allowed-hosts" in part)
     assert hosts.endswith(":-mlflow:5000,localhost:*,127.0.0.1:*}")
 

@@ -51,9 +51,7 @@ def wrap_a_full_disk() -> None:
 
 
 @pytest.mark.parametrize("command", [fill_a_disk, wrap_a_full_disk])
-def test_a_full_disk_is_one_line_whatever_it_is_wrapped_in(
-    command: object, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_one_line_whatever_it_is_wrapped_in(command: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(command)
     with pytest.raises(typer.Exit) as end:
         ends.handle_errors(command)()
@@ -106,9 +104,7 @@ def test_an_error_names_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("prefect", ["answers", "unreachable"])
-def test_signals_end_the_run_at_once_where_nobody_can_be_told(
-    number: signal.Signals, prefect: str
-) -> None:
+def test_signals_end_the_run_at_once_where_nobody_can_be_told(number: signal.Signals, prefect: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING, prefect],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

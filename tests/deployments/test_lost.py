@@ -80,9 +80,7 @@ def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **processes.prefect_environment(store, api, CREDENTIALS)}
     environment["PYTHONPATH"] = str(ROOT)
     begun = store / name
-    process = subprocess.Popen(
-        [sys.executable, str(store / "loop.py"), str(store), str(begun)], env=environment
-    )
+    process = subprocess.Popen([sys.executable, str(store / "loop.py"), str(store), str(begun)], env=environment)
     until = time.monotonic() + 60
     while not begun.exists():
         assert process.poll() is None
@@ -102,9 +100,7 @@ def states(api: str, name: str) -> dict[str, str]:
     }
 
 
-def test_runs_of_a_killed_process_are_ended_and_those_of_a_live_one_are_not(
-    api: str, tmp_path: Path
-) -> None:
+def test_runs_of_a_killed_process_are_ended_and_those_of_a_live_one_are_not(api: str, tmp_path: Path) -> None:
     killed, live = start(tmp_path, api, "killed"), start(tmp_path, api, "live")
     assert lost.end_lost_runs(tmp_path, api) == 0
     time.sleep(2)  # the task's state reaches the server as an event
@@ -120,9 +116,7 @@ def test_runs_of_a_killed_process_are_ended_and_those_of_a_live_one_are_not(
     assert lost.end_lost_runs(tmp_path, api) == 0
 
 
-def test_a_lost_run_is_marked_on_its_own_server_only_and_from_any_store(
-    api: str, tmp_path: Path
-) -> None:
+def test_a_lost_run_is_marked_on_its_own_server_only_and_from_any_store(api: str, tmp_path: Path) -> None:
     killed = start(tmp_path, api, "elsewhere")
     killed.kill()
     killed.wait()
@@ -189,9 +183,7 @@ def beat(api: str, runs: list[UUID]) -> None:
             client.request("POST", "/events", json=[event]).raise_for_status()
 
 
-def test_the_server_marks_a_run_whose_heartbeat_stops(
-    api: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_server_marks_a_run_whose_heartbeat_stops(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost, "SILENT", datetime.timedelta(seconds=20))
     lost.watch(api)
     lost.watch(api)
@@ -225,9 +217,7 @@ def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their
         lost.crash(client, [client.read_flow_run(cancelled)], "lost")
         assert state_of(client, cancelled) == "Cancelled"
         marked = run_in(client, Running())
-        stage = client.create_task_run(
-            stage_of_a_run, marked, dynamic_key="0", name="stage", state=Running()
-        )
+        stage = client.create_task_run(stage_of_a_run, marked, dynamic_key="0", name="stage", state=Running())
         client.set_flow_run_state(marked, Crashed(), force=True)
         lost.end_lost_runs(tmp_path, api)
         assert client.read_task_run(stage.id).state_name == "Crashed"

@@ -88,10 +88,18 @@ def browser(profile: Path, *arguments: str) -> list[str]:
     """The command of a browser for which every name of *.example is this machine."""
     assert BROWSER
     return [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}",
-        "--host-resolver-rules=MAP *.example 127.0.0.1", *arguments,
-    ]  # fmt: skip
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={profile}",
+        "--host-resolver-rules=MAP *.example 127.0.0.1",
+        *arguments,
+    ]
 
 
 def shown(url: str, profile: Path) -> str:
@@ -141,21 +149,22 @@ def tokens(up: Services) -> dict[str, str]:
 
 @needs_browser
 @pytest.mark.parametrize("name", ["evil.example", "127.0.0.1"])
-def test_a_page_of_another_site_reads_and_writes_nothing(
-    up: Services, site: Site, tmp_path: Path, name: str
-) -> None:
+def test_a_page_of_another_site_reads_and_writes_nothing(up: Services, site: Site, tmp_path: Path, name: str) -> None:
     other = site.at("other.example")
     site.targets = [
         prefect_targets(up),
-        *(
-            [mlflow_targets(up)] if name != "127.0.0.1" else []
-        ),  # MLflow trusts pages of this machine
+        *([mlflow_targets(up)] if name != "127.0.0.1" else []),  # MLflow trusts pages of this machine
         {"name": "open", "reads": [other], "writes": [other], "sockets": []},
     ]
     before = stored(up)
     seen = attacked(site, name, tmp_path)
     control = {key.split()[1]: seen.pop(key) for key in list(seen) if key.startswith("open")}
-    assert control == {"read": "read 200 all of it", "json": "read 200 done", "text": "read 200 done", "opaque": "opaque"}  # fmt: skip
+    assert control == {
+        "read": "read 200 all of it",
+        "json": "read 200 done",
+        "text": "read 200 done",
+        "opaque": "opaque",
+    }
     assert site.written == [f"{how} from {name}" for how in ("json", "text", "opaque", "form")]
     assert len(seen) == (8 if name == "127.0.0.1" else 16)
     assert {key: what for key, what in seen.items() if what not in ("blocked", "opaque")} == {}
@@ -164,9 +173,7 @@ def test_a_page_of_another_site_reads_and_writes_nothing(
 
 @needs_browser
 @pytest.mark.parametrize("name", ["rebound.example", "10.rebound.example", "127.0.0.1.example"])
-def test_a_name_that_was_made_to_point_here_shows_nothing(
-    up: Services, tmp_path: Path, name: str
-) -> None:
+def test_a_name_that_was_made_to_point_here_shows_nothing(up: Services, tmp_path: Path, name: str) -> None:
     for place in (f"{up.api}/health", f"{up.prefect}/ui-settings", up.prefect):
         page = shown(place.replace(processes.HOST, name), tmp_path)
         assert "Invalid host header" in page
@@ -181,9 +188,7 @@ def test_the_link_logs_a_browser_in_and_it_stays_so(up: Services, tmp_path: Path
     shown(up.login, tmp_path)
     assert "full-loop" in shown(f"{up.prefect}/deployments", tmp_path)
     assert "full-loop" in shown(f"{up.prefect}/v2/deployments", tmp_path)
-    shown(
-        f"{up.prefect}/iris-login#b3RoZXI6d3Jvbmc=", tmp_path
-    )  # any page can lead a browser there
+    shown(f"{up.prefect}/iris-login#b3RoZXI6d3Jvbmc=", tmp_path)  # any page can lead a browser there
     assert "full-loop" in shown(f"{up.prefect}/deployments", tmp_path)
     by_other_name = up.login.replace(processes.HOST, "localhost")
     shown(by_other_name, tmp_path)
@@ -213,9 +218,7 @@ def test_the_server_of_up_wants_credentials(up: Services) -> None:
     check_guarded(up.api)
 
 
-def test_the_server_of_run_wants_credentials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_server_of_run_wants_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delitem(os.environ, "PREFECT_API_URL", raising=False)
     with server.prefect_api(tmp_path, Outage(60, print, print)) as api:
@@ -239,9 +242,7 @@ def test_run_finds_the_credentials_of_up_and_names_wrong_ones(
             pass
 
 
-def test_credentials_that_were_made_again_are_named(
-    up: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_that_were_made_again_are_named(up: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delitem(os.environ, "PREFECT_API_URL", raising=False)
     kept = credentials.path().read_text()
@@ -263,8 +264,12 @@ def test_prefect_finds_them_by_the_profile_and_no_list_of_processes_or_log_has_t
     environment["PREFECT_PROFILES_PATH"] = str(credentials.path())
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "deployment", "inspect", "iris/full-loop"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert "flows/iris.py:iris" in done.stdout, done.stderr
     secret = credentials.keep(up.api).partition(":")[2]
     assert all(secret not in " ".join(each.cmdline()) for each in up.processes())
@@ -279,9 +284,13 @@ def test_the_worker_refuses_foreign_code(up: Services, tmp_path: Path, kind: str
         own = client.read_deployment_by_name("iris/full-loop")
         if kind == "pull step":
             deployment = client.create_deployment(
-                own.flow_id, "foreign", pull_steps=[shell], entrypoint=own.entrypoint,
-                work_pool_name=pool.NAME, enforce_parameter_schema=False,
-            )  # fmt: skip
+                own.flow_id,
+                "foreign",
+                pull_steps=[shell],
+                entrypoint=own.entrypoint,
+                work_pool_name=pool.NAME,
+                enforce_parameter_schema=False,
+            )
             run = client.create_flow_run_from_deployment(deployment)
         else:
             command = {"command": f"touch {mark}"}

@@ -62,13 +62,9 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def start(
-    client: SyncPrefectClient, parameters: dict[str, Any], state: State | None = None
-) -> FlowRun:
+def start(client: SyncPrefectClient, parameters: dict[str, Any], state: State | None = None) -> FlowRun:
     deployment = client.read_deployment_by_name("iris/full-loop")
-    return client.create_flow_run_from_deployment(
-        deployment.id, parameters={"experiment": parameters}, state=state
-    )
+    return client.create_flow_run_from_deployment(deployment.id, parameters={"experiment": parameters}, state=state)
 
 
 def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
@@ -163,9 +159,7 @@ def test_deployments_show_a_described_form(up: Services) -> None:
 
 
 @pytest.mark.integration
-def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(
-    up: Services, tiny_model: Path, pairs_file: Path
-) -> None:
+def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(up: Services, tiny_model: Path, pairs_file: Path) -> None:
     slow = {"backend": "transformers", "max_new_tokens": 200, "shard_size": 2}
     parameters = small(up.store, tiny_model, pairs_file, name="cancelled", generation=slow)
     with credentials.client(up.api) as client:
@@ -222,9 +216,7 @@ def test_loop_completes_and_is_reused(up: Services, tiny_model: Path, pairs_file
 
 
 @pytest.mark.integration
-def test_runs_of_a_lost_worker_do_not_hold_the_pool(
-    up: Services, tiny_model: Path, pairs_file: Path
-) -> None:
+def test_runs_of_a_lost_worker_do_not_hold_the_pool(up: Services, tiny_model: Path, pairs_file: Path) -> None:
     parameters = small(up.store, tiny_model, pairs_file, name="lost")
     with credentials.client(up.api) as client:
         run = start(client, parameters, state=Running())

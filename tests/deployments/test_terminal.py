@@ -58,9 +58,7 @@ def test_what_a_stage_waits_for_is_said() -> None:
     assert text_of(shown) == "  … initial · register  MLflow [at] 5000 is away\n"
 
 
-def test_all_warnings_at_the_end_and_none_without_any(
-    small: SmallExperiment, tmp_path: Path
-) -> None:
+def test_all_warnings_at_the_end_and_none_without_any(small: SmallExperiment, tmp_path: Path) -> None:
     shown = console()
     show_result(shown, small.store)
     lines = text_of(shown).splitlines()
@@ -74,9 +72,7 @@ def test_all_warnings_at_the_end_and_none_without_any(
     assert "!" not in text_of(quiet)
 
 
-def test_what_models_and_users_write_is_text(
-    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_models_and_users_write_is_text(small: SmallExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     hostile = "\x1b[31m[red]:smile:\x1b]8;;http://e\x07\r\u202e\\"
     written = "\\x1b[31m[red]:smile:\\x1b]8;;http://e\\x07\\r\\u202e\\"
     found = [Sample(prompt=hostile, annotated=hostile, before=hostile, after=hostile)]
@@ -95,14 +91,9 @@ def test_what_a_generation_and_a_version_tell(small: SmallExperiment) -> None:
     done = finished(small, "iteration-0/generate")
     assert gist(done) == "8 answers, 10 tokens each, 12% truncated"
     register = {"version": 2, "champion": True}
-    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == (
-        "model version 2, champion"
-    )
+    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == ("model version 2, champion")
     register = {"version": 3, "champion": False}
-    assert (
-        gist(done.model_copy(update={"stage": "register", "metrics": register}))
-        == "model version 3"
-    )
+    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == "model version 3"
 
 
 def test_the_table_is_80_columns_wide_even_with_other_settings(small: SmallExperiment) -> None:

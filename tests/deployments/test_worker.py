@@ -82,9 +82,7 @@ def test_run_without_a_deployment_or_with_job_variables_is_refused() -> None:
 def test_credentials_may_come_from_secret_blocks() -> None:
     env = {"env": {"MLFLOW_TRACKING_TOKEN": "{{ prefect.blocks.secret.mlflow-token }}"}}
     assert own_entrypoint(run(), deployment(job_variables=env)) == "flows/iris.py:iris"
-    how = OwnRun(
-        command=None, env={"MLFLOW_TRACKING_TOKEN": "of the block", "LD_PRELOAD": "/tmp/x"}
-    )
+    how = OwnRun(command=None, env={"MLFLOW_TRACKING_TOKEN": "of the block", "LD_PRELOAD": "/tmp/x"})
     how.prepare_for_flow_run(run(), deployment(job_variables=env))
     assert how.env["MLFLOW_TRACKING_TOKEN"] == "of the block"
     assert how.env.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")

@@ -26,8 +26,9 @@ from tests.faults.campaign import FAULTS_A_LOOP, Campaign, Result
 
 def main() -> None:
     """Runs a campaign; exits with 1 if anything was lost, doubled or left behind."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100, help="how many faults")
     parser.add_argument("--minutes", type=float, default=60, help="no fault begins later")
     parser.add_argument("--seed", type=int, default=0, help="of all faults")

@@ -33,9 +33,7 @@ def run(experiment: Experiment) -> None:
     scored = perform(
         store,
         "initial/evaluate",
-        plan.evaluate_spec(
-            experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)
-        ),
+        plan.evaluate_spec(experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)),
     )
     stages = {"prepare": checked, "evaluate": scored}
     register = plan.register_spec(experiment, prepared, None, policy, stages)
@@ -45,9 +43,7 @@ def run(experiment: Experiment) -> None:
         state = iteration(experiment, store, prepared, state)
 
 
-def iteration(
-    experiment: Experiment, store: Store, prepared: Prepared, state: LoopState
-) -> LoopState:
+def iteration(experiment: Experiment, store: Store, prepared: Prepared, state: LoopState) -> LoopState:
     """Turns p_t into p_{t+1}."""
     stages: dict[str, Manifest] = {}
 
@@ -59,11 +55,7 @@ def iteration(
     generated = stage(plan.generate_spec(experiment, prepared, state))
     trained = stage(plan.train_spec(experiment, prepared, state, generated))
     policy = plan.trained_policy(state.policy, trained)
-    stage(
-        plan.evaluate_spec(
-            experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)
-        )
-    )
+    stage(plan.evaluate_spec(experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)))
     scheduled = stage(plan.schedule_spec(experiment, state, trained))
     stage(plan.register_spec(experiment, prepared, state.iteration, policy, dict(stages)))
     parent = stages["register"].metrics["parent_run_id"]

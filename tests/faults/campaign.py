@@ -65,9 +65,7 @@ class Campaign:
                 raise RuntimeError(f"the loop fails without faults:\n{loop.last_lines(15)}")
         return Reference(outcome(loop.store), seconds)
 
-    def disturbed(
-        self, number: int, count: int, reference: Reference, until: float = float("inf")
-    ) -> Result:
+    def disturbed(self, number: int, count: int, reference: Reference, until: float = float("inf")) -> Result:
         """Runs loop `number` with `count` faults; none begins after `until`."""
         setup, begun = SETUPS[number % len(SETUPS)], time.monotonic()
         faults = plan(self.seed, number, setup, count)
@@ -110,9 +108,7 @@ class Resumed:
         result: gets what happens.
     """
 
-    def __init__(
-        self, loop: Loop, faults: Sequence[Fault], seconds: dict[str, float], result: Result
-    ):
+    def __init__(self, loop: Loop, faults: Sequence[Fault], seconds: dict[str, float], result: Result):
         self.loop, self.waiting, self.seconds, self.result = loop, list(faults), seconds, result
         self.failures = 0
         self._start()

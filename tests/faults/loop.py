@@ -29,11 +29,17 @@ ITERATIONS = 2
 RANKS = "2"  # of generation and training, so that stages have workers
 MARK = "IRIS_FAULTS"  # the environment variable that every process of a loop is known by
 PLACES = (
-    "start", "prepare", "initial/evaluate", "initial/register",
-    *(f"iteration-{t}/{stage}" for t in range(ITERATIONS)
-      for stage in ("generate", "train", "evaluate", "schedule", "register")),
+    "start",
+    "prepare",
+    "initial/evaluate",
+    "initial/register",
+    *(
+        f"iteration-{t}/{stage}"
+        for t in range(ITERATIONS)
+        for stage in ("generate", "train", "evaluate", "schedule", "register")
+    ),
     "end",
-)  # fmt: skip
+)
 
 Say = Callable[[str], None]
 
@@ -59,9 +65,7 @@ class Setup:
 
 BARE = Setup("stages", ("tests.faults.bare",), 2.0, mlflow=True)
 ALONE = Setup("iris run", ("deployments.cli", "run"), 12.0)
-SERVED = Setup(
-    "iris run, given servers", ("deployments.cli", "run"), 6.0, prefect=True, mlflow=True
-)
+SERVED = Setup("iris run, given servers", ("deployments.cli", "run"), 6.0, prefect=True, mlflow=True)
 SETUPS = (BARE, ALONE, BARE, SERVED)  # of the first loop, the second, …; again from the first
 
 
@@ -79,18 +83,27 @@ def make_inputs(folder: Path) -> None:
 def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, object]:
     """A loop of seconds in which every stage has several units."""
     return {
-        "name": NAME, "iterations": ITERATIONS, "store": str(store),
+        "name": NAME,
+        "iterations": ITERATIONS,
+        "store": str(store),
         "model": {"path": str(inputs / "model"), "dtype": "float32"},
         "data": {"path": str(inputs / "pairs.jsonl"), "heldout": 6, "answer_pattern": r"(?m)^Answer: (.+)$"},
         "generation": {"backend": "transformers", "max_new_tokens": 12, "shard_size": 6},
         "training": {
-            "batch_size": 4, "epochs": 2, "tokens_per_batch": 128, "learning_rate": 1e-3, "checkpoint_every": 1,
+            "batch_size": 4,
+            "epochs": 2,
+            "tokens_per_batch": 128,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 1,
         },
         "evaluation": {
-            "benchmarks": ["winogrande"], "data_dir": "miniature", "backend": "hf", "max_gen_tokens": 16,
+            "benchmarks": ["winogrande"],
+            "data_dir": "miniature",
+            "backend": "hf",
+            "max_gen_tokens": 16,
         },
         "tracking": {"uri": tracking_uri},
-    }  # fmt: skip
+    }
 
 
 def _take_interrupts() -> None:
@@ -145,17 +158,19 @@ class Loop:
         with self.log.open("ab") as log:
             self.starter = subprocess.Popen(
                 [sys.executable, "-m", *self.setup.command, str(self.recipe)],
-                env={**self.environment, MARK: f"{self.folder} {self.starts}"}, cwd=self.folder,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**self.environment, MARK: f"{self.folder} {self.starts}"},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 preexec_fn=_take_interrupts,
-            )  # fmt: skip
+            )
 
     def place(self) -> str:
         """What it is at: the first stage without an output."""
         stages = PLACES[1:-1]
-        return next(
-            (stage for stage in stages if not (self.home / stage / "manifest.json").exists()), "end"
-        )
+        return next((stage for stage in stages if not (self.home / stage / "manifest.json").exists()), "end")
 
     def processes(self, start: int | None = None) -> list[psutil.Process]:
         """Every live process of the loop, or of its start with this number."""
@@ -164,9 +179,7 @@ class Loop:
         for process in psutil.process_iter():
             with suppress(OSError, psutil.NoSuchProcess):
                 entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if any(
-                    entry == mark or (not start and entry.startswith(mark)) for entry in entries
-                ):
+                if any(entry == mark or (not start and entry.startswith(mark)) for entry in entries):
                     found.append(process)
         return found
 
@@ -200,21 +213,20 @@ class Loop:
             return "supervisor"
         if "-m iris_core." in line:
             return "rank" if "IRIS_RANK" in process.environ() else "stage"
-        return (
-            "prefect"
-            if "prefect" in line and ("server start" in line or "uvicorn" in line)
-            else None
-        )
+        return "prefect" if "prefect" in line and ("server start" in line or "uvicorn" in line) else None
 
     def _environment(self, cache: Path) -> dict[str, str]:
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
-        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         return {
-            **kept, **TELEMETRY_OFF, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1",
-            "IRIS_CACHE": str(cache), "IRIS_RANKS": RANKS, "OMP_NUM_THREADS": "1",
+            **kept,
+            **TELEMETRY_OFF,
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+            "IRIS_CACHE": str(cache),
+            "IRIS_RANKS": RANKS,
+            "OMP_NUM_THREADS": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }  # fmt: skip
+        }
 
     def _start_servers(self) -> None:
         self.store.mkdir()

@@ -59,9 +59,7 @@ def stages(home: Path) -> dict[str, Any]:
 
 def _outputs(manifest: Manifest) -> dict[str, Any]:
     timed = ("scores", "history", "registration")
-    found: dict[str, Any] = {
-        name: output.digest for name, output in manifest.outputs.items() if name not in timed
-    }
+    found: dict[str, Any] = {name: output.digest for name, output in manifest.outputs.items() if name not in timed}
     if "history" in manifest.outputs:
         rows = manifest.artifact("history").path.read_text().splitlines()
         found["history"] = [_untimed(json.loads(row)) for row in rows]
@@ -108,12 +106,8 @@ def _run(client: MlflowClient, run: Run, names: Mapping[str, str]) -> dict[str, 
         "parent": names.get(run.data.tags.get("mlflow.parentRunId", "")),
         "tags": sorted(run.data.tags),
         "params": {n: v for n, v in run.data.params.items() if n not in OWN_PARAMS},
-        "points": {
-            name: _points(client, run, name) for name in run.data.metrics if not TIMED.search(name)
-        },
-        "data sets": _count(
-            f"{entry.dataset.name} {entry.dataset.digest}" for entry in run.inputs.dataset_inputs
-        ),
+        "points": {name: _points(client, run, name) for name in run.data.metrics if not TIMED.search(name)},
+        "data sets": _count(f"{entry.dataset.name} {entry.dataset.digest}" for entry in run.inputs.dataset_inputs),
         "models": len(run.outputs.model_outputs) if run.outputs else 0,
     }
 

@@ -34,9 +34,14 @@ class Server:
         """Starts it and waits until it answers."""
         with self.log.open("a") as file:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True, cwd=self.log.parent,
-            )  # fmt: skip
+                self.command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.log.parent,
+            )
         processes.wait_healthy("the server", self.health, self.process, self.log)
 
     def kill(self) -> None:

@@ -30,9 +30,7 @@ def test_warnings_are_shown_where_the_numbers_are(tmp_path: Path, warns: bool) -
     assert {"quantity": "mmlu", "value": "40.0"} in first
 
 
-def test_answers_and_paths_are_text_in_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_and_paths_are_text_in_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = SmallExperiment(tmp_path, [0.3])
     small.initial()
     small.iterations()

@@ -82,9 +82,10 @@ def test_benchmark_data_that_is_missing(small: SmallExperiment) -> None:
 def on_hub(small: SmallExperiment, **settings: object) -> Experiment:
     """The experiment with its model, its data and a benchmark on the hub."""
     parts = {
-        "model": {"path": "acme/model-2.5"}, "data": {"path": "acme/pairs-1.0"},
+        "model": {"path": "acme/model-2.5"},
+        "data": {"path": "acme/pairs-1.0"},
         "evaluation": {"benchmarks": ["gsm8k", "gpqa"], "limit": 10},
-    }  # fmt: skip
+    }
     return changed(small, **parts, **settings).experiment
 
 
@@ -104,9 +105,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]
 
 def test_everything_is_on_the_hub(small: SmallExperiment, served: FakeHub) -> None:
     check_services(on_hub(small))
-    assert {path.split("/", 2)[2].removesuffix("/revision/main") for path in served.requests} == {
-        *served.repositories
-    }
+    assert {path.split("/", 2)[2].removesuffix("/revision/main") for path in served.requests} == {*served.repositories}
 
 
 @pytest.mark.parametrize(
@@ -119,18 +118,21 @@ def test_everything_is_on_the_hub(small: SmallExperiment, served: FakeHub) -> No
         ("datasets/Idavidrein/gpqa", {"gated": True}, EvaluationError, "Idavidrein/gpqa is gated: ask for access"),
         ("datasets/openai/gsm8k", {"refusal": "limit"}, ServiceError, "limits the rate"),
     ],
-)  # fmt: skip
+)
 def test_the_hub_refuses(
-    small: SmallExperiment, served: FakeHub, repository: str, settings: dict[str, Any], error: type[Exception], message: str
-) -> None:  # fmt: skip
+    small: SmallExperiment,
+    served: FakeHub,
+    repository: str,
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
     served.add(repository, **settings)
     with pytest.raises(error, match=message):
         check_services(on_hub(small))
 
 
-def test_no_network(
-    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_network(small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_hub(monkeypatch, tmp_path / "cache"):
         pass  # nothing listens there any more
     with pytest.raises(ServiceError, match="cannot be reached for the model acme/model-2.5"):
@@ -165,28 +167,20 @@ def test_the_first_error_in_order_counts() -> None:
         at_once({"a": lambda: fail("one"), "b": lambda: fail("two")})
 
 
-def test_cache_on_a_mount_that_is_missing(
-    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_on_a_mount_that_is_missing(small: SmallExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HOME", "/proc/nope")
-    with pytest.raises(
-        ConfigError, match="HF_HOME: the cache /proc/nope cannot be written .*set HF_HOME to"
-    ):
+    with pytest.raises(ConfigError, match="HF_HOME: the cache /proc/nope cannot be written .*set HF_HOME to"):
         check_services(small.experiment)
 
 
-def test_cache_that_is_a_file(
-    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_cache_that_is_a_file(small: SmallExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="IRIS_CACHE: the cache .*file cannot be written"):
         check_services(small.experiment)
 
 
-def test_caches_lie_in_the_store_where_home_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_caches_lie_in_the_store_where_home_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in HOME_FOLDERS:
         monkeypatch.setenv(variable, "given")  # so that what is set below is taken back
         monkeypatch.delenv(variable)
@@ -208,9 +202,7 @@ def test_caches_lie_in_the_store_where_home_cannot_be_written(
 
 def test_a_mirror_without_a_benchmark(small: SmallExperiment, tmp_path: Path) -> None:
     (tmp_path / "mirror" / "openai" / "gsm8k").mkdir(parents=True)
-    changed(
-        small, evaluation={"data_dir": str(tmp_path / "mirror"), "benchmarks": ["gsm8k", "mmlu"]}
-    )
+    changed(small, evaluation={"data_dir": str(tmp_path / "mirror"), "benchmarks": ["gsm8k", "mmlu"]})
     with pytest.raises(
         EvaluationError,
         match=r"evaluation\.data_dir: .* has no data set cais/mmlu: .*--benchmarks mmlu",
@@ -218,14 +210,10 @@ def test_a_mirror_without_a_benchmark(small: SmallExperiment, tmp_path: Path) ->
         check_services(small.experiment)
 
 
-def test_vllm_that_cannot_run_here(
-    small: SmallExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vllm_that_cannot_run_here(small: SmallExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for part, fallback in (("generation", "transformers"), ("evaluation", "hf")):
-        changed(
-            small, **{"generation": {}, "evaluation": {"benchmarks": []}, part: {"backend": "vllm"}}
-        )
+        changed(small, **{"generation": {}, "evaluation": {"benchmarks": []}, part: {"backend": "vllm"}})
         message = rf"{part}\.backend: vllm is not installed here.*or use `{fallback}`"
         with pytest.raises(ConfigError, match=message):
             check_services(small.experiment)
@@ -237,7 +225,9 @@ def test_vllm_that_cannot_run_here(
 
 
 def test_the_checks_are_light() -> None:
-    code = "import sys, flows.checks; print({'torch', 'transformers', 'datasets', 'mlflow', 'lm_eval'} & set(sys.modules))"
+    code = (
+        "import sys, flows.checks; print({'torch', 'transformers', 'datasets', 'mlflow', 'lm_eval'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "set()", done.stderr
 

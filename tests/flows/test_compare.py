@@ -28,9 +28,12 @@ def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
         "objective": {"beta": 0.3},
         "training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "optimizer": "adamw"},
         "evaluation": {
-            "benchmarks": ["musr"], "data_dir": "miniature", "backend": "hf", "limit": 2,
+            "benchmarks": ["musr"],
+            "data_dir": "miniature",
+            "backend": "hf",
+            "limit": 2,
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +70,13 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     assert manifest("tspin", "iteration-0/train").spec["initial_synthetic"] is None
     assert manifest("iris", "iteration-1/train").spec["initial_synthetic"] is None
 
-    rows = {
-        row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())
-    }
+    rows = {row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())}
     assert set(rows) == {"iris", "tspin"}
     for name, row in rows.items():
         held = manifest(name, "iteration-1/train").metrics["heldout"]
-        assert row["logprob"][-1]["value"] == pytest.approx(
-            held["annotated_logprob_per_token"]["value"], abs=1e-6
-        )
+        assert row["logprob"][-1]["value"] == pytest.approx(held["annotated_logprob_per_token"]["value"], abs=1e-6)
         assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations
-        assert row["gap"] == pytest.approx(
-            manifest(name, "iteration-1/train").metrics["gap"]["value"], abs=1e-6
-        )
+        assert row["gap"] == pytest.approx(manifest(name, "iteration-1/train").metrics["gap"]["value"], abs=1e-6)
         assert row["label"] == "miniature"
     text = page.read_text()
     assert all(f'<th scope="row">{name}</th>' in text for name in rows)

@@ -37,27 +37,35 @@ def write_recipe(folder: Path, tiny_model: Path, pairs_file: Path) -> Path:
         "data": {"path": str(pairs_file), "heldout": 4, "answer_pattern": r"(?m)^Answer: (.+)$"},
         "generation": {"backend": "transformers", "max_new_tokens": 48, "shard_size": 2},
         "training": {
-            "batch_size": 2, "epochs": 4, "tokens_per_batch": 128, "learning_rate": 1e-3, "checkpoint_every": 2,
+            "batch_size": 2,
+            "epochs": 4,
+            "tokens_per_batch": 128,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 2,
         },
         "evaluation": {
-            "benchmarks": ["gsm8k", "winogrande", "hellaswag"], "data_dir": "miniature", "backend": "hf",
-            "max_gen_tokens": 64, "initial": False,
+            "benchmarks": ["gsm8k", "winogrande", "hellaswag"],
+            "data_dir": "miniature",
+            "backend": "hf",
+            "max_gen_tokens": 64,
+            "initial": False,
         },
-    }  # fmt: skip
+    }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with (recipe.parent / "run.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "deployments.cli", "run", str(recipe)],
-            env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def finish(recipe: Path) -> Store:
@@ -89,9 +97,7 @@ def kill_in(recipe: Path, stage: str) -> dict[Path, int]:
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: not stages_alive(store))
-    assert not list((store / "objects").glob(f"{stage}-*/manifest.json")), (
-        f"{stage} was over before it was killed"
-    )
+    assert not list((store / "objects").glob(f"{stage}-*/manifest.json")), f"{stage} was over before it was killed"
     return done
 
 
@@ -166,7 +172,5 @@ def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_pa
     [parent] = [run for run in runs if run.data.tags["iris.role"] == "experiment"]
     files = {item.path for item in client.list_artifacts(parent.info.run_id)}
     assert files == {"recipe.yaml", "report.html", "report.json"}
-    found = {
-        version.tags["iteration"] for version in client.search_model_versions("name = 'killed'")
-    }
+    found = {version.tags["iteration"] for version in client.search_model_versions("name = 'killed'")}
     assert found == {"initial", "0"}

@@ -27,9 +27,14 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium"),
 ]
 QUIET = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture
@@ -60,9 +65,7 @@ def api(tmp_path: Path) -> Iterator[str]:
     own = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url}
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     with log.open("w") as file:
-        server = subprocess.Popen(
-            command, env={**os.environ, **own}, stdout=file, stderr=file, cwd=tmp_path
-        )
+        server = subprocess.Popen(command, env={**os.environ, **own}, stdout=file, stderr=file, cwd=tmp_path)
     wait_healthy("Prefect", f"{url}/health", server, log)
     with temporary_settings({PREFECT_API_URL: url}):
         yield url
@@ -74,9 +77,7 @@ def page(url: str, folder: Path) -> str:
     """The document at `url` once its scripts have run."""
     assert BROWSER
     command = [BROWSER, *QUIET, f"--user-data-dir={folder}", "--virtual-time-budget=25000"]
-    done = subprocess.run(
-        [*command, "--dump-dom", url], capture_output=True, text=True, timeout=400, check=False
-    )
+    done = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=400, check=False)
     return done.stdout
 
 
@@ -103,9 +104,7 @@ def test_answers_of_a_model_are_text(
     for key in ("small-report", "small-iteration-0", "small-stage-progress"):
         wanted = {"artifacts": {"key": {"any_": [key]}}}
         (artifact,) = httpx.post(f"{api}/artifacts/filter", json=wanted).json()
-        shown = page(
-            f"{api.removesuffix('/api')}/artifacts/artifact/{artifact['id']}", tmp_path / key
-        )
+        shown = page(f"{api.removesuffix('/api')}/artifacts/artifact/{artifact['id']}", tmp_path / key)
         assert "PWNED" in shown, key  # as text
         assert "<title>PWNED" not in shown
         assert "<script>document" not in shown

@@ -24,11 +24,7 @@ def damage(path: Path, kind: str) -> None:
 
 def _flip(content: bytes) -> bytes:
     middle = len(content) // 2
-    return (
-        content[:middle]
-        + bytes(byte ^ 1 for byte in content[middle : middle + 1])
-        + content[middle + 1 :]
-    )
+    return content[:middle] + bytes(byte ^ 1 for byte in content[middle : middle + 1]) + content[middle + 1 :]
 
 
 CONTENT = {

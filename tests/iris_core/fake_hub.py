@@ -82,11 +82,13 @@ class FakeHub:
         if rest[:1] == ["resolve"]:
             return self.file(found, "/".join(rest[2:]))
         if rest[:1] == ["tree"]:
-            return self.say([{"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                             for name, content in found.files.items()])  # fmt: skip
-        return self.say(
-            {"id": "/".join(parts[1:3]), "sha": found.commit, "gated": "auto" if found.gated else False}
-        )  # fmt: skip
+            return self.say(
+                [
+                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in found.files.items()
+                ]
+            )
+        return self.say({"id": "/".join(parts[1:3]), "sha": found.commit, "gated": "auto" if found.gated else False})
 
     def file(self, found: Repository, name: str) -> tuple[int, dict[str, str], bytes]:
         content = found.files[name]

@@ -10,7 +10,5 @@ def separate(model, group):
         ids = torch.tensor([[*group.prompt, *response]])
         logprobs = model(ids).logits[0].log_softmax(-1)
         start = len(group.prompt) - 1
-        sums.append(
-            sum((logprobs[start + i, token] for i, token in enumerate(response)), torch.zeros(()))
-        )
+        sums.append(sum((logprobs[start + i, token] for i, token in enumerate(response)), torch.zeros(())))
     return torch.stack(sums)

@@ -55,16 +55,19 @@ class SmallExperiment:
         (root / "model").mkdir(parents=True, exist_ok=True)
         save_file({"w": np.zeros(3, np.float32)}, root / "model" / "model.safetensors")
         (root / "pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
-        self.experiment: Experiment = parse_experiment({
-            "name": "small", "iterations": len(averages), "store": str(root / "store"),
-            "model": {"path": str(root / "model")}, "data": {"path": str(root / "pairs.jsonl"), "answer_pattern": "(.+)"},
-            "evaluation": {"benchmarks": ["gsm8k", "mmlu"], "limit": 10, "data_dir": "miniature"},
-            **settings,
-        })  # fmt: skip
-        self.store = Store(root / "store", self.experiment.name)
-        self.prepared = Prepared.of(
-            self.run(plan.prepare_spec(self.experiment), "prepare", self.prepare)
+        self.experiment: Experiment = parse_experiment(
+            {
+                "name": "small",
+                "iterations": len(averages),
+                "store": str(root / "store"),
+                "model": {"path": str(root / "model")},
+                "data": {"path": str(root / "pairs.jsonl"), "answer_pattern": "(.+)"},
+                "evaluation": {"benchmarks": ["gsm8k", "mmlu"], "limit": 10, "data_dir": "miniature"},
+                **settings,
+            }
         )
+        self.store = Store(root / "store", self.experiment.name)
+        self.prepared = Prepared.of(self.run(plan.prepare_spec(self.experiment), "prepare", self.prepare))
 
     def run(self, spec: Spec, place: str, work: Any) -> Manifest:
         def warn(spec: Any, out: Path) -> Outcome:
@@ -116,9 +119,7 @@ class SmallExperiment:
         )
         work = self.evaluate(self.averages[t], self.exact[t + 1])
         evaluated = self.run(evaluate, f"{at}/evaluate", work)
-        scheduled = self.run(
-            plan.schedule_spec(self.experiment, state, trained), f"{at}/schedule", self.schedule
-        )
+        scheduled = self.run(plan.schedule_spec(self.experiment, state, trained), f"{at}/schedule", self.schedule)
         stages = {
             "generate": generated,
             "train": trained,
@@ -134,9 +135,17 @@ class SmallExperiment:
         return plan.trained_policy(self.prepared.initial, trained)
 
     def prepare(self, spec: Any, out: Path) -> Outcome:
-        rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "response": f"Answer: {2 * i + spec.seed}",
-                 "split": "heldout", "prompt_ids": [i], "response_ids": [i, 2]}
-                for i in range(PROMPTS)]  # fmt: skip
+        rows = [
+            {
+                "prompt_id": str(i),
+                "prompt": f"What is {i} + {i}?",
+                "response": f"Answer: {2 * i + spec.seed}",
+                "split": "heldout",
+                "prompt_ids": [i],
+                "response_ids": [i, 2],
+            }
+            for i in range(PROMPTS)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), out / "pairs.parquet")
         model = {
             "path": str(self.root / "model"),
@@ -147,25 +156,30 @@ class SmallExperiment:
         }
         (out / "model.json").write_text(json.dumps(model))
         metrics = {"train_pairs": 40, "heldout_pairs": PROMPTS, "dropped": {}}
-        return Outcome(
-            outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"}, metrics=metrics
-        )
+        return Outcome(outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"}, metrics=metrics)
 
     def generate(self, spec: Any, out: Path) -> Outcome:
         (out / "responses").mkdir()
-        rows = [{"prompt_id": str(i), "response": "?", "token_ids": [i], "finish_reason": "stop", "split": "train"}
-                for i in range(PROMPTS)]  # fmt: skip
+        rows = [
+            {"prompt_id": str(i), "response": "?", "token_ids": [i], "finish_reason": "stop", "split": "train"}
+            for i in range(PROMPTS)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), out / "responses" / "0.parquet")
-        metrics = {"prompts": PROMPTS, "tokens": 80, "mean_tokens": 10.0, "truncated": 1, "empty": 0,
-                   "tokens_per_second": 123.4, "finish_reasons": {"stop": 7, "length": 1}}  # fmt: skip
+        metrics = {
+            "prompts": PROMPTS,
+            "tokens": 80,
+            "mean_tokens": 10.0,
+            "truncated": 1,
+            "empty": 0,
+            "tokens_per_second": 123.4,
+            "finish_reasons": {"stop": 7, "length": 1},
+        }
         return Outcome(outputs={"responses": out / "responses"}, metrics=metrics)
 
     def train(self, t: int) -> Any:
         def work(spec: Any, out: Path) -> Outcome:
             (out / "adapter").mkdir(exist_ok=True)
-            save_file(
-                {"a": np.full(3, t, np.float32)}, out / "adapter" / "adapter_model.safetensors"
-            )
+            save_file({"a": np.full(3, t, np.float32)}, out / "adapter" / "adapter_model.safetensors")
             (out / "adapter" / "adapter_config.json").write_text("{}")
             rows = [history_row(t, step) for step in range(1, STEPS + 1)]
             (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -174,16 +188,24 @@ class SmallExperiment:
             pq.write_table(heldout_logprobs(old, log), out / "heldout.parquet")
             metrics = {
                 "gap": {"value": gap, "ess": 6.0, "pairs": PROMPTS, "confirmed": True},
-                "movement": {name: {"value": 0.3, "low": 0.2, "high": 0.4}
-                             for name in ("training_margin", "heldout_margin")},
+                "movement": {
+                    name: {"value": 0.3, "low": 0.2, "high": 0.4} for name in ("training_margin", "heldout_margin")
+                },
                 "heldout": {
                     "annotated_logprob_per_token": {"value": log, "low": log - 0.1, "high": log + 0.1},
                     "opponent_annotated_logprob_per_token": {"value": old, "low": old - 0.1, "high": old + 0.1},
-                    "reward_margin": 0.3 + 0.1 * t, "synthetic_kl_per_token": 0.05,
+                    "reward_margin": 0.3 + 0.1 * t,
+                    "synthetic_kl_per_token": 0.05,
                 },
-                "train": {"loss": -0.1, "ess_annotated": 50.0, "ess_synthetic": 40.0, "reward_margin": 0.4,
-                          "tokens_per_second": 200.0, "steps": STEPS},
-            }  # fmt: skip
+                "train": {
+                    "loss": -0.1,
+                    "ess_annotated": 50.0,
+                    "ess_synthetic": 40.0,
+                    "reward_margin": 0.4,
+                    "tokens_per_second": 200.0,
+                    "steps": STEPS,
+                },
+            }
             names = {"adapter": "adapter", "history": "history.jsonl", "heldout": "heldout.parquet"}
             outputs = {name: out / file for name, file in names.items()}
             return Outcome(outputs=outputs, metrics=metrics)
@@ -195,8 +217,14 @@ class SmallExperiment:
             (out / "scores").mkdir(exist_ok=True)
             scores = {} if average is None else {"gsm8k": average - 0.1, "mmlu": average + 0.1}
             for name, score in scores.items():
-                settings = {"benchmark": name, "shots": 5, "limit": spec.evaluation.limit, "label": self.label,
-                            "backend": "hf", "lm_eval": "0.4.13"}  # fmt: skip
+                settings = {
+                    "benchmark": name,
+                    "shots": 5,
+                    "limit": spec.evaluation.limit,
+                    "label": self.label,
+                    "backend": "hf",
+                    "lm_eval": "0.4.13",
+                }
                 items = [float(i < round(score * ITEMS)) for i in range(ITEMS)]
                 record = {
                     "value": score,
@@ -205,16 +233,26 @@ class SmallExperiment:
                     "items": items,
                 }
                 (out / "scores" / f"{name}.json").write_text(json.dumps(record))
-            rows = [{"prompt_id": str(i), "prompt": f"What is {i} + {i}?", "annotated": f"Answer: {2 * i}",
-                     "response": f"<b>{exact:.1f}</b> & {i}", "correct": i < exact * PROMPTS} for i in range(PROMPTS)]  # fmt: skip
+            rows = [
+                {
+                    "prompt_id": str(i),
+                    "prompt": f"What is {i} + {i}?",
+                    "annotated": f"Answer: {2 * i}",
+                    "response": f"<b>{exact:.1f}</b> & {i}",
+                    "correct": i < exact * PROMPTS,
+                }
+                for i in range(PROMPTS)
+            ]
             pq.write_table(pa.Table.from_pylist(rows), out / "heldout.parquet")
             metrics: dict[str, Any] = {
                 **({} if average is None else {"average": average_of(scores, spec)}),
-                "benchmarks": {name: {"value": score, "stderr": 0.02, "n": ITEMS, "protocol": json_digest(spec.evaluation.limit)}
-                               for name, score in scores.items()},
+                "benchmarks": {
+                    name: {"value": score, "stderr": 0.02, "n": ITEMS, "protocol": json_digest(spec.evaluation.limit)}
+                    for name, score in scores.items()
+                },
                 "label": self.label,
                 "heldout": {"exact_match": {"value": exact, "low": exact - 0.1, "high": exact + 0.1}, "n": PROMPTS},
-            }  # fmt: skip
+            }
             names = ["scores"] if spec.answer_pattern is None else ["scores", "heldout.parquet"]
             if spec.answer_pattern is None:
                 del metrics["heldout"]
@@ -227,8 +265,13 @@ class SmallExperiment:
 
     def schedule(self, spec: Any, out: Path) -> Outcome:
         (out / "schedule.json").write_text("{}")
-        metrics = {"order": spec.order, "next_order": max(1.0, spec.order - 0.5), "converged": False, "stop": False,
-                   "reason": "gap fell"}  # fmt: skip
+        metrics = {
+            "order": spec.order,
+            "next_order": max(1.0, spec.order - 0.5),
+            "converged": False,
+            "stop": False,
+            "reason": "gap fell",
+        }
         return Outcome(outputs={"schedule": out / "schedule.json"}, metrics=metrics)
 
 
@@ -257,9 +300,21 @@ def history_row(t: int, step: int) -> dict[str, float]:
     """One training step: everything moves a little, as it would."""
     x = step / STEPS
     return {
-        "step": step, "time": STARTED + 100 * t + step, "loss": -0.1 * x, "learning_rate": 1e-4 * (1 - x),
-        "reward/annotated": 0.2 * x, "reward/synthetic": -0.3 * x, "reward/margin": 0.5 * x, "reward/accuracy": 0.5 + 0.4 * x,
-        "ess/annotated": 64 - 4 * x, "ess/synthetic": 64 - 20 * math.sqrt(x), "weight_max/annotated": 1 + x,
-        "weight_max/synthetic": 1 + 2 * x, "logprob/annotated": -1.5 + 0.3 * x, "logprob/synthetic": -0.7 - 0.3 * x,
-        "grad_norm": 0.9, "tokens_per_second": 200.0, "memory_gb": 2.5,
-    }  # fmt: skip
+        "step": step,
+        "time": STARTED + 100 * t + step,
+        "loss": -0.1 * x,
+        "learning_rate": 1e-4 * (1 - x),
+        "reward/annotated": 0.2 * x,
+        "reward/synthetic": -0.3 * x,
+        "reward/margin": 0.5 * x,
+        "reward/accuracy": 0.5 + 0.4 * x,
+        "ess/annotated": 64 - 4 * x,
+        "ess/synthetic": 64 - 20 * math.sqrt(x),
+        "weight_max/annotated": 1 + x,
+        "weight_max/synthetic": 1 + 2 * x,
+        "logprob/annotated": -1.5 + 0.3 * x,
+        "logprob/synthetic": -0.7 - 0.3 * x,
+        "grad_norm": 0.9,
+        "tokens_per_second": 200.0,
+        "memory_gb": 2.5,
+    }

@@ -19,7 +19,9 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEXT = [
     "Which colour is the sky? Blue, mostly. It is blue.",
     "What is the sum of two and three? Answer: 5",
@@ -66,9 +68,7 @@ PHI_3 = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
-PARTS = CHATML.replace(
-    "{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}"
-)
+PARTS = CHATML.replace("{{ m['content'] }}", "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}")
 NO_PROMPT = CHATML.partition("{% if add_generation_prompt")[0]
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 DATED = "<|im_start|>system\nNow {{ strftime_now('%d %b %Y %H:%M:%S') }}<|im_end|>\n" + CHATML
@@ -79,10 +79,16 @@ def special(names: Sequence[str], **flags: Any) -> list[AddedToken]:
 
 
 def byte_level(
-    template: str, names: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), *,
-    eos: str | None = "<|im_end|>", plain: Sequence[str] = (), rstrip: bool = False, bos: str | None = None,
-    gpt_2: bool = False, **named: Any,
-) -> PreTrainedTokenizerFast:  # fmt: skip
+    template: str,
+    names: Sequence[str] = ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *,
+    eos: str | None = "<|im_end|>",
+    plain: Sequence[str] = (),
+    rstrip: bool = False,
+    bos: str | None = None,
+    gpt_2: bool = False,
+    **named: Any,
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE, of Llama 3's and Qwen's words or of GPT-2's; special tokens first. `bos` is put before plain text."""
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
@@ -90,18 +96,18 @@ def byte_level(
     tokenizer.pre_tokenizer = to_bytes if gpt_2 else pre_tokenizers.Sequence([words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=384, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=384,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
         special_tokens=special(names, rstrip=rstrip),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in plain])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, **named
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, **named)
     fast.chat_template = template
     return fast
 
@@ -124,21 +130,15 @@ def sentence_piece(template: str, *, legacy: bool = True) -> PreTrainedTokenizer
     pieces = [*names, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
     vocabulary = {piece: token for token, piece in enumerate(pieces)}
     merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if legacy:
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )  # fmt: skip
-    tokenizer.add_special_tokens(special(names))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    tokenizer.add_special_tokens(special(names))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     fast.chat_template = template
     return fast

@@ -58,15 +58,22 @@ class Loop(NamedTuple):
 
 
 def experiment(tiny_model: Path, pairs_file: Path) -> Experiment:
-    return parse_experiment({
-        "name": "damaged", "model": {"path": str(tiny_model), "dtype": "float32"},
-        "data": {"path": str(pairs_file), "heldout": 4, "answer_pattern": r"(?m)^Answer: (.+)$"},
-        "generation": {"backend": "transformers", "max_new_tokens": 8, "shard_size": 6},
-        "training": {
-            "learning_rate": 5e-3, "batch_size": 8, "epochs": 2, "tokens_per_batch": 256, "checkpoint_every": 2,
-        },
-        "evaluation": {"benchmarks": ["winogrande", "gpqa"], "data_dir": "miniature", "backend": "hf"},
-    })  # fmt: skip
+    return parse_experiment(
+        {
+            "name": "damaged",
+            "model": {"path": str(tiny_model), "dtype": "float32"},
+            "data": {"path": str(pairs_file), "heldout": 4, "answer_pattern": r"(?m)^Answer: (.+)$"},
+            "generation": {"backend": "transformers", "max_new_tokens": 8, "shard_size": 6},
+            "training": {
+                "learning_rate": 5e-3,
+                "batch_size": 8,
+                "epochs": 2,
+                "tokens_per_batch": 256,
+                "checkpoint_every": 2,
+            },
+            "evaluation": {"benchmarks": ["winogrande", "gpqa"], "data_dir": "miniature", "backend": "hf"},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +84,7 @@ def loop(tiny_model, pairs_file, tmp_path_factory) -> Loop:
     specs: dict[str, Any] = {"generate": plan.generate_spec(config, prepared, state)}
     whole = {"generate": run_stage(specs["generate"], folder / "generate", generate)}
     specs["train"] = plan.train_spec(config, prepared, state, whole["generate"])
-    specs["evaluate"] = plan.evaluate_spec(
-        config, prepared, state.policy, benchmark_folder(config.evaluation.data_dir)
-    )
+    specs["evaluate"] = plan.evaluate_spec(config, prepared, state.policy, benchmark_folder(config.evaluation.data_dir))
     killed = {}
     for stage, spec in specs.items():
         if stage not in whole:
@@ -130,7 +135,7 @@ def found(manifest: Manifest) -> Any:
 def units_of(folder: Path) -> dict[Path, int]:
     """When each unit in a stage's folder was written."""
     marks = {path.name for path in (folder / ".digests").iterdir()} - {"spec.json"}
-    paths = [path for path in folder.rglob("*") if path.name in marks and ".digests" not in path.parts]  # fmt: skip
+    paths = [path for path in folder.rglob("*") if path.name in marks and ".digests" not in path.parts]
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
@@ -172,9 +177,7 @@ def test_an_unfinished_stage_goes_on(loop, tmp_path, stage, name, kind):
     check(loop, stage, folder, name, kind)
 
 
-@pytest.mark.parametrize(
-    ("said", "wrong"), [('"confirmed": ', '"confirmed": !'), ('"order": 2.0', '"order": 3.0')]
-)
+@pytest.mark.parametrize(("said", "wrong"), [('"confirmed": ', '"confirmed": !'), ('"order": 2.0', '"order": 3.0')])
 def test_a_manifest_that_says_something_else_is_not_believed(loop, tmp_path, said, wrong):
     folder = tmp_path / "train"
     shutil.copytree(loop.whole["train"].folder, folder)
@@ -215,10 +218,6 @@ def test_training_refuses_responses_that_changed(loop, tmp_path):
     spec = loop.specs["train"]
     moved = spec.synthetic[0].model_copy(update={"path": responses})
     spec = spec.model_copy(update={"synthetic": [moved]})
-    (responses / "shard-00009.parquet").write_bytes(
-        (responses / "shard-00000.parquet").read_bytes()
-    )
-    with pytest.raises(
-        DataError, match="has changed since `generate` wrote it: run the loop again"
-    ):
+    (responses / "shard-00009.parquet").write_bytes((responses / "shard-00000.parquet").read_bytes())
+    with pytest.raises(DataError, match="has changed since `generate` wrote it: run the loop again"):
         run_stage(spec, tmp_path / "train", train)

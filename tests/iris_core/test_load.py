@@ -28,9 +28,16 @@ TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %
 def save_tiny_llama(folder) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, eos_token_id=1, pad_token_id=0, bos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=1,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="one"))
     words.pre_tokenizer = Whitespace()
@@ -65,9 +72,7 @@ class TinyLlama(SmallExperiment):
                     shutil.copy(spec.policy.model.path / name, out / "model")
                 outputs = {"model": out / "model", "history": out / "history.jsonl"}
                 return outcome.model_copy(update={"outputs": outputs})
-            model = get_peft_model(
-                base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-            )
+            model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
             torch.manual_seed(1)
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
@@ -122,9 +127,7 @@ def test_another_base_is_refused(small, tmp_path):
     shutil.copytree(small.root / "model", other)
     assert load_model("models:/small@champion", small.experiment.tracking_uri, base=other)
     (other / "config.json").write_text(
-        (other / "config.json")
-        .read_text()
-        .replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
+        (other / "config.json").read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')
     )
     with pytest.raises(ModelError, match="is not the base model this version was trained on"):
         load_model("models:/small@champion", small.experiment.tracking_uri, base=other)
@@ -136,9 +139,7 @@ def test_full_weights_are_loaded_from_where_they_are(tmp_path):
     small = registered(tmp_path, training={"method": "full"})
     model, _ = load_model("models:/small@champion", small.experiment.tracking_uri)
     trained = small.store.manifest("iteration-0/train").artifact("model")
-    assert torch.equal(
-        model.lm_head.weight, LlamaForCausalLM.from_pretrained(trained.path).lm_head.weight
-    )
+    assert torch.equal(model.lm_head.weight, LlamaForCausalLM.from_pretrained(trained.path).lm_head.weight)
     assert not isinstance(model, PeftModel)
 
 
@@ -173,18 +174,14 @@ def change(copy: Path) -> None:
         (lambda copy: shutil.rmtree(copy.parent), "MLflow has lost .* of the adapter"),
     ],
 )
-def test_an_adapter_that_is_not_whole_is_refused_and_can_be_registered_again(
-    tmp_path, damage, said
-):
+def test_an_adapter_that_is_not_whole_is_refused_and_can_be_registered_again(tmp_path, damage, said):
     small = registered(tmp_path)
     uri = small.experiment.tracking_uri
     [copy] = (tmp_path / "store" / "mlflow-artifacts").rglob("adapter_model.safetensors")
     damage(copy)
     with pytest.raises(ModelError, match=said) as caught:
         load_model("models:/small@champion", uri)
-    [run] = re.findall(
-        "delete the run (\\w+) in MLflow and run the recipe again", str(caught.value)
-    )
+    [run] = re.findall("delete the run (\\w+) in MLflow and run the recipe again", str(caught.value))
     tracking.connect(uri).delete_run(run)
     [spec] = small.iterations()
     run_stage(spec, small.store.folder(spec), register)

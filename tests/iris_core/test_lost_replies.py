@@ -63,11 +63,7 @@ class FirstReplies:
 
 def files(client: Client, run_id: str, path: str | None = None) -> list[str]:
     found = client.list_artifacts(run_id, path)
-    return [
-        name
-        for item in found
-        for name in (files(client, run_id, item.path) if item.is_dir else [item.path])
-    ]
+    return [name for item in found for name in (files(client, run_id, item.path) if item.is_dir else [item.path])]
 
 
 def state(uri: str, name: str) -> dict[str, Any]:
@@ -82,13 +78,15 @@ def state(uri: str, name: str) -> dict[str, Any]:
         "runs": sorted((run.info.run_name, run.info.status, run.info.start_time, run.info.end_time) for run in runs),
         "deleted": len(client.search_runs([experiment], run_view_type=2)),
         "tags": {
-            run.info.run_name: {tag: names.get(text, text) for tag, text in run.data.tags.items()}
-            for run in runs
+            run.info.run_name: {tag: names.get(text, text) for tag, text in run.data.tags.items()} for run in runs
         },
         "params": {run.info.run_name: run.data.params for run in runs},
         "points": {
-            (run.info.run_name, key): [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
-            for run in runs for key in run.data.metrics
+            (run.info.run_name, key): [
+                (m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)
+            ]
+            for run in runs
+            for key in run.data.metrics
         },
         "inputs": {
             run.info.run_name: sorted((d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs)
@@ -96,7 +94,8 @@ def state(uri: str, name: str) -> dict[str, Any]:
         },
         "outputs": {
             run.info.run_name: sorted((titles[o.model_id], o.step) for o in run.outputs.model_outputs)
-            for run in runs if run.outputs
+            for run in runs
+            if run.outputs
         },
         "files": {run.info.run_name: sorted(files(client, run.info.run_id)) for run in runs},
         "models": sorted(
@@ -105,11 +104,15 @@ def state(uri: str, name: str) -> dict[str, Any]:
         ),
         "scores": {m.name: sorted((p.key, p.value, p.step) for p in m.metrics or []) for m in models},
         "versions": [
-            (str(v.version), titles[v.source.removeprefix("models:/")], {tag: names.get(t, t) for tag, t in v.tags.items()})
+            (
+                str(v.version),
+                titles[v.source.removeprefix("models:/")],
+                {tag: names.get(t, t) for tag, t in v.tags.items()},
+            )
             for v in registry.versions(client, name)
         ],
         "aliases": {alias: str(v) for alias, v in client.get_registered_model(name).aliases.items()},
-    }  # fmt: skip
+    }
 
 
 def test_every_reply_lost_once_leaves_what_an_undisturbed_run_leaves(proxy, tmp_path):
@@ -185,9 +188,7 @@ def test_patience_ends_with_what_a_rerun_resumes(proxy, tmp_path):
 def test_refused_credentials_are_no_outage(proxy, tmp_path, status):
     small = SmallExperiment(tmp_path, [0.3], name=f"refused-{status}")
     proxy.refuses = lambda request: status if len(proxy.seen) > 20 else None
-    with pytest.raises(
-        ConfigError, match=f"refuses these credentials .{status}.: set MLFLOW_TRACK"
-    ):
+    with pytest.raises(ConfigError, match=f"refuses these credentials .{status}.: set MLFLOW_TRACK"):
         do(small, at(small.initial(), proxy.uri))
 
 
@@ -195,9 +196,7 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog):
     small = SmallExperiment(tmp_path, [0.3])
     tracking.connect(small.experiment.tracking_uri)
     spec = small.initial()
-    with closing(
-        sqlite3.connect(tmp_path / "store" / "mlflow.db", check_same_thread=False)
-    ) as holder:
+    with closing(sqlite3.connect(tmp_path / "store" / "mlflow.db", check_same_thread=False)) as holder:
         holder.execute("begin exclusive")
         with pytest.raises(ServiceError, match="is in use by another process .database is locked."):
             tracking.check(small.experiment.tracking_uri)
@@ -217,9 +216,7 @@ def test_a_locked_database_is_waited_for(tmp_path, caplog):
 
 def test_empty_doubles_of_an_earlier_lost_reply_go(tmp_path):
     client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", 0.0)
-    made = [
-        client.create_run("0", tags={"iris.key": "a"}, start_time=t) for t in (1000, 2000, 3000)
-    ]
+    made = [client.create_run("0", tags={"iris.key": "a"}, start_time=t) for t in (1000, 2000, 3000)]
     client.log_param(made[1].info.run_id, "order", "2")
     assert claim_run(client, "0", "x", {"iris.key": "a"}, 4000) == made[1].info.run_id
     assert [run.info.run_id for run in client.search_runs(["0"])] == [made[1].info.run_id]

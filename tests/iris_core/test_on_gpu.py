@@ -31,9 +31,15 @@ pytestmark = [
 
 CUDA = torch.device("cuda")
 SIZES = {
-    "vocab_size": 96, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "initializer_range": 0.1, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+}
 MODELS = {
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
     "mistral": (MistralConfig, {"tie_word_embeddings": False, "sliding_window": None}),
@@ -72,12 +78,8 @@ def build(name):
     """A model with an adapter that is not zero."""
     config, settings = {**MODELS, **CAPPED}[name]
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(
-        config(**{**SIZES, **settings}), attn_implementation=GROUPED
-    )
-    adapted = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
+    model = AutoModelForCausalLM.from_config(config(**{**SIZES, **settings}), attn_implementation=GROUPED)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     for parameter_name, parameter in adapted.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -146,9 +148,7 @@ def test_the_same_row_gives_the_same_bits(monkeypatch):
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (0.5, 1.5)])
 def test_the_kernel_equals_log_softmax(train_head, scale, softcap, monkeypatch):
     monkeypatch.setattr(logprobs, "GPU_TILE", (64, 256))  # of up to 150 tokens and 1,000 entries
-    monkeypatch.setattr(
-        "iris_core.modeling.kernels.logprobs_triton.COLUMNS", 64
-    )  # of a tile's 256 at once
+    monkeypatch.setattr("iris_core.modeling.kernels.logprobs_triton.COLUMNS", 64)  # of a tile's 256 at once
     for tokens in (150, 131, 90):
         torch.manual_seed(tokens)
         hidden = torch.randn(tokens, 32, device=CUDA, requires_grad=True)

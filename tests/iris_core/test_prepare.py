@@ -35,9 +35,7 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def run(
-    tiny_model, tmp_path, rows, suffix=".jsonl", model=None, training=None, generation=None, **data
-):
+def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, training=None, generation=None, **data):
     """`rows` as dictionaries, or as the file's bytes."""
     path = tmp_path / f"pairs{suffix}"
     path.write_bytes(rows if isinstance(rows, bytes) else lines(rows).encode())
@@ -171,10 +169,18 @@ def test_unreadable_file_and_unknown_suffix(tiny_model, tmp_path):
 
 
 def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path):
-    rows = [{"messages": [{"role": "system", "content": "Be brief."},
-                          {"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": f"Hi {i}"},
-                          {"role": "user", "content": "Again?"}, {"role": "assistant", "content": f"Yes {i}"}]}
-            for i in range(8)]  # fmt: skip
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"Hello {i}"},
+                {"role": "assistant", "content": f"Hi {i}"},
+                {"role": "user", "content": "Again?"},
+                {"role": "assistant", "content": f"Yes {i}"},
+            ]
+        }
+        for i in range(8)
+    ]
     manifest = run(tiny_model, tmp_path, rows)
     assert manifest.metrics["format"] == "messages"
     pairs = load_pairs(manifest.artifact("pairs"))
@@ -195,10 +201,14 @@ def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path
 def test_answers_are_found_as_in_the_evaluation(tiny_model, tmp_path):
     """`^` and `$` are those of a line. Turns without an answer are left out of exact match; a warning says how many."""
     turns = [
-        [{"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": "Ask me."},
-         {"role": "user", "content": "Go on."}, {"role": "assistant", "content": f"So:\nAnswer: {i}\nDone."}]
+        [
+            {"role": "user", "content": f"Hello {i}"},
+            {"role": "assistant", "content": "Ask me."},
+            {"role": "user", "content": "Go on."},
+            {"role": "assistant", "content": f"So:\nAnswer: {i}\nDone."},
+        ]
         for i in range(8)
-    ]  # fmt: skip
+    ]
     rows = [{"messages": messages} for messages in turns]
     pattern = "^Answer: (.+)$"
     manifest = run(tiny_model, tmp_path, rows, turns="last", answer_pattern=pattern)
@@ -228,9 +238,7 @@ def test_prompts_of_the_held_out_file_are_not_trained_on(tiny_model, tmp_path):
     heldout.write_text(lines([{"prompt": "QUESTION 3? ", "response": "x"}]))
     with pytest.raises(DataError, match="heldout_path has 1 usable pair, two are needed"):
         run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")
-    heldout.write_text(
-        lines([{"prompt": f"{word} 3? ", "response": "x"} for word in ("QUESTION", "Other")])
-    )
+    heldout.write_text(lines([{"prompt": f"{word} 3? ", "response": "x"} for word in ("QUESTION", "Other")]))
     with pytest.raises(DataError, match="row 3: the prompt is in the held-out data, too"):
         run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout))
     manifest = run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")
@@ -261,9 +269,7 @@ def test_when_most_is_dropped_there_is_a_warning(tiny_model, tmp_path):
     assert manifest.metrics["warnings"] == [
         f"{tmp_path / 'pairs.jsonl'}: 13 of 25 pairs were dropped: not text 9, empty prompt 4"
     ]
-    with pytest.raises(
-        DataError, match=r"has no usable pair: \{'not text': 9, 'empty prompt': 4\}"
-    ):
+    with pytest.raises(DataError, match=r"has no usable pair: \{'not text': 9, 'empty prompt': 4\}"):
         run(tiny_model, tmp_path, rows[12:], on_invalid="drop")
 
 
@@ -281,7 +287,7 @@ def test_data_that_changed_after_it_was_digested(tiny_model, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(lines(GOOD))
     data = {"path": str(path), "heldout": 3}
-    spec = plan.prepare_spec(parse_experiment({"name": "t", "model": {"path": str(tiny_model)}, "data": data}))  # fmt: skip
+    spec = plan.prepare_spec(parse_experiment({"name": "t", "model": {"path": str(tiny_model)}, "data": data}))
     path.write_text(lines(GOOD[:8]))
     with pytest.raises(DataError, match="pairs.jsonl has changed since this spec was written: run"):
         run_stage(spec, tmp_path / "out", prepare)
@@ -315,9 +321,18 @@ def changed(tiny_model, tmp_path, **settings):
 def test_a_model_that_caps_its_scores_is_let_in(tiny_model, tmp_path):
     """Gemma 2 caps its attention scores."""
     config = Gemma2Config(
-        vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, attn_logit_softcapping=50.0, bos_token_id=0, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        attn_logit_softcapping=50.0,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     folder = saved(tiny_model, tmp_path, Gemma2ForCausalLM(config))
     manifest = run(tiny_model, tmp_path, GOOD, model=folder)
     assert plan.Prepared.of(manifest).packing == "packed"
@@ -325,9 +340,17 @@ def test_a_model_that_caps_its_scores_is_let_in(tiny_model, tmp_path):
 
 def test_a_model_with_a_state_is_trained_in_separate_rows(tiny_model, tmp_path):
     config = Mamba2Config(
-        vocab_size=384, hidden_size=32, num_hidden_layers=1, head_dim=16, num_heads=4, n_groups=1, state_size=8,
-        bos_token_id=0, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=32,
+        num_hidden_layers=1,
+        head_dim=16,
+        num_heads=4,
+        n_groups=1,
+        state_size=8,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     folder = saved(tiny_model, tmp_path, Mamba2ForCausalLM(config))
     full = {"method": "full"}
     manifest = run(tiny_model, tmp_path, GOOD, model=folder, training=full)
@@ -352,9 +375,7 @@ def test_a_model_with_a_state_is_trained_in_separate_rows(tiny_model, tmp_path):
         ({"model_type": "unheard_of"}, "describes no model that transformers [0-9.]+ knows"),
     ],
 )
-def test_a_model_that_cannot_be_trained_is_refused_in_a_line(
-    tiny_model, tmp_path, settings, message
-):
+def test_a_model_that_cannot_be_trained_is_refused_in_a_line(tiny_model, tmp_path, settings, message):
     folder = changed(tiny_model, tmp_path, **settings)
     with pytest.raises(ModelError, match=message) as caught:
         run(tiny_model, tmp_path, GOOD, model=folder)
@@ -376,9 +397,7 @@ def test_a_text_longer_than_the_model_takes_is_refused(tiny_model, tmp_path, rop
     rows = [{"prompt": f"{i:02d}", "response": "yes"} for i in range(12)]
     run(tiny_model, tmp_path, rows, model=folder)
     long = [*rows, {"prompt": "?", "response": "y" * most}]
-    with pytest.raises(
-        DataError, match=rf"the model takes {most} \(max_position_embeddings\): lower"
-    ):
+    with pytest.raises(DataError, match=rf"the model takes {most} \(max_position_embeddings\): lower"):
         run(tiny_model, tmp_path, long, model=folder)
     with pytest.raises(DataError, match="generation.max_new_tokens"):
         run(tiny_model, tmp_path, rows, model=folder, generation={"max_new_tokens": most})
@@ -394,16 +413,23 @@ def test_longrope_is_packed_up_to_where_its_scaling_changes(tiny_model, tmp_path
         **factors,
     }
     config = Phi3Config(
-        vocab_size=384, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=4096, original_max_position_embeddings=50, rope_parameters=rope,
-        bos_token_id=0, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=50,
+        rope_parameters=rope,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     folder = saved(tiny_model, tmp_path, Phi3ForCausalLM(config))
     rows = [{"prompt": f"{i:02d}", "response": "yes"} for i in range(12)]
     for tokens, packing in ((16, "packed"), (40, "separate")):
-        manifest = run(
-            tiny_model, tmp_path, rows, model=folder, generation={"max_new_tokens": tokens}
-        )
+        manifest = run(tiny_model, tmp_path, rows, model=folder, generation={"max_new_tokens": tokens})
         assert manifest.metrics["packing"] == packing
     assert "beyond a window or limit of 50" in manifest.metrics["packing_reason"]
 

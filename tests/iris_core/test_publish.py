@@ -29,14 +29,10 @@ def test_the_report_is_a_file_of_the_parent_run(mlflow_server, tmp_path, served)
         manifest = run_stage(asked, small.store.folder(asked), publish)
     client = tracking.connect(uri)
     run = client.get_run(registered["parent_run_id"])
-    assert {"report.html", "report.json"} <= {
-        item.path for item in client.list_artifacts(run.info.run_id)
-    }
+    assert {"report.html", "report.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
     kept = client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))
     assert Path(kept).read_text() == report.read_text()
-    page = (
-        f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
-    )
+    page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
     assert manifest.metrics["link"] == (page if served else None)
     assert run_stage(asked, small.store.folder(asked), publish).reused
     client.delete_run(run.info.run_id)

@@ -76,9 +76,12 @@ def test_one_parent_one_child_an_iteration(finished):
     assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
     assert {run.info.status for run in found.values()} == {"FINISHED"} == {parent.info.status}
     assert manifests[0].metrics == {
-        "run_id": found["initial"].info.run_id, "parent_run_id": parent.info.run_id, "version": 1, "champion": True,
+        "run_id": found["initial"].info.run_id,
+        "parent_run_id": parent.info.run_id,
+        "version": 1,
+        "champion": True,
         "champion_note": "champion: the initial model, which iterations have to beat",
-    }  # fmt: skip
+    }
     assert [manifest.metrics["version"] for manifest in manifests] == [1, 2, 3, 4]
     assert [manifest.metrics["champion"] for manifest in manifests] == [True, True, True, False]
 
@@ -157,9 +160,7 @@ def test_versions_carry_lineage_and_the_adapter(finished):
     assert model.status == "READY"
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "small", "version": 3}]
     assert {m.key: m.value for m in model.metrics}["miniature/average"] == pytest.approx(0.4)
-    assert [o.model_id for o in runs(small)["iteration-1"].outputs.model_outputs] == [
-        model.model_id
-    ]
+    assert [o.model_id for o in runs(small)["iteration-1"].outputs.model_outputs] == [model.model_id]
 
 
 def test_exact_match_decides_where_the_average_is_of_the_miniature_and_a_tie_leaves_the_champion(
@@ -190,13 +191,14 @@ def test_again_after_the_manifest_was_lost_changes_nothing(finished):
             "runs": {name: run.info.run_id for name, run in found.items()},
             "points": {
                 (name, key): sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
-                for name, run in found.items() for key in run.data.metrics
+                for name, run in found.items()
+                for key in run.data.metrics
             },
             "inputs": {name: len(run.inputs.dataset_inputs) for name, run in found.items()},
             "outputs": {name: len(run.outputs.model_outputs) for name, run in found.items() if run.outputs},
             "versions": [(v.version, v.source) for v in registry.versions(client, "small")],
             "models": len(client.search_logged_models([found["small"].info.experiment_id])),
-        }  # fmt: skip
+        }
 
     before = everything()
     for manifest in manifests:
@@ -205,9 +207,7 @@ def test_again_after_the_manifest_was_lost_changes_nothing(finished):
     assert everything() == before
 
 
-@pytest.mark.parametrize(
-    "where", ["claim_model", "claim_version", "promote_if_better", "champion_of"]
-)
+@pytest.mark.parametrize("where", ["claim_model", "claim_version", "promote_if_better", "champion_of"])
 def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, where):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
@@ -274,9 +274,7 @@ def test_what_mlflow_lost_is_registered_again_once(root, database, delete):
     assert all(do(small, spec).reused for spec in specs)
     assert set(runs(small)) == {"small", "initial", "iteration-0"}
     found = registry.versions(client_of(small), "small")
-    assert (
-        [manifest.metrics["version"] for manifest in again] == [v.version for v in found] == [1, 2]
-    )
+    assert [manifest.metrics["version"] for manifest in again] == [v.version for v in found] == [1, 2]
     assert champion(small) == 2
 
 
@@ -336,19 +334,14 @@ def test_the_initial_model_stays_champion_where_no_iteration_beats_it(root):
     ("logprobs", "best"),
     [([-1.7, -1.5, -1.6, -1.4], 4), ([-1.7, -1.8, -1.75, -1.9], 1), ([-1.7, -1.8, -1.6, -1.6], 3)],
 )
-def test_log_probs_decide_without_answers_and_the_initial_ones_are_those_of_the_first_opponent(
-    root, logprobs, best
-):
+def test_log_probs_decide_without_answers_and_the_initial_ones_are_those_of_the_first_opponent(root, logprobs, best):
     data = {"path": str(root / "pairs.jsonl")}
-    small = SmallExperiment(
-        root, [0.3, 0.2, 0.1], logprobs=logprobs, data=data, evaluation={"initial": False}
-    )
+    small = SmallExperiment(root, [0.3, 0.2, 0.1], logprobs=logprobs, data=data, evaluation={"initial": False})
     for spec in [small.initial(), *small.iterations()]:
         do(small, spec)
     assert champion(small) == best
     assert all(
-        "held-out log-prob per token" in note or "until" in note or "initial" in note
-        for note in notes_of(small)
+        "held-out log-prob per token" in note or "until" in note or "initial" in note for note in notes_of(small)
     )
 
 
@@ -357,7 +350,7 @@ def test_registered_again_no_version_changes_its_note(root):
     data = {"path": str(root / "pairs.jsonl")}
     small = SmallExperiment(
         root, [0.3, 0.2, 0.1], logprobs=[-1.7, -1.5, -1.6, -1.4], data=data, evaluation={"initial": False}
-    )  # fmt: skip
+    )
     manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
     notes = notes_of(small)
     for manifest in manifests:
@@ -396,9 +389,7 @@ def test_a_failed_evaluation_never_becomes_champion(root):
 
 def test_log_probs_that_are_no_numbers_never_become_champion(root):
     data = {"path": str(root / "pairs.jsonl")}
-    small = SmallExperiment(
-        root, [None], logprobs=[-1.7, math.nan], data=data, evaluation={"initial": False}
-    )
+    small = SmallExperiment(root, [None], logprobs=[-1.7, math.nan], data=data, evaluation={"initial": False})
     for spec in [small.initial(), *small.iterations()]:
         do(small, spec)
     assert champion(small) == 1
@@ -409,9 +400,7 @@ def test_log_probs_that_are_no_numbers_never_become_champion(root):
 def test_other_settings_are_not_compared(root):
     small = SmallExperiment(root, [0.3], label=None)
     do(small, *small.iterations())
-    other = SmallExperiment(
-        root, [0.9], label=None, evaluation={"benchmarks": ["gsm8k", "mmlu"], "limit": 20}
-    )
+    other = SmallExperiment(root, [0.9], label=None, evaluation={"benchmarks": ["gsm8k", "mmlu"], "limit": 20})
     do(other, *other.iterations())
     assert champion(other) == 1
     assert "its benchmark average from other settings (limit: 10, here 20)" in notes_of(other)[1]
@@ -591,16 +580,12 @@ def test_warnings_are_tags_of_run_and_version(root):
 def test_credentials_of_a_recipe_are_not_logged(root):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
-    secret = spec.model_copy(
-        update={"recipe": spec.recipe.replace("uri: null", "uri: http://me:hunter2@host:5000")}
-    )
+    secret = spec.model_copy(update={"recipe": spec.recipe.replace("uri: null", "uri: http://me:hunter2@host:5000")})
     assert "hunter2" in secret.recipe
     manifest = do(small, secret)
     run = client_of(small).get_run(manifest.metrics["run_id"])
     assert run.data.params["tracking.uri"] == "http://***@host:5000"
-    files = (
-        path for path in (small.root / "store" / "mlflow-artifacts").rglob("*") if path.is_file()
-    )
+    files = (path for path in (small.root / "store" / "mlflow-artifacts").rglob("*") if path.is_file())
     assert not any(b"hunter2" in path.read_bytes() for path in files)
 
 
@@ -619,8 +604,16 @@ def test_the_command_killed_again_and_again_leaves_one_of_everything(root):
         "--out",
         str(folder),
     ]
-    milestones = [("runs", 1), ("runs", 2), ("params", 60), ("inputs", 2), ("logged_models", 1), ("model_versions", 1),
-                  ("model_version_tags", 15), ("metrics", 30)]  # fmt: skip
+    milestones = [
+        ("runs", 1),
+        ("runs", 2),
+        ("params", 60),
+        ("inputs", 2),
+        ("logged_models", 1),
+        ("model_versions", 1),
+        ("model_version_tags", 15),
+        ("metrics", 30),
+    ]
     for table, count in milestones:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and rows_in(root, table) < count:
@@ -643,9 +636,7 @@ def test_the_command_killed_again_and_again_leaves_one_of_everything(root):
 
 
 def rows_in(root: Path, table: str) -> int:
-    with closing(
-        sqlite3.connect(f"file:{root}/store/mlflow.db?mode=ro", uri=True, timeout=10)
-    ) as database:
+    with closing(sqlite3.connect(f"file:{root}/store/mlflow.db?mode=ro", uri=True, timeout=10)) as database:
         return database.execute(f"select count(*) from {table}").fetchone()[0]
 
 
@@ -667,9 +658,7 @@ def test_a_server_holds_the_same(mlflow_server, tmp_path):
     assert len(found["iteration-0"].inputs.dataset_inputs) == 2
     assert len(found["iteration-0"].outputs.model_outputs) == 1
     folder = Path(
-        download_artifacts(
-            "models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=mlflow_server
-        )
+        download_artifacts("models:/small@champion", dst_path=str(tmp_path / "copy"), tracking_uri=mlflow_server)
     )
     assert Artifact.of(folder).digest == small.policy(1).adapter.digest
     manifests = [do(small, spec) for spec in specs]
@@ -687,9 +676,7 @@ def test_a_server_that_dies_gives_an_error_worth_a_retry(mlflow_server, tmp_path
         raise requests.ConnectionError("http://me:hunter2@127.0.0.1 is gone")
 
     monkeypatch.setattr(registry, "claim_model", die)
-    with pytest.raises(
-        ServiceError, match=r"tracking\.uri: MLflow at http://127.*\*\*\*@127"
-    ) as caught:
+    with pytest.raises(ServiceError, match=r"tracking\.uri: MLflow at http://127.*\*\*\*@127") as caught:
         do(small, spec)
     assert caught.value.retryable
     assert "hunter2" not in str(caught.value)

@@ -101,9 +101,7 @@ def compared(manifest: Manifest) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def whole(inputs, tiny_model, pairs_file, tmp_path_factory):
     """An uninterrupted run."""
-    return run(
-        inputs, experiment(tiny_model, pairs_file), tmp_path_factory.mktemp("whole") / "train"
-    )
+    return run(inputs, experiment(tiny_model, pairs_file), tmp_path_factory.mktemp("whole") / "train")
 
 
 def test_learns_to_tell_annotated_from_synthetic(whole):
@@ -114,10 +112,7 @@ def test_learns_to_tell_annotated_from_synthetic(whole):
     assert rows[-1]["reward/margin"] > 0.1
     assert rows[-1]["reward/accuracy"] > 0.8
     heldout = whole.metrics["heldout"]
-    assert (
-        heldout["annotated_logprob_per_token"]["value"]
-        > heldout["opponent_annotated_logprob_per_token"]["value"]
-    )
+    assert heldout["annotated_logprob_per_token"]["value"] > heldout["opponent_annotated_logprob_per_token"]["value"]
     gap, movement = whole.metrics["gap"], whole.metrics["movement"]
     assert gap["value"] > 0
     assert 1 <= gap["ess"] <= gap["pairs"] == 4
@@ -135,9 +130,7 @@ def test_learns_to_tell_annotated_from_synthetic(whole):
     }
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(
-    inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
-):
+def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):
     config = experiment(tiny_model, pairs_file)
     run_killed_at(5, inputs, config, tmp_path / "train", monkeypatch)
     half_written = tmp_path / "train" / "work" / "checkpoint-5"
@@ -149,9 +142,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(
 
 
 @pytest.mark.parametrize("name", ["iris", "spin", "hinge", "space", "spif", "tspin", "sft"])
-def test_every_objective_raises_the_annotated_responses(
-    inputs, tiny_model, pairs_file, tmp_path, name
-):
+def test_every_objective_raises_the_annotated_responses(inputs, tiny_model, pairs_file, tmp_path, name):
     """The recipes differ in one line, `objective.name`; T-SPIN also gets the initial model's responses."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file, learning_rate=1e-3)
@@ -179,20 +170,14 @@ def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp
         "learning_rate": 5e-4,
         "epochs": 1,
     }  # rounding is not amplified much
-    one_row = run(
-        inputs, experiment(tiny_model, pairs_file, tokens_per_batch=4096, **gentle), tmp_path / "a"
-    )
-    many = run(
-        inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b"
-    )
+    one_row = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=4096, **gentle), tmp_path / "a")
+    many = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b")
     for one, other in zip(compared(one_row), compared(many), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
 
 @pytest.mark.parametrize(("normalizer", "tokens"), [("batch", 100), ("anchored", 4096)])
-def test_two_processes_take_the_steps_of_one(
-    inputs, tiny_model, pairs_file, tmp_path, normalizer, tokens
-):
+def test_two_processes_take_the_steps_of_one(inputs, tiny_model, pairs_file, tmp_path, normalizer, tokens):
     """Each rank has its share of the rows; where a batch is one row, one rank is idle."""
     prepared, state, generated = inputs
     gentle = {
@@ -243,9 +228,7 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     assert done.returncode == 76
 
 
-def test_weight_decay_is_in_every_step_of_a_resumed_run(
-    inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch
-):
+def test_weight_decay_is_in_every_step_of_a_resumed_run(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):
     config = experiment(tiny_model, pairs_file, weight_decay=10.0)
     decayed = run(inputs, config, tmp_path / "whole")
     run_killed_at(3, inputs, config, tmp_path / "train", monkeypatch)
@@ -263,9 +246,7 @@ def test_a_run_of_one_step_trains(inputs, tiny_model, pairs_file, tmp_path):
     assert manifest.metrics["heldout"]["annotated_logprob_gain_per_token"]["value"] > 0.01
 
 
-def test_the_comparison_sees_8_tokens_and_the_likelihood_all(
-    inputs, whole, tiny_model, pairs_file, tmp_path
-):
+def test_the_comparison_sees_8_tokens_and_the_likelihood_all(inputs, whole, tiny_model, pairs_file, tmp_path):
     """Annotated responses are longer than the 8 tokens of generation; margins and gap come from the cut ones alone."""
     table = pq.read_table(whole.artifact("heldout").path).to_pandas()
     assert (table["annotated_tokens"] > 8).all()
@@ -283,9 +264,7 @@ def test_the_comparison_sees_8_tokens_and_the_likelihood_all(
     assert not np.allclose(ratios["annotated"], ratios["annotated_cut"])
 
 
-def test_the_loss_of_the_comparison_is_a_function_of_the_cut_rewards(
-    inputs, tiny_model, pairs_file, tmp_path
-):
+def test_the_loss_of_the_comparison_is_a_function_of_the_cut_rewards(inputs, tiny_model, pairs_file, tmp_path):
     """SPIN on one pair a step: log(1 + e^{−m}), m the margin of both responses' first 8 tokens."""
     base = experiment(tiny_model, pairs_file, batch_size=1, epochs=1)
     objective = base.objective.model_copy(update={"name": "spin"})
@@ -324,30 +303,22 @@ def test_one_pair_is_enough_to_train_on(tiny_model, tmp_path):
     config = config.model_copy(update={"data": data})
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), tmp_path / "prepare", prepare))
     state = prepared.start(config)
-    generated = run_stage(
-        plan.generate_spec(config, prepared, state), tmp_path / "generate", generate
-    )
+    generated = run_stage(plan.generate_spec(config, prepared, state), tmp_path / "generate", generate)
     manifest = run((prepared, state, generated), config, tmp_path / "train")
     assert manifest.metrics["movement"]["training_margin"] is None
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_what_is_measured_is_what_the_next_iteration_starts_from(
-    inputs, tiny_model, pairs_file, tmp_path, method
-):
+def test_what_is_measured_is_what_the_next_iteration_starts_from(inputs, tiny_model, pairs_file, tmp_path, method):
     """The weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file, method=method)
     prepared = prepared.model_copy(update={"dtype": "bfloat16"})
     spec = plan.train_spec(config, prepared, state, generated)
     first = run_stage(spec, tmp_path / "0", train)
-    later = state.model_copy(
-        update={"iteration": 1, "policy": plan.trained_policy(state.policy, first)}
-    )
+    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, first)})
     second = run_stage(plan.train_spec(config, prepared, later, generated), tmp_path / "1", train)
-    measured, opponent = (
-        pq.read_table(manifest.artifact("heldout").path).to_pandas() for manifest in (first, second)
-    )
+    measured, opponent = (pq.read_table(manifest.artifact("heldout").path).to_pandas() for manifest in (first, second))
     for side in ("annotated", "annotated_cut", "synthetic"):
         assert (measured[f"{side}_policy"] == opponent[f"{side}_opponent"]).all()
 
@@ -369,9 +340,7 @@ def test_full_fine_tuning_saves_a_whole_model(inputs, tiny_model, pairs_file, tm
 
 
 def test_gradient_checkpointing_changes_nothing(inputs, whole, tiny_model, pairs_file, tmp_path):
-    manifest = run(
-        inputs, experiment(tiny_model, pairs_file, gradient_checkpointing=True), tmp_path / "train"
-    )
+    manifest = run(inputs, experiment(tiny_model, pairs_file, gradient_checkpointing=True), tmp_path / "train")
     for one, other in zip(compared(manifest), compared(whole), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
@@ -391,9 +360,7 @@ def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_p
     ("training", "processes"),
     [({}, 1), ({}, 2), ({"gradient_checkpointing": True}, 1)],
 )
-def test_separate_rows_take_the_same_steps(
-    inputs, whole, tiny_model, pairs_file, tmp_path, training, processes
-):
+def test_separate_rows_take_the_same_steps(inputs, whole, tiny_model, pairs_file, tmp_path, training, processes):
     prepared, state, generated = inputs
     separate = prepared.model_copy(update={"packing": "separate"})
     config = experiment(tiny_model, pairs_file, **training)
@@ -420,9 +387,7 @@ def noisy_model(tiny_model, tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_policy_and_opponent_are_scored_in_one_mode(
-    noisy_model, pairs_file, tmp_path, method, checkpointing
-):
+def test_policy_and_opponent_are_scored_in_one_mode(noisy_model, pairs_file, tmp_path, method, checkpointing):
     """Two iterations: rewards are exactly 0 at the first step of each, and the second starts where the first ended."""
     settings = {"method": method, "gradient_checkpointing": checkpointing, "epochs": 1}
     config = experiment(noisy_model, pairs_file, **settings)
@@ -435,9 +400,7 @@ def test_policy_and_opponent_are_scored_in_one_mode(
         first = history(manifest)[0]
         assert first["reward/margin"] == pytest.approx(0, abs=1e-5)
         assert first["loss"] == pytest.approx(0, abs=1e-5)
-        state = state.model_copy(
-            update={"iteration": 1, "policy": plan.trained_policy(state.policy, manifest)}
-        )
+        state = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, manifest)})
     assert abs(history(manifest)[-1]["reward/margin"]) > 1e-3
     if method == "full":
         saved = json.loads((manifest.artifact("model").path / "config.json").read_text())
@@ -456,34 +419,22 @@ def test_a_loss_that_is_not_a_number_stops(inputs, tiny_model, pairs_file, tmp_p
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
 
 
-def test_the_next_iteration_goes_on_with_the_adapter(
-    inputs, whole, tiny_model, pairs_file, tmp_path
-):
+def test_the_next_iteration_goes_on_with_the_adapter(inputs, whole, tiny_model, pairs_file, tmp_path):
     """p_{t+1} is both start and opponent: rewards are 0 at its first step, though the adapter is not."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file)
-    later = state.model_copy(
-        update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)}
-    )
-    manifest = run_stage(
-        plan.train_spec(config, prepared, later, generated), tmp_path / "train", train
-    )
+    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
+    manifest = run_stage(plan.train_spec(config, prepared, later, generated), tmp_path / "train", train)
     rows = history(manifest)
     assert rows[0]["loss"] == pytest.approx(0, abs=1e-4)
     assert rows[0]["logprob/annotated"] > history(whole)[0]["logprob/annotated"]
 
 
-def test_the_initial_opponent_is_recorded_and_allowed_to_differ(
-    inputs, whole, tiny_model, pairs_file, tmp_path
-):
+def test_the_initial_opponent_is_recorded_and_allowed_to_differ(inputs, whole, tiny_model, pairs_file, tmp_path):
     prepared, state, generated = inputs
     base = experiment(tiny_model, pairs_file)
-    config = base.model_copy(
-        update={"objective": base.objective.model_copy(update={"opponent": "initial"})}
-    )
-    later = state.model_copy(
-        update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)}
-    )
+    config = base.model_copy(update={"objective": base.objective.model_copy(update={"opponent": "initial"})})
+    later = state.model_copy(update={"iteration": 1, "policy": plan.trained_policy(state.policy, whole)})
     spec = plan.train_spec(config, prepared, later, generated)
     assert spec.opponent == prepared.initial != spec.policy
     assert history(run_stage(spec, tmp_path / "train", train))[0]["reward/margin"] > 0.1

@@ -20,8 +20,6 @@ print(len(names))
 
 @pytest.mark.integration
 def test_every_module_imports_without_prefect():
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) > 30

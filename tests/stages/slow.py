@@ -25,9 +25,7 @@ STUBBORN = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
 ]
 STRAY = ["sleep", "1000"]
-TITLED = (
-    "import time; from setproctitle import setproctitle; setproctitle('titled'); time.sleep(1000)"
-)
+TITLED = "import time; from setproctitle import setproctitle; setproctitle('titled'); time.sleep(1000)"
 
 
 class SlowSpec(Spec):

@@ -44,8 +44,6 @@ def test_a_secret_in_parameters_is_not_stored() -> None:
             {"store": "s3://me:S3cr3t@bucket"},
         ):
             with pytest.raises(PrefectHTTPStatusError, match="409"):
-                client.create_flow_run_from_deployment(
-                    deployment, parameters=parameters(**settings)
-                )
+                client.create_flow_run_from_deployment(deployment, parameters=parameters(**settings))
         assert "http://host:5000" in stored(client)
         assert "S3" not in stored(client)

@@ -48,9 +48,7 @@ PLACE = "iteration-0/slow"
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
-    return parse_experiment(
-        {"name": "e", "store": str(tmp_path), "model": {"path": "m"}, "data": {"path": "d"}}
-    )
+    return parse_experiment({"name": "e", "store": str(tmp_path), "model": {"path": "m"}, "data": {"path": "d"}})
 
 
 @stage_task("slow")
@@ -109,9 +107,7 @@ def test_warnings_are_in_the_log_of_the_run_whether_it_worked_or_not(
     for _ in range(2):  # works, then is reused
         run, _ = one(experiment, "warn")
         APILogHandler().flush()
-        wanted = LogFilter(
-            flow_run_id=LogFilterFlowRunId(any_=[run]), level=LogFilterLevel(ge_=logging.WARNING)
-        )
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run]), level=LogFilterLevel(ge_=logging.WARNING))
         with get_client(sync_client=True) as client:
             found = [log.message for log in client.read_logs(wanted)]
         assert found == [f"{PLACE}: mind <this>", f"{PLACE}: and [that]"]
@@ -134,9 +130,7 @@ def test_changed_output_runs_again(experiment: Experiment) -> None:
     assert not second.reused
 
 
-def test_error_that_a_retry_cannot_help_is_raised_at_once(
-    experiment: Experiment, tmp_path: Path
-) -> None:
+def test_error_that_a_retry_cannot_help_is_raised_at_once(experiment: Experiment, tmp_path: Path) -> None:
     run, error = one(experiment, "refuse")
     assert isinstance(error, DataError)
     assert task_run(run).run_count == 1

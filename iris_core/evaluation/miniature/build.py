@@ -23,11 +23,31 @@ from iris_core.evaluation.mirror import Rows, write_card, write_rows
 SOURCE = Path(__file__).parent / "source"
 LETTERS = "ABCDEFGHIJ"
 IFEVAL_ARGUMENTS = (
-    "num_highlights", "relation", "num_words", "num_placeholders", "prompt_to_repeat", "num_bullets",
-    "section_spliter", "num_sections", "capital_relation", "capital_frequency", "keywords", "num_paragraphs",
-    "language", "let_relation", "letter", "let_frequency", "end_phrase", "forbidden_words", "keyword", "frequency",
-    "num_sentences", "postscript_marker", "first_word", "nth_paragraph",
-)  # fmt: skip
+    "num_highlights",
+    "relation",
+    "num_words",
+    "num_placeholders",
+    "prompt_to_repeat",
+    "num_bullets",
+    "section_spliter",
+    "num_sections",
+    "capital_relation",
+    "capital_frequency",
+    "keywords",
+    "num_paragraphs",
+    "language",
+    "let_relation",
+    "letter",
+    "let_frequency",
+    "end_phrase",
+    "forbidden_words",
+    "keyword",
+    "frequency",
+    "num_sentences",
+    "postscript_marker",
+    "first_word",
+    "nth_paragraph",
+)
 # An English Punkt model that knows no abbreviations: enough for IFEval's counting of words, and written here.
 PUNKT_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 
@@ -100,34 +120,53 @@ def _mmlu() -> dict[str, Rows]:
 def _mmlu_pro(category: str, question: str, answers: list[str]) -> dict[str, Any]:
     options, answer = _shuffled(question, answers)
     return {
-        "question_id": int(text_digest(question)[:6], 16), "question": question, "options": options,
-        "answer": LETTERS[answer], "answer_index": answer, "cot_content": "", "category": category, "src": LABEL,
-    }  # fmt: skip
+        "question_id": int(text_digest(question)[:6], 16),
+        "question": question,
+        "options": options,
+        "answer": LETTERS[answer],
+        "answer_index": answer,
+        "cot_content": "",
+        "category": category,
+        "src": LABEL,
+    }
 
 
 def _musr(item: dict[str, Any]) -> dict[str, Any]:
     choices, answer = _shuffled(item["narrative"], item["choices"])
     return {
-        "narrative": item["narrative"], "question": item["question"], "choices": str(choices),
-        "answer_index": answer, "answer_choice": choices[answer],
-    }  # fmt: skip
+        "narrative": item["narrative"],
+        "question": item["question"],
+        "choices": str(choices),
+        "answer_index": answer,
+        "answer_choice": choices[answer],
+    }
 
 
 def _gpqa(domain: str, subdomain: str, question: str, answers: list[str]) -> dict[str, Any]:
     wrong = {f"Incorrect Answer {i}": text for i, text in enumerate(answers[1:], 1)}
     return {
-        "Question": question, "Correct Answer": answers[0], **wrong, "High-level domain": domain,
-        "Subdomain": subdomain, "Record ID": text_digest(question)[:12],
-    }  # fmt: skip
+        "Question": question,
+        "Correct Answer": answers[0],
+        **wrong,
+        "High-level domain": domain,
+        "Subdomain": subdomain,
+        "Record ID": text_digest(question)[:12],
+    }
 
 
 def _hellaswag(activity: str, ctx_a: str, ctx_b: str, texts: list[str]) -> dict[str, Any]:
     endings, label = _shuffled(activity, texts)
     return {
-        "ind": int(text_digest(activity)[:6], 16), "activity_label": activity, "ctx_a": ctx_a, "ctx_b": ctx_b,
-        "ctx": f"{ctx_a} {ctx_b}", "endings": endings, "source_id": LABEL, "split_type": "indomain",
+        "ind": int(text_digest(activity)[:6], 16),
+        "activity_label": activity,
+        "ctx_a": ctx_a,
+        "ctx_b": ctx_b,
+        "ctx": f"{ctx_a} {ctx_b}",
+        "endings": endings,
+        "source_id": LABEL,
+        "split_type": "indomain",
         "label": str(label),
-    }  # fmt: skip
+    }
 
 
 def _winogrande(sentence: str, fits: str, other: str) -> dict[str, Any]:
@@ -138,9 +177,11 @@ def _winogrande(sentence: str, fits: str, other: str) -> dict[str, Any]:
 def _ifeval(key: int, prompt: str, instructions: dict[str, dict[str, Any]]) -> dict[str, Any]:
     empty = dict.fromkeys(IFEVAL_ARGUMENTS)
     return {
-        "key": key, "prompt": prompt, "instruction_id_list": list(instructions),
+        "key": key,
+        "prompt": prompt,
+        "instruction_id_list": list(instructions),
         "kwargs": [empty | arguments for arguments in instructions.values()],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -25,14 +25,22 @@ def fits(value: Tensor) -> bool:
 
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, window: int | None = None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """softmax(scaling · q kᵀ) v of each query over what it sees; shapes as for `iris_core.modeling.attention.segments.attend`."""
     seen = layout.seen
     query, key, value = (side.transpose(0, 1) for side in (query, key, value))
     result: Tensor = varlen.varlen_attn(
-        query, _Repeated.apply(key, seen), _Repeated.apply(value, seen), seen.query_starts, seen.key_starts,
-        seen.most_queries, seen.most_keys, scale=scaling, window_size=(window - 1 if window else -1, 0), enable_gqa=True,
-    )  # fmt: skip
+        query,
+        _Repeated.apply(key, seen),
+        _Repeated.apply(value, seen),
+        seen.query_starts,
+        seen.key_starts,
+        seen.most_queries,
+        seen.most_keys,
+        scale=scaling,
+        window_size=(window - 1 if window else -1, 0),
+        enable_gqa=True,
+    )
     return result
 
 

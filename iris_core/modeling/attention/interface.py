@@ -65,7 +65,7 @@ def grouped_attention(
 
 def _plain(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:  # fmt: skip
+) -> tuple[Tensor, None]:
     """`sdpa_attention_forward`; the class's own eager attention where scores have a soft cap or sinks, which that leaves out."""
     if options.get("softcap") is None and options.get("s_aux") is None:
         return sdpa_attention_forward(module, query, key, value, mask, **options)
@@ -82,14 +82,10 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
     if mask.dtype != torch.bool:
         return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(
-        ~mask, torch.finfo(query.dtype).min
-    )
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
 
 
-def kind_for(
-    query: Tensor, value: Tensor, options: dict[str, Any]
-) -> Literal["parts", "flash", "flex"]:
+def kind_for(query: Tensor, value: Tensor, options: dict[str, Any]) -> Literal["parts", "flash", "flex"]:
     """What attends to such a row: `iris_core.modeling.attention.segments`, `iris_core.modeling.attention.flash` or FlexAttention."""
     if not value.is_cuda:
         return "parts"

@@ -143,9 +143,7 @@ def flex_mask(parts: Parts, device: torch.device, window: int | None = None) -> 
         return related if window is None else related & (position[query] - position[key] < window)
 
     listed = (side for dense in (some, whole) for side in _listed(dense, device))
-    return BlockMask.from_kv_blocks(
-        *listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
-    )
+    return BlockMask.from_kv_blocks(*listed, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens))
 
 
 def _positions(parts: Parts) -> Tensor:

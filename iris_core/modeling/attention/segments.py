@@ -65,7 +65,7 @@ class _ByParts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, parts: Parts, scores: _Scores
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         key_heads, tokens, size = key.shape
         query = query.view(key_heads, -1, tokens, size).transpose(1, 2)
         query = query.clone(memory_format=torch.contiguous_format).mul_(scores.scaling)
@@ -162,9 +162,7 @@ def _hand_back(total: Tensor, gradient: Tensor, prompt: slice, own: slice) -> No
 
 
 @functools.lru_cache(maxsize=512)
-def _causal_bias(
-    length: int, seen: int, stack: int, dtype: torch.dtype, window: int | None
-) -> Tensor:
+def _causal_bias(length: int, seen: int, stack: int, dtype: torch.dtype, window: int | None) -> Tensor:
     """0 where the query may see the key, −∞ elsewhere; shape [1, length · stack, seen]. The last query is at the last key."""
     bias = torch.full((length, seen), -torch.inf, dtype=dtype)
     too_far = bias.tril(seen - length - window) if window and window < seen else None

@@ -50,14 +50,12 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         chosen, log_total = hidden.new_empty(2, len(hidden), 1, dtype=torch.float32)
         slope = torch.empty_like(hidden) if needs_hidden and not needs_weight else None
         for rows in _rows(hidden):
-            found = _online_softmax(
-                hidden[rows], weight, targets[rows, None], scale, softcap, slope is not None
-            )
+            found = _online_softmax(hidden[rows], weight, targets[rows, None], scale, softcap, slope is not None)
             chosen[rows], log_total[rows] = found.chosen, found.log_total
             if slope is not None:
                 slope[rows] = scale * (found.at_target * weight[targets[rows]] - found.mean)
@@ -78,9 +76,7 @@ class _TokenLogprobs(torch.autograd.Function):
             by_part = torch.zeros_like(weight[part], dtype=torch.float32)
             for rows in _rows(hidden):
                 products, places = hidden[rows] @ weight[part].T, targets[rows, None] - part.start
-                by_logits = _by_logits(
-                    products, places, log_total[rows], outer[rows], ctx.scale, ctx.softcap
-                )
+                by_logits = _by_logits(products, places, log_total[rows], outer[rows], ctx.scale, ctx.softcap)
                 by_hidden[rows] += by_logits @ weight[part]
                 by_part += by_logits.T @ hidden[rows]
             by_weight[part] = by_part
@@ -105,7 +101,7 @@ class _Softmax(NamedTuple):
 
 def _online_softmax(
     hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None, with_mean: bool
-) -> _Softmax:  # fmt: skip
+) -> _Softmax:
     """One pass over the vocabulary; sums are kept relative to the largest logit so far."""
     size = hidden.shape[1] if with_mean else 0
     mean = hidden.new_zeros(len(hidden), size, dtype=torch.float32)
@@ -160,7 +156,7 @@ def _fold(
 
 def _by_logits(
     products: Tensor, places: Tensor, log_total: Tensor, outer: Tensor, scale: float, softcap: float | None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """outer · (1 at the target − softmax) · derivative of the soft cap, in the format of `products`; shape [rows, part]."""
     if products.is_cuda:
         from iris_core.modeling.kernels import logprobs_triton

@@ -14,26 +14,40 @@ from torch import Tensor
 COLUMNS, WARPS = 4096, 8  # that a program works on at once
 
 
-def fold(
-    products: Tensor, places: Tensor, state: Tensor, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+def fold(products: Tensor, places: Tensor, state: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
     """As `iris_core.modeling.kernels.logprobs._fold`; what it gives takes the place of `products`."""
     shrink = torch.empty_like(state[0])
     _fold_kernel[(len(products),)](
-        products, places, state, shrink, *products.shape, scale, softcap or 1.0,
-        capped=softcap is not None, columns=_columns(products), num_warps=WARPS,
-    )  # fmt: skip
+        products,
+        places,
+        state,
+        shrink,
+        *products.shape,
+        scale,
+        softcap or 1.0,
+        capped=softcap is not None,
+        columns=_columns(products),
+        num_warps=WARPS,
+    )
     return products, shrink
 
 
 def by_logits(
     products: Tensor, places: Tensor, log_total: Tensor, outer: Tensor, scale: float, softcap: float | None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """As `iris_core.modeling.kernels.logprobs._by_logits`, in the place of `products`."""
     _by_logits_kernel[(len(products),)](
-        products, places, log_total, outer, products.shape[1], scale, softcap or 1.0,
-        capped=softcap is not None, columns=_columns(products), num_warps=WARPS,
-    )  # fmt: skip
+        products,
+        places,
+        log_total,
+        outer,
+        products.shape[1],
+        scale,
+        softcap or 1.0,
+        capped=softcap is not None,
+        columns=_columns(products),
+        num_warps=WARPS,
+    )
     return products
 
 
@@ -44,7 +58,7 @@ def _columns(products: Tensor) -> int:
 @triton.jit
 def _fold_kernel(
     products, places, state, shrink, rows, width, scale, softcap, capped: tl.constexpr, columns: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0)
     tile = products + row.to(tl.int64) * width
     chosen, at_target, total, top = (
@@ -83,7 +97,7 @@ def _fold_kernel(
 @triton.jit
 def _by_logits_kernel(
     products, places, log_total, outer, width, scale, softcap, capped: tl.constexpr, columns: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0)
     tile = products + row.to(tl.int64) * width
     place, log_sum, factor = tl.load(places + row), tl.load(log_total + row), tl.load(outer + row)
@@ -92,9 +106,7 @@ def _by_logits_kernel(
         product = tl.load(tile + column, mask=column < width, other=0.0).to(tl.float32)
         logit, bend = _logit(product, scale, softcap, capped)
         slope = tl.where(column == place, 1.0, 0.0) - tl.exp(logit - log_sum)
-        tl.store(
-            tile + column, (slope * factor * bend).to(tile.dtype.element_ty), mask=column < width
-        )
+        tl.store(tile + column, (slope * factor * bend).to(tile.dtype.element_ty), mask=column < width)
 
 
 @triton.jit

@@ -12,10 +12,22 @@ from iris_core.common.markup import markdown, one_line, plain, table
 pytestmark = pytest.mark.unit
 
 HOSTILE = [
-    "<script>alert(1)</script>", "<img src=http://e/x onerror=f()>", "![x](http://e/x.png?a=1)", "[y](javascript:f())",
-    "```mermaid\ngraph LR; A-->B\n```", "<a href=http://e/a>x</a> | a | b |\n|-|-|", "**a** _b_ ~~c~~ `d`", "&lt;b&gt;",
-    "\\*a\\*", "[r]: http://e/x\n[r]", "<http://e/x>", "# a\n\n- b\n1. c", "$x$ :smile: a^b^", "a\\", "www.e.com me@e.com",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=http://e/x onerror=f()>",
+    "![x](http://e/x.png?a=1)",
+    "[y](javascript:f())",
+    "```mermaid\ngraph LR; A-->B\n```",
+    "<a href=http://e/a>x</a> | a | b |\n|-|-|",
+    "**a** _b_ ~~c~~ `d`",
+    "&lt;b&gt;",
+    "\\*a\\*",
+    "[r]: http://e/x\n[r]",
+    "<http://e/x>",
+    "# a\n\n- b\n1. c",
+    "$x$ :smile: a^b^",
+    "a\\",
+    "www.e.com me@e.com",
+]
 parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 

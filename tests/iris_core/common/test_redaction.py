@@ -27,28 +27,68 @@ pytestmark = pytest.mark.unit
 
 BASE: dict[str, Any] = {"name": "e", "model": {"path": "m"}, "data": {"path": "d"}}
 SECRET_NAMES = [
-    "access_token", "token", "key", "sig", "sslpassword", "password", "X-Amz-Signature", "X-Amz-Security-Token",
-    "AWSAccessKeyId", "api_key", "apikey", "ApiKey", "client_secret", "auth", "jwt", "TOKEN", "access%5Ftoken", "pwd",
-    "GITHUB_PAT", "AZURE_STORAGE_SAS",
-]  # fmt: skip
-OTHER_NAMES = ["page", "max_tokens", "design", "keyword", "sort_key", "sslmode", "sslkey", "token_type", "author", "path", "pattern"]  # fmt: skip
+    "access_token",
+    "token",
+    "key",
+    "sig",
+    "sslpassword",
+    "password",
+    "X-Amz-Signature",
+    "X-Amz-Security-Token",
+    "AWSAccessKeyId",
+    "api_key",
+    "apikey",
+    "ApiKey",
+    "client_secret",
+    "auth",
+    "jwt",
+    "TOKEN",
+    "access%5Ftoken",
+    "pwd",
+    "GITHUB_PAT",
+    "AZURE_STORAGE_SAS",
+]
+OTHER_NAMES = [
+    "page",
+    "max_tokens",
+    "design",
+    "keyword",
+    "sort_key",
+    "sslmode",
+    "sslkey",
+    "token_type",
+    "author",
+    "path",
+    "pattern",
+]
 ORDINARY = [
-    "sqlite:////a@b/c@d", "sqlite:////tmp/a@b:c/m.db", "http://host:5000/a@b", "http://[::1]:5000/a@b", "me@host", "a: b@c",
-    "http://127.0.0.1:5000/#/experiments/1", "postgresql://h/d?sslmode=require&sslkey=/k.pem", "s3://b/k=3/x%20y",
-    "https://h/docs#section", "hf://datasets/o/n@main/x", "git@github.com:o/n", "https://h?email=a@b", "C:/me@x",
-    "https://huggingface.co/o/n/resolve/main/a%2Fb", "pad_token=<pad> key=1 tokens=3", "http://h:5000, me@x", "100 %", "%41%",
-]  # fmt: skip
+    "sqlite:////a@b/c@d",
+    "sqlite:////tmp/a@b:c/m.db",
+    "http://host:5000/a@b",
+    "http://[::1]:5000/a@b",
+    "me@host",
+    "a: b@c",
+    "http://127.0.0.1:5000/#/experiments/1",
+    "postgresql://h/d?sslmode=require&sslkey=/k.pem",
+    "s3://b/k=3/x%20y",
+    "https://h/docs#section",
+    "hf://datasets/o/n@main/x",
+    "git@github.com:o/n",
+    "https://h?email=a@b",
+    "C:/me@x",
+    "https://huggingface.co/o/n/resolve/main/a%2Fb",
+    "pad_token=<pad> key=1 tokens=3",
+    "http://h:5000, me@x",
+    "100 %",
+    "%41%",
+]
 
 hosts = st.sampled_from(["host", "host:5000", "10.0.0.1", "[::1]:80", "a-b.example.com"])
 schemes = st.sampled_from(["http", "https", "postgresql+psycopg2", "mysql", "s3", "ftp"])
 tokens = st.text(string.ascii_letters + string.digits + "-._~", min_size=6, max_size=40)
 # a letter first: what looks like a port is one. Between other signs, so that it is found only as it was made
-passwords = st.text(string.ascii_letters + string.digits + "/@:?#%+!$*(),", min_size=3).map(
-    lambda text: f"s3{text}S3"
-)
-around = st.sampled_from(
-    ["{}", "x {} y", "'{}'", '"{}"', "({})", "no answer at {}: try later", "a={}"]
-)
+passwords = st.text(string.ascii_letters + string.digits + "/@:?#%+!$*(),", min_size=3).map(lambda text: f"s3{text}S3")
+around = st.sampled_from(["{}", "x {} y", "'{}'", '"{}"', "({})", "no answer at {}: try later", "a={}"])
 
 
 @st.composite
@@ -161,12 +201,12 @@ def test_secrets_of_the_environment_are_hidden_wherever_they_stand(
 
 
 def test_an_error_holds_no_secret_and_no_control_character() -> None:
-    assert str(ServiceError("no answer at http://me:pw@h\x1b[2J\u202e")) == (
-        "no answer at http://***@h\\x1b[2J\\u202e"
-    )
+    assert str(ServiceError("no answer at http://me:pw@h\x1b[2J\u202e")) == ("no answer at http://***@h\\x1b[2J\\u202e")
 
 
-@pytest.mark.parametrize("line", ["http://" * 1400, "%25" * 3000, "%" + "25" * 5000, "a" * 10000, "http://" + "a:" * 5000])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["http://" * 1400, "%25" * 3000, "%" + "25" * 5000, "a" * 10000, "http://" + "a:" * 5000]
+)
 def test_a_hostile_line_is_no_trap(line: str) -> None:
     assert redact(line) == line
 
@@ -184,16 +224,26 @@ def test_other_names(name: str) -> None:
 def test_prefect_is_told_in_the_schema_what_to_refuse() -> None:
     """Prefect keeps a flow run's parameters before anything of ours runs; it checks them against the schema first."""
     parts = Experiment.model_json_schema()["$defs"]
-    for part, field in (("TrackingPart", "uri"), ("Source", "path"), ("DataPart", "path"), ("ModelPart", "path")):  # fmt: skip
+    for part, field in (("TrackingPart", "uri"), ("Source", "path"), ("DataPart", "path"), ("ModelPart", "path")):
         assert json.dumps(WITHOUT_SECRET) in json.dumps(parts[part]["properties"][field])
     for address in (
-        "http://t0ken@host", "https://me:pw@host:80/x", "http://me:p/w@host", "http://h?access_token=t",
-        "postgresql://me:pw@h/d", "postgresql://h/d?sslpassword=x", "http://h/x?X-Amz-Signature=t", "http://h#key=t",
-        " http://me:pw@h", "\thttp://t0ken@host", "http://h?jwt=t", "simplecache::http://me:pw@h", "jdbc:mysql://me:pw@h",
-    ):  # fmt: skip
+        "http://t0ken@host",
+        "https://me:pw@host:80/x",
+        "http://me:p/w@host",
+        "http://h?access_token=t",
+        "postgresql://me:pw@h/d",
+        "postgresql://h/d?sslpassword=x",
+        "http://h/x?X-Amz-Signature=t",
+        "http://h#key=t",
+        " http://me:pw@h",
+        "\thttp://t0ken@host",
+        "http://h?jwt=t",
+        "simplecache::http://me:pw@h",
+        "jdbc:mysql://me:pw@h",
+    ):
         assert not re.search(WITHOUT_SECRET, address)
     for address in (
         *("postgresql://me@h/d", "sqlite:////a@b/c.db", "http://h:5000", "./iris-store", "org/name", "C:/me@x"),
         *("http://[::1]:5000", "a/key=3/*.parquet", "postgresql+psycopg2://h/d?sslmode=require"),
-    ):  # fmt: skip
+    ):
         assert re.search(WITHOUT_SECRET, address)

@@ -67,8 +67,6 @@ def test_secrets_go(shown: str, secret: str) -> None:
     assert redact(shown.replace("***", secret)) == shown
 
 
-@pytest.mark.parametrize(
-    "text", ["sqlite:////a@b/c@d", "http://host:5000/a@b", "me@host", "a: b@c"]
-)
+@pytest.mark.parametrize("text", ["sqlite:////a@b/c@d", "http://host:5000/a@b", "me@host", "a: b@c"])
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text

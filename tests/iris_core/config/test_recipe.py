@@ -84,7 +84,10 @@ def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path):
         ("training: {learning_rate: .nan}", r"line 4: training\.learning_rate: .*finite number"),
         ("objective: {beta: none}", r"objective\.beta: .*leave the key out for the default"),
         ("store: 2024", r"line 4: store: .*got 2024.*put it in quotes"),
-        ("evaluation: {limit: none}", r"evaluation\.limit: is a word like any other: .*leave the key out or write null"),
+        (
+            "evaluation: {limit: none}",
+            r"evaluation\.limit: is a word like any other: .*leave the key out or write null",
+        ),
         ("evaluation: {data_dir: None}", r"evaluation\.data_dir: is a word like any other"),
         ("evaluation: {data_dir: ''}", r"evaluation\.data_dir: is empty: .*leave the key out or write null"),
         ("tracking: {registered_model: NONE}", r"tracking\.registered_model: is a word like any other"),
@@ -93,7 +96,7 @@ def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path):
         ("training:\n  epoch: 3", r"line 5: training\.epoch: unknown key; known here: method"),
         ("evaluation:\n  benchmarks:\n  - gsm8k\n  - gsm9k", r"line 7: evaluation\.benchmarks\.1: Input should be"),
     ],
-)  # fmt: skip
+)
 def test_what_is_ambiguous_or_wrong_is_refused_with_its_line(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_recipe(recipe(tmp_path, HEAD + text))
@@ -101,9 +104,7 @@ def test_what_is_ambiguous_or_wrong_is_refused_with_its_line(tmp_path, text, mes
 
 
 def test_the_word_none_is_no_system_prompt(tmp_path):
-    text = (
-        "name: x\nmodel: {path: m}\ndata:\n  path: d\n  system_prompt: none\n  heldout_path: None"
-    )
+    text = "name: x\nmodel: {path: m}\ndata:\n  path: d\n  system_prompt: none\n  heldout_path: None"
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe(tmp_path, text))
     lines = str(caught.value).splitlines()
@@ -121,7 +122,7 @@ def test_null_is_nothing(tmp_path):
 
 OPTIONAL = st.none() | (st.sampled_from(AMBIGUOUS) | st.text(st.characters(exclude_categories=["Cs"]))).filter(
     lambda text: text.strip().lower() not in ("", "none")
-)  # fmt: skip
+)
 
 
 @given(OPTIONAL, st.floats(1e-12, 0.9), st.integers(0, 2**32 - 1), st.booleans())
@@ -174,13 +175,29 @@ def test_an_override_of_one_alias_leaves_the_other(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("k=#### (.*)", "#### (.*)"), ("k=a:b", "a:b"), ("k=a: b #c", "a: b #c"), ("k=C:\\x", "C:\\x"), ("k=a=b", "a=b"),
-        ("k=1", 1), ("k= 1e-5 ", 1e-5), ("k=true", True), ("k=null", None), ("k=", None), ("k=none", "none"),
-        ("k=064", "064"), ("k=*a", "*a"), ("k=|", "|"), ("k=- a", "- a"), ("k=a, b", "a, b"),
-        ("k=[a, 'b #c', 1]", ["a", "b #c", 1]), ("k={a: 1}", {"a": 1}), ("k='null'", "null"), ('k="a\\nb"', "a\nb"),
+        ("k=#### (.*)", "#### (.*)"),
+        ("k=a:b", "a:b"),
+        ("k=a: b #c", "a: b #c"),
+        ("k=C:\\x", "C:\\x"),
+        ("k=a=b", "a=b"),
+        ("k=1", 1),
+        ("k= 1e-5 ", 1e-5),
+        ("k=true", True),
+        ("k=null", None),
+        ("k=", None),
+        ("k=none", "none"),
+        ("k=064", "064"),
+        ("k=*a", "*a"),
+        ("k=|", "|"),
+        ("k=- a", "- a"),
+        ("k=a, b", "a, b"),
+        ("k=[a, 'b #c', 1]", ["a", "b #c", 1]),
+        ("k={a: 1}", {"a": 1}),
+        ("k='null'", "null"),
+        ('k="a\\nb"', "a\nb"),
         ("k='[0-9] (.+)'", "[0-9] (.+)"),
     ],
-)  # fmt: skip
+)
 def test_settings_keep_their_value(setting, value):
     assert parse_settings([setting]) == {"k": value}
 

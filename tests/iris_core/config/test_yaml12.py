@@ -12,21 +12,102 @@ from iris_core.config.yaml12 import NotPlain, read, word, write
 pytestmark = pytest.mark.unit
 
 AMBIGUOUS = [
-    "none", "None", "yes", "no", "on", "off", "y", "064", "0o17", "0b101", "1_000", "1:30", "1e3", "~", "", "null",
-    "true", "2024-01-31", "12e4567", ".inf", "0x1F", "<<", "=", "- a", "a: b", "a #b", "#a", "'", '"', "\n", "a\n\nb\n",
-    " a ", "\ta", "ÄÖ 漢字 🙂", "\u2028", "\x85", "%a", "@a", "`a", "!a", "&a", "*a", "?", "|", ">", "-1", "+1", ".5", "1.",
-]  # fmt: skip
+    "none",
+    "None",
+    "yes",
+    "no",
+    "on",
+    "off",
+    "y",
+    "064",
+    "0o17",
+    "0b101",
+    "1_000",
+    "1:30",
+    "1e3",
+    "~",
+    "",
+    "null",
+    "true",
+    "2024-01-31",
+    "12e4567",
+    ".inf",
+    "0x1F",
+    "<<",
+    "=",
+    "- a",
+    "a: b",
+    "a #b",
+    "#a",
+    "'",
+    '"',
+    "\n",
+    "a\n\nb\n",
+    " a ",
+    "\ta",
+    "ÄÖ 漢字 🙂",
+    "\u2028",
+    "\x85",
+    "%a",
+    "@a",
+    "`a",
+    "!a",
+    "&a",
+    "*a",
+    "?",
+    "|",
+    ">",
+    "-1",
+    "+1",
+    ".5",
+    "1.",
+]
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("null", None), ("~", None), ("", None), ("true", True), ("FALSE", False), ("64", 64), ("-3", -3), ("+3", 3),
-        ("0x1F", 31), ("1e3", 1000.0), ("1.0e-5", 1e-5), (".5", 0.5), ("1.", 1.0), ("-.inf", -math.inf),
-        *((same, same) for same in ("none", "None", "yes", "No", "on", "off", "y", "064", "08", "0o17", "0b101", "1_000",
-                                    "1:30", "2024-01-31", "2024-01-31 10:00:00", "nul", "0x", "1e", "e3", "9" * 5000)),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("true", True),
+        ("FALSE", False),
+        ("64", 64),
+        ("-3", -3),
+        ("+3", 3),
+        ("0x1F", 31),
+        ("1e3", 1000.0),
+        ("1.0e-5", 1e-5),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-.inf", -math.inf),
+        *(
+            (same, same)
+            for same in (
+                "none",
+                "None",
+                "yes",
+                "No",
+                "on",
+                "off",
+                "y",
+                "064",
+                "08",
+                "0o17",
+                "0b101",
+                "1_000",
+                "1:30",
+                "2024-01-31",
+                "2024-01-31 10:00:00",
+                "nul",
+                "0x",
+                "1e",
+                "e3",
+                "9" * 5000,
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_scalars(text: str, value: object) -> None:
     for found in (read(text).value, word(text)):
         assert found == value
@@ -76,13 +157,16 @@ def test_anchors_and_merge_keys() -> None:
         ("a: *b", "line 1: not YAML .*undefined alias"),
         ("b: 1\na: #### (.+)", "line 2: nothing stands before the #, which begins a comment: put the value in quotes"),
         ("a: # nothing", "line 1: nothing stands before the #"),
-        ("a: Problem #3\nb: 1", "line 1: the # begins a comment, so that the value is 'Problem': put the whole value in"),
+        (
+            "a: Problem #3\nb: 1",
+            "line 1: the # begins a comment, so that the value is 'Problem': put the whole value in",
+        ),
         ("- [a, b #3\n  ]", "line 1: the # begins a comment, so that the value is 'b'"),
         ("a: {<<: 3}", "line 1: `<<` takes a mapping"),
         ("a: \x07", "not YAML .*special characters are not allowed"),
         ("[" * 3000, "nested too deep"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(text: str, message: str) -> None:
     with pytest.raises(NotPlain, match=message) as caught:
         read(text)

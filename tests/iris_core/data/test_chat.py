@@ -18,7 +18,7 @@ from tests.iris_core.small_tokenizers import byte_level, sentence_piece
 
 pytestmark = pytest.mark.unit
 
-LLAMA_3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")  # fmt: skip
+LLAMA_3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>")
 GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>")
 PHI_3 = ("<s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|system|>")
 THINK = ("<think>", "</think>")
@@ -44,9 +44,7 @@ def assert_whole(tokenizer, question, answer):
         {"role": "assistant", "content": answer},
     ]
     whole = tokenizer.apply_chat_template(messages, return_dict=False)
-    asked = tokenizer.apply_chat_template(
-        messages[:1], add_generation_prompt=True, return_dict=False
-    )
+    asked = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
     assert prompt == asked
     if whole[: len(prompt)] == prompt:
         assert response == whole[len(prompt) :][: len(response)]
@@ -92,7 +90,7 @@ def test_templates_that_trim_and_their_ends_of_turn():
 @pytest.mark.parametrize(
     ("template", "names", "eos", "end"),
     [(made.PHI_3, PHI_3, "<|endoftext|>", "<|end|>"), (made.GEMMA, GEMMA, "<eos>", "<end_of_turn>")],
-)  # fmt: skip
+)
 def test_an_end_of_turn_that_all_special_ids_miss(template, names, eos, end):
     tokenizer = byte_level(template.replace("{{ bos_token }}", ""), names, eos=eos)
     token = tokenizer.convert_tokens_to_ids(end)
@@ -119,9 +117,7 @@ def test_an_empty_reasoning_block_is_where_the_template_puts_it():
 
 def test_tokens_that_merge_across_the_border_leave_the_prompt_as_it_is():
     """The prompt ends with a line break, the answer starts with one, and both together are one token."""
-    template = made.QWEN_3.replace(
-        "{% if enable_thinking is defined and", "<think>\n{% if false and"
-    )
+    template = made.QWEN_3.replace("{% if enable_thinking is defined and", "<think>\n{% if false and")
     tokenizer = byte_level(template, plain=THINK)
     text, response = pieces(tokenizer)
     assert text.endswith("<think>\n")
@@ -130,11 +126,11 @@ def test_tokens_that_merge_across_the_border_leave_the_prompt_as_it_is():
 
 def test_a_prompt_whose_last_tokens_are_others_alone():
     """GPT-2's words: two line breaks are one token at the end of a text, and two before a word."""
-    tokenizer = byte_level(made.CHATML.replace("assistant\n", "assistant\n\n").replace("}}\n", "}}\n\n"), gpt_2=True)  # fmt: skip
+    tokenizer = byte_level(made.CHATML.replace("assistant\n", "assistant\n\n").replace("}}\n", "}}\n\n"), gpt_2=True)
     whole = tokenizer("\n\nYes", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(whole) == ["Ċ", "Ċ", "Ye", "s"]
     prompt, response = chat(tokenizer).encode(single_turn("Hi", "Yes"))
-    assert tokenizer.convert_ids_to_tokens([prompt[-1], *response]) == ["ĊĊ", "Ye", "s", "<|im_end|>"]  # fmt: skip
+    assert tokenizer.convert_ids_to_tokens([prompt[-1], *response]) == ["ĊĊ", "Ye", "s", "<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +145,8 @@ def test_a_prompt_whose_last_tokens_are_others_alone():
 def test_a_prompt_that_ends_with_a_space(tokenizer):
     """Alone, the space is a token; before a word, it belongs to it. No end of turn in the template: EOS is put there."""
     prompt, response = chat(tokenizer).encode(single_turn("Hi", "is blue.\nYes"))
-    assert (
-        tokenizer.decode(prompt[-1:]) == " " or tokenizer.convert_ids_to_tokens(prompt[-1]) == "▁"
-    )
-    assert tokenizer.decode(response, clean_up_tokenization_spaces=False) == (
-        f"is blue.\nYes{tokenizer.eos_token}"
-    )
+    assert tokenizer.decode(prompt[-1:]) == " " or tokenizer.convert_ids_to_tokens(prompt[-1]) == "▁"
+    assert tokenizer.decode(response, clean_up_tokenization_spaces=False) == (f"is blue.\nYes{tokenizer.eos_token}")
     both = tokenizer.decode([*prompt, *response], clean_up_tokenization_spaces=False)
     assert both == f"user: Hi\nassistant: is blue.\nYes{tokenizer.eos_token}"
 
@@ -162,16 +154,32 @@ def test_a_prompt_that_ends_with_a_space(tokenizer):
 @pytest.mark.parametrize(
     ("template", "settings", "message"),
     [
-        (made.R1, {}, r"ends a prompt with '<think>\\n', where an annotated answer has '⁂answer⁂.*chat_template_kwargs"),
+        (
+            made.R1,
+            {},
+            r"ends a prompt with '<think>\\n', where an annotated answer has '⁂answer⁂.*chat_template_kwargs",
+        ),
         (made.NO_PROMPT, {}, r"has no generation prompt, .* have to write '<\|im_start\|>assistant' itself"),
         (made.PARTS, {}, r"does not show the text of the assistant turn .* as a list of parts"),
-        (made.PARTS.replace("p in m['content'] %}{{ p['text'] }}", "p in [m['content']] if m['role'] != 'user' %}{{ p }}"),
-         {}, r"does not show the text of the user turn"),
-        (made.CHATML.replace("in messages", "in messages if m['role'] != 'system'"), {"system_prompt": "Be brief"},
-         r"does not show the text of the system turn .*'Be brief' is missing"),
-        ("{{ nothing.at.all }}", {}, r"model.path: the chat template fails on the turns user, assistant: 'nothing' is undefined: fix"),
+        (
+            made.PARTS.replace(
+                "p in m['content'] %}{{ p['text'] }}", "p in [m['content']] if m['role'] != 'user' %}{{ p }}"
+            ),
+            {},
+            r"does not show the text of the user turn",
+        ),
+        (
+            made.CHATML.replace("in messages", "in messages if m['role'] != 'system'"),
+            {"system_prompt": "Be brief"},
+            r"does not show the text of the system turn .*'Be brief' is missing",
+        ),
+        (
+            "{{ nothing.at.all }}",
+            {},
+            r"model.path: the chat template fails on the turns user, assistant: 'nothing' is undefined: fix",
+        ),
     ],
-)  # fmt: skip
+)
 def test_templates_that_are_refused(template, settings, message):
     with pytest.raises(ModelError, match=message) as refused:
         chat(byte_level(template, plain=THINK), **settings)
@@ -185,9 +193,7 @@ def test_a_template_without_system_turns():
     system = {"role": "system", "content": "Be brief"}
     conversation = single_turn("Hi", "Yes")
     with pytest.raises(Unusable, match="fails on the turns system, user: System role not"):
-        chat(tokenizer).encode(
-            Conversation([system, *conversation.messages], conversation.answer, "row 0")
-        )
+        chat(tokenizer).encode(Conversation([system, *conversation.messages], conversation.answer, "row 0"))
 
 
 def test_the_system_prompt_is_for_conversations_without_a_system_turn():
@@ -207,10 +213,7 @@ def test_a_turn_that_a_longer_conversation_hides():
     """A template of the last question only: right for one turn, silently wrong for two."""
     template = made.CHATML.replace("in messages", "in messages[-2:]")
     turns = ["Hi", "Yes", "What is it?"]
-    messages = [
-        {"role": ("user", "assistant")[index % 2], "content": text}
-        for index, text in enumerate(turns)
-    ]
+    messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(turns)]
     answer = {"role": "assistant", "content": "blue"}
     assert chat(byte_level(made.CHATML)).encode(Conversation(messages, answer, ""))
     with pytest.raises(Unusable, match="does not show the text of the user turn"):
@@ -224,9 +227,7 @@ def test_a_reasoning_block_may_be_dropped_from_earlier_turns():
         {"role": "assistant", "content": "<think>\nis it?\n</think>\n\nYes"},
         {"role": "user", "content": "What?"},
     ]
-    prompt, _ = chat(tokenizer).encode(
-        Conversation(messages, {"role": "assistant", "content": "No"}, "")
-    )
+    prompt, _ = chat(tokenizer).encode(Conversation(messages, {"role": "assistant", "content": "No"}, ""))
     assert "is it?" not in tokenizer.decode(prompt)
     assert "assistant\nYes<|im_end|>" in tokenizer.decode(prompt)
 
@@ -292,9 +293,7 @@ def test_a_tokenizer_that_does_not_say_where_its_tokens_stand():
     tokenizer.chat_template = made.ZEPHYR
     prompt, response = chat(tokenizer).encode(single_turn("Hi", "Yes"))
     asked = [{"role": "user", "content": "Hi"}]
-    assert prompt == tokenizer.apply_chat_template(
-        asked, add_generation_prompt=True, return_dict=False
-    )
+    assert prompt == tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert tokenizer.convert_ids_to_tokens(response) == ["Y", "e", "s", "</s>"]
     with pytest.raises(Unusable, match="the text contains the special token '</s>'"):
         chat(tokenizer).encode(single_turn("H</s>i", "Yes"))
@@ -356,13 +355,9 @@ def test_eos_missing_or_contradicted():
 def test_a_beginning_that_the_template_leaves_out():
     with_it = byte_level(made.LLAMA_3, LLAMA_3, bos=LLAMA_3[0], eos="<|eot_id|>")
     assert chat(with_it).warnings == []
-    left_out = byte_level(
-        made.LLAMA_3.replace("{{ bos_token }}", ""), LLAMA_3, bos=LLAMA_3[0], eos="<|eot_id|>"
-    )
+    left_out = byte_level(made.LLAMA_3.replace("{{ bos_token }}", ""), LLAMA_3, bos=LLAMA_3[0], eos="<|eot_id|>")
     (warning,) = chat(left_out).warnings
-    assert re.search(
-        r"puts '<\|begin_of_text\|>' before a text, the chat template does not", warning
-    )
+    assert re.search(r"puts '<\|begin_of_text\|>' before a text, the chat template does not", warning)
 
 
 def test_the_date_does_not_move():
@@ -382,9 +377,7 @@ def test_settings_of_the_template():
     with pytest.raises(ConfigError, match=r"chat_template_kwargs: tokenize: set by the pipeline"):
         parse_experiment({**recipe, "data": data})
     data = {"path": "x", "chat_template_kwargs": {"enable_thinking": "no"}}
-    with pytest.raises(
-        ConfigError, match=r"'no', which is true to a template.*: write false without"
-    ):
+    with pytest.raises(ConfigError, match=r"'no', which is true to a template.*: write false without"):
         parse_experiment({**recipe, "data": data})
     data = {"path": "x", "template_date": "2025-01-02", "chat_template_kwargs": {"a": False}}
     parsed = parse_experiment({**recipe, "data": data}).data

@@ -105,7 +105,7 @@ SHAREGPT = [
             [(DIALOG[:3], assistant(" d"))],
         ),
     ],
-)  # fmt: skip
+)
 def test_formats_are_found_out_from_columns(row, name, expected):
     assert read(row) == (name, expected)
     assert read(row, format=name) == (name, expected)
@@ -131,7 +131,7 @@ def test_columns_that_are_set_win_over_the_format_found():
     row = {"instruction": "Translate.", "input": "cat", "output": "chat"}
     name, found = read(row, prompt_column="instruction", response_column="output")
     assert (name, found) == ("pairs", [([user("Translate.")], assistant("chat"))])
-    form = format_of(Source(path="x", prompt_column="instruction", response_column="output"), row, "x")  # fmt: skip
+    form = format_of(Source(path="x", prompt_column="instruction", response_column="output"), row, "x")
     assert form.unread(row) == (
         "read as pairs, without what is in column 'input': leave out prompt_column and response_column, and set "
         "data.format: alpaca"
@@ -142,20 +142,14 @@ def test_columns_that_are_set_win_over_the_format_found():
 @pytest.mark.parametrize("column", ["context", "passage", "document", "choices"])
 def test_what_a_question_is_about_is_not_dropped_silently(column):
     columns = ["question", column, "answer"]
-    form = format_of(Source(path="x", prompt_column="question", response_column="answer"), columns, "x")  # fmt: skip
-    assert (
-        form.unread(columns)
-        == f"read as pairs, without what is in column {column!r}: join it to the prompt"
-    )
+    form = format_of(Source(path="x", prompt_column="question", response_column="answer"), columns, "x")
+    assert form.unread(columns) == f"read as pairs, without what is in column {column!r}: join it to the prompt"
 
 
 def test_columns_with_messages():
     both = {"prompt_column": "talk", "response_column": "talk"}
     assert read({"talk": DIALOG}, **both) == ("messages", BOTH_TURNS)
-    assert (
-        read({"q": DIALOG[:3], "a": [DIALOG[3]]}, prompt_column="q", response_column="a")[1]
-        == (BOTH_TURNS[1:])
-    )
+    assert read({"q": DIALOG[:3], "a": [DIALOG[3]]}, prompt_column="q", response_column="a")[1] == (BOTH_TURNS[1:])
     repeated = {"prompt": "a", "talk": [system("s"), *DIALOG]}
     assert read(repeated, response_column="talk")[1] == [
         ([system("s"), *DIALOG[:1]], DIALOG[1]),
@@ -247,20 +241,40 @@ def test_a_transcript_is_a_conversation_in_pairs_too():
 @pytest.mark.parametrize(
     ("row", "reason", "message"),
     [
-        ({"messages": [assistant("b"), user("a")]}, "order of roles", "message 1 is by 'assistant', which cannot stand first"),
-        ({"messages": [user("a"), user("b"), assistant("c")]}, "order of roles", "message 2 is by 'user', which cannot stand after 'user'"),
+        (
+            {"messages": [assistant("b"), user("a")]},
+            "order of roles",
+            "message 1 is by 'assistant', which cannot stand first",
+        ),
+        (
+            {"messages": [user("a"), user("b"), assistant("c")]},
+            "order of roles",
+            "message 2 is by 'user', which cannot stand after 'user'",
+        ),
         ({"messages": [user("a"), system("s"), assistant("c")]}, "order of roles", "message 2 is by 'system'"),
-        ({"messages": [user("a"), {"role": "narrator", "content": "b"}]}, "unknown role", "a message by 'narrator'; known: system"),
+        (
+            {"messages": [user("a"), {"role": "narrator", "content": "b"}]},
+            "unknown role",
+            "a message by 'narrator'; known: system",
+        ),
         ({"messages": [user("a")]}, "empty response", "no annotated turn of the assistant"),
         ({"messages": "text"}, "not messages", "column 'messages' holds 'text', a list of messages is needed"),
         ({"messages": [user("a"), assistant({"x": 1})]}, "not text", r"holds \{'x': 1\} \(dict\), text is needed"),
-        ({"prompt": "a", "response": ["b", "c"]}, "not text", r"column 'response' holds \['b', 'c'\] \(list\), text is needed"),
+        (
+            {"prompt": "a", "response": ["b", "c"]},
+            "not text",
+            r"column 'response' holds \['b', 'c'\] \(list\), text is needed",
+        ),
         ({"prompt": "\ud83d", "response": "b"}, "not text", "half of a surrogate pair"),
         ({"prompt": "a", "response": "b", "images": ["x.png"]}, "not text", "column 'images' is filled"),
-        ({"messages": [system("s"), user("a"), assistant("b")], "system": "t"}, "two system turns", "different system turns"),
+        (
+            {"messages": [system("s"), user("a"), assistant("b")], "system": "t"},
+            "two system turns",
+            "different system turns",
+        ),
         ({"chosen": "b"}, "empty prompt", "there is no column 'prompt'"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_understood(row, reason, message):
     with pytest.raises(Unusable, match=message) as caught:
         read(row)
@@ -270,12 +284,24 @@ def test_rows_that_cannot_be_understood(row, reason, message):
 @pytest.mark.parametrize(
     ("columns", "source", "message"),
     [
-        (["question", "answer"], {}, "x has no columns of a known format; it has 'question', 'answer': set data.prompt_column"),
-        (["messages", "chosen", "prompt"], {}, "its columns fit the formats messages, preference: set data.format to one of them"),
-        (["prompt", "response"], {"response_column": "answer"}, "x has no column 'answer'; it has 'prompt', 'response': set data"),
+        (
+            ["question", "answer"],
+            {},
+            "x has no columns of a known format; it has 'question', 'answer': set data.prompt_column",
+        ),
+        (
+            ["messages", "chosen", "prompt"],
+            {},
+            "its columns fit the formats messages, preference: set data.format to one of them",
+        ),
+        (
+            ["prompt", "response"],
+            {"response_column": "answer"},
+            "x has no column 'answer'; it has 'prompt', 'response': set data",
+        ),
         (["prompt", "response"], {"format": "alpaca"}, "x has no column 'instruction'; it has"),
     ],
-)  # fmt: skip
+)
 def test_columns_that_are_refused(columns, source, message):
     with pytest.raises(DataError, match=message):
         format_of(Source(path="x", **source), columns, "x")

@@ -59,7 +59,7 @@ def test_data_sets_and_models_of_one_name_are_two(served: FakeHub) -> None:
         ("limit", ServiceError, r"model: .* limits the rate of requests \(429\)"),
         ("busy", ServiceError, r"model: .* fails \(503\) for acme/x: run again later"),
     ],
-)  # fmt: skip
+)
 def test_refusals(served: FakeHub, refusal: str, error: type[IrisError], message: str) -> None:
     served.add("models/acme/x", refusal=refusal)
     with pytest.raises(error, match=message) as caught:
@@ -79,9 +79,7 @@ def test_a_gated_model_whose_page_is_public(served: FakeHub) -> None:
 def test_errors_are_of_the_part_that_asks(served: FakeHub) -> None:
     with pytest.raises(DataError, match=r"data\.path: there is no data set acme/x"):
         hub.resolve_revision("dataset", "acme/x")
-    with pytest.raises(
-        EvaluationError, match=r"evaluation\.benchmarks: there is no data set acme/"
-    ):
+    with pytest.raises(EvaluationError, match=r"evaluation\.benchmarks: there is no data set acme/"):
         hub.resolve_revision("benchmark", "acme/x")
 
 
@@ -95,16 +93,12 @@ def test_what_cannot_be_a_name_is_not_asked_for(served: FakeHub, name: str) -> N
 def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with fake_hub(monkeypatch, tmp_path):
         pass  # nothing listens there any more
-    with pytest.raises(
-        ServiceError, match=r"hub .* cannot be reached for the model acme/x"
-    ) as caught:
+    with pytest.raises(ServiceError, match=r"hub .* cannot be reached for the model acme/x") as caught:
         hub.resolve_revision("model", "acme/x")
     assert caught.value.retryable
 
 
-def test_downloaded_once_and_found_offline(
-    served: FakeHub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_downloaded_once_and_found_offline(served: FakeHub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = served.add("models/acme/tiny", tiny_model).commit
     folder = hub.download("acme/tiny", None, commit, FILES)
     assert (folder / "config.json").read_bytes() == (tiny_model / "config.json").read_bytes()
@@ -141,9 +135,7 @@ def test_a_cache_that_only_reads(served: FakeHub, tiny_model: Path, tmp_path: Pa
         hub.download("acme/tiny", None, commit, FILES)
 
 
-def test_a_cache_on_a_mount_that_is_missing(
-    served: FakeHub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_on_a_mount_that_is_missing(served: FakeHub, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = served.add("models/acme/tiny", tiny_model).commit
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/nope/hub")
     with pytest.raises(ConfigError, match=r"cannot be written at /proc/nope.*set HF_HOME"):
@@ -168,16 +160,12 @@ def test_a_model_that_moved_is_prepared_again(
 
 
 def test_a_folder_has_no_revision(tiny_model: Path) -> None:
-    with pytest.raises(
-        ModelError, match=r"model\.revision: .* is a folder.*leave model\.revision out"
-    ):
+    with pytest.raises(ModelError, match=r"model\.revision: .* is a folder.*leave model\.revision out"):
         loading.resolve(ModelPart(path=str(tiny_model), revision="main"))
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "~/no-such-model", "file"])
-def test_a_path_that_is_no_folder(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_is_no_folder(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     with pytest.raises(ModelError, match=r"model\.path: there is no folder"):

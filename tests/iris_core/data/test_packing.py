@@ -31,9 +31,15 @@ GROUPS = [
     Group(list(range(30, 60)), ([5, 6], [7] * 4)),  # longer than all the others together
 ]
 SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
 MODELS = {
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
     "multi-head": (LlamaConfig, {"num_key_value_heads": 4}),  # keys and values of every head's own
@@ -116,7 +122,9 @@ def test_flex_attention_sees_the_same(name, monkeypatch):
         assert_same(*both_ways(build(name)))
 
 
-def slow_varlen(query, key, value, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa):  # fmt: skip
+def slow_varlen(
+    query, key, value, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa
+):
     """`varlen_attn` sequence by sequence; the last query of each sees all of its keys."""
     assert window_size[1] == 0
     assert enable_gqa
@@ -151,9 +159,7 @@ def test_one_response_and_three_are_sequences_with_the_prompt_before_them(count,
     groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])[:count]) for g in GROUPS]
     found = []
     for kind in ("parts", "flash"):
-        monkeypatch.setattr(
-            "iris_core.modeling.attention.interface.kind_for", lambda *asked, kind=kind: kind
-        )
+        monkeypatch.setattr("iris_core.modeling.attention.interface.kind_for", lambda *asked, kind=kind: kind)
         monkeypatch.setattr("iris_core.modeling.attention.flash.varlen.varlen_attn", slow_varlen)
         model.zero_grad()
         values = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
@@ -239,9 +245,7 @@ def test_separate_rows_are_the_same_pairs(name):
     model = build(name)
     found = score(model, GROUPS, 24, packing="separate")
     torch.testing.assert_close(found, score(model, GROUPS, 24), rtol=1e-5, atol=1e-5)
-    rows = {
-        packing: build_rows(GROUPS, [0, 1, 2], 26, packing) for packing in ("packed", "separate")
-    }
+    rows = {packing: build_rows(GROUPS, [0, 1, 2], 26, packing) for packing in ("packed", "separate")}
     assert [row["pairs"].tolist() for row in rows["packed"]] == [[0, 2], [1]]
     assert [row["pairs"].tolist() for row in rows["separate"]] == [[1, 2], [0]]
     assert [group.computed("separate") for group in GROUPS] == [16, 3, 17, 66]

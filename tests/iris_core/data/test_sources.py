@@ -33,7 +33,7 @@ def rows(*numbers):
 def read(path, **data):
     """(question, answer) of everything read, in order."""
     reading = reading_of(path, **data)
-    return [(turn.messages[-1]["content"], turn.answer["content"]) for row in reading.rows for turn in row]  # fmt: skip
+    return [(turn.messages[-1]["content"], turn.answer["content"]) for row in reading.rows for turn in row]
 
 
 def reading_of(path, **data):
@@ -88,7 +88,7 @@ def test_types_of_files(tmp_path, name, content):
 def test_columnar_files(tmp_path):
     table = pa.Table.from_pylist(rows(0, 1))
     pq.write_table(table, tmp_path / "x.parquet")
-    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:  # fmt: skip
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     assert read(tmp_path / "x.parquet") == read(tmp_path / "x.arrow") == pairs(0, 1)
 
@@ -103,8 +103,10 @@ def test_values_of_csv_are_the_text_in_the_file(tmp_path):
 
 
 def test_values_of_json_are_as_written(tmp_path):
-    written = ["7", "1.50", "1e3", "-0.0", "12345678901234567890", "true", '"2024-01-02T00:00:00"', "NaN", "null"]  # fmt: skip
-    (tmp_path / "x.jsonl").write_text("".join(f'{{"prompt": "q", "response": {value}}}\n' for value in [*written, '"x"']))  # fmt: skip
+    written = ["7", "1.50", "1e3", "-0.0", "12345678901234567890", "true", '"2024-01-02T00:00:00"', "NaN", "null"]
+    (tmp_path / "x.jsonl").write_text(
+        "".join(f'{{"prompt": "q", "response": {value}}}\n' for value in [*written, '"x"'])
+    )
     answers = [answer for _, answer in read(tmp_path / "x.jsonl")]
     assert answers == [*[value.strip('"') for value in written[:-1]], "", "x"]
 
@@ -124,7 +126,7 @@ def test_values_of_parquet_are_their_text(tmp_path):
 
 
 def test_nulls_that_a_columnar_file_adds_to_messages_are_left_out(tmp_path):
-    calls = [{"type": "function", "function": {"name": "f", "arguments": given}} for given in ({"x": 1}, {"y": 2})]  # fmt: skip
+    calls = [{"type": "function", "function": {"name": "f", "arguments": given}} for given in ({"x": 1}, {"y": 2})]
     talk = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "", "tool_calls": calls},
@@ -153,11 +155,15 @@ def test_nulls_that_a_columnar_file_adds_to_messages_are_left_out(tmp_path):
         ("x.jsonl.gz", gzip.compress(lines(rows(0, 1)))[:-9], "x.jsonl.gz cannot be read"),
         ("x.jsonl.gz", lines(rows(0, 1)), "x.jsonl.gz cannot be read: Not a gzipped file"),
         ("x.jsonl.zst", zstd(lines(rows(*range(99))))[:-9], "x.jsonl.zst cannot be read"),
-        ("x.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, .*: run `git lfs pull`"),
+        (
+            "x.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "is a Git LFS pointer, .*: run `git lfs pull`",
+        ),
         ("x.txt", b"hello", "cannot read '.txt' files: give one of .jsonl"),
         ("x.parquet.gz", b"hello", "cannot read '.parquet.gz' files"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
@@ -180,7 +186,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("path", ["mydata", "./mydata", "~/mydata", "mydata/part-*", "*/*", "mydata/**/*.json*"])  # fmt: skip
+@pytest.mark.parametrize("path", ["mydata", "./mydata", "~/mydata", "mydata/part-*", "*/*", "mydata/**/*.json*"])
 def test_folders_and_globs(folder, path):
     assert read(path) == pairs(0, 1)
     assert reading_of(path).rows[1][0].messages[0] == {"role": "system", "content": "Be brief."}
@@ -212,10 +218,8 @@ def test_splits_by_the_names_of_files(folder):
     (folder / "mydata" / "train_a.jsonl").write_bytes(lines(rows(6)))
     reading = reading_of("mydata")
     assert [row[0].messages[0]["content"] for row in reading.rows] == ["q6"]
-    assert reading.warnings == ["mydata: not read, because their names say no split: part-1.jsonl, part-2.jsonl.gz"]  # fmt: skip
-    with pytest.raises(
-        DataError, match="mydata has no split 'dev'; it has 'test', 'train': set data.split"
-    ):
+    assert reading.warnings == ["mydata: not read, because their names say no split: part-1.jsonl, part-2.jsonl.gz"]
+    with pytest.raises(DataError, match="mydata has no split 'dev'; it has 'test', 'train': set data.split"):
         read("mydata", split="dev")
 
 
@@ -252,9 +256,7 @@ def test_save_to_disk(tmp_path):
     datasets.DatasetDict({"train": plain, "extra": plain.select([1])}).save_to_disk(tmp_path / "d")
     assert read(tmp_path / "plain") == read(tmp_path / "d") == pairs(0, 1)
     assert read(tmp_path / "d", split="extra") == pairs(1)
-    with pytest.raises(
-        DataError, match="has no split 'test'; it has 'train', 'extra': set data.split"
-    ):
+    with pytest.raises(DataError, match="has no split 'test'; it has 'train', 'extra': set data.split"):
         read(tmp_path / "d", split="test")
     with pytest.raises(DataError, match="has no split 'test'; it has 'train': set data.split"):
         read(tmp_path / "plain", split="test")
@@ -270,9 +272,7 @@ def test_nothing_there(tmp_path, monkeypatch):
         read("empty")
 
 
-@pytest.mark.parametrize(
-    "path", ["https://example.com/pairs.jsonl", "hf://datasets/a/b", "s3://a/b.parquet"]
-)
+@pytest.mark.parametrize("path", ["https://example.com/pairs.jsonl", "hf://datasets/a/b", "s3://a/b.parquet"])
 def test_an_address_is_no_path(path):
     with pytest.raises(DataError, match=f"data.path: {path} is an address: download the file"):
         read(path)
@@ -281,7 +281,7 @@ def test_an_address_is_no_path(path):
 def test_sources_with_weights_are_mixed_in_proportion_without_repetition(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(rows(*range(100))))
     (tmp_path / "b.jsonl").write_bytes(lines(rows(*range(100, 160))))
-    both = [{"path": str(tmp_path / "a.jsonl"), "weight": 3}, {"path": str(tmp_path / "b.jsonl"), "weight": 1}]  # fmt: skip
+    both = [{"path": str(tmp_path / "a.jsonl"), "weight": 3}, {"path": str(tmp_path / "b.jsonl"), "weight": 1}]
     mixed = read(both)
     assert len(mixed) == len(set(mixed)) == 100 + 33
     assert set(pairs(*range(100))) < set(mixed)
@@ -297,9 +297,7 @@ def test_sources_with_weights_are_mixed_in_proportion_without_repetition(tmp_pat
 
 def test_sources_have_formats_of_their_own(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines(rows(0)))
-    (tmp_path / "b.json").write_text(
-        json.dumps([{"instruction": "q1", "input": "", "output": "a1"}])
-    )
+    (tmp_path / "b.json").write_text(json.dumps([{"instruction": "q1", "input": "", "output": "a1"}]))
     both = [str(tmp_path / "a.jsonl"), {"path": str(tmp_path / "b.json"), "format": "alpaca"}]
     assert read(both) == pairs(0, 1)
     assert [source["format"] for source in reading_of(both).sources] == ["pairs", "alpaca"]
@@ -310,7 +308,9 @@ def test_sources_have_formats_of_their_own(tmp_path):
 def test_rows_that_cannot_be_understood_are_named_or_counted(tmp_path):
     content = [*rows(0), {"prompt": "q", "response": ["x"]}, {"prompt": "q", "response": [1]}]
     (tmp_path / "x.jsonl").write_bytes(lines(content))
-    with pytest.raises(DataError, match=r"x.jsonl, row 1: column 'response' holds \['x'\] \(list\), text is needed: fix it, or set"):  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"x.jsonl, row 1: column 'response' holds \['x'\] \(list\), text is needed: fix it, or set"
+    ):
         read(tmp_path / "x.jsonl")
     reading = reading_of(tmp_path / "x.jsonl", on_invalid="drop")
     assert (len(reading.rows), reading.dropped) == (1, {"not text": 2})
@@ -336,7 +336,7 @@ def test_a_data_set_on_the_hub(hub, monkeypatch):
     assert [row[0].answer["content"] for row in reading.rows] == ["a1", "007"]
     assert reading.sources == [
         {"path": "acme/Chat-2.5", "revision": repository.commit, "format": "pairs", "rows": 2, "used": 2}
-    ]  # fmt: skip
+    ]
     before = source_digest("data.path", data, data.path)
     assert not any("[1]" in request for request in hub.requests)  # only what is read is downloaded
     assert read("acme/Chat-2.5", name="a") == pairs(0)
@@ -358,9 +358,7 @@ def test_a_data_set_on_the_hub(hub, monkeypatch):
 def test_refusals_of_the_hub(hub):
     hub.add("datasets/acme/gated", gated=True)
     hub.add("datasets/acme/busy", refusal="busy")
-    with pytest.raises(
-        DataError, match="data.path: acme/gated is gated: ask for access at .*, then"
-    ):
+    with pytest.raises(DataError, match="data.path: acme/gated is gated: ask for access at .*, then"):
         read("acme/gated")
     with pytest.raises(DataError, match="there is no data set acme/none on .*, or it is private"):
         read("acme/none")

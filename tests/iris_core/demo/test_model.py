@@ -78,9 +78,7 @@ def test_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.unit
-def test_a_failed_conversion_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_halfway(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError("disk full")
@@ -93,8 +91,6 @@ def test_a_failed_conversion_leaves_nothing(
 
 
 @pytest.mark.unit
-def test_default_path_follows_the_cache_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_path_follows_the_cache_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
     assert demo_model.default_path() == tmp_path / "models" / demo_model.NAME

@@ -82,10 +82,7 @@ def test_data_sets_with_the_splits_that_are_read() -> None:
     found = {(item.path, item.config): item.splits for item in data_sets(BENCHMARKS)}
     assert len(found) == 97
     assert {path for path, _ in found} == {item.data for item in BENCHMARKS.values()}
-    assert all(
-        {item.data} == {found.path for found in data_sets([name])}
-        for name, item in BENCHMARKS.items()
-    )
+    assert all({item.data} == {found.path for found in data_sets([name])} for name, item in BENCHMARKS.items())
     assert found["openai/gsm8k", "main"] == ("test", "train")
     assert found["cais/mmlu", "virology"] == ("test", "dev")
     assert found["Rowan/hellaswag", None] == ("validation", "train")

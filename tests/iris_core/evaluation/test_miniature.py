@@ -30,14 +30,8 @@ def bbh(task: str) -> tuple[str, str]:
 
 def test_what_is_committed_is_what_is_built(tmp_path: Path) -> None:
     build(tmp_path)
-    built = {
-        file.relative_to(tmp_path): file.read_text()
-        for file in tmp_path.rglob("*")
-        if file.is_file()
-    }
-    committed = {
-        file.relative_to(FOLDER): file.read_text() for file in FOLDER.rglob("*") if file.is_file()
-    }
+    built = {file.relative_to(tmp_path): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+    committed = {file.relative_to(FOLDER): file.read_text() for file in FOLDER.rglob("*") if file.is_file()}
     assert built == committed
 
 
@@ -51,9 +45,14 @@ def test_it_has_every_data_set_that_the_ten_read() -> None:
 
 @pytest.mark.parametrize(
     ("place", "shots"),
-    [("openai/gsm8k/main/train", 5), ("TIGER-Lab/MMLU-Pro/default/validation", 5), ("Rowan/hellaswag/default/train", 11),
-     ("allenai/winogrande/winogrande_xl/train", 6), *((f"cais/mmlu/{s.name}/dev", 5) for s in sorted((FOLDER / "cais/mmlu").iterdir()) if s.is_dir())],
-)  # fmt: skip
+    [
+        ("openai/gsm8k/main/train", 5),
+        ("TIGER-Lab/MMLU-Pro/default/validation", 5),
+        ("Rowan/hellaswag/default/train", 11),
+        ("allenai/winogrande/winogrande_xl/train", 6),
+        *((f"cais/mmlu/{s.name}/dev", 5) for s in sorted((FOLDER / "cais/mmlu").iterdir()) if s.is_dir()),
+    ],
+)
 def test_there_are_enough_examples_for_the_shots(place: str, shots: int) -> None:
     assert len(rows(place)) >= shots
 
@@ -72,8 +71,13 @@ def test_gsm8k_arithmetic() -> None:
 
 
 def test_mmlu_items_have_four_options_and_evenly_spread_answers() -> None:
-    items = [row for subject in (FOLDER / "cais/mmlu").iterdir() if subject.is_dir() for split in ("dev", "test")
-             for row in rows(f"cais/mmlu/{subject.name}/{split}")]  # fmt: skip
+    items = [
+        row
+        for subject in (FOLDER / "cais/mmlu").iterdir()
+        if subject.is_dir()
+        for split in ("dev", "test")
+        for row in rows(f"cais/mmlu/{subject.name}/{split}")
+    ]
     assert len(items) == 57 * 6
     assert all(len(set(item["choices"])) == 4 for item in items)
     assert len({item["question"] for item in items if "derivative" not in item["question"]}) >= 335
@@ -133,8 +137,11 @@ def test_bbh_tracking(count: str) -> None:
 def test_bbh_logical_deduction_has_one_solution() -> None:
     from itertools import permutations
 
-    found = [p for p in permutations(("red", "blue", "green", "black", "white"))
-             if p[0] == "red" and p[1] == "blue" and p[4] == "green" and p.index("black") < p.index("white")]  # fmt: skip
+    found = [
+        p
+        for p in permutations(("red", "blue", "green", "black", "white"))
+        if p[0] == "red" and p[1] == "blue" and p[4] == "green" and p.index("black") < p.index("white")
+    ]
     assert [p[2] for p in found] == ["black"]
     text, target = bbh("logical_deduction_five_objects")
     assert f"{target} The black book" in text

@@ -32,12 +32,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str]]:
     return asked
 
 
-def test_a_mirrored_data_set_is_read_by_its_name(
-    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirrored_data_set_is_read_by_its_name(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirror.mirror(tmp_path, ["gsm8k", "winogrande"])
-    assert hub == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", "main", "train"),
-                   ("allenai/winogrande", "winogrande_xl", "validation"), ("allenai/winogrande", "winogrande_xl", "train")]  # fmt: skip
+    assert hub == [
+        ("openai/gsm8k", "main", "test"),
+        ("openai/gsm8k", "main", "train"),
+        ("allenai/winogrande", "winogrande_xl", "validation"),
+        ("allenai/winogrande", "winogrande_xl", "train"),
+    ]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     found = datasets.load_dataset("openai/gsm8k", "main", cache_dir=str(tmp_path / "cache"))
@@ -67,10 +69,14 @@ def test_a_config_that_the_task_does_not_name_is_the_default_one(tmp_path: Path)
 @pytest.mark.parametrize(
     ("raised", "error", "message"),
     [
-        (datasets.exceptions.DatasetNotFoundError("gone"), EvaluationError, "openai/gsm8k is missing on the hub, or gated.*hf auth login"),
+        (
+            datasets.exceptions.DatasetNotFoundError("gone"),
+            EvaluationError,
+            "openai/gsm8k is missing on the hub, or gated.*hf auth login",
+        ),
         (ConnectionError("no route"), ServiceError, "hub cannot be reached for openai/gsm8k"),
     ],
-)  # fmt: skip
+)
 def test_errors_say_what_to_do(
     raised: Exception,
     error: type[Exception],

@@ -38,9 +38,7 @@ def test_every_scored_token_sees_what_it_would_see_alone(
             assert branch(row, source) == before
             assert row.positions[source] == len(before) - 1
             scored[owner].append(target)
-    assert [scored[owner] for owner in range(len(requests))] == [
-        request.continuation for request in requests
-    ]
+    assert [scored[owner] for owner in range(len(requests))] == [request.continuation for request in requests]
 
 
 def test_a_shared_question_stands_once() -> None:
@@ -52,9 +50,7 @@ def test_a_shared_question_stands_once() -> None:
 
 
 def test_rows_keep_to_their_budget() -> None:
-    requests = [
-        Request([a, *range(20)], [b]) for a in range(30) for b in range(4)
-    ]  # 21 tokens each
+    requests = [Request([a, *range(20)], [b]) for a in range(30) for b in range(4)]  # 21 tokens each
     found = list(rows(requests, 100, row_tokens=64))
     assert all(len(row) <= 64 for row in found)
     assert sum(map(len, found)) == 30 * 21
@@ -94,9 +90,7 @@ def policy(request: pytest.FixtureRequest, model: Any, tiny_model: Path) -> Any:
 
     torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="sdpa")
-    return get_peft_model(
-        base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    ).eval()
+    return get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
 
 
 def both(policy: Any, tokenizer: Any, max_length: int | None = None) -> tuple[Any, Any]:
@@ -122,18 +116,10 @@ def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("max_length", [None, 48])
-def test_log_likelihoods_are_the_harness_s(
-    policy: Any, tokenizer: Any, max_length: int | None
-) -> None:
-    contexts = [
-        "Q: What is it?\nA: a cat\n\n" * shots + f"Q: What is {x}?\nA:"
-        for shots in (0, 1, 3)
-        for x in "ab"
-    ]
+def test_log_likelihoods_are_the_harness_s(policy: Any, tokenizer: Any, max_length: int | None) -> None:
+    contexts = ["Q: What is it?\nA: a cat\n\n" * shots + f"Q: What is {x}?\nA:" for shots in (0, 1, 3) for x in "ab"]
     choices = (" A", " B", " (A)", " (B)", " a cat and a dog", " What")
-    requests = instances(
-        "loglikelihood", [(context, choice) for context in contexts for choice in choices]
-    )
+    requests = instances("loglikelihood", [(context, choice) for context in contexts for choice in choices])
     ours, theirs = both(policy, tokenizer, max_length)
     for (logprob, greedy), (expected, was_greedy) in zip(
         ours.loglikelihood(requests), theirs.loglikelihood(requests, disable_tqdm=True), strict=True
@@ -145,8 +131,7 @@ def test_log_likelihoods_are_the_harness_s(
 def test_generation_from_a_shared_prefix_is_the_harness_s(policy: Any, tokenizer: Any) -> None:
     shots = "Question: What is the sum of two and three?\nAnswer: 5\n\n"
     prompts = [
-        shots + f"Question: {question}\nAnswer:"
-        for question in ("What?", "What is the sum of a and b?", "Why so?")
+        shots + f"Question: {question}\nAnswer:" for question in ("What?", "What is the sum of a and b?", "Why so?")
     ]
     arguments = {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False}
     requests = instances("generate_until", [(prompt, dict(arguments)) for prompt in prompts])
@@ -183,10 +168,19 @@ def windowed(kind: str) -> Any:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     settings = {
-        "vocab_size": 384, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 24, "initializer_range": 0.3, "eos_token_id": 2,
-        "bos_token_id": 0, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "sliding_window": 24,
+        "initializer_range": 0.3,
+        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "pad_token_id": 0,
+    }
     if kind == "gemma3_text":
         settings["layer_types"] = ["sliding_attention", "full_attention"]
     if kind == "recurrent_gemma":
@@ -203,9 +197,7 @@ def windowed(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text", "gpt_neo", "mamba", "lfm2"])
 def test_models_with_windows_or_states_get_the_harness_s_numbers(tokenizer: Any, kind: str) -> None:
     ours, theirs = both(windowed(kind), tokenizer)
-    prompts = [
-        WORDS + question for question in ("Why?", "What is the sum of a and b and c?", "So?")
-    ]
+    prompts = [WORDS + question for question in ("Why?", "What is the sum of a and b and c?", "So?")]
     scored = instances("loglikelihood", [(p, choice) for p in prompts for choice in (" A", " a b")])
     for (logprob, greedy), (expected, was_greedy) in zip(
         ours.loglikelihood(scored), theirs.loglikelihood(scored, disable_tqdm=True), strict=True

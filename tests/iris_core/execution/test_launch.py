@@ -90,9 +90,7 @@ def schedule_spec() -> ScheduleSpec:
     gap = Gap(value=1.0, ess=8.0, pairs=16, confirmed=True)
     above = Interval(value=1.0, low=0.5, high=1.5)
     moved = Movement(training_margin=above, heldout_margin=above)
-    return ScheduleSpec(
-        schedule=SchedulePart(), iteration=0, iterations=2, order=2.0, gaps=[gap], movement=moved
-    )
+    return ScheduleSpec(schedule=SchedulePart(), iteration=0, iterations=2, order=2.0, gaps=[gap], movement=moved)
 
 
 def test_real_stage_gives_its_manifest_and_log(tmp_path: Path) -> None:
@@ -126,9 +124,7 @@ def test_memory_exhausted_may_be_tried_again(tmp_path: Path, family: str) -> Non
     assert error.retryable
 
 
-def test_crash_is_not_tried_again_and_its_traceback_is_in_the_log(
-    tmp_path: Path, family: str
-) -> None:
+def test_crash_is_not_tried_again_and_its_traceback_is_in_the_log(tmp_path: Path, family: str) -> None:
     error, lines = run(tmp_path, "crash")
     assert isinstance(error, StageFailed)
     assert "ZeroDivisionError: of a bug" in str(error)
@@ -242,9 +238,7 @@ def test_exception_in_the_starter_ends_every_descendant(
 
     with pytest.raises(interruption):
         supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)
-    assert (
-        seen == 5
-    )  # supervisor, stage and its three children, two of them in sessions of their own
+    assert seen == 5  # supervisor, stage and its three children, two of them in sessions of their own
     assert none_left(family, within_s=0)
 
 

@@ -159,9 +159,7 @@ def test_no_death_leaves_a_process(deaths: Signals, tmp_path: Path, start: Start
 
 
 @pytest.fixture(scope="module")
-def specs(
-    tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Spec]:
+def specs(tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Spec]:
     """Long work for vLLM: sampling, and an evaluation."""
     content = {
         "name": "test",
@@ -174,7 +172,7 @@ def specs(
             "backend": "vllm",
             "max_gen_tokens": 2000,
         },
-    }  # fmt: skip
+    }
     experiment = parse_experiment(content)
     folder = tmp_path_factory.mktemp("prepare")
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(experiment), folder, prepare))
@@ -199,9 +197,13 @@ def specs(
     ids=["stage-sampling", "starter-loading", "both-sampling", "interrupt-sampling", "evaluation"],
 )
 def test_no_death_leaves_vllm(
-    stage: str, unit: str | None, deaths: Signals,
-    specs: dict[str, Spec], tmp_path: Path, start: Start,
-) -> None:  # fmt: skip
+    stage: str,
+    unit: str | None,
+    deaths: Signals,
+    specs: dict[str, Spec],
+    tmp_path: Path,
+    start: Start,
+) -> None:
     pytest.importorskip("vllm")
     spec, out = tmp_path / "spec.json", tmp_path / "out"
     spec.write_text(specs[stage].model_dump_json())
@@ -245,8 +247,7 @@ def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
 def test_a_process_of_another_user_is_nobodys_whatever_it_claims() -> None:
     own, other = (
-        subprocess.Popen(["sleep", "60"], env={"CLAIM": "mine"}, cwd="/", user=user)
-        for user in (None, 65534)
+        subprocess.Popen(["sleep", "60"], env={"CLAIM": "mine"}, cwd="/", user=user) for user in (None, 65534)
     )
     try:
         assert [each.pid for each in supervision.marked("CLAIM", "mine")] == [own.pid]

@@ -58,13 +58,16 @@ VARIANTS = {  # of classes whose settings decide
         {
             "original_max_position_embeddings": 4096,
             "rope_parameters": {
-                "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096,
-                "long_factor": [4.0] * 48, "short_factor": [1.0] * 48,
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 4096,
+                "long_factor": [4.0] * 48,
+                "short_factor": [1.0] * 48,
             },
         },
     ),
     "qwen2, windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 2}),
-}  # fmt: skip
+}
 NAMES = sorted([*CLASSES, *VARIANTS])
 GROUPS = [
     Group([20, 31, 42, 50, 23], ([30], [25, 61, 22, 12, 60])),
@@ -128,9 +131,7 @@ def test_what_is_let_in_equals_plain_forwards_and_the_rest_is_refused_in_a_line(
     if found.separate is not None:
         return
     policy = saved(configuration(name), tmp_path)
-    reference = AutoModelForCausalLM.from_pretrained(
-        tmp_path, attn_implementation="eager", dtype=torch.float32
-    ).eval()
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype=torch.float32).eval()
     model = load_policy(policy, "float32")
     groups = [*GROUPS, LONG]
     with torch.no_grad():
@@ -144,9 +145,23 @@ def test_what_is_let_in_equals_plain_forwards_and_the_rest_is_refused_in_a_line(
 
 
 LEAKING = [
-    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "mamba", "mamba2", "minimax",
-    "nemotron_h", "olmo_hybrid", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "zamba2",
-]  # fmt: skip
+    "bamba",
+    "falcon_h1",
+    "falcon_mamba",
+    "granitemoehybrid",
+    "jamba",
+    "kimi_linear",
+    "lfm2",
+    "mamba",
+    "mamba2",
+    "minimax",
+    "nemotron_h",
+    "olmo_hybrid",
+    "qwen3_5_text",
+    "qwen3_next",
+    "recurrent_gemma",
+    "zamba2",
+]
 
 
 @pytest.mark.parametrize("name", LEAKING)
@@ -155,10 +170,36 @@ def test_models_with_a_state_are_never_packed(name):
 
 
 POPULAR = [
-    "cohere", "cohere2", "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm4", "gpt2", "gpt_neox",
-    "gpt_oss", "granite", "llama", "mistral", "mixtral", "nemotron", "olmo2", "olmo3", "opt", "phi", "phi3",
-    "qwen2", "qwen2, windows", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
-]  # fmt: skip
+    "cohere",
+    "cohere2",
+    "deepseek_v3",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "gpt_oss",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "opt",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen2, windows",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+]
 
 
 @pytest.mark.parametrize("name", POPULAR)
@@ -170,9 +211,7 @@ def test_noise_that_no_setting_turns_off_is_found():
     """PhiMoE's router draws experts in training mode, which layers need to recompute activations."""
     config = configuration("phimoe")
     assert rows(probe(config)) == "packed"
-    assert "draws random numbers in training mode" in str(
-        probe(config, checkpointing=True).separate
-    )
+    assert "draws random numbers in training mode" in str(probe(config, checkpointing=True).separate)
 
 
 def test_longrope_is_packed_up_to_where_the_scaling_changes():

@@ -20,9 +20,14 @@ from iris_core.store import Artifact, Policy
 pytestmark = pytest.mark.unit
 
 SIZES = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 TOLERANCE = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
     torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
@@ -45,10 +50,7 @@ def with_gradients(function, *inputs):
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     generator = torch.Generator().manual_seed(3)
-    total = sum(
-        (value * torch.randn(value.shape, generator=generator).to(value.dtype)).sum()
-        for value in outputs
-    )
+    total = sum((value * torch.randn(value.shape, generator=generator).to(value.dtype)).sum() for value in outputs)
     return [*outputs, *torch.autograd.grad(total, leaves)]
 
 
@@ -77,9 +79,7 @@ def test_the_norm_keeps_its_input_as_it_is():
     x = torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         fused._RmsNorm.apply(x, torch.ones(8, dtype=torch.bfloat16), 1e-5)
-    assert sorted((t.dtype, t.shape) for t in kept if t.dim() == 2 and t.shape[1] > 1) == [
-        (torch.bfloat16, (3, 8))
-    ]
+    assert sorted((t.dtype, t.shape) for t in kept if t.dim() == 2 and t.shape[1] > 1) == [(torch.bfloat16, (3, 8))]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -90,9 +90,7 @@ def test_the_rotary_embedding_and_its_gradients(dtype):
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
 
     def turned(function):
-        return with_gradients(
-            lambda q, k: function(q.transpose(1, 2), k.transpose(1, 2), cos, sin), query, key
-        )
+        return with_gradients(lambda q, k: function(q.transpose(1, 2), k.transpose(1, 2), cos, sin), query, key)
 
     for one, other in zip(turned(fused.rotary), turned(apply_rotary_pos_emb), strict=True):
         torch.testing.assert_close(one, other, **TOLERANCE[dtype])

@@ -28,7 +28,5 @@ def test_a_format_that_is_named_is_taken():
 
 def test_the_speedup_is_that_of_the_best_repetitions(monkeypatch):
     seconds = iter([[3.0, 2.0], [0.5, 9.0]])
-    monkeypatch.setattr(
-        loading.timeit, "repeat", lambda work, **_: work() is not None and next(seconds)
-    )
+    monkeypatch.setattr(loading.timeit, "repeat", lambda work, **_: work() is not None and next(seconds))
     assert loading._product_speedup(torch.bfloat16) == 4.0

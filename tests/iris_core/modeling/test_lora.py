@@ -33,9 +33,7 @@ def logits_and_gradients(model):
     return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(
-    ("product_rows", "settings"), [(512, {}), (3, {}), (512, {"use_rslora": True})]
-)
+@pytest.mark.parametrize(("product_rows", "settings"), [(512, {}), (3, {}), (512, {"use_rslora": True})])
 def test_equals_peft_in_fp32(tiny_model, monkeypatch, product_rows, settings):
     monkeypatch.setattr(lora, "PRODUCT_ROWS", product_rows)
     model = adapted(tiny_model, **settings)
@@ -115,7 +113,7 @@ def test_q_k_and_v_of_a_layer_are_computed_together(tiny_model, monkeypatch):
     apply = _LoraLinears.apply
     monkeypatch.setattr(
         _LoraLinears, "apply", lambda x, frozen, *f: together.append(len(frozen)) or apply(x, frozen, *f)
-    )  # fmt: skip
+    )
     model(torch.tensor([[3, 9, 27, 81]]))
     assert together == [3, 1] * 2  # q, k and v, then o, of two layers
 

@@ -56,10 +56,13 @@ def experiment(model: Path, pairs: Path, **lora: Any) -> Experiment:
         ({"bias": "all"}, r"training.lora: bias is not supported"),
         ({"init_lora_weights": "pissa"}, r"training.lora: init_lora_weights is not supported: the first update is 0"),
         ({"rank": 600}, r"training.lora.rank: Input should be less than or equal to 512 \(got 600\)"),
-        ({"targets": []}, r"training.lora.targets: names no layer: give names of linear layers, or all-linear \(got \[\]\)"),
+        (
+            {"targets": []},
+            r"training.lora.targets: names no layer: give names of linear layers, or all-linear \(got \[\]\)",
+        ),
         ({"targets": ["q_proj", ""]}, r"training.lora.targets: names no layer"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_supported_is_refused_by_name(lora: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         experiment(Path("m"), Path("d"), **lora)
@@ -113,16 +116,14 @@ def test_gpt_2_has_linear_layers_of_its_own_kind() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
     check_targets(model, "all-linear")
     check_targets(model, ["c_attn"])
-    with pytest.raises(ConfigError, match="linear layers of GPT2LMHeadModel are c_attn, c_fc, c_proj"):  # fmt: skip
+    with pytest.raises(ConfigError, match="linear layers of GPT2LMHeadModel are c_attn, c_fc, c_proj"):
         check_targets(model, ["q_proj"])
 
 
 @unit
-def test_targets_are_no_matter_where_all_weights_are_trained(
-    tiny_model: Path, pairs_file: Path
-) -> None:
+def test_targets_are_no_matter_where_all_weights_are_trained(tiny_model: Path, pairs_file: Path) -> None:
     config = experiment(tiny_model, pairs_file, targets=["nothing"])
-    full = config.model_copy(update={"training": config.training.model_copy(update={"method": "full"})})  # fmt: skip
+    full = config.model_copy(update={"training": config.training.model_copy(update={"method": "full"})})
     lora = plan.prepare_spec(config).lora
     assert lora
     assert lora.targets == ["nothing"]
@@ -130,7 +131,7 @@ def test_targets_are_no_matter_where_all_weights_are_trained(
 
 
 @unit
-@pytest.mark.parametrize(("rank", "served"), [(1, 8), (8, 8), (12, 16), (24, 32), (48, 64), (300, 320), (512, 512)])  # fmt: skip
+@pytest.mark.parametrize(("rank", "served"), [(1, 8), (8, 8), (12, 16), (24, 32), (48, 64), (300, 320), (512, 512)])
 def test_ranks_are_rounded_up_to_what_vllm_serves(tmp_path: Path, rank: int, served: int) -> None:
     LoraConfig(r=rank, target_modules=["q_proj"]).save_pretrained(tmp_path)
     assert served_rank(tmp_path) == served
@@ -144,9 +145,9 @@ def test_vllm_serves_those_ranks_and_scales_rslora_alike(tmp_path: Path) -> None
 
     assert set(LORA_RANKS) <= set(get_args(MaxLoRARanks))
     assert max(get_args(MaxLoRARanks)) == max(LORA_RANKS)
-    LoraConfig(
-        r=12, lora_alpha=32, use_rslora=True, target_modules=["q_proj"], task_type="CAUSAL_LM"
-    ).save_pretrained(tmp_path)
+    LoraConfig(r=12, lora_alpha=32, use_rslora=True, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(
+        tmp_path
+    )
     helper = PEFTHelper.from_dict(json.loads((tmp_path / "adapter_config.json").read_text()))
     assert helper.vllm_lora_scaling_factor == pytest.approx(32 / math.sqrt(12))
 
@@ -155,9 +156,7 @@ def run_train(config: Experiment, folder: Path) -> tuple[TrainSpec, Manifest]:
     """One iteration up to training."""
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), folder / "prepare", prepare))
     state = prepared.start(config)
-    generated = run_stage(
-        plan.generate_spec(config, prepared, state), folder / "generate", generate
-    )
+    generated = run_stage(plan.generate_spec(config, prepared, state), folder / "generate", generate)
     spec = plan.train_spec(config, prepared, state, generated)
     return spec, run_stage(spec, folder / "train", train)
 
@@ -167,9 +166,7 @@ def scale(model: Any) -> set[float]:
 
 
 @integration
-def test_rslora_has_one_scale_in_every_stage(
-    tiny_model: Path, pairs_file: Path, tmp_path: Path
-) -> None:
+def test_rslora_has_one_scale_in_every_stage(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     """Rank 12, alpha 6: 6 / sqrt(12), where plain LoRA has 6 / 12."""
     config = experiment(tiny_model, pairs_file, rank=12, alpha=6, use_rslora=True)
     spec, trained = run_train(config, tmp_path)
@@ -193,9 +190,7 @@ def test_rslora_has_one_scale_in_every_stage(
 
 @integration
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_evaluation_does_not_round_a_small_adapter_away(
-    tiny_model: Path, tmp_path: Path, dtype: str
-) -> None:
+def test_evaluation_does_not_round_a_small_adapter_away(tiny_model: Path, tmp_path: Path, dtype: str) -> None:
     """An update below the last bit of most weights in bf16: added to the weights there, it would be gone."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
     adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
@@ -206,9 +201,7 @@ def test_evaluation_does_not_round_a_small_adapter_away(
     adapted.save_pretrained(tmp_path)
     policy = Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(tmp_path))
     template = Template(loading.load_tokenizer(tiny_model), {}, datetime.date(2026, 1, 1))
-    lm = harness.open_model(
-        policy, "hf", dtype, template=template, ends=[2], trust_remote_code=False, batch_size=2
-    )
+    lm = harness.open_model(policy, "hf", dtype, template=template, ends=[2], trust_remote_code=False, batch_size=2)
     ids = torch.tensor([[3, 9, 27, 81]])
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=getattr(torch, dtype))
     assert not torch.equal(lm.model(ids).logits, plain(ids).logits)

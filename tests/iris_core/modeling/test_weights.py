@@ -119,23 +119,36 @@ def test_shards_half_precision_and_names_without_the_base_prefix_are_let_in(fold
         (renamed("_orig_mod."), r"needs 21 tensors that the weights lack .* remove '_orig_mod.' from all names"),
         (renamed("module."), r"remove 'module.' from all names"),
         (renamed("base_model.model."), r"remove 'base_model.model.' from all names"),
-        (without("layers.1."), r"needs 9 tensors that the weights lack .* such as model.layers.1.input_layernorm.weight"),
+        (
+            without("layers.1."),
+            r"needs 9 tensors that the weights lack .* such as model.layers.1.input_layernorm.weight",
+        ),
         (without("embed_tokens"), r"needs 2 tensors that the weights lack .* such as lm_head.weight"),
-        (without("model.norm"), r"needs 1 tensor that the weights lack .* such as model.norm.weight: save the whole model"),
+        (
+            without("model.norm"),
+            r"needs 1 tensor that the weights lack .* such as model.norm.weight: save the whole model",
+        ),
         (with_tensor(UP, torch.ones(100, 64)), rf"{UP} has the shape \[100, 64\], config.json asks for \[128, 64\]"),
-        (with_tensor("model.layers.0.self_attn.q_proj.bias", torch.ones(64)), r"hold 1 tensor that LlamaForCausalLM has no place for, such as model.layers.0.self_attn.q_proj.bias"),
-        (with_tensor("lm_head.weight", torch.ones(384, 64)), r"ties lm_head.weight to model.embed_tokens.weight, the weights hold both"),
+        (
+            with_tensor("model.layers.0.self_attn.q_proj.bias", torch.ones(64)),
+            r"hold 1 tensor that LlamaForCausalLM has no place for, such as model.layers.0.self_attn.q_proj.bias",
+        ),
+        (
+            with_tensor("lm_head.weight", torch.ones(384, 64)),
+            r"ties lm_head.weight to model.embed_tokens.weight, the weights hold both",
+        ),
         (with_tensor(UP, torch.ones(128, 64).to(torch.float8_e4m3fn)), rf"{UP} is stored as F8_E4M3"),
         (with_tensor(UP, torch.ones(128, 64, dtype=torch.int8)), rf"{UP} is stored as I8"),
         (with_tensor(UP, torch.full((128, 64), torch.nan)), rf"{UP} holds NaN or infinite numbers"),
         (with_tensor(UP, torch.full((128, 64), -torch.inf).bfloat16()), rf"{UP} holds NaN or infinite numbers"),
         (with_tensor(UP, torch.full((128, 64), 1e200, dtype=torch.float64)), rf"{UP} holds NaN or infinite numbers"),
-        (with_tensor(UP, torch.zeros(128, 64)), rf"{UP} holds nothing but zeros, as a download that was cut off leaves them"),
+        (
+            with_tensor(UP, torch.zeros(128, 64)),
+            rf"{UP} holds nothing but zeros, as a download that was cut off leaves them",
+        ),
     ],
-)  # fmt: skip
-def test_tensors_that_are_not_the_model_s(
-    folder: Path, change: Callable[[Weights], Weights], message: str
-) -> None:
+)
+def test_tensors_that_are_not_the_model_s(folder: Path, change: Callable[[Weights], Weights], message: str) -> None:
     rewrite(folder, change)
     refused(folder, message)
 
@@ -147,9 +160,7 @@ def test_an_output_layer_of_its_own_has_to_be_there(untied_model: Path, tmp_path
 
 
 def test_a_tied_output_layer_may_be_there_if_it_is_the_embedding(folder: Path) -> None:
-    rewrite(
-        folder, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}
-    )  # fmt: skip
+    rewrite(folder, lambda weights: {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()})
     check_model(folder)
 
 
@@ -160,13 +171,11 @@ def test_a_tied_output_layer_may_be_there_if_it_is_the_embedding(folder: Path) -
         (without("experts.3."), r"experts.\w+ has the shape \[3, .*config.json asks for \[4, "),
         (without("layers.1.block_sparse_moe.gate"), r"lack .* such as model.layers.1.mlp.gate.weight"),
     ],
-)  # fmt: skip
+)
 def test_experts_are_compared_by_the_rules_they_are_joined_by(
     tmp_path: Path, change: Callable[[Weights], Weights], message: str
 ) -> None:
-    MixtralForCausalLM(
-        MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=4)
-    ).save_pretrained(tmp_path)
+    MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=1, num_local_experts=4)).save_pretrained(tmp_path)
     check_model(tmp_path)
     rewrite(tmp_path, change)
     refused(tmp_path, message)
@@ -195,22 +204,32 @@ def test_a_missing_shard_and_a_tensor_in_two(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", r"is a Git LFS pointer, not the file"),
+        (
+            WEIGHTS,
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
+            r"is a Git LFS pointer, not the file",
+        ),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", r"tokenizer.json is a Git LFS pointer"),
         (WEIGHTS, b"", r"model.safetensors is empty"),
         (WEIGHTS, b"<html>Not found</html>", r"model.safetensors is truncated or no safetensors file"),
         (CONFIG, b"{", r"config.json is not JSON \(Expecting property name"),
         (CONFIG, b"[]", r"config.json holds a list, a JSON object is needed"),
         ("generation_config.json", b"{'a': 1}", r"generation_config.json is not JSON"),
-        ("generation_config.json", b'{"do_sample": false, "temperature": 0.5}', r"generation_config.json is not valid: .*temperature"),
+        (
+            "generation_config.json",
+            b'{"do_sample": false, "temperature": 0.5}',
+            r"generation_config.json is not valid: .*temperature",
+        ),
         ("tokenizer_config.json", b"\xff\xfe", r"tokenizer_config.json is not JSON"),
-        (INDEX, b'{"weight_map": {"a": "other.safetensors"}}', r"holds both model.safetensors and model.safetensors.index.json"),
+        (
+            INDEX,
+            b'{"weight_map": {"a": "other.safetensors"}}',
+            r"holds both model.safetensors and model.safetensors.index.json",
+        ),
         (INDEX, b"{}", r"model.safetensors.index.json has no weight_map"),
     ],
-)  # fmt: skip
-def test_files_that_are_not_what_they_should_be(
-    folder: Path, name: str, content: bytes, message: str
-) -> None:
+)
+def test_files_that_are_not_what_they_should_be(folder: Path, name: str, content: bytes, message: str) -> None:
     (folder / name).write_bytes(content)
     refused(folder, message)
 
@@ -226,9 +245,7 @@ def test_a_truncated_file_and_a_dead_link(folder: Path) -> None:
 
 def test_files_that_vllm_and_transformers_would_not_read_alike(folder: Path) -> None:
     shutil.copy(folder / WEIGHTS, folder / "consolidated.safetensors")
-    refused(
-        folder, r"holds consolidated.safetensors, model.safetensors: without .* vLLM all of them"
-    )
+    refused(folder, r"holds consolidated.safetensors, model.safetensors: without .* vLLM all of them")
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
     refused(
         folder,
@@ -236,7 +253,7 @@ def test_files_that_vllm_and_transformers_would_not_read_alike(folder: Path) -> 
     )
 
 
-def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder: Path, tmp_path: Path) -> None:  # fmt: skip
+def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     adapter = tmp_path / "adapter"
@@ -254,21 +271,25 @@ def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(config.json, quantization_config: gptq\)"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            r"is quantised \(config.json, quantization_config: gptq\)",
+        ),
         ({"quantization": {"bits": 4}}, r"is quantised \(config.json, quantization: set\)"),
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, r"quantization_config: fp8"),
         ({"model_type": "nosuch"}, r"describes no model that transformers 5[\d.]+ knows: .*`nosuch`"),
-        ({"model_type": "nosuch", "auto_map": {"AutoConfig": "c.C"}}, r"needs Python code .* set model.trust_remote_code: true"),
+        (
+            {"model_type": "nosuch", "auto_map": {"AutoConfig": "c.C"}},
+            r"needs Python code .* set model.trust_remote_code: true",
+        ),
         ({"num_hidden_layers": "two"}, r"describes no model .*expected int, got str"),
         ({"num_hidden_layers": 1}, r"hold 9 tensors that LlamaForCausalLM has no place for"),
         ({"num_hidden_layers": 3}, r"needs 9 tensors that the weights lack"),
         ({"vocab_size": 400}, r"model.embed_tokens.weight has the shape \[384, 64\], config.json asks for \[400, 64\]"),
         ({"architectures": ["LlamaModel"]}, r"was saved as a LlamaModel"),
     ],
-)  # fmt: skip
-def test_a_configuration_of_another_model(
-    folder: Path, settings: dict[str, Any], message: str
-) -> None:
+)
+def test_a_configuration_of_another_model(folder: Path, settings: dict[str, Any], message: str) -> None:
     configure(folder, **settings)
     refused(folder, message)
 
@@ -285,7 +306,7 @@ def test_a_configuration_that_is_missing_or_names_no_type(folder: Path) -> None:
 def test_a_tokenizer_with_code_of_its_own(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
-    own = {"auto_map": {"AutoTokenizer": ["t.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}  # fmt: skip
+    own = {"auto_map": {"AutoTokenizer": ["t.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(own))
     with pytest.raises(ModelError, match=r"auto_map.* then set model\.trust_remote_code: true$"):
         loading.load_tokenizer(folder)
@@ -314,7 +335,7 @@ def test_models_that_are_no_causal_language_models(tmp_path: Path) -> None:
         (lambda t: use_in_template(t, "<|tool|>"), r"gives '<\|tool\|>' the id 300"),
         (lambda t: t.add_special_tokens({"extra_special_tokens": ["<image>"]}), None),
     ],
-)  # fmt: skip
+)
 def test_tokens_that_the_embedding_has_no_row_for(
     tmp_path: Path, add: Callable[[Any], Any], message: str | None
 ) -> None:

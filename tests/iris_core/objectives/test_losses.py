@@ -134,9 +134,7 @@ def test_weighted_losses_have_the_gradient_of_the_bound(one, other, order):
     annotated, synthetic = one[:size].requires_grad_(), other[:size].requires_grad_()
     rewards, normalizer = Rewards(annotated, synthetic), Normalizer("batch", order)
     normalizer.see(rewards)
-    parameters = Parameters(
-        order=order, log_normalizers=normalizer.log_values(annotated), clip=1e30
-    )
+    parameters = Parameters(order=order, log_normalizers=normalizer.log_values(annotated), clip=1e30)
     by_weights = torch.autograd.grad(iris(rewards, parameters).mean(), (annotated, synthetic))
     bound = variational_bound(annotated, synthetic, order)
     by_bound = torch.autograd.grad(-bound, (annotated, synthetic))
@@ -220,7 +218,7 @@ def best_reward(name: str, parameters: Parameters) -> torch.Tensor:
     reward = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [reward], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
-    )  # fmt: skip
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -313,9 +311,7 @@ def test_the_reported_loss_of_a_batch():
 
 def test_spin_is_the_logistic_loss_on_the_difference_of_scaled_log_ratios():
     """ℓ(λ·log p_θ(y)/p_t(y) − λ·log p_θ(y')/p_t(y')), ℓ(t) = log(1 + e^−t), with λ = .1 (arXiv 2401.01335, eq. 4.7)."""
-    annotated = torch.tensor(
-        [[-12.0, -15.0], [-20.0, -20.5]]
-    )  # log p_θ, log p_t of two annotated responses
+    annotated = torch.tensor([[-12.0, -15.0], [-20.0, -20.5]])  # log p_θ, log p_t of two annotated responses
     synthetic = torch.tensor([[-9.0, -8.0], [-31.0, -30.0]])
     scaled = [0.1 * (side[:, 0] - side[:, 1]) for side in (annotated, synthetic)]
     losses = OBJECTIVES["spin"].loss(Rewards(*scaled), Parameters())
@@ -376,9 +372,7 @@ def test_micro_batches_and_ranks_give_the_whole(name, normalizer):
     sides = torch.randn(3, 8, dtype=torch.float64)
     state = Normalizer(normalizer, 1.5)
     state.see(Rewards(*sides))
-    parameters = Parameters(
-        order=1.5, log_normalizers=state.log_values(sides), mean_tokens=5.0, clip=2.0
-    )
+    parameters = Parameters(order=1.5, log_normalizers=state.log_values(sides), mean_tokens=5.0, clip=2.0)
 
     def gradient(parts: list[list[int]]) -> torch.Tensor:
         leaf = sides.clone().requires_grad_()
@@ -401,9 +395,7 @@ def test_leading_axes_are_independent_runs():
     for kind in NORMALIZERS:
         together = Normalizer(kind, orders)
         together.see(Rewards(*sides))
-        both = iris(
-            Rewards(*sides), Parameters(order=orders, log_normalizers=together.log_values(sides))
-        )
+        both = iris(Rewards(*sides), Parameters(order=orders, log_normalizers=together.log_values(sides)))
         for run in range(2):
             alone, order = Normalizer(kind, orders[run].item()), orders[run].item()
             alone.see(Rewards(*sides[:, run]))
@@ -449,8 +441,7 @@ def test_a_policy_that_goes_on_longer_shows_no_gap_where_both_sides_are_cut(end)
     """Cut, both sides have one distribution: no policy has J > 0 on it. Uncut, one that goes on longer has."""
     for order in (0.5, 1.0, 2.0):
         bounds = {
-            cut: variational_bound(*lengths_apart(torch.tensor(end).double(), cut)[:2], order)
-            for cut in (True, False)
+            cut: variational_bound(*lengths_apart(torch.tensor(end).double(), cut)[:2], order) for cut in (True, False)
         }
         assert bounds[True] <= 1e-12
         assert (bounds[False] > 0) == (end < 0)

@@ -46,9 +46,7 @@ def test_adaptive_rises_only_if_allowed():
     order, reason = next_order(SchedulePart(), 2, 5, 1.25, history)
     assert order == 1.25
     assert "does not rise" in reason
-    assert next_order(SchedulePart(allow_rising=True), 2, 5, 1.25, history)[0] == pytest.approx(
-        1.75
-    )
+    assert next_order(SchedulePart(allow_rising=True), 2, 5, 1.25, history)[0] == pytest.approx(1.75)
 
 
 def test_linear_cosine_and_constant():
@@ -94,9 +92,7 @@ def trained(seed: int, gap: float, rate: float) -> Movement:
 
     heldout = np.tile(log_softmax(opponent + shared) - opponent, (PAIRS, 1))
     return Movement(
-        training_margin=margin(
-            log_softmax(opponent + shared + own) - opponent, annotated, synthetic
-        ),
+        training_margin=margin(log_softmax(opponent + shared + own) - opponent, annotated, synthetic),
         heldout_margin=margin(heldout, held_annotated, held_synthetic),
     )
 
@@ -132,9 +128,7 @@ def around(value: float, width: float = 0.1) -> Interval:
     ],
 )
 def test_the_verdict_and_its_reason(training, heldout, expected, finding):
-    found, reason = converged(
-        Movement(training_margin=around(training), heldout_margin=around(heldout))
-    )
+    found, reason = converged(Movement(training_margin=around(training), heldout_margin=around(heldout)))
     assert found is expected
     assert reason.startswith(finding)
 

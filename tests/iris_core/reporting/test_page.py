@@ -32,11 +32,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
         self.ids += [values["id"]] if "id" in values else []
-        self.links += [
-            values[name]
-            for name in ("src", "href", "xlink:href", "data", "action")
-            if name in values
-        ]
+        self.links += [values[name] for name in ("src", "href", "xlink:href", "data", "action") if name in values]
         if values.get("role") == "img":
             self.plots.append(values["aria-label"])
         if tag not in VOID:
@@ -79,9 +75,7 @@ def test_every_plot_has_words_and_the_colours_of_the_page(finished):
     assert all(len(words) > 30 for words in page.plots)
     drawn = re.findall(r"<svg.*?</svg>", finished[1], re.DOTALL)
     assert len(drawn) == 9
-    assert {colour for svg in drawn for colour in re.findall(r"(?:fill|stroke): (#\w+)", svg)} <= {
-        "#000000"
-    }
+    assert {colour for svg in drawn for colour in re.findall(r"(?:fill|stroke): (#\w+)", svg)} <= {"#000000"}
 
 
 def test_answers_of_a_model_are_text_not_markup(finished):
@@ -125,9 +119,7 @@ def test_the_lineage_has_every_key_digest_version_and_setting(finished):
         manifest = small.store.manifest(place)
         assert manifest.key in text
         assert all(output.digest in text for output in manifest.outputs.values())
-        assert all(
-            f"{name} {version}" in text for name, version in manifest.spec["versions"].items()
-        )
+        assert all(f"{name} {version}" in text for name, version in manifest.spec["versions"].items())
     assert "lm-eval 0.4.13" in text
     assert "temperature" in text
     assert "our reconstruction" in text
@@ -176,9 +168,7 @@ def test_an_unfinished_experiment_has_a_report(tmp_path, stage):
     if stage == "one iteration":
         small.iterations(1)
         (small.store.home / "iteration-1").mkdir()
-    (small.store.home / "recipe.yaml").write_text(
-        "iterations: 2\ntracking:\n  uri: http://me:hunter2@host\n"
-    )
+    (small.store.home / "recipe.yaml").write_text("iterations: 2\ntracking:\n  uri: http://me:hunter2@host\n")
     text = write_report(small.store).read_text(encoding="utf-8")
     assert Page(text).open == []
     assert f"Unfinished: {1 if stage == 'one iteration' else 0} of 2 iterations" in text
@@ -196,9 +186,7 @@ def test_without_scores_and_without_an_answer_pattern(tmp_path):
         from iris_core.store import Outcome
 
         (out / "scores").mkdir()
-        return Outcome(
-            outputs={"scores": out / "scores"}, metrics={"benchmarks": {}, "label": None}
-        )
+        return Outcome(outputs={"scores": out / "scores"}, metrics={"benchmarks": {}, "label": None})
 
     small.initial()
     small.iterations()

@@ -36,9 +36,7 @@ def test_rows_of_initial_model_and_iterations(tmp_path: Path) -> None:
     initial, first, second = rows(small.store)
     assert list(iterations(small.store)) == [0, 1]
     assert initial.iteration is None
-    assert initial.logprob == pytest.approx(
-        (-1.7, -1.8, -1.6)
-    )  # what the opponent of iteration 0 gives
+    assert initial.logprob == pytest.approx((-1.7, -1.8, -1.6))  # what the opponent of iteration 0 gives
     assert initial.gap is None
     assert initial.average == 0.2
     assert (first.iteration, first.order, first.label) == (0, 2.0, "miniature")

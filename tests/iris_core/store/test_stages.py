@@ -133,9 +133,7 @@ def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplo
         assert holder.stdout
         holder.stdout.readline()
         made = []
-        waiting = threading.Thread(
-            target=lambda: made.append(run_stage(spec, tmp_path / "out", work))
-        )
+        waiting = threading.Thread(target=lambda: made.append(run_stage(spec, tmp_path / "out", work)))
         waiting.start()
         while caplog.text.count("out is in use by another run: waiting for it to end") < 3:
             assert waiting.is_alive()
@@ -173,9 +171,7 @@ def test_a_store_of_another_experiment_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_identity_blocks_nobody_and_shows_nothing_of_another(
-    spec, tmp_path, caplog, kind
-):
+def test_a_damaged_identity_blocks_nobody_and_shows_nothing_of_another(spec, tmp_path, caplog, kind):
     store = Store(tmp_path / "store", "mine")
     store.claim({"model": "a", "data": "b"})
     run_stage(spec, store.folder(spec), work)
@@ -183,9 +179,7 @@ def test_a_damaged_identity_blocks_nobody_and_shows_nothing_of_another(
         store.link(place, store.folder(spec))
     damage(store.home / "experiment.json", kind)
     store.claim({"model": "c", "data": "b"})
-    named = (
-        f"{store.home / 'experiment.json'} is damaged: this run's model and data are noted instead"
-    )
+    named = f"{store.home / 'experiment.json'} is damaged: this run's model and data are noted instead"
     assert caplog.messages == ([] if kind == "missing" else [named])
     assert store.manifest("prepare") is not None
     assert (store.manifest("iteration-0/count") is None) == (kind != "missing")
@@ -265,9 +259,7 @@ def test_a_disk_that_gets_full_is_named_and_the_stage_resumes(spec, tmp_path):
         Path("/dev/full").write_text("x")
         raise AssertionError("nothing is written there")
 
-    with pytest.raises(
-        StoreError, match=r"the disk of .*out is full: free some space, then run again to resume"
-    ):
+    with pytest.raises(StoreError, match=r"the disk of .*out is full: free some space, then run again to resume"):
         run_stage(spec, tmp_path / "out", fills)
     assert run_stage(spec, tmp_path / "out", work).metrics == {"words": 2}
 
@@ -299,9 +291,6 @@ def test_links_make_the_store_walkable(spec, tmp_path):
     run_stage(spec, folder, work)
     mine.link("iteration-0/count", folder)
     mine.link("iteration-0/count", folder)
-    assert (
-        json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"]
-        == spec.key()
-    )
+    assert json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"] == spec.key()
     assert mine.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
     assert mine.manifest("iteration-1/count") is None

@@ -107,9 +107,7 @@ def test_a_kill_costs_the_unit_that_was_being_written(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_a_unit_and_its_folder_are_on_the_disk_before_and_after_it_gets_its_name(
-    tmp_path, monkeypatch
-):
+def test_a_unit_and_its_folder_are_on_the_disk_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
     flushed, flush = [], os.fsync
     path = tmp_path / "checkpoint-3"
 

@@ -10,9 +10,7 @@ from iris_core.tracking.measures import Measure, Measures, bounded_interval
 
 pytestmark = pytest.mark.unit
 
-RIGHT = Measure(
-    settings={"dtype": "float32", "pairs": "a"}, values={"heldout": [1.0, 1.0, 1.0, 0.0]}
-)
+RIGHT = Measure(settings={"dtype": "float32", "pairs": "a"}, values={"heldout": [1.0, 1.0, 1.0, 0.0]})
 LOGPROB = Measure(settings={"pairs": "a"}, values={"heldout": [-9.0, -21.0]}, tokens=[10.0, 20.0])
 AVERAGE = Measure(
     settings={"limit": 10, "protocol": ["p", "q"]},
@@ -50,10 +48,7 @@ def test_the_first_measure_of_the_champion_decides():
     no_average = champion.model_copy(update={"average": None})
     assert "held-out exact match -0.250" in challenge(challenger, no_average, "version 1").note
     only_logprob = Measures(logprob=LOGPROB)
-    assert (
-        "held-out log-prob per token -0.033"
-        in challenge(challenger, only_logprob, "version 1").note
-    )
+    assert "held-out log-prob per token -0.033" in challenge(challenger, only_logprob, "version 1").note
 
 
 def test_a_difference_within_noise_is_called_so():
@@ -67,34 +62,41 @@ def test_a_difference_within_noise_is_called_so():
         Measures(exact_match=RIGHT.model_copy(update={"values": none})),
         "version 1",
     )
-    assert (
-        clear.note
-        == "champion: held-out exact match +1.000 [+0.873, +1.000] against version 1, 40 items"
-    )
+    assert clear.note == "champion: held-out exact match +1.000 [+0.873, +1.000] against version 1, 40 items"
 
 
 @pytest.mark.parametrize(
     ("challenger", "champion", "reason"),
     [
-        (Measures(exact_match=RIGHT), Measures(average=AVERAGE), "it has no benchmark average, which the champion, version 1,"),
+        (
+            Measures(exact_match=RIGHT),
+            Measures(average=AVERAGE),
+            "it has no benchmark average, which the champion, version 1,",
+        ),
         (Measures(), Measures(logprob=LOGPROB), "it has no held-out log-prob per token"),
         (Measures(logprob=LOGPROB), Measures(), "the champion, version 1, has no measures in MLflow"),
         (Measures(logprob=LOGPROB), None, "the champion, version 1, has no measures in MLflow"),
-        (Measures(average=changed(AVERAGE, limit=None)), Measures(average=AVERAGE), "other settings (limit: 10, here null)"),
+        (
+            Measures(average=changed(AVERAGE, limit=None)),
+            Measures(average=AVERAGE),
+            "other settings (limit: 10, here null)",
+        ),
         (Measures(average=changed(AVERAGE, protocol=["p"])), Measures(average=AVERAGE), "another protocol"),
         (Measures(exact_match=changed(RIGHT, pairs="b")), Measures(exact_match=RIGHT), "from other held-out pairs"),
-        (Measures(logprob=LOGPROB.model_copy(update={"tokens": [10.0, 19.0]})), Measures(logprob=LOGPROB), "other held-out pairs"),
+        (
+            Measures(logprob=LOGPROB.model_copy(update={"tokens": [10.0, 19.0]})),
+            Measures(logprob=LOGPROB),
+            "other held-out pairs",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_compared_leaves_the_champion_and_says_why(challenger, champion, reason):
     verdict = challenge(challenger, champion, "version 1")
     assert not verdict.wins
     assert not verdict.compared
     assert verdict.note.startswith("not compared: ")
     assert reason in verdict.note
-    assert verdict.note.endswith(
-        "measure both in the same way, or set the alias `champion` to this version yourself"
-    )
+    assert verdict.note.endswith("measure both in the same way, or set the alias `champion` to this version yourself")
 
 
 def test_the_first_champion_is_the_initial_model_or_one_with_a_measure():

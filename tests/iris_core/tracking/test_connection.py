@@ -25,9 +25,7 @@ def sqlite(tmp_path_factory):
 
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "./mlruns", "mlruns", "/tmp/mlruns", ""])
 def test_a_file_store_is_refused(uri):
-    with pytest.raises(
-        ConfigError, match=r"tracking\.uri: .* is a file store.*sqlite:////folder/mlflow\.db"
-    ):
+    with pytest.raises(ConfigError, match=r"tracking\.uri: .* is a file store.*sqlite:////folder/mlflow\.db"):
         tracking.check(uri)
 
 
@@ -85,15 +83,13 @@ def test_what_answers_must_be_mlflow(status, body, error, words):
 
 
 def test_a_dead_database_is_named():
-    with pytest.raises(
-        ServiceError, match=r"no database answers at postgresql://\*\*\*@127\.0\.0\.1:9/mlflow"
-    ):
+    with pytest.raises(ServiceError, match=r"no database answers at postgresql://\*\*\*@127\.0\.0\.1:9/mlflow"):
         tracking.check("postgresql://me@127.0.0.1:9/mlflow")
 
 
 @pytest.mark.parametrize(
     "uri", ["postgresql://me:hunter2@127.0.0.1:9/mlflow", "https://me:hunter2@host", "mysql://h/x?password=hunter2"]
-)  # fmt: skip
+)
 def test_a_password_in_the_uri_is_refused_and_not_repeated(uri):
     with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_USERNAME") as caught:
         tracking.check(uri)
@@ -134,8 +130,11 @@ def test_redact(text, shown):
 
 def test_flatten():
     assert tracking.flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
-        "a.b": "1", "a.c": '[1, "x"]', "d": "null", "e": "http://***@h",
-    }  # fmt: skip
+        "a.b": "1",
+        "a.c": '[1, "x"]',
+        "d": "null",
+        "e": "http://***@h",
+    }
 
 
 def test_a_run_is_found_again_and_the_older_of_two_wins(sqlite, tmp_path):
@@ -151,10 +150,7 @@ def test_points_and_params_are_logged_once(sqlite, tmp_path):
     _, client = sqlite
     experiment = claim_experiment(client, "points", tmp_path)
     run = claim_run(client, experiment, "a", {"iris.key": "1"}, 1000)
-    points = [
-        Metric("x", value, 1000 + step, step)
-        for step, value in enumerate([0.5, float("nan"), 0.25])
-    ]
+    points = [Metric("x", value, 1000 + step, step) for step, value in enumerate([0.5, float("nan"), 0.25])]
     assert log_points(client, run, points) == 3
     again = [Metric(point.key, point.value, point.timestamp + 7, point.step) for point in points]
     assert log_points(client, run, again) == 0
@@ -189,9 +185,7 @@ def test_a_kill_while_the_tables_are_made_leaves_no_wreck(tmp_path):
 
 def test_two_processes_make_one_database(tmp_path):
     code = f"from iris_core import tracking; tracking.connect('sqlite:///{tmp_path}/mlflow.db')"
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)
-    ]
+    both = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
     for process in both:
         _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()

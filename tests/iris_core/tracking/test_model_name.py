@@ -54,9 +54,7 @@ def test_only_what_can_take_versions_is_accepted(mlflow_server, database, served
         match=r"tracking\.registered_model: 'prompt' at .* is a prompt: give another name",
     ):
         check_registered_model(uri, "prompt")
-    with pytest.raises(
-        ConfigError, match="'foreign' at .* has versions that IRIS did not make: give another"
-    ):
+    with pytest.raises(ConfigError, match="'foreign' at .* has versions that IRIS did not make: give another"):
         check_registered_model(uri, "foreign")
 
 
@@ -72,9 +70,7 @@ def test_nothing_is_made_by_asking(mlflow_server, tmp_path):
 def test_a_model_that_may_not_be_written_is_named(proxy, method, what):
     fill(proxy.uri)
     proxy.refuses = lambda request: 403 if request.method == method else None
-    message = (
-        f"may not {what} 'ours' at .* .403.: ask for the permission EDIT, or give another name"
-    )
+    message = f"may not {what} 'ours' at .* .403.: ask for the permission EDIT, or give another name"
     with pytest.raises(ConfigError, match=message):
         check_registered_model(proxy.uri, "ours")
     proxy.refuses = lambda request: 502

@@ -37,11 +37,20 @@ def spec(tmp_path: Path) -> TrainSpec:
     write_pairs(pairs, tmp_path / "pairs.parquet")
     policy = Policy(model=Artifact(path=tmp_path, digest="model"))
     return TrainSpec(
-        policy=policy, opponent=policy, pairs=Artifact.of(tmp_path / "pairs.parquet"),
-        synthetic=[responses(tmp_path / "new", SYNTHETIC)], objective=ObjectivePart(), order=1.0,
-        training=TrainingPart(), learning_rate=1e-4, handling=SyntheticPart(), max_new_tokens=3, packing="packed",
-        dtype="float32", seed=0,
-    )  # fmt: skip
+        policy=policy,
+        opponent=policy,
+        pairs=Artifact.of(tmp_path / "pairs.parquet"),
+        synthetic=[responses(tmp_path / "new", SYNTHETIC)],
+        objective=ObjectivePart(),
+        order=1.0,
+        training=TrainingPart(),
+        learning_rate=1e-4,
+        handling=SyntheticPart(),
+        max_new_tokens=3,
+        packing="packed",
+        dtype="float32",
+        seed=0,
+    )
 
 
 def responses(folder: Path, sampled: dict[str, tuple[list[int], str, str]]) -> Artifact:
@@ -60,9 +69,7 @@ def handled(spec: TrainSpec, **handling: str) -> TrainSpec:
 
 def test_all_pairs_are_kept_and_counted(spec):
     groups, counts = load_groups(spec, "train")
-    assert groups == [
-        Group([50], (ids, SYNTHETIC[name][0]), cut=3) for name, ids in ANNOTATED.items()
-    ]
+    assert groups == [Group([50], (ids, SYNTHETIC[name][0]), cut=3) for name, ids in ANNOTATED.items()]
     assert groups[0].sums == [3, 2, 3]  # the annotated response is whole
     assert {k: n for k, n in counts.items() if n} == {"truncated": 2, "empty": 1, "equal": 1}
 

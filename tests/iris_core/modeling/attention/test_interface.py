@@ -88,14 +88,10 @@ def test_windows_soft_caps_sinks_and_wider_keys(key_heads, with_sinks, window, s
     def parts(*sides):
         options = {"scaling": 0.3, "sliding_window": window, "softcap": softcap, "s_aux": sinks}
         layout = Layout(PARTS, CPU)
-        return grouped_attention(
-            Layer(query, key), *sides[:3], no_mask(), layout=layout, **options
-        )[0]
+        return grouped_attention(Layer(query, key), *sides[:3], no_mask(), layout=layout, **options)[0]
 
     found = output_and_gradients(parts, sides)
-    expected = output_and_gradients(
-        lambda *_: eagerly(query, key, value, window, softcap, sinks), sides
-    )
+    expected = output_and_gradients(lambda *_: eagerly(query, key, value, window, softcap, sinks), sides)
     for one, other in zip(found, expected, strict=True):
         assert other.abs().max() > 0.01
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -141,7 +137,7 @@ def test_autocast_attends_in_the_format_of_the_values():
 @pytest.mark.parametrize("seed", range(5))
 def test_blocks_are_those_that_looking_at_every_token_finds(seed):
     draw = random.Random(seed)
-    parts = [[draw.randint(1, 300), *(draw.choice([0, 1, 90, 280]) for _ in range(3))] for _ in range(6)]  # fmt: skip
+    parts = [[draw.randint(1, 300), *(draw.choice([0, 1, 90, 280]) for _ in range(3))] for _ in range(6)]
     found = flex_mask(parts, CPU)
     expected = create_block_mask(found.mask_mod, None, None, *found.seq_lengths, "cpu")
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
@@ -170,8 +166,6 @@ def test_what_flash_attention_cannot_do_is_flex_attentions(dtype, size, options,
 
 def test_nothing_is_kept_that_grows_with_the_square_of_the_tokens():
     sides, kept = inputs(torch.float32), []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.numel()) or t, lambda t: t
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         by_parts(*sides)
     assert sorted(kept) == sorted(side.numel() for side in sides)

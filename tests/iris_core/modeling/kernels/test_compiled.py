@@ -46,9 +46,7 @@ def test_traced_for_one_length_it_fits_others(name):
     with torch.no_grad():
         for tokens in (5, 9, 14):  # the second is traced for any length
             found, expected = traced(*arguments(tokens)), function(*arguments(tokens))
-            pairs = zip(
-                *(s if isinstance(s, tuple) else (s,) for s in (found, expected)), strict=True
-            )
+            pairs = zip(*(s if isinstance(s, tuple) else (s,) for s in (found, expected)), strict=True)
             for one, other in pairs:
                 torch.testing.assert_close(one, other)
     assert len(graphs) == 2

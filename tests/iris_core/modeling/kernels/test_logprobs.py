@@ -44,9 +44,7 @@ def test_finite_differences_agree():
     moved[2, 1] += step
     other = hidden.detach().clone()
     other[2, 1] -= step
-    difference = (
-        token_logprobs(moved, weight, targets) - token_logprobs(other, weight, targets)
-    ).sum() / (2 * step)
+    difference = (token_logprobs(moved, weight, targets) - token_logprobs(other, weight, targets)).sum() / (2 * step)
     assert gradient[2, 1].item() == pytest.approx(difference.item(), abs=1e-3)
 
 
