@@ -147,6 +147,18 @@ def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET")
         ) from error
 
 
+def answered(uri: str, answer: httpx.Response, name: str) -> dict[str, Any]:
+    """The object called `name` in what the MLflow server at `uri` answered.
+
+    Raises:
+        ServiceError: there is none: a proxy or a login page answered in its place.
+    """
+    try:
+        return dict(answer.json()[name])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServiceError(_no_mlflow(uri, answer)) from error
+
+
 def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any, ...]]:
     """The rows that SQLite answers.
 
@@ -259,9 +271,14 @@ def _check_server(uri: str) -> None:
         raise _refused_login(uri, answer.status_code)
     if answer.status_code >= 500 or not _is_mlflow(answer):
         kind = ConfigError if answer.status_code == 404 else ServiceError
-        raise kind(
-            f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): {_remedy(uri)}"
-        )
+        raise kind(_no_mlflow(uri, answer))
+
+
+def _no_mlflow(uri: str, answer: httpx.Response) -> str:
+    return (
+        f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): "
+        f"{_remedy(uri)}"
+    )
 
 
 def _server_holds(uri: str, run: str) -> bool:
@@ -271,7 +288,9 @@ def _server_holds(uri: str, run: str) -> bool:
         raise ServiceError(
             f"tracking.uri: MLflow at {redact(uri)} failed (status {answer.status_code}): {_remedy(uri)}"
         )
-    return answer.is_success and answer.json()["run"]["info"]["lifecycle_stage"] == "active"
+    if not answer.is_success:
+        return False
+    return bool(answered(uri, answer, "run")["info"]["lifecycle_stage"] == "active")
 
 
 def _is_mlflow(answer: httpx.Response) -> bool:
