@@ -138,7 +138,7 @@ def _average(evaluated: Manifest | None) -> Measure | None:
     names = sorted(evaluated.metrics.get("benchmarks", {})) if evaluated else []
     if evaluated is None or not names:
         return None
-    folder = evaluated.artifact("scores").path
+    folder = evaluated.artifact("scores").intact()
     records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     if any(record["label"] for record in records):
         return None
@@ -153,7 +153,7 @@ def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:
     if evaluated is None or "heldout" not in evaluated.outputs:
         return None
     table = parquet.read_table(
-        evaluated.artifact("heldout").path, columns=["prompt_id", "annotated", "correct"]
+        evaluated.artifact("heldout").intact(), columns=["prompt_id", "annotated", "correct"]
     )
     rows = sorted(table.to_pylist(), key=lambda row: (row["prompt_id"], row["annotated"]))
     settings = exact_match_settings(evaluated) | {"pairs": heldout}
@@ -164,7 +164,7 @@ def _logprob(trained: Manifest | None, column: str, heldout: str) -> Measure | N
     if trained is None or "heldout" not in trained.outputs:
         return None
     table = parquet.read_table(
-        trained.artifact("heldout").path, columns=[column, "annotated_tokens"]
+        trained.artifact("heldout").intact(), columns=[column, "annotated_tokens"]
     )
     settings = logprob_settings(trained) | {"pairs": heldout}
     return _measure(

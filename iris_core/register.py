@@ -41,7 +41,7 @@ from iris_core.mlflow_runs import (
 )
 from iris_core.specs import RegisterSpec
 from iris_core.stage import main
-from iris_core.store import Manifest, Outcome, named_manifest, write_atomic
+from iris_core.store import Artifact, Manifest, Outcome, named_manifest, write_atomic
 
 INITIAL_STEP = -1
 PARENT = {"iris.role": "experiment"}  # what the parent run is recognised by
@@ -82,9 +82,15 @@ class Record:
 
 
 def register(spec: RegisterSpec, out: Path) -> Outcome:
-    """Logs the iteration, registers its model and lets it challenge the champion."""
+    """Logs the iteration, registers its model and lets it challenge the champion.
+
+    Raises:
+        StoreError: what a stage behind it has left is gone or has changed.
+    """
     manifests = read_stages(spec)
-    measures = measures_of(manifests, spec.pairs.path)
+    measures = measures_of(manifests, spec.pairs.intact())
+    if spec.policy.adapter:
+        spec.policy.adapter.intact()
     client = tracking.connect(spec.tracking_uri, spec.patience)
     with tracking.service_errors(spec.tracking_uri):
         record = claim_runs(client, spec, manifests, out)
@@ -171,8 +177,8 @@ def log_inputs(record: Record) -> None:
         for age, artifact in enumerate(trained.spec["synthetic"])
     ]
     for name, artifact, profile in inputs:
-        path, digest = Path(artifact["path"]), artifact["digest"]
-        log_dataset(client, record.child, name, path, digest, profile)
+        data = Artifact(**artifact)
+        log_dataset(client, record.child, name, data.intact(), data.digest, profile)
 
 
 def log_artifacts(record: Record, measures: Measures) -> None:
@@ -189,7 +195,7 @@ def log_artifacts(record: Record, measures: Measures) -> None:
         record.client.log_artifact(record.parent, str(folder / "recipe.yaml"))
     for stage, output in (("evaluate", "scores"), ("evaluate", "heldout"), ("train", "history")):
         if stage in record.manifests and output in record.manifests[stage].outputs:
-            path = record.manifests[stage].artifact(output).path
+            path = record.manifests[stage].artifact(output).intact()
             log_files(record.client, record.child, path)
 
 
@@ -232,7 +238,7 @@ def log_metrics(record: Record, model_id: str | None) -> None:
     numbers = iteration_metrics(record.manifests)
     child = points(numbers, 0, record.ended, model_id)
     if "train" in record.manifests:
-        child += history_points(record.manifests["train"].artifact("history").path)
+        child += history_points(record.manifests["train"].artifact("history").intact())
     log_points(record.client, record.child, child)
     log_points(record.client, record.parent, points(numbers, record.step, record.ended))
 

@@ -69,6 +69,18 @@ class Artifact(Strict):
         except OSError:  # nothing lies there, or the disk does not give it back
             return False
 
+    def intact(self) -> Path:
+        """`path`, to read what lies there.
+
+        Raises:
+            StoreError: it is gone, or no longer has the content that the digest is of.
+        """
+        if not self.holds():
+            raise StoreError(
+                f"{self.path} is missing or has changed since it was written: run again"
+            )
+        return self.path
+
 
 class Policy(Strict):
     """What answers prompts: a model folder, and the LoRA adapter on it where there is one."""
@@ -184,9 +196,7 @@ def named_manifest(file: Artifact) -> Manifest:
     Raises:
         StoreError: it is gone or is another one.
     """
-    if not file.holds():
-        raise StoreError(f"{file.path} is missing or has changed since it was written: run again")
-    return require_manifest(file.path.parent)
+    return require_manifest(file.intact().parent)
 
 
 def completed(folder: Path, spec: Spec) -> Manifest | None:

@@ -18,11 +18,12 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from iris_core import registry, tracking
-from iris_core.errors import ServiceError
+from iris_core.errors import ServiceError, StoreError
 from iris_core.mlflow_client import Client
 from iris_core.register import register
 from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
+from tests.iris_core.damage import damage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 
@@ -226,6 +227,22 @@ def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, w
     assert client.get_model_version_by_alias("small", "champion").version == 1
     assert len(client.get_metric_history(manifest.metrics["run_id"], "loss")) == STEPS
     assert len(client.get_metric_history(manifest.metrics["parent_run_id"], "gap")) == 1
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("train/adapter/adapter_model.safetensors", "flipped"), ("train/history.jsonl", "cut"), ("train/heldout.parquet", "empty"),
+    ("evaluate/scores/gsm8k.json", "flipped"), ("evaluate/heldout.parquet", "missing"), ("generate/responses/0.parquet", "missing"),
+])  # fmt: skip
+def test_what_has_changed_since_its_stage_wrote_it_is_not_registered(root, name, kind):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    stage, _, file = name.partition("/")
+    made = small.store.manifest(f"iteration-0/{stage}")
+    assert made is not None
+    damage(made.folder / file, kind)
+    with pytest.raises(StoreError, match=f"{stage}-.* has changed since it was written: run again"):
+        do(small, spec)
+    assert not registry.versions(tracking.connect(spec.tracking_uri), "small")
 
 
 def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
