@@ -24,6 +24,7 @@ from mlflow.utils.git_utils import get_git_commit
 
 from iris_core import registry, tracking
 from iris_core.digest import json_digest
+from iris_core.files import seal
 from iris_core.lineage import content_key, describe, spread, version_tags, warnings_of
 from iris_core.measures import Measures, measures_of
 from iris_core.mlflow_client import Client
@@ -190,7 +191,8 @@ def log_artifacts(record: Record, measures: Measures) -> None:
         for name, manifest in record.manifests.items():
             text = tracking.redact(manifest.model_dump_json(indent=1))
             (folder / "manifests" / f"{name}.json").write_text(text, encoding="utf-8")
-        (folder / registry.MEASURES).write_text(measures.model_dump_json(), encoding="utf-8")
+        sealed = seal(measures.model_dump(mode="json"))
+        (folder / registry.MEASURES).write_text(sealed, encoding="utf-8")
         log_files(record.client, record.child, folder, base=folder)
         record.client.log_artifact(record.parent, str(folder / "recipe.yaml"))
     for stage, output in (("evaluate", "scores"), ("evaluate", "heldout"), ("train", "history")):

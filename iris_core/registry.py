@@ -24,6 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from iris_core.champion import CHAMPION, FORMER, Verdict, again, challenge, first_champion
+from iris_core.files import read_sealed
 from iris_core.measures import Measures, policy_digest
 from iris_core.mlflow_client import Client, repeatable
 from iris_core.mlflow_runs import log_output
@@ -149,18 +150,22 @@ def weights_of(version: ModelVersion) -> str:
 
 
 def read_measures(client: Client, version: ModelVersion) -> Measures | None:
-    """What a version scored, from its run; None where that is gone, or was never there."""
+    """What a version scored, from its run; None where that is gone or damaged, or was never there."""
     run = version.tags.get(RUN)
-    try:
-        if run is None or MEASURES not in {item.path for item in client.list_artifacts(run)}:
-            return None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if run is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(client.download_artifacts(run, MEASURES, folder))
-        return Measures.model_validate_json(file.read_text(encoding="utf-8"))
+        try:
+            if MEASURES in {item.path for item in client.list_artifacts(run)}:
+                client.download_artifacts(run, MEASURES, folder)
+        except FileNotFoundError:  # a dead link
+            return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        content = read_sealed(Path(folder) / MEASURES)
+    return None if content is None else Measures(**content)
 
 
 def _challenge(

@@ -23,7 +23,7 @@ from iris_core.mlflow_client import Client
 from iris_core.register import register
 from iris_core.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
-from tests.iris_core.damage import damage
+from tests.iris_core.damage import DAMAGES, damage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 
@@ -534,12 +534,14 @@ def test_the_parent_shows_data_source_and_models(finished):
         assert run.data.tags["mlflow.source.git.commit"] == commit
 
 
-def test_a_champion_whose_measures_are_gone_stays(root):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_champion_whose_measures_are_gone_or_damaged_stays(root, kind):
     small = SmallExperiment(root, [0.3, 0.3])
     specs = [small.initial(), *small.iterations()]
     for spec in specs[:2]:
         do(small, spec)
-    shutil.rmtree(root / "store" / "mlflow-artifacts")
+    for measures in (root / "store" / "mlflow-artifacts").rglob("measures.json"):
+        damage(measures, kind)
     do(small, specs[2])
     assert champion(small) == 2
     assert notes_of(small)[2].startswith(
