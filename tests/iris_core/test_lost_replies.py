@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from iris_core import registry, tracking
+from iris_core import outages, registry, tracking
 from iris_core.errors import ConfigError, OutageError, ServiceError
 from iris_core.mlflow_client import Client
 from iris_core.mlflow_runs import claim_run
@@ -222,3 +222,19 @@ def test_empty_doubles_of_an_earlier_lost_reply_go(tmp_path):
     client.log_param(made[1].info.run_id, "order", "2")
     assert claim_run(client, "0", "x", {"iris.key": "a"}, 4000) == made[1].info.run_id
     assert [run.info.run_id for run in client.search_runs(["0"])] == [made[1].info.run_id]
+
+
+@pytest.mark.parametrize("call", ["search_runs", "create_run"])
+def test_a_server_that_is_silent_is_named_before_the_request_ends(proxy, monkeypatch, caplog, call):
+    monkeypatch.setattr(outages, "SLOW_S", 0.1)
+    client = tracking.connect(proxy.uri, 600.0)
+
+    def hold(request: Request) -> None:
+        """Keeps the request until the silence was said, or for 30 s."""
+        for _ in range(600):
+            if "has not answered yet" not in caplog.text:
+                time.sleep(0.05)
+
+    proxy.refuses = hold
+    getattr(client, call)("0" if call == "create_run" else ["0"])
+    assert f"MLflow at {proxy.uri} has not answered yet: waiting for it" in caplog.messages[0]
