@@ -288,6 +288,7 @@ def finish(record: Record) -> None:
         client.set_terminated(record.parent, "FINISHED", ended)
     for name, tags in ((spec.experiment, PARENT), (run_name(spec.iteration), record.tags)):
         claim_run(client, record.experiment, name, tags, record.ended)
+    client.set_tag(record.child, *spec.recorded)
 
 
 def loop_end(record: Record) -> int | None:

@@ -101,8 +101,8 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
     )
 
 
-def holds(uri: str, runs: Sequence[str]) -> bool:
-    """Whether MLflow at `uri` still has `runs`, none of them deleted.
+def holds(uri: str, runs: Sequence[str], tag: tuple[str, str] | None = None) -> bool:
+    """Whether MLflow at `uri` still has `runs`, none of them deleted, each with `tag` where a name and value are given.
 
     A model version that is gone does not count: old ones are deleted on purpose, and would come back as the latest. Where
     only MLflow itself can ask (databases other than SQLite), it is taken to have lost the runs: to record the same once
@@ -112,8 +112,8 @@ def holds(uri: str, runs: Sequence[str]) -> bool:
         ServiceError: the server does not answer, or the database is locked.
     """
     if uri.startswith("sqlite:"):
-        return _database_holds(sqlite_file(uri), runs)
-    return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
+        return _database_holds(sqlite_file(uri), runs, tag)
+    return uri.startswith("http") and all(_server_holds(uri, run, tag) for run in runs)
 
 
 def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET") -> httpx.Response:
@@ -281,7 +281,7 @@ def _no_mlflow(uri: str, answer: httpx.Response) -> str:
     )
 
 
-def _server_holds(uri: str, run: str) -> bool:
+def _server_holds(uri: str, run: str, tag: tuple[str, str] | None) -> bool:
     """As `holds`. What is refused counts as lost: recording it again gives the right complaint."""
     answer = ask(uri, "runs/get", {"run_id": run})
     if answer.status_code in AWAY:
@@ -290,7 +290,9 @@ def _server_holds(uri: str, run: str) -> bool:
         )
     if not answer.is_success:
         return False
-    return bool(answered(uri, answer, "run")["info"]["lifecycle_stage"] == "active")
+    held = answered(uri, answer, "run")
+    tags = [(each["key"], each["value"]) for each in held.get("data", {}).get("tags", [])]
+    return held["info"]["lifecycle_stage"] == "active" and (tag is None or tag in tags)
 
 
 def _is_mlflow(answer: httpx.Response) -> bool:
@@ -333,11 +335,13 @@ def _opened(file: Path, mode: str) -> str:
     return f"{file.absolute().as_uri()}?mode={mode}"
 
 
-def _database_holds(file: Path, runs: Sequence[str]) -> bool:
-    """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
+def _database_holds(file: Path, runs: Sequence[str], tag: tuple[str, str] | None) -> bool:
+    """As `holds`, by the tables that MLflow keeps them in; a missing file or table holds nothing."""
     wanted = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
+    if tag:
+        wanted += " and exists (select 1 from tags where run_uuid = runs.run_uuid and key = ? and value = ?)"
     try:
-        return all(query(file, "ro", wanted, run) for run in runs)
+        return all(query(file, "ro", wanted, run, *(tag or ())) for run in runs)
     except sqlite3.Error:
         return False
 

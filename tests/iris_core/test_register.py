@@ -328,6 +328,19 @@ def champion(small: SmallExperiment) -> int:
     return client_of(small).get_model_version_by_alias("small", "champion").version
 
 
+def test_back_from_a_recipe_that_was_left_half_way_the_experiment_is_finished_again(root):
+    small = SmallExperiment(root, [0.3])
+    specs = [small.initial(), *small.iterations()]
+    longer = SmallExperiment(root, [0.3, 0.4])
+    for spec in (*specs, longer.initial(), longer.iterations()[0]):
+        do(small, spec)
+    assert runs(small)["small"].info.status == "RUNNING"
+    for spec in specs:
+        do(small, spec)
+    assert {run.info.status for run in runs(small).values()} == {"FINISHED"}
+    assert all(do(small, spec).reused for spec in specs)
+
+
 def test_the_last_of_the_demo_is_champion(root):
     """Its kind of numbers: the miniature's average falls from the first iteration on, exact match rises."""
     exact = [0.0, 0.25, 0.375, 0.5]
