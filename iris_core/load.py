@@ -22,6 +22,7 @@ from iris_core.common.errors import ConfigError, ModelError
 from iris_core.common.redaction import redact
 from iris_core.modeling import loading
 from iris_core.store import Artifact, Policy
+from iris_core.uris import sqlite_file
 
 ADAPTER_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -73,6 +74,10 @@ def version_tags(uri: str, tracking_uri: str) -> dict[str, str]:
     """
     from mlflow.exceptions import MlflowException
 
+    if tracking_uri.startswith("sqlite:") and not (file := sqlite_file(tracking_uri)).exists():
+        raise ConfigError(
+            f"tracking_uri: there is no database {file.absolute()}: correct the path (the report names it)"
+        )
     client = tracking.connect(tracking_uri)
     with tracking.service_errors(tracking_uri):
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from iris_core import tracking
 from iris_core.common.uris import redact
 from iris_core.execution.stage import main
-from iris_core.pipeline.specs import PublishSpec
+from iris_core.pipeline.specs import PUBLISHED, PublishSpec
 from iris_core.store import Outcome
 from iris_core.tracking.client import Client
 
@@ -21,6 +21,7 @@ def publish(spec: PublishSpec, out: Path) -> Outcome:
     with tracking.service_errors(spec.tracking_uri):
         for file in spec.files:
             client.log_artifact(spec.run_id, str(file.path))
+        client.set_tag(spec.run_id, PUBLISHED, spec.key())
         link = page_of(client, spec.run_id, spec.files[0].path.name)
     return Outcome(outputs={}, metrics={"run_id": spec.run_id, "link": link})
 

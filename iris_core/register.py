@@ -24,12 +24,12 @@ from mlflow.utils.git_utils import get_git_commit
 
 from iris_core import tracking
 from iris_core.common.digest import json_digest
-from iris_core.common.files import write_atomic
+from iris_core.common.files import seal, write_atomic
 from iris_core.common.redaction import redact
 from iris_core.execution.stage import main
 from iris_core.pipeline.lineage import content_key, describe, spread, version_tags, warnings_of
 from iris_core.pipeline.specs import RegisterSpec
-from iris_core.store import Manifest, Outcome, named_manifest
+from iris_core.store import Artifact, Manifest, Outcome, named_manifest
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
 from iris_core.tracking.connection import flatten
@@ -84,9 +84,15 @@ class Record:
 
 
 def register(spec: RegisterSpec, out: Path) -> Outcome:
-    """Logs the iteration, registers its model and lets it challenge the champion."""
+    """Logs the iteration, registers its model and lets it challenge the champion.
+
+    Raises:
+        StoreError: what a stage behind it has left is gone or has changed.
+    """
     manifests = read_stages(spec)
-    measures = measures_of(manifests, spec.pairs.path)
+    measures = measures_of(manifests, spec.pairs.intact())
+    if spec.policy.adapter:
+        spec.policy.adapter.intact()
     client = tracking.connect(spec.tracking_uri, spec.patience)
     with tracking.service_errors(spec.tracking_uri):
         record = claim_runs(client, spec, manifests, out)
@@ -167,8 +173,8 @@ def log_inputs(record: Record) -> None:
         for age, artifact in enumerate(trained.spec["synthetic"])
     ]
     for name, artifact, profile in inputs:
-        path, digest = Path(artifact["path"]), artifact["digest"]
-        log_dataset(client, record.child, name, path, digest, profile)
+        data = Artifact(**artifact)
+        log_dataset(client, record.child, name, data.intact(), data.digest, profile)
 
 
 def log_artifacts(record: Record, measures: Measures) -> None:
@@ -180,12 +186,13 @@ def log_artifacts(record: Record, measures: Measures) -> None:
         for name, manifest in record.manifests.items():
             text = redact(manifest.model_dump_json(indent=1))
             (folder / "manifests" / f"{name}.json").write_text(text, encoding="utf-8")
-        (folder / registry.MEASURES).write_text(measures.model_dump_json(), encoding="utf-8")
+        sealed = seal(measures.model_dump(mode="json"))
+        (folder / registry.MEASURES).write_text(sealed, encoding="utf-8")
         log_files(record.client, record.child, folder, base=folder)
         record.client.log_artifact(record.parent, str(folder / "recipe.yaml"))
     for stage, output in (("evaluate", "scores"), ("evaluate", "heldout"), ("train", "history")):
         if stage in record.manifests and output in record.manifests[stage].outputs:
-            path = record.manifests[stage].artifact(output).path
+            path = record.manifests[stage].artifact(output).intact()
             log_files(record.client, record.child, path)
 
 
@@ -226,7 +233,7 @@ def log_metrics(record: Record, model_id: str | None) -> None:
     numbers = iteration_metrics(record.manifests)
     child = points(numbers, 0, record.ended, model_id)
     if "train" in record.manifests:
-        child += history_points(record.manifests["train"].artifact("history").path)
+        child += history_points(record.manifests["train"].artifact("history").intact())
     log_points(record.client, record.child, child)
     log_points(record.client, record.parent, points(numbers, record.step, record.ended))
 
@@ -272,6 +279,7 @@ def finish(record: Record) -> None:
         client.set_terminated(record.parent, "FINISHED", ended)
     for name, tags in ((spec.experiment, PARENT), (run_name(spec.iteration), record.tags)):
         claim_run(client, record.experiment, name, tags, record.ended)
+    client.set_tag(record.child, *spec.recorded)
 
 
 def loop_end(record: Record) -> int | None:

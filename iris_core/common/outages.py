@@ -8,8 +8,10 @@ The first failure is said at once, then once a minute, in the log and to the pro
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from iris_core.common import progress
@@ -18,6 +20,7 @@ from iris_core.common.errors import OutageError, ServiceError
 FIRST_PAUSE_S = 0.1  # a reply that was lost costs no more
 LONGEST_PAUSE_S = 15.0
 SAY_EVERY_S = 60.0
+SLOW_S = 30.0  # that an answer may take before it is said
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,6 +60,18 @@ def wait_out(patience: float, step: Callable[[], T]) -> T:
             if failed is not None:
                 log.info("it answers again after %.0f s", time.monotonic() - failed)
             return found
+
+
+@contextmanager
+def said_if_slow(text: str) -> Iterator[None]:
+    """Says `text` once where the block takes long: a server that accepts and is silent holds a request for minutes."""
+    timer = threading.Timer(SLOW_S, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def tell(text: str) -> None:

@@ -82,7 +82,7 @@ class Prepared(Strict):
     @classmethod
     def of(cls, manifest: Manifest) -> Prepared:
         """From the manifest of the stage `prepare`."""
-        found = json.loads(manifest.artifact("model").path.read_text())
+        found = json.loads(manifest.artifact("model").intact().read_text())
         model = Artifact(path=Path(found["path"]), digest=found["digest"])
         return cls(
             initial=Policy(model=model),

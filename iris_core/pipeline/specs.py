@@ -6,6 +6,7 @@ import datetime
 from typing import ClassVar, Literal
 
 from iris_core import tracking
+from iris_core.common.digest import json_digest
 from iris_core.common.strict import Strict
 from iris_core.config import (
     DataPart,
@@ -23,6 +24,8 @@ from iris_core.config.rules import ModelName, TrackingUri
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.store import Artifact, Manifest, Policy, Spec
+
+PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is kept with it
 
 
 class PrepareSpec(Spec):
@@ -174,9 +177,14 @@ class RegisterSpec(Spec):
     identity: Literal["v2"] = "v2"
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
-        """Whether MLflow still has the runs."""
-        runs = [manifest.metrics["run_id"], manifest.metrics["parent_run_id"]]
-        return tracking.holds(self.tracking_uri, runs)
+        """Whether MLflow still has the runs, and no other recipe was recorded there since."""
+        run, parent = manifest.metrics["run_id"], manifest.metrics["parent_run_id"]
+        return tracking.holds(self.tracking_uri, [parent]) and tracking.holds(self.tracking_uri, [run], self.recorded)
+
+    @property
+    def recorded(self) -> tuple[str, str]:
+        """The tag, name and value, of a run in which all of this is."""
+        return "iris.recipe", json_digest(self.recipe)
 
 
 class PublishSpec(Spec):
@@ -191,5 +199,5 @@ class PublishSpec(Spec):
     files: list[Artifact]
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
-        """Whether MLflow still has the run."""
-        return tracking.holds(self.tracking_uri, [self.run_id])
+        """Whether MLflow still has the run, and nothing was kept with it since."""
+        return tracking.holds(self.tracking_uri, [self.run_id], (PUBLISHED, self.key()))

@@ -136,7 +136,7 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
 
 def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
     """The numbers in the held-out tables of one stage, a run a seed: columns of shape [seeds, prompts]."""
-    tables = [pq.read_table(manifest.artifact("heldout").path) for manifest in manifests]
+    tables = [pq.read_table(manifest.artifact("heldout").intact()) for manifest in manifests]
     numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
     return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}
 

@@ -130,7 +130,7 @@ def steps(store: Store) -> dict[str, Any]:
         trained = store.manifest(f"iteration-{t}/train")
         assert trained is not None
         starts.append(len(lines))
-        history = trained.artifact("history").path.read_text(encoding="utf-8")
+        history = trained.artifact("history").intact().read_text(encoding="utf-8")
         lines += [json.loads(line) for line in history.splitlines()]
     names = sorted({name for line in lines for name in line} - {"time"})
     return {
@@ -174,8 +174,8 @@ def sampled(store: Store) -> list[dict[str, Any]]:
     prepared = store.manifest("prepare")
     if prepared is None or made[0] is None or made[1] is None:
         return []
-    before, after = (_responses(manifest.artifact("responses").path) for manifest in made if manifest)
-    pairs = parquet.read_table(prepared.artifact("pairs").path).to_pylist()
+    before, after = (_responses(manifest.artifact("responses").intact()) for manifest in made if manifest)
+    pairs = parquet.read_table(prepared.artifact("pairs").intact()).to_pylist()
     shown = [pair for pair in pairs if pair["split"] == "heldout" and pair["prompt_id"] in before.keys() & after.keys()]
     return [
         {
@@ -294,7 +294,7 @@ def _correct(manifest: Manifest | None) -> dict[str, bool]:
     """Whether each held-out prompt was answered exactly."""
     if manifest is None or "heldout" not in manifest.outputs:
         return {}
-    table = parquet.read_table(manifest.artifact("heldout").path, columns=["prompt", "correct"])
+    table = parquet.read_table(manifest.artifact("heldout").intact(), columns=["prompt", "correct"])
     return {row["prompt"]: row["correct"] for row in table.to_pylist()}
 
 

@@ -288,7 +288,7 @@ def _answers(manifest: Manifest | None) -> dict[str, dict[str, str]]:
         return {}
     import pyarrow.parquet as parquet  # only here: the table needs the standard library alone
 
-    table = parquet.read_table(manifest.artifact("heldout").path)
+    table = parquet.read_table(manifest.artifact("heldout").intact())
     return {row["prompt"]: row for row in table.to_pylist()}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from iris_core.common.digest import file_digest, folder_digest, model_digest
+from iris_core.common.errors import StoreError
 from iris_core.common.strict import Strict
 
 
@@ -22,6 +23,16 @@ class Artifact(Strict):
             return cls(path=path, digest=file_digest(path))
         is_model = any(path.glob("*.safetensors"))
         return cls(path=path, digest=model_digest(path) if is_model else folder_digest(path))
+
+    def intact(self) -> Path:
+        """`path`, to read what lies there.
+
+        Raises:
+            StoreError: it is gone, or no longer has the content that the digest is of.
+        """
+        if not self.holds():
+            raise StoreError(f"{self.path} is missing or has changed since it was written: run again")
+        return self.path
 
     def holds(self) -> bool:
         """Whether what lies at `path` still has the content that the digest is of."""

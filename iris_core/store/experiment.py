@@ -14,6 +14,7 @@ from iris_core.store.manifest import Manifest, read_manifest
 from iris_core.store.spec import Spec
 
 IDENTITY = "experiment.json"
+OBJECTS = "objects"  # the folder of all stages' folders
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +32,21 @@ class Store:
         self.home = self.root / experiment
 
     def check(self) -> None:
-        """Makes the experiment's folder.
+        """Makes the experiment's folder, and that of the stages, which may be a link to another disk.
 
         Raises:
-            StoreError: it cannot be written, or its disk is full.
+            StoreError: one cannot be written, or its disk is full.
         """
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.home, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise StoreError(
-                f"store: cannot write {self.home} ({error.strerror}): set `store` to another folder"
-            ) from error
-        check_free_space(self.home)
+        for folder in (self.home, self.root / OBJECTS):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(folder, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            except OSError as error:
+                raise StoreError(
+                    f"store: cannot write {folder} ({error.strerror}): set `store` to another folder"
+                ) from error
+            check_free_space(folder)
 
     def claim(self, identity: dict[str, str]) -> None:
         """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
@@ -72,7 +74,7 @@ class Store:
 
     def folder(self, spec: Spec) -> Path:
         """Where the output of `spec` lies or will lie."""
-        return self.root / "objects" / f"{spec.stage}-{spec.key()[:16]}"
+        return self.root / OBJECTS / f"{spec.stage}-{spec.key()[:16]}"
 
     def link(self, place: str, folder: Path) -> None:
         """Makes `<experiment>/<place>` (as in "iteration-0/train") lead to a stage's folder."""

@@ -84,6 +84,4 @@ def named_manifest(file: Artifact) -> Manifest:
     Raises:
         StoreError: it is gone or is another one.
     """
-    if not file.holds():
-        raise StoreError(f"{file.path} is missing or has changed since it was written: run again")
-    return require_manifest(file.path.parent)
+    return require_manifest(file.intact().parent)

@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from iris_core.common.outages import wait_out
+from iris_core.common.outages import said_if_slow, wait_out
+from iris_core.common.redaction import redact
 from iris_core.tracking.connection import outage
 
 P = ParamSpec("P")
@@ -48,6 +49,14 @@ SETS = (
     "set_tag",
     "set_terminated",
     "update_run",
+)
+MAKES = (
+    "create_experiment",
+    "create_logged_model",
+    "create_model_version",
+    "create_registered_model",
+    "create_run",
+    "log_outputs",
 )
 
 
@@ -89,5 +98,19 @@ def repeatable(
     return run
 
 
+def _said_if_slow(
+    call: Callable[Concatenate[Client, P], R],
+) -> Callable[Concatenate[Client, P], R]:
+    @functools.wraps(call)
+    def run(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        silent = f"tracking.uri: MLflow at {redact(client.tracking_uri)} has not answered yet: waiting for it"
+        with said_if_slow(silent):
+            return call(client, *args, **kwargs)
+
+    return run
+
+
 for _name in READS + SETS:
-    setattr(Client, _name, repeatable(getattr(MlflowClient, _name)))
+    setattr(Client, _name, repeatable(_said_if_slow(getattr(MlflowClient, _name))))
+for _name in MAKES:
+    setattr(Client, _name, _said_if_slow(getattr(MlflowClient, _name)))

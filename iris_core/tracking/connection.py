@@ -9,12 +9,13 @@ server that fails, a database that is locked) is a ServiceError; what a person m
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +100,8 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
     return ServiceError(f"tracking.uri: MLflow at {redact(uri)} failed ({cause[:300]}): {_remedy(uri)}")
 
 
-def holds(uri: str, runs: Sequence[str]) -> bool:
-    """Whether MLflow at `uri` still has `runs`, none of them deleted.
+def holds(uri: str, runs: Sequence[str], tag: tuple[str, str] | None = None) -> bool:
+    """Whether MLflow at `uri` still has `runs`, none of them deleted, none with another value of `tag` (name and value).
 
     A model version that is gone does not count: old ones are deleted on purpose, and would come back as the latest. Where
     only MLflow itself can ask (databases other than SQLite), it is taken to have lost the runs: to record the same once
@@ -110,8 +111,8 @@ def holds(uri: str, runs: Sequence[str]) -> bool:
         ServiceError: the server does not answer, or the database is locked.
     """
     if uri.startswith("sqlite:"):
-        return _database_holds(sqlite_file(uri), runs)
-    return uri.startswith("http") and all(_server_holds(uri, run) for run in runs)
+        return _database_holds(sqlite_file(uri), runs, tag)
+    return uri.startswith("http") and all(_server_holds(uri, run, tag) for run in runs)
 
 
 def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET") -> httpx.Response:
@@ -128,21 +129,45 @@ def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET")
     )
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     login = httpx.BasicAuth(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    request = functools.partial(
+        httpx.request,
+        method,
+        f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
+        params=params if method == "GET" else None,
+        json=None if method == "GET" else params,
+        headers=headers,
+        auth=login,
+        timeout=CHECK_TIMEOUT_S,
+        verify=not insecure,
+    )
     try:
-        return httpx.request(
-            method,
-            f"{uri.rstrip('/')}/api/2.0/mlflow/{endpoint}",
-            params=params if method == "GET" else None,
-            json=None if method == "GET" else params,
-            headers=headers,
-            auth=login,
-            timeout=CHECK_TIMEOUT_S,
-            verify=not insecure,
-        )
+        return _although_replies_are_lost(request)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
             f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
         ) from error
+
+
+def _although_replies_are_lost(request: Callable[[], httpx.Response]) -> httpx.Response:
+    """The answer to `request`, which may be repeated; where a server hangs up without one, it is asked again, twice."""
+    for _ in range(2):
+        try:
+            return request()
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            continue
+    return request()
+
+
+def answered(uri: str, answer: httpx.Response, name: str) -> dict[str, Any]:
+    """The object called `name` in what the MLflow server at `uri` answered.
+
+    Raises:
+        ServiceError: there is none: a proxy or a login page answered in its place.
+    """
+    try:
+        return dict(answer.json()[name])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ServiceError(_no_mlflow(uri, answer)) from error
 
 
 def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any, ...]]:
@@ -247,19 +272,28 @@ def _check_server(uri: str) -> None:
         raise _refused_login(uri, answer.status_code)
     if answer.status_code >= 500 or not _is_mlflow(answer):
         kind = ConfigError if answer.status_code == 404 else ServiceError
-        raise kind(
-            f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): {_remedy(uri)}"
-        )
+        raise kind(_no_mlflow(uri, answer))
 
 
-def _server_holds(uri: str, run: str) -> bool:
+def _no_mlflow(uri: str, answer: httpx.Response) -> str:
+    return (
+        f"tracking.uri: what answers at {redact(uri)} is not a working MLflow server (status {answer.status_code}): "
+        f"{_remedy(uri)}"
+    )
+
+
+def _server_holds(uri: str, run: str, tag: tuple[str, str] | None) -> bool:
     """As `holds`. What is refused counts as lost: recording it again gives the right complaint."""
     answer = ask(uri, "runs/get", {"run_id": run})
     if answer.status_code in AWAY:
         raise ServiceError(
             f"tracking.uri: MLflow at {redact(uri)} failed (status {answer.status_code}): {_remedy(uri)}"
         )
-    return answer.is_success and answer.json()["run"]["info"]["lifecycle_stage"] == "active"
+    if not answer.is_success:
+        return False
+    held = answered(uri, answer, "run")
+    tags = {each["key"]: each["value"] for each in held.get("data", {}).get("tags", [])}
+    return held["info"]["lifecycle_stage"] == "active" and (tag is None or tags.get(tag[0], tag[1]) == tag[1])
 
 
 def _is_mlflow(answer: httpx.Response) -> bool:
@@ -293,7 +327,8 @@ def _check_sqlite(uri: str) -> None:
             query(file, "rw", "pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
-            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): {_remedy(uri)}"
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, and what the "
+            f"store holds is registered anew; else {_remedy(uri)}"
         ) from error
 
 
@@ -302,11 +337,13 @@ def _opened(file: Path, mode: str) -> str:
     return f"{file.absolute().as_uri()}?mode={mode}"
 
 
-def _database_holds(file: Path, runs: Sequence[str]) -> bool:
-    """As `holds`, by the table that MLflow keeps them in; a missing file or table holds nothing."""
+def _database_holds(file: Path, runs: Sequence[str], tag: tuple[str, str] | None) -> bool:
+    """As `holds`, by the tables that MLflow keeps them in; a missing file or table holds nothing."""
     wanted = "select 1 from runs where run_uuid = ? and lifecycle_stage = 'active'"
+    if tag:
+        wanted += " and not exists (select 1 from tags where run_uuid = runs.run_uuid and key = ? and value <> ?)"
     try:
-        return all(query(file, "ro", wanted, run) for run in runs)
+        return all(query(file, "ro", wanted, run, *(tag or ())) for run in runs)
     except sqlite3.Error:
         return False
 

@@ -135,7 +135,7 @@ def _average(evaluated: Manifest | None) -> Measure | None:
     names = sorted(evaluated.metrics.get("benchmarks", {})) if evaluated else []
     if evaluated is None or not names:
         return None
-    folder = evaluated.artifact("scores").path
+    folder = evaluated.artifact("scores").intact()
     records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     if any(record["label"] for record in records):
         return None
@@ -147,7 +147,7 @@ def _average(evaluated: Manifest | None) -> Measure | None:
 def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:
     if evaluated is None or "heldout" not in evaluated.outputs:
         return None
-    table = parquet.read_table(evaluated.artifact("heldout").path, columns=["prompt_id", "annotated", "correct"])
+    table = parquet.read_table(evaluated.artifact("heldout").intact(), columns=["prompt_id", "annotated", "correct"])
     rows = sorted(table.to_pylist(), key=lambda row: (row["prompt_id"], row["annotated"]))
     settings = exact_match_settings(evaluated) | {"pairs": heldout}
     return _measure(settings, {"heldout": [float(row["correct"]) for row in rows]})
@@ -156,7 +156,7 @@ def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:
 def _logprob(trained: Manifest | None, column: str, heldout: str) -> Measure | None:
     if trained is None or "heldout" not in trained.outputs:
         return None
-    table = parquet.read_table(trained.artifact("heldout").path, columns=[column, "annotated_tokens"])
+    table = parquet.read_table(trained.artifact("heldout").intact(), columns=[column, "annotated_tokens"])
     settings = logprob_settings(trained) | {"pairs": heldout}
     return _measure(settings, {"heldout": table[column].to_pylist()}, table["annotated_tokens"].to_pylist())
 

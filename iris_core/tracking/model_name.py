@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from iris_core.common.errors import ConfigError, ServiceError
 from iris_core.common.uris import redact, sqlite_file
-from iris_core.tracking.connection import AWAY, ask, query
+from iris_core.tracking.connection import AWAY, answered, ask, query
 
 KEY = "iris.key"  # the tag of every version that IRIS makes
 OURS = ("iris", "self-play")  # the tag of every registered model that IRIS makes
 PROMPT = "mlflow.prompt.is_prompt"
+DELETED = "Deleted_Internal"  # the stage of a version that was deleted, whose row SQLite keeps
 REMEDY = "give another name"
 
 
@@ -59,7 +60,8 @@ def _in_database(uri: str, name: str) -> Registered | None:
         if not query(file, "ro", "select 1 from registered_models where name = ?", name):
             return None
         tags = query(file, "ro", "select key, value from registered_model_tags where name = ?", name)
-        versions = query(file, "ro", "select version from model_versions where name = ?", name)
+        live = "select version from model_versions where name = ? and current_stage != ?"
+        versions = query(file, "ro", live, name, DELETED)
         ours = f"select 1 from model_version_tags where name = ? and key = '{KEY}' limit 1"
         return Registered(dict(tags), bool(versions), bool(query(file, "ro", ours, name)))
     except sqlite3.Error:
@@ -71,7 +73,7 @@ def _on_server(uri: str, name: str) -> Registered | None:
     _raise_for_status(uri, name, answer.status_code, "read")
     if not answer.is_success:
         return None
-    model = answer.json()["registered_model"]
+    model = answered(uri, answer, "registered_model")
     latest = model.get("latest_versions", [])
     tags = {tag["key"]: tag.get("value", "") for tag in model.get("tags", [])}
     ours = any(tag["key"] == KEY for version in latest for tag in version.get("tags", []))

@@ -23,6 +23,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from iris_core.common.files import read_sealed
 from iris_core.store import Artifact, Policy
 from iris_core.tracking.champion import CHAMPION, FORMER, Verdict, again, challenge, first_champion
 from iris_core.tracking.client import Client, repeatable
@@ -149,18 +150,30 @@ def weights_of(version: ModelVersion) -> str:
 
 
 def read_measures(client: Client, version: ModelVersion) -> Measures | None:
-    """What a version scored, from its run; None where that is gone, or was never there."""
+    """What a version scored, from its run; None where that is gone or damaged, or was never there."""
     run = version.tags.get(RUN)
-    try:
-        if run is None or MEASURES not in {item.path for item in client.list_artifacts(run)}:
-            return None
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    if run is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(client.download_artifacts(run, MEASURES, folder))
-        return Measures.model_validate_json(file.read_text(encoding="utf-8"))
+        try:
+            if MEASURES in {item.path for item in client.list_artifacts(run)}:
+                client.download_artifacts(run, MEASURES, folder)
+        except FileNotFoundError:  # a dead link
+            return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return _measures_in(Path(folder) / MEASURES)
+
+
+def _measures_in(file: Path) -> Measures | None:
+    """The measures in `file`; None where it is missing or damaged. Those of earlier versions have no digest of themselves."""
+    content = read_sealed(file)
+    try:
+        return Measures.model_validate_json(file.read_text("utf-8")) if content is None else Measures(**content)
+    except (OSError, ValueError):  # with a digest that is not its own it is no measures either
+        return None
 
 
 def _challenge(client: Client, version: ModelVersion, champion: ModelVersion | None, measures: Measures) -> Verdict:

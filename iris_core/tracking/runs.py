@@ -157,9 +157,12 @@ def log_dataset(
 
 
 def points(metrics: Mapping[str, Any], step: int, milliseconds: int, model_id: str | None = None) -> list[Metric]:
-    """`metrics` as MLflow points of one step; what is not a number is left out."""
+    """`metrics` as MLflow points of one step; what is not a number is left out.
+
+    MLflow's database gives −0.0 back as 0.0, so that is what it is given.
+    """
     return [
-        Metric(name, float(value), milliseconds, step, model_id=model_id)
+        Metric(name, float(value) + 0.0, milliseconds, step, model_id=model_id)
         for name, value in metrics.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]

@@ -204,3 +204,9 @@ def test_no_uri_and_no_server(monkeypatch):
         load_model("models:/small@champion")
     with pytest.raises(ServiceError, match="no MLflow server answers at http://127.0.0.1:9"):
         load_model("models:/small@champion", "http://127.0.0.1:9")
+
+
+def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path):
+    with pytest.raises(ConfigError, match=f"tracking_uri: there is no database {tmp_path}/typo/mlflow.db: correct"):
+        version_tags("models:/small@champion", f"sqlite:///{tmp_path}/typo/mlflow.db")
+    assert not list(tmp_path.iterdir())

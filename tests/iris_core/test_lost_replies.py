@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from iris_core import tracking
+from iris_core.common import outages
 from iris_core.common.errors import ConfigError, OutageError, ServiceError
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.register import register
 from iris_core.store import Manifest, read_manifest, run_stage
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
-from iris_core.tracking.runs import claim_run
+from iris_core.tracking.runs import claim_run, log_points, points
 from tests.iris_core.small_experiment import SmallExperiment
 from tests.lossy_proxy import LossyProxy, Request, lossy_proxy
 
@@ -220,3 +221,37 @@ def test_empty_doubles_of_an_earlier_lost_reply_go(tmp_path):
     client.log_param(made[1].info.run_id, "order", "2")
     assert claim_run(client, "0", "x", {"iris.key": "a"}, 4000) == made[1].info.run_id
     assert [run.info.run_id for run in client.search_runs(["0"])] == [made[1].info.run_id]
+
+
+@pytest.mark.parametrize("call", ["search_runs", "create_run"])
+def test_a_server_that_is_silent_is_named_before_the_request_ends(proxy, monkeypatch, caplog, call):
+    monkeypatch.setattr(outages, "SLOW_S", 0.1)
+    client = tracking.connect(proxy.uri, 600.0)
+
+    def hold(request: Request) -> None:
+        """Keeps the request until the silence was said, or for 30 s."""
+        for _ in range(600):
+            if "has not answered yet" not in caplog.text:
+                time.sleep(0.05)
+
+    proxy.refuses = hold
+    getattr(client, call)("0" if call == "create_run" else ["0"])
+    assert f"MLflow at {proxy.uri} has not answered yet: waiting for it" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_check_asks_again_where_a_reply_is_lost(proxy, lost):
+    before = len(proxy.seen)
+    proxy.loses = lambda request: len(proxy.seen) - before <= lost
+    tracking.check(proxy.uri)
+    assert [request.path for request in proxy.seen[before : before + lost + 1]] == [proxy.seen[before].path] * (
+        lost + 1
+    )
+
+
+def test_a_point_is_logged_once_although_the_database_has_no_negative_zero(mlflow_server):
+    client = tracking.connect(mlflow_server, 0.0)
+    run = client.create_run("0").info.run_id
+    assert log_points(client, run, points({"loss": -0.0}, step=1, milliseconds=1)) == 1
+    assert log_points(client, run, points({"loss": -0.0}, step=1, milliseconds=2)) == 0
+    assert [metric.timestamp for metric in client.get_metric_history(run, "loss")] == [1]

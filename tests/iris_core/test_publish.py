@@ -35,5 +35,15 @@ def test_the_report_is_a_file_of_the_parent_run(mlflow_server, tmp_path, served)
     page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
     assert manifest.metrics["link"] == (page if served else None)
     assert run_stage(asked, small.store.folder(asked), publish).reused
+
+    later = tmp_path / "later" / "report.html"
+    later.parent.mkdir()
+    for name in ("report.html", "report.json"):
+        later.with_name(name).write_text("a later report")
+    other = plan.publish_spec(small.experiment, registered["parent_run_id"], later)
+    run_stage(other, small.store.folder(other), publish)
+    assert not run_stage(asked, small.store.folder(asked), publish).reused  # the first one again
+    kept = client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))
+    assert Path(kept).read_text() == report.read_text()
     client.delete_run(run.info.run_id)
     assert not asked.kept_elsewhere(manifest)

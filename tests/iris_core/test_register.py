@@ -18,12 +18,13 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
 from iris_core import tracking
-from iris_core.common.errors import ServiceError
+from iris_core.common.errors import ServiceError, StoreError
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.register import register
 from iris_core.store import Artifact, Manifest, read_manifest, run_stage
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
+from tests.iris_core.damage import DAMAGES, damage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 
@@ -229,6 +230,22 @@ def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, w
     assert len(client.get_metric_history(manifest.metrics["parent_run_id"], "gap")) == 1
 
 
+@pytest.mark.parametrize(("name", "kind"), [
+    ("train/adapter/adapter_model.safetensors", "flipped"), ("train/history.jsonl", "cut"), ("train/heldout.parquet", "empty"),
+    ("evaluate/scores/gsm8k.json", "flipped"), ("evaluate/heldout.parquet", "missing"), ("generate/responses/0.parquet", "missing"),
+])  # fmt: skip
+def test_what_has_changed_since_its_stage_wrote_it_is_not_registered(root, name, kind):
+    small = SmallExperiment(root, [0.3])
+    [spec] = small.iterations()
+    stage, _, file = name.partition("/")
+    made = small.store.manifest(f"iteration-0/{stage}")
+    assert made is not None
+    damage(made.folder / file, kind)
+    with pytest.raises(StoreError, match=f"{stage}-.* has changed since it was written: run again"):
+        do(small, spec)
+    assert not registry.versions(tracking.connect(spec.tracking_uri), "small")
+
+
 def test_killed_during_the_upload_fills_the_same_model(root, monkeypatch):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
@@ -308,6 +325,19 @@ def notes_of(small: SmallExperiment) -> list[str]:
 
 def champion(small: SmallExperiment) -> int:
     return client_of(small).get_model_version_by_alias("small", "champion").version
+
+
+def test_back_from_a_recipe_that_was_left_half_way_the_experiment_is_finished_again(root):
+    small = SmallExperiment(root, [0.3])
+    specs = [small.initial(), *small.iterations()]
+    longer = SmallExperiment(root, [0.3, 0.4])
+    for spec in (*specs, longer.initial(), longer.iterations()[0]):
+        do(small, spec)
+    assert runs(small)["small"].info.status == "RUNNING"
+    for spec in specs:
+        do(small, spec)
+    assert {run.info.status for run in runs(small).values()} == {"FINISHED"}
+    assert all(do(small, spec).reused for spec in specs)
 
 
 def test_the_last_of_the_demo_is_champion(root):
@@ -507,12 +537,14 @@ def test_the_parent_shows_data_source_and_models(finished):
         assert run.data.tags["mlflow.source.git.commit"] == commit
 
 
-def test_a_champion_whose_measures_are_gone_stays(root):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_champion_whose_measures_are_gone_or_damaged_stays(root, kind):
     small = SmallExperiment(root, [0.3, 0.3])
     specs = [small.initial(), *small.iterations()]
     for spec in specs[:2]:
         do(small, spec)
-    shutil.rmtree(root / "store" / "mlflow-artifacts")
+    for measures in (root / "store" / "mlflow-artifacts").rglob("measures.json"):
+        damage(measures, kind)
     do(small, specs[2])
     assert champion(small) == 2
     assert notes_of(small)[2].startswith(

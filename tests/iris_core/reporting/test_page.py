@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from iris_core.common.errors import StoreError
 from iris_core.reporting import figures
 from iris_core.reporting.content import sentence, tiles
 from iris_core.reporting.page import write_report
 from iris_core.reporting.summary import Interval, Row
+from tests.iris_core.damage import damage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -250,3 +252,16 @@ def test_the_report_names_the_objective_that_was_trained(tmp_path):
         page = " ".join(write_report(small.store).read_text().split())
         assert words in page
         assert ("our reconstruction" in page) == (name == "iris")
+
+
+@pytest.mark.parametrize("name", ["train/history.jsonl", "evaluate/heldout.parquet"])
+def test_what_has_changed_since_its_stage_wrote_it_is_not_reported(tmp_path, name):
+    small = SmallExperiment(tmp_path, [0.3])
+    small.initial()
+    small.iterations()
+    stage, _, file = name.partition("/")
+    made = small.store.manifest(f"iteration-0/{stage}")
+    assert made is not None
+    damage(made.folder / file, "flipped")
+    with pytest.raises(StoreError, match=f"{file} is missing or has changed .*: run again"):
+        write_report(small.store)

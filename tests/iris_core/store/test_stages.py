@@ -159,6 +159,15 @@ def test_a_full_disk_is_named_before_work_begins(spec, tmp_path, monkeypatch):
         run_stage(spec, tmp_path / "out", never)
 
 
+@pytest.mark.parametrize("kind", ["file", "dead link"])
+@pytest.mark.parametrize("name", ["mine", "objects"])
+def test_a_store_without_its_folders_is_refused(tmp_path, name, kind):
+    place = tmp_path / name
+    place.symlink_to("no-disk") if kind == "dead link" else place.write_text("a file")
+    with pytest.raises(StoreError, match=f"store: cannot write .*/{name} .File exists.: set `store`"):
+        Store(tmp_path, "mine").check()
+
+
 def test_a_store_of_another_experiment_is_refused(tmp_path):
     Store(tmp_path, "mine").claim({"model": "a", "data": "b"})
     Store(tmp_path, "mine").claim({"model": "a", "data": "b"})

@@ -98,7 +98,7 @@ def test_a_password_in_the_uri_is_refused_and_not_repeated(uri):
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "mlflow.db").write_text("not a database " * 100)
-    with pytest.raises(ConfigError, match="cannot be used as a SQLite database"):
+    with pytest.raises(ConfigError, match="cannot be used as a SQLite database .*: move it away"):
         tracking.check(f"sqlite:///{tmp_path}/mlflow.db")
 
 

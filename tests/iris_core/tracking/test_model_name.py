@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -27,6 +29,32 @@ def proxy(mlflow_server: str) -> Iterator[LossyProxy]:
         yield proxy
 
 
+class Page(ThreadingHTTPServer):
+    """Answers everything with the same page, as a proxy that wants a login does."""
+
+    body = b""
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Page
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with Page(("127.0.0.1", 0), Answer) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        yield page
+        page.shutdown()
+
+
 def fill(uri: str) -> Client:
     """One name of each kind; made once for each place."""
     client = tracking.connect(uri, 0.0)
@@ -39,6 +67,9 @@ def fill(uri: str) -> Client:
         for name, tags in (("foreign", {}), ("mixed", {KEY: "a"})):
             client.create_registered_model(name)
             client.create_model_version(name, source, run, tags)
+        made = client.create_registered_model("emptied")
+        version = client.create_model_version(made.name, source, run)
+        client.delete_model_version(made.name, version.version)
         client.register_prompt("prompt", "Say {{what}}")
     return client
 
@@ -47,7 +78,7 @@ def fill(uri: str) -> Client:
 def test_only_what_can_take_versions_is_accepted(mlflow_server, database, served):
     uri = mlflow_server if served else database
     fill(uri)
-    for name in ("nothing", "empty", "ours", "mixed"):
+    for name in ("nothing", "empty", "emptied", "ours", "mixed"):
         check_registered_model(uri, name)
     with pytest.raises(
         ConfigError,
@@ -76,3 +107,12 @@ def test_a_model_that_may_not_be_written_is_named(proxy, method, what):
     proxy.refuses = lambda request: 502
     with pytest.raises(ServiceError, match="status 502"):
         check_registered_model(proxy.uri, "ours")
+
+
+@pytest.mark.parametrize("body", [b"<html>sign in</html>", b"", b"{}", b"[]", b'{"run": {'])
+def test_a_page_in_the_place_of_mlflow_is_named(page, body):
+    page.body = body
+    uri = f"http://127.0.0.1:{page.server_port}"
+    for ask in (lambda: check_registered_model(uri, "ours"), lambda: tracking.holds(uri, ["a"])):
+        with pytest.raises(ServiceError, match=r"is not a working MLflow server .status 200.: start"):
+            ask()
