@@ -23,8 +23,9 @@ export VLLM_NO_USAGE_STATS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test bench lint format lock up down clean
+.PHONY: help setup demo test bench lint format docs lock up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,6 +51,9 @@ lint: setup ## linter, formatter and type checker, without changing anything
 format: setup ## format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## build the documentation, with its links checked: build/docs/index.html
+	$(BIN)/mkdocs build --strict --quiet
 
 # Pins that still fit are kept; UPGRADE=1 takes the newest of everything.
 lock: setup ## resolve requirements/*.in into cpu.lock and gpu.lock
