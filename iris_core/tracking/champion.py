@@ -75,12 +75,8 @@ def first_champion(challenger: Measures, initial: bool) -> Verdict:
 
 
 def again(note: str, champion: bool) -> Verdict:
-    """The verdict of a challenge that is over, by its note, and whether the version is champion now.
-
-    A champion that a later version has replaced had won, too.
-    """
-    won = champion or note.startswith(FORMER)
-    return Verdict(won, note, compared=not note.startswith(UNCOMPARED))
+    """The verdict of a challenge that is over, by its note, and whether the version was champion then or is now."""
+    return Verdict(champion, note, compared=not note.startswith(UNCOMPARED))
 
 
 def _not_compared(reason: str) -> Verdict:

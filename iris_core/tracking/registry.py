@@ -124,7 +124,8 @@ def promote_if_better(client: Client, version: ModelVersion, measures: Measures)
     version = client.get_model_version(version.name, version.version)
     champion, note = champion_of(client, version.name), version.tags.get(NOTE, "")
     if JUDGED in version.tags:
-        return again(note, champion is not None and champion.version == version.version)
+        is_champion = champion is not None and champion.version == version.version
+        return again(note, is_champion or (champion is not None and note.startswith(FORMER)))
     verdict = _challenge(client, version, champion, measures)
     if champion is None or champion.version != version.version:
         client.set_model_version_tag(version.name, version.version, NOTE, verdict.note)

@@ -14,6 +14,8 @@ from mlflow.entities import Metric
 
 from iris_core import tracking
 from iris_core.common.errors import ConfigError, ServiceError
+from iris_core.common.redaction import redact
+from iris_core.tracking.connection import CHECK_TIMEOUT_S, flatten
 from iris_core.tracking.runs import claim_experiment, claim_run, log_params, log_points
 
 
@@ -49,7 +51,7 @@ def test_a_server_that_accepts_and_says_nothing_is_named_within_seconds():
         started = time.monotonic()
         with pytest.raises(ServiceError, match="no MLflow server answers"):
             tracking.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - started < 2 * tracking.CHECK_TIMEOUT_S
+        assert time.monotonic() - started < 2 * CHECK_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -125,11 +127,11 @@ def test_check_needs_no_mlflow():
     ],
 )
 def test_redact(text, shown):
-    assert tracking.redact(text) == shown
+    assert redact(text) == shown
 
 
 def test_flatten():
-    assert tracking.flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
+    assert flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
         "a.b": "1",
         "a.c": '[1, "x"]',
         "d": "null",
