@@ -136,12 +136,12 @@ def _run(
     log.info("opened the engine in %.1f s", time.monotonic() - started)
     for item in pending:
         record = score_benchmark(spec, lm, item, tasks.pop(item.name), settings[item.name])
-        with units.writing(_file(out, item.name)) as place:
-            place.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        with units.writing(_file(out, item.name)) as temporary:
+            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
         progress.advance(benchmark=item.name, score=record["value"], seconds=record["seconds"])
     if pairs:
-        with units.writing(out / HELDOUT) as place:
-            write_answers(place, spec, lm, pairs, batch_size)
+        with units.writing(out / HELDOUT) as temporary:
+            write_answers(temporary, spec, lm, pairs, batch_size)
         progress.advance(benchmark="held-out prompts")
 
 

@@ -118,8 +118,8 @@ def _sample_share(spec: GenerateSpec, shards: Shards, out: Path) -> None:
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
             samples = sample([pair.prompt_ids for pair in shard], seeds)
-            with units.writing(path) as place:
-                write_shard(place, shard, samples, tokenizer, spec.stop_token_ids)
+            with units.writing(path) as temporary:
+                write_shard(temporary, shard, samples, tokenizer, spec.stop_token_ids)
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def _usable(
         chat: renders and tokenizes conversations.
         setting: the setting that holds `path`, for messages.
         path: where the pairs are.
-        digest: what they are expected to hold.
+        digest: of what they held when the spec was written.
         heldout: digests of the held-out prompts (`Usable.near`), which must not be trained on.
 
     Raises:

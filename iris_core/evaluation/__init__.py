@@ -1,7 +1,7 @@
 """The ten benchmarks by lm-evaluation-harness, and answers to held-out prompts, by one engine.
 
     benchmarks    which task, how many shots, which metric
-    folder        where their data lies: `mirror` downloads it, `miniature` has a few items of our own
+    folder        where their data is: `mirror` downloads it, `miniature` has a few items of our own
     harness       tasks loaded, model opened, benchmark scored
     prefix_tree   rows of requests that share their prefixes; `prefix_lm` and `prefix_vllm` score with shared prefixes
     records       what is kept of a score, and which settings decide it

@@ -242,9 +242,9 @@ def _data_error(name: str, data: Artifact | None, error: Exception) -> IrisError
     needed = data_sets([name])
     if data is not None:
         missing = next((item for item in needed if not in_mirror(data.path, item)), needed[0])
-        place = f"data set {missing.path}, config {missing.config or 'default'}, splits {', '.join(missing.splits)}"
+        source = f"data set {missing.path}, config {missing.config or 'default'}, splits {', '.join(missing.splits)}"
         return EvaluationError(
-            f"evaluation.data_dir: {name} cannot read {data.path} ({place}): {error}. {_remedy(name, data.path)}"
+            f"evaluation.data_dir: {name} cannot read {data.path} ({source}): {error}. {_remedy(name, data.path)}"
         )
     message = f"evaluation: {name} needs {needed[0].path}, which cannot be loaded from the hub: {error}. "
     remedy = "Set evaluation.data_dir to a mirror (`python -m iris_core.mirror --out DIR` makes one) or to `miniature`"

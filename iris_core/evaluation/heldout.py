@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 
 
 def checkable(pattern: str, pairs: list[Pair]) -> list[Pair]:
-    """The held-out `pairs` whose annotated response has an answer that `pattern` finds.
+    """The held-out `pairs` with an annotated response in which `pattern` finds an answer.
 
     Raises:
         DataError: there are pairs, and it finds an answer in none.

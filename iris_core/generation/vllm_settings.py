@@ -34,7 +34,7 @@ def vllm_settings(
         "max_model_len": max_model_len,
         "trust_remote_code": trust_remote_code,
         "seed": 0,
-        "load_format": "safetensors",  # "auto" takes consolidated*.safetensors where they lie beside
+        "load_format": "safetensors",  # "auto" prefers consolidated*.safetensors, if there are any
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         "generation_config": "vllm",  # nothing of the model's generation_config.json
