@@ -1,6 +1,9 @@
-"""Every change to other people's code at run time, one module each.
+"""Patches: everything that replaces third-party code at run time, one module each.
 
-A module says why the change is needed, in which versions of the package that was seen, and how to know when it can go.
-Its test fails when the package changes under it. A change is a context manager that restores what was there, unless it
-must hold for the whole process. Settings that a package offers do not belong here: they are set where they are used.
+Each module says why, since which upstream version, and when it can go. Its test fails when upstream changes what is
+replaced. A patch that need not last for the whole process is a context manager that restores.
+
+Nothing is imported here: `imports` must run before any large library. What upstream offers as a setting is no patch:
+dropout rates (`iris_core.modeling.dropout`), the attention interface (`iris_core.modeling.attention.interface`) and
+`torch.compile` (`iris_core.modeling.kernels.compiled`).
 """
