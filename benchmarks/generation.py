@@ -58,18 +58,18 @@ def ours(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
 
 def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     """Samples by vLLM alone; gives the seconds that the engine took to start."""
-    from iris_core.generation.engines import CPU_BATCHED_TOKENS, vllm_settings
+    import torch
+
+    from iris_core.generation.vllm_settings import vllm_settings
+    from iris_core.modeling.patches.vllm_environment import set_vllm_environment
 
     spec, prompts = _spec(model), _prompts(model, data, repeats)
-    settings = vllm_settings(spec.dtype)
-    import torch
+    gpu, longest = torch.cuda.is_available(), max(map(len, prompts)) + NEW_TOKENS
+    set_vllm_environment(gpu=gpu)
     from vllm import LLM, SamplingParams
 
-    if not torch.cuda.is_available():
-        settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": CPU_BATCHED_TOKENS}
-    longest = max(map(len, prompts)) + NEW_TOKENS
     started = time.perf_counter()
-    llm = LLM(str(model), max_model_len=longest, seed=0, **settings)
+    llm = LLM(str(model), **vllm_settings(spec.dtype, longest, gpu=gpu, samples=True))
     seconds = time.perf_counter() - started
     for repetition in range(repeats):
         batch, seeds = _batch(prompts, repetition)

@@ -1,10 +1,11 @@
-"""Stage `generate`: the opponent answers every prompt, shard by shard; with several GPUs, on all of them.
+"""Stage `generate`: the opponent responds to every prompt, shard by shard; with several GPUs, on all of them.
 
     python -m iris_core.generate --spec spec.json --out DIR
 
-A shard is written whole or not at all. Its responses depend on its own prompts and seeds only, so that a resumed run
-gives the responses of an uninterrupted one, and eight GPUs those of one. Each GPU has a process with an engine of its own
-and a share of the missing shards, which rank 0 sets before it starts the others (`iris_core.execution.team`).
+A shard is written whole or not at all. Its responses depend on its own prompts and seeds alone: a resumed run gives the
+responses of an uninterrupted one, and eight GPUs give those of one. Each GPU has a process with an engine of its own
+and a share of the missing shards. Rank 0 writes the shares down before it starts the others
+(`iris_core.execution.team`).
 """
 
 from __future__ import annotations
@@ -18,45 +19,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
-from iris_core.common.digest import text_digest
 from iris_core.common.files import make_folder, write_atomic
 from iris_core.common.progress import Progress
 from iris_core.config import GenerationPart
-from iris_core.data.pairs import Pair, load_pairs
+from iris_core.data.pairs import load_pairs
 from iris_core.execution import engine_process, team
 from iris_core.execution.stage import main
-from iris_core.generation.engines import Sample, open_engine
+from iris_core.generation.engines import open_engine
+from iris_core.generation.responses import Shards, count_tokens, divide, prompt_seed, write_shard
 from iris_core.modeling import loading
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Outcome
 from iris_core.store.folders import WORK
 from iris_core.store.units import Units, keep_only
 
-SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("split", pa.string()),
-        ("response", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("finish_reason", pa.string()),
-    ]
-)
 SHARES = "shares.json"  # in the work folder: the names of each rank's shards
-LOOK_EVERY_S = 0.5
-MOST_TRUNCATED = 0.1  # share of responses above which there is a warning
-
-Shards = dict[Path, list[Pair]]
+POLL_S = 0.5
+MAX_TRUNCATED = 0.1  # share of truncated responses above which there is a warning
 
 
 def generate(spec: GenerateSpec, out: Path) -> Outcome:
-    """Samples a response to every prompt of `spec.pairs`, resuming at the missing shards; with several GPUs, on all."""
+    """Samples a response to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all."""
     folder = out / "responses"
-    shards = _shards(spec, folder)
+    shards = divide(load_pairs(spec.pairs), spec.generation.shard_size, folder)
     if team.rank():
         _sample_share(spec, shards, out)
         return Outcome(outputs={})
@@ -72,7 +59,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
     metrics["warnings"] = warnings(spec.generation, metrics["truncated"], metrics["prompts"])
     if missing:
-        metrics["tokens_per_second"] = sum(map(_tokens, missing)) / seconds
+        metrics["tokens_per_second"] = sum(map(count_tokens, missing)) / seconds
     return Outcome(outputs={"responses": folder}, metrics=metrics)
 
 
@@ -90,36 +77,24 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def warnings(generation: GenerationPart, truncated: int, responses: int) -> list[str]:
-    """What a user should know about the settings and what came of them, each in one line."""
+    """Warnings about sampling that is not from the opponent and about truncated responses, one line each."""
     found = []
     if not generation.temperature == generation.top_p == 1:
         found.append(
-            f"generation: at temperature {generation.temperature:g} and top_p {generation.top_p:g} responses are not samples "
-            "of the opponent p_t, which the objective takes them for: set both to 1, unless that is what you want"
+            f"generation: at temperature {generation.temperature:g} and top_p {generation.top_p:g} responses are not "
+            "samples of the opponent p_t, which the objective takes them for: set both to 1, unless that is what you "
+            "want"
         )
-    if truncated > MOST_TRUNCATED * responses:
+    if truncated > MAX_TRUNCATED * responses:
         found.append(
-            f"generation.max_new_tokens: {truncated} of {responses} synthetic responses were cut at {generation.max_new_tokens} "
-            "tokens: raise it, or see data.synthetic"
+            f"generation.max_new_tokens: {truncated} of {responses} synthetic responses were cut at "
+            f"{generation.max_new_tokens} tokens: raise it, or see data.synthetic"
         )
     return found
 
 
-def prompt_seed(seed: int, prompt_id: str) -> int:
-    """The sampling seed of one prompt: a digest of the stage's seed and the prompt, below 2^31."""
-    return int(text_digest(f"{seed}:{prompt_id}")[:8], 16) >> 1
-
-
-def _shards(spec: GenerateSpec, folder: Path) -> Shards:
-    pairs, size = load_pairs(spec.pairs), spec.generation.shard_size
-    return {
-        folder / f"shard-{start // size:05d}.parquet": pairs[start : start + size]
-        for start in range(0, len(pairs), size)
-    }
-
-
 def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Path) -> None:
-    """Has every rank fill its share of the `missing` shards; no more ranks than there are of these."""
+    """Divides the `missing` shards among the ranks and waits until all are written; no rank is without a shard."""
     make_folder(out / WORK)
     count = min(team.wanted(spec), len(missing))
     names = [path.name for path in missing]
@@ -132,24 +107,24 @@ def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Pa
 
 @engine_process.watched("generate")
 def _sample_share(spec: GenerateSpec, shards: Shards, out: Path) -> None:
-    """Fills those of the `shards` that are this rank's."""
+    """Samples and writes the shards that are this rank's share."""
     work, units = out / WORK, Units(out, spec.key())
     share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    # the longest of all prompts, not of this share: an engine that is set up the same gives the same responses
+    # The longest of all prompts, not of this share: engines with the same settings give the same responses.
     longest = max(len(pair.prompt_ids) for shard in shards.values() for pair in shard)
     sample = open_engine(spec, longest, work / f"rank-{team.rank()}")
     for path, shard in shards.items():
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
             samples = sample([pair.prompt_ids for pair in shard], seeds)
-            with units.writing(path) as place:
-                _write_shard(place, shard, samples, tokenizer, spec.stop_token_ids)
+            with units.writing(path) as temporary:
+                write_shard(temporary, shard, samples, tokenizer, spec.stop_token_ids)
 
 
 @contextmanager
 def _reported(missing: Shards, total: int) -> Iterator[None]:
-    """Reports the `missing` shards as they appear, whichever rank writes them, until the block ends."""
+    """Reports each of the `missing` shards when it appears, whichever rank writes it, until the block ends."""
     ended = threading.Event()
     thread = threading.Thread(target=_report, args=(missing, total, ended), daemon=True)
     thread.start()
@@ -163,36 +138,13 @@ def _reported(missing: Shards, total: int) -> Iterator[None]:
 def _report(missing: Shards, total: int, ended: threading.Event) -> None:
     waiting = dict(missing)
     progress = Progress("generate", total, done=total - sum(map(len, missing.values())))
-    tokens, started, last_look = 0, time.monotonic(), False
-    while not last_look:
-        last_look = ended.wait(LOOK_EVERY_S)
+    tokens, started, is_last = 0, time.monotonic(), False
+    while not is_last:  # what appeared during the last wait is reported, too
+        is_last = ended.wait(POLL_S)
         for path in [path for path in waiting if path.exists()]:
-            tokens += _tokens(path)
+            tokens += count_tokens(path)
             rate = tokens / (time.monotonic() - started)
             progress.advance(len(waiting.pop(path)), tokens_per_second=rate)
-
-
-def _tokens(path: Path) -> int:
-    """The tokens of a shard's responses."""
-    column = pq.read_table(path, columns=["token_ids"])["token_ids"]
-    return int(pc.sum(pc.list_value_length(column)).as_py())
-
-
-def _write_shard(
-    path: Path, shard: list[Pair], samples: list[Sample], tokenizer: PreTrainedTokenizerBase, ends: list[int]
-) -> None:
-    texts = [[token for token in sample.token_ids if token not in ends] for sample in samples]
-    rows = [
-        {
-            "prompt_id": pair.prompt_id,
-            "split": pair.split,
-            "response": tokenizer.decode(text, skip_special_tokens=True),
-            "token_ids": sample.token_ids,
-            "finish_reason": sample.finish_reason,
-        }
-        for pair, sample, text in zip(shard, samples, texts, strict=True)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     python -m iris_core.mirror --out DIR [--benchmarks gsm8k mmlu]
 
-On a machine with a network; then copy DIR and set `evaluation.data_dir` to it.
-
-GPQA is gated: accept its terms on the hub and log in first (`hf auth login`).
+Run it on a machine with a network, copy DIR, and set `evaluation.data_dir` to the copy. GPQA is gated: first accept its
+terms on the hub and log in (`hf auth login`).
 """
 
 from __future__ import annotations
@@ -22,13 +21,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Mirror the benchmarks' data sets.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the mirror")
-    parser.add_argument(
-        "--benchmarks",
-        nargs="+",
-        choices=list(BENCHMARKS),
-        default=list(BENCHMARKS),
-        metavar="NAME",
-    )
+    names = list(BENCHMARKS)
+    parser.add_argument("--benchmarks", nargs="+", choices=names, default=names, metavar="NAME")
     arguments = parser.parse_args()
     try:
         mirror(arguments.out.absolute(), arguments.benchmarks)

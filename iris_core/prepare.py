@@ -2,7 +2,7 @@
 
     python -m iris_core.prepare --spec spec.json --out DIR
 
-Everything that can be wrong with the inputs is found here, before any stage that costs time.
+What is wrong with the inputs is found here, before any stage that takes long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from iris_core.common.files import write_atomic
 from iris_core.data.chat import Chat
 from iris_core.data.pairs import Pair, Usable, make_pairs, split_pairs, write_pairs
 from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
-from iris_core.evaluation.answers import extract
+from iris_core.evaluation.heldout import checkable
 from iris_core.execution.stage import main
 from iris_core.modeling import fit, loading
 from iris_core.modeling.lora import check_targets
@@ -71,26 +71,26 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
 
 
 def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of both splits, and what there is to say about them."""
+    """The pairs of both splits, and the metrics that describe them: format, sources, dropped pairs, warnings."""
     data, heldout, near = spec.data, None, set[str]()
-    notes = []
+    readings = []
     if data.heldout_path is not None:
-        usable, note = _usable(spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest)
+        usable, reading = _usable(spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest)
         heldout, near = [each.pair for each in usable], {each.near for each in usable}
-        notes.append(note)
-    usable, note = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
+        readings.append(reading)
+    usable, reading = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
     where = label("data.path", data.path)
     pairs = split_pairs(usable, heldout, data, spec.seed, where)
     unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
-    notes.append(note)
-    formats = dict.fromkeys(source["format"] for each in notes for source in each.sources)
+    readings.append(reading)
+    formats = dict.fromkeys(source["format"] for each in readings for source in each.sources)
     return pairs, {
         "format": ", ".join(formats),
-        "sources": [source for each in notes for source in each.sources],
-        "dropped": dict(sum((each.dropped for each in notes), Counter())),
+        "sources": [source for each in readings for source in each.sources],
+        "dropped": dict(sum((each.dropped for each in readings), Counter())),
         "warnings": [
             *chat.warnings,
-            *(warning for each in notes for warning in each.warnings),
+            *(warning for each in readings for warning in each.warnings),
             *unchecked,
         ],
     }
@@ -104,22 +104,34 @@ def _usable(
     digest: str | None,
     heldout: Collection[str] = (),
 ) -> tuple[list[Usable], Reading]:
-    """The pairs in `path`, and what there is to say about them."""
+    """The usable pairs in `path`, and what was read and dropped.
+
+    Args:
+        spec: the stage's.
+        chat: renders and tokenizes conversations.
+        setting: the setting that holds `path`, for messages.
+        path: where the pairs are.
+        digest: of what they held when the spec was written.
+        heldout: digests of the held-out prompts (`Usable.near`), which must not be trained on.
+
+    Raises:
+        DataError: the data changed, or a pair cannot be used.
+    """
     data, where = spec.data, label(setting, path)
     if source_digest(setting, data, path) != digest:
         raise DataError(f"{where} has changed since this spec was written: run again")
     reading = read_conversations(data, path, spec.seed, setting)
     rows = ([chat.clean(each) for each in row] for row in reading.rows)
     usable = make_pairs(rows, data, where, chat.encode, reading.dropped, heldout)
-    lost = reading.dropped.total()
-    if lost > len(usable):
+    dropped = reading.dropped.total()
+    if dropped > len(usable):
         reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped.most_common())
-        reading.warnings.append(f"{where}: {lost} of {lost + len(usable)} pairs were dropped: {reasons}")
+        reading.warnings.append(f"{where}: {dropped} of {dropped + len(usable)} pairs were dropped: {reasons}")
     return usable, reading
 
 
 def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:
-    """A warning, or none, where exact match leaves out held-out pairs, such as turns of a conversation without an answer.
+    """A warning if exact match leaves out held-out pairs, for example turns of a conversation without an answer.
 
     Raises:
         DataError: it would leave out all of them.
@@ -127,18 +139,13 @@ def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:
     pattern = spec.data.answer_pattern
     if pattern is None:
         return []
-    others = [pair for pair in heldout if extract(pattern, pair.response) is None]
+    checked = {pair.prompt_id for pair in checkable(pattern, heldout)}
+    others = [pair for pair in heldout if pair.prompt_id not in checked]
     if not others:
         return []
-    example = others[0].response[-80:]
-    if len(others) == len(heldout):
-        raise DataError(
-            f"data.answer_pattern: {pattern!r} is found in no annotated held-out answer, such as {example!r}: fix the pattern, or "
-            "leave it out"
-        )
     return [
-        f"data.answer_pattern: exact match leaves out {len(others)} of {len(heldout)} held-out pairs, whose annotated answers "
-        f"{pattern!r} is not found in, such as {example!r}"
+        f"data.answer_pattern: exact match leaves out {len(others)} of {len(heldout)} held-out pairs, because "
+        f"{pattern!r} is not found in their annotated answers, such as {others[0].response[-80:]!r}"
     ]
 
 

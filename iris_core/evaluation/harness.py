@@ -1,16 +1,14 @@
-"""lm-evaluation-harness behind four functions: load the tasks, open the model, score a benchmark, answer prompts.
+"""lm-evaluation-harness behind three functions: load the tasks, open the model, score a benchmark.
 
 One model object serves every benchmark and the held-out prompts. Task definitions are the harness's own, unmodified.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,25 +19,23 @@ import torch
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import EvaluationError, IrisError, ServiceError
 from iris_core.data.templates import Template
-from iris_core.evaluation.benchmarks import (
-    BENCHMARKS,
-    NLTK_FOLDER,
-    Benchmark,
-    data_sets,
-    task_manager,
-)
+from iris_core.evaluation.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.evaluation.mirror import in_mirror
 from iris_core.generation import backends
-from iris_core.generation.engines import served_rank, vllm_settings
+from iris_core.generation.vllm_settings import vllm_settings
 from iris_core.modeling import loading
+from iris_core.modeling.patches.harness_bars import hidden_task_bars
+from iris_core.modeling.patches.harness_data import data_sets_in
+from iris_core.modeling.patches.vllm_environment import set_vllm_environment
 from iris_core.store import Artifact, Policy
 
-FEWSHOT_SEED = 1234  # the harness's own default: which examples a prompt shows, whatever the experiment's seed
+FEWSHOT_SEED = 1234  # the harness's default, for every experiment: it chooses the examples of a prompt
 LOAD_SEED = 0  # GPQA shuffles its choices while it is loaded
 BATCH_SIZE = 16
-MAX_LENGTH = 8192  # longer than any prompt of the ten; bounds vLLM's memory
+MAX_LENGTH = 8192  # tokens, longer than any prompt of the ten; bounds vLLM's memory
 
 Tasks = dict[str, Any]
+"""What the harness's task manager loads for a benchmark: "tasks" and "groups", each by name."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Result:
         value: the metric, between 0 and 1.
         stderr: its standard error; None with fewer than two items.
         items: the metric of each item, in the harness's order, for comparisons paired by item.
-        items_digest: SHA-256 over the items' content; it pins a data set whose revision is not pinned.
+        items_digest: SHA-256 of the items' content; it tells data sets apart that have no pinned revision.
         task_version: the harness's version of the task.
         recorded: other results, by "metric,filter".
     """
@@ -88,13 +84,13 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
         _prepare_ifeval(data)
     manager = task_manager(tuple(names))
     loaded = {}
-    with _data_from(data):
+    with data_sets_in(data.path if data else None, _cache(data)):
         for name in names:
             random.seed(LOAD_SEED)
             try:
                 loaded[name] = manager.load([BENCHMARKS[name].task])
             except Exception as error:  # datasets and the harness raise many kinds
-                raise _no_data(name, data, error) from error
+                raise _data_error(name, data, error) from error
     return loaded
 
 
@@ -104,31 +100,30 @@ def open_model(
     dtype: str,
     *,
     template: Template,
-    ends: list[int],
+    stop_token_ids: list[int],
     trust_remote_code: bool,
     batch_size: int,
 ) -> Any:
-    """The harness's model for `policy`: vLLM serving base and adapter, or transformers with shared prefixes.
+    """The harness's model for `policy`, with shared prefixes: by vLLM, or by transformers.
 
     Args:
         policy: what is scored.
         backend: "vllm" or "hf".
         dtype: "bfloat16" or "float32".
         template: renders the prompts of benchmarks that are asked as a chat.
-        ends: tokens that end what the model generates.
+        stop_token_ids: tokens that end what the model generates.
         trust_remote_code: run code from the model's folder.
         batch_size: prompts that generate together.
     """
-    opened = (
-        _open_vllm(policy, dtype, trust_remote_code)
-        if backend == "vllm"
-        else _open_hf(policy, dtype, template, trust_remote_code, batch_size)
-    )
-    opened.template, opened.ends = template, ends
+    if backend == "vllm":
+        opened = _open_vllm(policy, dtype, trust_remote_code)
+    else:
+        opened = _open_transformers(policy, dtype, template, trust_remote_code, batch_size)
+    opened.template, opened.stop_token_ids = template, stop_token_ids
     return opened
 
 
-def _open_hf(policy: Policy, dtype: str, template: Template, trust_remote_code: bool, batch_size: int) -> Any:
+def _open_transformers(policy: Policy, dtype: str, template: Template, trust_remote_code: bool, batch_size: int) -> Any:
     from iris_core.evaluation.prefix_lm import PrefixLM
 
     model = loading.load_policy(policy, dtype, trust_remote_code=trust_remote_code)
@@ -151,56 +146,50 @@ def score(
 
     Args:
         lm: from `open_model`.
-        benchmark: which.
+        benchmark: the benchmark.
         tasks: its tasks, from `load_tasks`.
         limit: items per task; None: all.
-        apply_chat_template: wrap prompts in the model's chat template, each example a turn.
-        max_gen_tokens: cap on generated tokens; None: the task's own.
+        apply_chat_template: render prompts by the model's chat template, each example a turn.
+        max_gen_tokens: most tokens that an answer may have; None: as the task says.
     """
-    import lm_eval.api.task
     import lm_eval.evaluator
-    import tqdm
 
-    lm_eval.api.task.tqdm = functools.partial(tqdm.tqdm, disable=True)  # a bar for each of a hundred tasks
     random.seed(LOAD_SEED)
     np.random.seed(FEWSHOT_SEED)
     torch.manual_seed(FEWSHOT_SEED)
     for task in tasks["tasks"].values():
         _configure(task, benchmark.shots, max_gen_tokens, lm.max_gen_toks)
-    results = lm_eval.evaluator.evaluate(
-        lm,
-        tasks,
-        limit=limit,
-        apply_chat_template=apply_chat_template,
-        fewshot_as_multiturn=apply_chat_template,
-    )
+    with hidden_task_bars():
+        results = lm_eval.evaluator.evaluate(
+            lm,
+            tasks,
+            limit=limit,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=apply_chat_template,
+        )
     return _result(benchmark, results)
 
 
 def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
-    settings = vllm_settings(dtype)
-    from transformers import AutoConfig
-
+    gpu = torch.cuda.is_available()
+    set_vllm_environment(gpu=gpu)
     from iris_core.evaluation.prefix_vllm import PrefixVLLM
 
-    config = AutoConfig.from_pretrained(policy.model.path, trust_remote_code=trust_remote_code).get_text_config()
-    if policy.adapter is not None:
-        settings |= {
-            "lora_local_path": str(policy.adapter.path),
-            "max_lora_rank": served_rank(policy.adapter.path),
-        }
-    if not torch.cuda.is_available():
-        settings["block_size"] = 32  # of the prefix cache; 128 by default, half a few-shot prompt
-    return PrefixVLLM(
-        str(policy.model.path),
-        max_model_len=min(getattr(config, "max_position_embeddings", MAX_LENGTH), MAX_LENGTH),
+    config = loading.load_config(policy.model.path, trust_remote_code).get_text_config()
+    adapter = policy.adapter.path if policy.adapter else None
+    settings = vllm_settings(
+        dtype,
+        min(getattr(config, "max_position_embeddings", MAX_LENGTH), MAX_LENGTH),
+        gpu=gpu,
+        samples=False,
+        adapter=adapter,
         trust_remote_code=trust_remote_code,
-        **settings,
     )
+    return PrefixVLLM(str(policy.model.path), lora_local_path=str(adapter) if adapter else None, **settings)
 
 
 def _configure(task: Any, shots: int, max_gen_tokens: int | None, default_tokens: int) -> None:
-    """What the harness's `simple_evaluate` would set on a task for these arguments."""
+    """Sets on a task what the harness's `simple_evaluate` would set for these arguments."""
     if task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=shots)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -235,7 +224,11 @@ def _result(benchmark: Benchmark, results: Any) -> Result:
 
 
 def _check_folders(names: Sequence[str], folder: Path) -> None:
-    """Raises EvaluationError for the first data set that has no folder in the mirror (it would come from the hub)."""
+    """Checks that every data set has a folder in the mirror; one without would come from the hub.
+
+    Raises:
+        EvaluationError: the first that has none.
+    """
     for name in names:
         for item in data_sets([name]):
             if not (folder / item.path).is_dir():
@@ -244,13 +237,14 @@ def _check_folders(names: Sequence[str], folder: Path) -> None:
                 )
 
 
-def _no_data(name: str, data: Artifact | None, error: Exception) -> IrisError:
+def _data_error(name: str, data: Artifact | None, error: Exception) -> IrisError:
+    """The error that says which data set of benchmark `name` cannot be read, and the remedy."""
     needed = data_sets([name])
     if data is not None:
         missing = next((item for item in needed if not in_mirror(data.path, item)), needed[0])
-        place = f"data set {missing.path}, config {missing.config or 'default'}, splits {', '.join(missing.splits)}"
+        source = f"data set {missing.path}, config {missing.config or 'default'}, splits {', '.join(missing.splits)}"
         return EvaluationError(
-            f"evaluation.data_dir: {name} cannot read {data.path} ({place}): {error}. {_remedy(name, data.path)}"
+            f"evaluation.data_dir: {name} cannot read {data.path} ({source}): {error}. {_remedy(name, data.path)}"
         )
     message = f"evaluation: {name} needs {needed[0].path}, which cannot be loaded from the hub: {error}. "
     remedy = "Set evaluation.data_dir to a mirror (`python -m iris_core.mirror --out DIR` makes one) or to `miniature`"
@@ -266,33 +260,17 @@ def _remedy(name: str, folder: Path) -> str:
     return f"Add it where there is a network: `python -m iris_core.mirror --out {folder} --benchmarks {name}`"
 
 
-@contextmanager
-def _data_from(data: Artifact | None) -> Iterator[None]:
-    """Points `datasets` at a mirror (a relative name that is a folder is local) and at a cache of our own.
+def _cache(data: Artifact | None) -> Path:
+    """The folder for prepared data sets, shared by all runs: the tasks read a hundred small ones.
 
-    The cache is keyed by the mirror's content, so that nothing stale is found, and shared by every run: the harness's
-    tasks read a hundred small data sets.
+    Its name follows the mirror's content: data of another mirror is never found in it.
     """
-    import datasets
-
     root = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")
-    before, cache = Path.cwd(), datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = root / "datasets" / (data.digest[:16] if data else "hub")
-    bars = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        if data is not None:
-            os.chdir(data.path)
-        yield
-    finally:
-        os.chdir(before)
-        datasets.config.HF_DATASETS_CACHE = cache
-        if not bars:
-            datasets.enable_progress_bars()
+    return root / "datasets" / (data.digest[:16] if data else "hub")
 
 
 def _prepare_ifeval(data: Artifact | None) -> None:
-    """IFEval's tokenizer from the mirror where it has one, and a language detector with a fixed seed."""
+    """Gives IFEval the sentence tokenizer of the mirror, if it has one, and its language detector a fixed seed."""
     import langdetect
     import nltk
 

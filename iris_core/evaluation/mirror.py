@@ -1,7 +1,7 @@
 """A mirror of the benchmarks' data sets, for machines without a network.
 
-A data set lies in a folder called as
-on the hub, one folder a config, one file a split, with a README.md that `datasets` reads the configs from:
+A data set has a folder named as on the hub, with a folder for each config, a file for each split, and a README.md from
+which `datasets` reads the configs:
 
     DIR/openai/gsm8k/README.md
     DIR/openai/gsm8k/main/test.parquet
@@ -23,7 +23,7 @@ SUFFIXES = (".parquet", ".jsonl")
 
 
 def mirror(folder: Path, names: list[str]) -> None:
-    """Downloads what the benchmarks `names` need into `folder`; data sets that lie there already are kept.
+    """Downloads the data sets of the benchmarks `names` into `folder`; those that it holds already are kept.
 
     Raises:
         ServiceError: the hub cannot be reached.
@@ -46,7 +46,7 @@ def in_mirror(folder: Path, item: DataSet) -> bool:
 
 
 def write_rows(home: Path, splits: dict[str, Rows]) -> None:
-    """Writes one config of a data set, the folder `home`, as JSON Lines; `write_card` comes after the last one."""
+    """Writes one config of a data set into the folder `home` as JSON Lines; call `write_card` after the last config."""
     home.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -54,7 +54,7 @@ def write_rows(home: Path, splits: dict[str, Rows]) -> None:
 
 
 def write_card(home: Path) -> None:
-    """Writes the README.md of the data set in `home`, from the files that lie there."""
+    """Writes the README.md of the data set in `home`, from the files in it."""
     configs = []
     for config in sorted(path for path in home.iterdir() if path.is_dir()):
         files = sorted(path for path in config.iterdir() if path.suffix in SUFFIXES)

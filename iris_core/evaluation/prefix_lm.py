@@ -1,8 +1,9 @@
 """lm-evaluation-harness's transformers model, with every shared prefix computed once.
 
-Log-likelihoods run on the rows of `iris_core.evaluation.prefix_tree`; a batch that generates starts from one copy of what its
-prompts share (the few-shot examples). The numbers are those of the harness's own model: where a model counts places (a
-window that is full, a state), what is asked is left to the harness.
+Log-likelihoods run on the rows of `iris_core.evaluation.prefix_tree`. A batch that generates starts from one KV cache
+of what its prompts share (the few-shot examples). The numbers are those of the harness's own model. Requests are left
+to the harness where a row of shared prefixes would change them: for models with a recurrent state, and for prompts
+longer than a sliding window.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from iris_core.evaluation.prefix_tree import ROW_TOKENS, Request, Row, rows
 from iris_core.modeling import architectures
 from iris_core.modeling.padding import sees_padding
 
-MIN_SHARED = 16
-LOGIT_ROWS = 256
+MIN_SHARED = 16  # tokens of a shared prefix that are worth a forward pass of their own
+LOGIT_ROWS = 256  # rows of logits that are copied to fp32 together
 GPU_ROW_TOKENS = 4096
 
 
 @contextmanager
 def half_the_threads() -> Iterator[None]:
-    """For token-by-token generation on a CPU: it waits for memory, and for the slowest thread at every step.
+    """Halves PyTorch's threads, for token-by-token generation on a CPU.
 
-    Two threads on two idle cores gain a quarter over one; where anything else runs, they lose up to nine tenths.
+    It is bound by memory, and waits for the slowest thread at every step: two threads on two idle cores gain a quarter
+    over one; on cores that are in use, they lose up to nine tenths.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // 2))
@@ -51,10 +53,10 @@ class PrefixLM(ChatPrompts, HFLM):
         max_length: tokens that the model reads at once; None: what its configuration says.
 
     Attributes:
-        ends: tokens that end what it generates; none: those of the model's generation_config.
+        stop_token_ids: tokens that end what it generates; None: those of the model's generation_config.
     """
 
-    ends: list[int] | None = None
+    stop_token_ids: list[int] | None = None
     batch_size_per_gpu: int  # the harness's own
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, max_length: int | None = None):
@@ -71,8 +73,8 @@ class PrefixLM(ChatPrompts, HFLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-        """As the harness's, without its progress bar; one by one where the model takes padding for text."""
-        size, self.batch_size_per_gpu = self.batch_size_per_gpu, self._prompts_at_once
+        """As the harness's, without its progress bar; one by one where padding changes what the model generates."""
+        size, self.batch_size_per_gpu = self.batch_size_per_gpu, self._generate_batch_size
         try:
             return super().generate_until(requests, disable_tqdm=True)
         finally:
@@ -92,30 +94,31 @@ class PrefixLM(ChatPrompts, HFLM):
         return list(zip(logprobs, greedy, strict=True))
 
     def _can_share(self, items: list[Request]) -> bool:
-        """Whether a tree row means the same to the model as separate rows: full attention over the whole prompt."""
+        """Whether a row of shared prefixes gives the numbers of separate rows: full attention over the whole prompt."""
         longest = max(len(item.inputs(self.max_length)) for item in items)
         return self.only_attends and self._is_within_window(longest)
 
     def _score(self, row: Row) -> tuple[list[float], list[bool]]:
         """Log-probability in nats of each scored token, and whether it is the most likely one."""
-        places, back = torch.tensor(row.sources).unique(return_inverse=True)
+        sources, inverse = torch.tensor(row.sources).unique(return_inverse=True)
         logits = self.model(
             input_ids=torch.tensor([row.input_ids], device=self.device),
             position_ids=torch.tensor([row.positions], device=self.device),
             attention_mask=self._mask(row),
-            logits_to_keep=places.to(self.device),
+            logits_to_keep=sources.to(self.device),
             use_cache=False,
         ).logits[0]
-        targets, back = torch.tensor(row.targets, device=self.device), back.to(self.device)
+        targets, inverse = torch.tensor(row.targets, device=self.device), inverse.to(self.device)
         logprobs, top = torch.empty(len(targets), device=self.device), logits.argmax(dim=-1)
-        for start in range(0, len(targets), LOGIT_ROWS):  # a row of choices may repeat one place many times
+        for start in range(0, len(targets), LOGIT_ROWS):  # many choices may be predicted from one token
             part = slice(start, start + LOGIT_ROWS)
-            chosen = logits[back[part]].float()
-            logprobs[part] = chosen.gather(1, targets[part, None])[:, 0] - chosen.logsumexp(dim=-1)
-        return logprobs.tolist(), (top[back] == targets).tolist()
+            part_logits = logits[inverse[part]].float()
+            target_logits = part_logits.gather(1, targets[part, None])[:, 0]
+            logprobs[part] = target_logits - part_logits.logsumexp(dim=-1)
+        return logprobs.tolist(), (top[inverse] == targets).tolist()
 
     def _mask(self, row: Row) -> Tensor:
-        """The row's mask as the model's attention takes it: eager attention adds it to the scores."""
+        """The row's mask in the form that the model's attention takes: eager attention adds it to the scores."""
         mask = row.mask().to(self.device)
         if self.model.config._attn_implementation != "eager":
             return mask
@@ -124,7 +127,7 @@ class PrefixLM(ChatPrompts, HFLM):
 
     @torch.inference_mode()
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **settings: Any) -> Tensor:
-        settings |= {"eos_token_id": self.ends} if self.ends else {}
+        settings |= {"eos_token_id": self.stop_token_ids} if self.stop_token_ids else {}
         attention = settings.get("attention_mask")
         if attention is None or not self.only_attends:
             return super()._model_generate(context, max_length, stop, **settings)
@@ -136,14 +139,15 @@ class PrefixLM(ChatPrompts, HFLM):
             return super()._model_generate(context, max_length, stop, **settings)
 
     @cached_property
-    def _prompts_at_once(self) -> int:
+    def _generate_batch_size(self) -> int:
         return 1 if sees_padding(self.model) else self.batch_size_per_gpu
 
     @cached_property
     def only_attends(self) -> bool:
-        """Whether every layer attends to all tokens before it, or to a window of them, by transformers' masks.
+        """Whether every layer attends to all earlier tokens, or to a window of them, by transformers' masks.
 
-        Others (state spaces, convolutions, chunks, attention with masks of its own) know tokens by where they stand.
+        Other layers (state spaces, convolutions, chunks, attention with masks of its own) depend on a token's index in
+        the row, not on its position alone.
         """
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
@@ -155,19 +159,19 @@ class PrefixLM(ChatPrompts, HFLM):
         return architectures.probe(model.config, trust_remote_code=remote).short is None
 
     def _is_within_window(self, tokens: int) -> bool:
-        """Whether a window over `tokens` places holds them all, padding between them included."""
+        """Whether the model's window holds `tokens` tokens, padding included."""
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
         return window is None or tokens <= window
 
 
 def prefill(model: Any, context: Tensor, attention: Tensor, shared: int) -> DynamicCache:
-    """The cache of all but the last token of each prompt, the `shared` first tokens computed once for all.
+    """The KV cache of all but the last token of each prompt, with the `shared` first tokens computed once for all.
 
     Args:
         model: a causal language model.
-        context: token ids, shape [prompts, tokens]; padding stands anywhere after the shared tokens.
-        attention: 1 for tokens, 0 for padding, the same shape.
-        shared: tokens that all rows begin with.
+        context: token ids, shape [prompts, tokens]; padding anywhere after the shared tokens.
+        attention: 1 for tokens, 0 for padding, shape [prompts, tokens].
+        shared: how many tokens all rows begin with.
     """
     cache = DynamicCache(config=model.config)
     if shared:
@@ -186,9 +190,9 @@ def prefill(model: Any, context: Tensor, attention: Tensor, shared: int) -> Dyna
 
 
 def _shared_prefix(context: Tensor, attention: Tensor) -> int:
-    """How many tokens all rows of a left-padded batch begin with, at least one token of each left over.
+    """How many tokens all prompts of a left-padded batch begin with, the last token of each excluded.
 
-    0 where that is not worth a forward pass of its own.
+    0 where they are fewer than `MIN_SHARED`.
     """
     if len(context) == 1:
         return 0
@@ -200,7 +204,7 @@ def _shared_prefix(context: Tensor, attention: Tensor) -> int:
 
 
 def _prefix_first(context: Tensor, attention: Tensor, shared: int) -> tuple[Tensor, Tensor]:
-    """Moves the padding of a left-padded batch behind the `shared` first tokens of each row."""
+    """Moves the padding of a left-padded batch behind the first `shared` tokens of each prompt."""
     context, attention = context.clone(), attention.clone()
     for row, mask in zip(context, attention, strict=True):
         padding = len(mask) - int(mask.sum())

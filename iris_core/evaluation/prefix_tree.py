@@ -1,8 +1,9 @@
-"""Log-likelihood requests as rows in which every shared prefix stands once.
+"""Log-likelihood requests packed into rows in which every shared prefix occurs once.
 
-Harness requests repeat themselves: four choices after one question, one set of examples before many questions. Here
-the token sequences of all requests form a tree; a row holds a piece of it in depth-first order, each token sees its
-ancestors, and its position is its depth. The result is that of separate forwards at a fraction of the tokens.
+The harness's requests share long prefixes: four choices follow one question, and one set of examples precedes many
+questions. Here the token sequences of all requests form a tree (a trie). A row holds a part of it in depth-first order;
+each token attends to its ancestors, and its position is its depth. The log-probabilities are those of separate
+forward passes, for a fraction of the tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ROW_TOKENS = 512  # of a row on a CPU, where attention between unrelated tokens is work for nothing
+ROW_TOKENS = 512  # on a CPU, where masked attention between unrelated tokens costs time
 
 
 @dataclass
@@ -24,9 +25,9 @@ class Row:
         input_ids: tokens in depth-first order.
         positions: depth of each token.
         ends: for each token, one past its last descendant.
-        sources: where each scored token is predicted from.
-        targets: which token it is.
-        owners: the request it belongs to.
+        sources: index of the token that each scored token is predicted from.
+        targets: the scored tokens.
+        owners: index of the request that each scored token belongs to.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Row:
         return len(self.input_ids)
 
     def mask(self) -> Tensor:
-        """Who sees whom: itself and its ancestors. Boolean, shape [1, 1, tokens, tokens]."""
+        """The attention mask: each token attends to itself and its ancestors. Boolean, shape [1, 1, tokens, tokens]."""
         index = torch.arange(len(self))
         within = index[:, None] < torch.tensor(self.ends)[None, :]
         return (within & (index[None, :] <= index[:, None]))[None, None]
@@ -54,7 +55,7 @@ class Request:
     continuation: list[int]
 
     def inputs(self, max_length: int) -> list[int]:
-        """What the model reads: all but the last token, cut on the left to `max_length`."""
+        """The model's input: all but the last token, truncated on the left to `max_length`."""
         return (self.context + self.continuation)[:-1][-max_length:]
 
 
@@ -95,7 +96,7 @@ def _shared(one: list[int], other: list[int]) -> int:
 
 
 def _append(row: Row, tokens: list[int], depth: int) -> range:
-    """Adds `tokens` below the row's current path, the first at `depth`; returns where they stand."""
+    """Appends `tokens` below the row's current path, the first at `depth`; returns their indices."""
     start = len(row)
     row.input_ids += tokens
     row.positions += range(depth, depth + len(tokens))
@@ -104,6 +105,6 @@ def _append(row: Row, tokens: list[int], depth: int) -> range:
 
 
 def _close(row: Row, path: list[int], depth: int) -> None:
-    """Ends the subtrees of the tokens of `path` from `depth` on: what follows is not below them."""
+    """Sets the end of the subtrees of the tokens of `path` from `depth` on: tokens that follow are not below them."""
     for index in path[depth:]:
         row.ends[index] = len(row)

@@ -1,4 +1,4 @@
-"""Which engine a backend setting means on this machine. Light: it is asked before anything starts."""
+"""Which engine a backend setting means on this machine. Light to import: it is asked before anything starts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from pathlib import Path
 
 from iris_core.common.errors import ConfigError
 
-DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # NVIDIA, AMD, either under Windows
+DEVICES = ("nvidia[0-9]*", "kfd", "dxg")  # files of NVIDIA's GPUs, AMD's, and of either under WSL
 
 
 def resolve(field: str, wanted: str, fallback: str) -> str:
-    """What `wanted` means: "auto" is vLLM where it is installed, else `fallback`.
+    """The engine that `wanted` means: "auto" is vLLM where it is installed, else `fallback`.
+
+    Args:
+        field: the setting's name, for the message.
+        wanted: "auto", "vllm" or `fallback`.
+        fallback: the name that the setting has for transformers.
 
     Raises:
         ConfigError: vLLM is asked for and not installed.
@@ -20,17 +25,23 @@ def resolve(field: str, wanted: str, fallback: str) -> str:
     installed = importlib.util.find_spec("vllm") is not None
     if wanted == "vllm" and not installed:
         raise ConfigError(f"{field}: vllm is not installed here: install it (`make setup`), or use `{fallback}`")
-    return wanted if wanted != "auto" else ("vllm" if installed else fallback)
+    if wanted == "auto":
+        return "vllm" if installed else fallback
+    return wanted
 
 
 def check_device(field: str, backend: str, fallback: str, devices: Path = Path("/dev")) -> None:
-    """Raises ConfigError if `backend` is vLLM, its build is the one for GPUs, and this machine has none."""
+    """Checks that vLLM's build fits this machine.
+
+    Raises:
+        ConfigError: `backend` is vLLM, its build is the one for GPUs, and this machine has no GPU.
+    """
     if backend != "vllm" or not _is_gpu_build():
         return
     if not any(next(devices.glob(name), None) for name in DEVICES):
         raise ConfigError(
-            f"{field}: the vLLM that is installed runs on GPUs, and this machine shows none: `make setup LOCK=cpu`, or use "
-            f"`{fallback}`"
+            f"{field}: the vLLM that is installed runs on GPUs, and this machine shows none: "
+            f"`make setup LOCK=cpu`, or use `{fallback}`"
         )
 
 

@@ -1,12 +1,11 @@
-"""Sampling engines: one function that turns token ids of prompts into sampled responses, by vLLM or by transformers.
+"""Sampling engines: token ids of prompts in, sampled responses out, by vLLM or by transformers.
 
-sample = open_engine(spec)
+sample = open_engine(spec, longest_prompt, work)
 samples = sample(prompts, seeds)
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 
 from iris_core.generation import backends
+from iris_core.generation.vllm_settings import vllm_settings
 from iris_core.modeling import loading, padding
+from iris_core.modeling.patches.vllm_environment import set_vllm_environment
 from iris_core.pipeline.specs import GenerateSpec
 
-HF_BATCH = 32
-CPU_BATCHED_TOKENS = 4096
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as `max_lora_rank`
+TRANSFORMERS_BATCH = 32  # prompts that generate together
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,10 @@ class Sample:
 
 
 Sampler = Callable[[list[list[int]], list[int]], list[Sample]]
+"""Prompts (token ids) and a seed for each to one response for each, in their order."""
 
 
-def backend(name: str) -> str:
+def resolve_backend(name: str) -> str:
     """ "vllm" or "transformers"; "auto" is vLLM where it is installed.
 
     Raises:
@@ -54,92 +54,48 @@ def open_engine(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     Args:
         spec: policy, sampling settings, backend.
         longest_prompt: tokens of the longest prompt; bounds the engine's memory.
-        work: folder for what only the engine needs; it goes when the stage is complete.
+        work: folder for files that only the engine needs; it is removed when the stage is complete.
     """
-    if backend(spec.generation.backend) == "vllm":
+    if resolve_backend(spec.generation.backend) == "vllm":
         return _open_vllm(spec, longest_prompt, work)
     return _open_transformers(spec)
 
 
-def vllm_settings(dtype: str) -> dict[str, Any]:
-    """Engine arguments that hold for every use of vLLM here; call before vLLM is imported.
-
-    On a CPU the engine runs inside this process (a stage is a process of its own already): vLLM's default there keeps
-    one core busy waiting and imports everything three times over.
-    """
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    settings: dict[str, Any] = {
-        "dtype": dtype,
-        "load_format": "safetensors",  # "auto" takes consolidated*.safetensors where they lie beside
-        "disable_log_stats": True,
-        "enable_prefix_caching": True,
-        "generation_config": "vllm",  # nothing of the model's generation_config.json
-    }
-    if not torch.cuda.is_available():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        settings |= {"enforce_eager": True, "distributed_executor_backend": "uni"}
-    return settings
-
-
-def served_rank(adapter: Path) -> int:
-    """The smallest `max_lora_rank` of vLLM that holds the adapter in the folder `adapter`."""
-    from peft import PeftConfig
-
-    rank = PeftConfig.from_pretrained(str(adapter)).r
-    return next(served for served in LORA_RANKS if served >= rank)
-
-
 def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
-    settings = vllm_settings(sampling_dtype(spec))
+    generation, gpu = spec.generation, torch.cuda.is_available()
+    set_vllm_environment(gpu=gpu)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     folder, adapter = spec.policy.model.path, spec.policy.adapter
-    if adapter and not torch.cuda.is_available():
-        # vLLM's LoRA operators on CPU copy the adapter for every token: added to the weights it costs nothing.
+    if adapter and not gpu:
+        # vLLM's LoRA operators on a CPU copy the adapter for every token: merged into the weights it costs nothing.
         folder, adapter = _merge(spec, work / "merged"), None
-    request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None
-    if adapter:
-        settings |= {
-            "enable_lora": True,
-            "max_lora_rank": served_rank(adapter.path),
-            "max_loras": 1,
-        }
-    generation = spec.generation
-    longest = longest_prompt + generation.max_new_tokens
-    if not torch.cuda.is_available():  # a prompt split over two steps fails there if it has a seed of its own
-        settings |= {
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
-        }
-    llm = LLM(
-        str(folder),
-        max_model_len=longest,
+    settings = vllm_settings(
+        sampling_dtype(spec),
+        longest_prompt + generation.max_new_tokens,
+        gpu=gpu,
+        samples=True,
+        adapter=adapter.path if adapter else None,
         trust_remote_code=spec.trust_remote_code,
-        seed=0,
-        **settings,
     )
+    llm = LLM(str(folder), **settings)
+    request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None
+
+    def parameters(seed: int) -> SamplingParams:
+        return SamplingParams(
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            max_tokens=generation.max_new_tokens,
+            seed=seed,
+            stop_token_ids=spec.stop_token_ids,
+            detokenize=False,
+        )
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
         llm.reset_prefix_cache()  # a shard's responses depend on that shard alone
-        outputs = llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts],
-            [
-                SamplingParams(
-                    temperature=generation.temperature,
-                    top_p=generation.top_p,
-                    max_tokens=generation.max_new_tokens,
-                    seed=seed,
-                    stop_token_ids=spec.stop_token_ids,
-                    detokenize=False,
-                )
-                for seed in seeds
-            ],
-            lora_request=request,
-            use_tqdm=False,
-        )
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = llm.generate(inputs, [parameters(seed) for seed in seeds], lora_request=request, use_tqdm=False)
         completions = [output.outputs[0] for output in outputs]
         return [Sample(list(item.token_ids), item.finish_reason or "length") for item in completions]
 
@@ -147,13 +103,13 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
 
 
 def sampling_dtype(spec: GenerateSpec) -> str:
-    """The number format to sample in; on a CPU, bfloat16 would round a small adapter away where it is added."""
-    adapted = spec.policy.adapter is not None and loading.device().type == "cpu"
-    return "float32" if adapted else spec.dtype
+    """The dtype to sample in: on a CPU, merging a small adapter in bfloat16 would round it away."""
+    merged = spec.policy.adapter is not None and loading.device().type == "cpu"
+    return "float32" if merged else spec.dtype
 
 
 def _merge(spec: GenerateSpec, folder: Path) -> Path:
-    """Saves the model of `spec` with its adapter added to the weights, in fp32."""
+    """Saves the model of `spec` with its adapter merged into the weights, in fp32."""
     model = loading.load_policy(spec.policy, "float32", trust_remote_code=spec.trust_remote_code)
     model.merge_and_unload().save_pretrained(folder)
     loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
@@ -165,42 +121,37 @@ def _open_transformers(spec: GenerateSpec) -> Sampler:
     dtype = sampling_dtype(spec)
     model = loading.load_policy(spec.policy, dtype, trust_remote_code=spec.trust_remote_code)
     loading.sample_plainly(model)
-    generation, ends = spec.generation, spec.stop_token_ids
+    generation, stop_token_ids = spec.generation, spec.stop_token_ids
     sampling: dict[str, Any] = {"do_sample": False}
     if generation.temperature > 0:
-        sampling = {
-            "do_sample": True,
-            "temperature": generation.temperature,
-            "top_p": generation.top_p,
-            "top_k": 0,
-        }
+        sampling = {"do_sample": True, "temperature": generation.temperature, "top_p": generation.top_p, "top_k": 0}
 
     @torch.inference_mode()
-    def batch(prompts: list[list[int]], seed: int) -> list[Sample]:
+    def sample_batch(prompts: list[list[int]], seed: int) -> list[Sample]:
         torch.manual_seed(seed)
         padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
         ids = model.generate(
             **padded,
             max_new_tokens=generation.max_new_tokens,
-            eos_token_id=ends,
+            eos_token_id=stop_token_ids,
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )
-        return [_until(row, ends) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
+        return [_truncate(row, stop_token_ids) for row in ids[:, padded["input_ids"].shape[1] :].tolist()]
 
     def sample(prompts: list[list[int]], seeds: list[int]) -> list[Sample]:
-        found: dict[int, Sample] = {}
-        for places in padding.batches(model, prompts, HF_BATCH):
-            samples = batch([prompts[place] for place in places], seeds[places[0]])
-            found |= zip(places, samples, strict=True)
-        return [found[place] for place in range(len(prompts))]
+        samples: dict[int, Sample] = {}
+        for indices in padding.batches(model, prompts, TRANSFORMERS_BATCH):
+            batch = sample_batch([prompts[index] for index in indices], seeds[indices[0]])
+            samples |= zip(indices, batch, strict=True)
+        return [samples[index] for index in range(len(prompts))]
 
     return sample
 
 
-def _until(token_ids: list[int], ends: list[int]) -> Sample:
-    """`token_ids` up to and with the first of `ends`."""
+def _truncate(token_ids: list[int], stop_token_ids: list[int]) -> Sample:
+    """The tokens up to the first stop token, which is included; what follows is padding."""
     for index, token in enumerate(token_ids):
-        if token in ends:
+        if token in stop_token_ids:
             return Sample(token_ids[: index + 1], "stop")
     return Sample(token_ids, "length")

@@ -100,9 +100,9 @@ def loop(tiny_model, pairs_file, tmp_path_factory) -> Loop:
 def die_late(patch: pytest.MonkeyPatch) -> None:
     """Ends a stage in its third shard, its sixth step or its second benchmark."""
     for owner, name, last in (
-        (generate_module, "_write_shard", 2),
+        (generate_module, "write_shard", 2),
         (SelfPlayTrainer, "training_step", 5),
-        (evaluate_module, "_score", 1),
+        (evaluate_module, "score_benchmark", 1),
     ):
         patch.setattr(owner, name, dies_after(getattr(owner, name), last))
 

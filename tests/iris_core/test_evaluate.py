@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from iris_core import evaluate
-from iris_core.common.errors import DataError, EvaluationError
+from iris_core.common.errors import EvaluationError
 from iris_core.config import EvaluationPart
 from iris_core.data.pairs import Pair, write_pairs
 from iris_core.data.templates import Template
 from iris_core.evaluation import harness, miniature
-from iris_core.evaluation.answers import extract
 from iris_core.evaluation.benchmarks import BENCHMARKS, benchmark
 from iris_core.evaluation.mirror import write_card, write_rows
+from iris_core.evaluation.records import protocol_settings
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
 from iris_core.store.units import Units
@@ -93,41 +93,14 @@ def make_spec(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cache of prepared data for this session, apart from the user's."""
+    """One cache of prepared data for this session, not the user's."""
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path_factory.getbasetemp() / "iris-cache"))
 
 
 @unit
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("Answer: 1\nno\nAnswer:  42 ", "42"),
-        ("The end", None),
-        ("Answer: x", "x"),
-    ],
-)
-def test_the_last_capture_counts(text: str, found: str | None) -> None:
-    assert extract(PATTERN, text) == found
-
-
-@unit
-def test_a_pattern_without_a_group_counts_whole() -> None:
-    assert extract(r"\d+", "1 and 23") == "23"
-
-
-@unit
-def test_held_out_pairs_are_those_with_an_answer(tiny_model: Path, pairs: Artifact) -> None:
-    assert evaluate.heldout_pairs(make_spec(tiny_model, pairs, [])) == []
-    found = evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern=PATTERN))
-    assert [pair.prompt_id for pair in found] == [f"id{i}" for i in range(5)]
-    with pytest.raises(DataError, match=r"answer_pattern: 'Result=.*found in no annotated held-out answer"):
-        evaluate.heldout_pairs(make_spec(tiny_model, pairs, [], answer_pattern="Result=(.*)"))
-
-
-@unit
-def test_the_protocol_tells_scores_apart_by_settings_not_by_model(tiny_model: Path, pairs: Artifact) -> None:
+def test_the_protocol_differs_by_settings_not_by_model(tiny_model: Path, pairs: Artifact) -> None:
     def of(**changes: Any) -> dict[str, Any]:
-        return evaluate.settings(make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr"))
+        return protocol_settings(make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr"))
 
     other = Policy(model=Artifact(path=tiny_model, digest="another"))
     assert of() == of(policy=other) == of(seed=7)
@@ -140,7 +113,7 @@ def test_the_protocol_tells_scores_apart_by_settings_not_by_model(tiny_model: Pa
         assert of() != of(**change)
     assert of()["label"] == "miniature"
     assert of(data=None)["label"] is None
-    assert of()["max_gen_tokens"] is None  # it decides nothing where nothing is generated
+    assert of()["max_gen_tokens"] is None  # MUSR generates nothing
 
 
 @unit
@@ -389,7 +362,7 @@ def test_the_chat_template_changes_the_prompts_and_the_protocol(
 
 @integration
 def test_answers_are_greedy_whatever_generation_config_says(pairs: Artifact, tmp_path: Path) -> None:
-    """Penalties in the model's folder change no answer to a held-out prompt and no benchmark."""
+    """A repetition penalty and beams in the model's folder change no answer to a held-out prompt."""
     found = []
     for penalty in (1.0, 1.8):
         model = tmp_path / f"model-{penalty}"
@@ -414,7 +387,7 @@ def test_benchmarks_are_asked_by_the_experiment_s_template(tiny_model: Path) -> 
         "hf",
         "float32",
         template=template,
-        ends=[2, 60],
+        stop_token_ids=[2, 60],
         trust_remote_code=False,
         batch_size=2,
     )
@@ -425,8 +398,8 @@ def test_benchmarks_are_asked_by_the_experiment_s_template(tiny_model: Path) -> 
     assert "The answer" in lm.apply_chat_template(begun, add_generation_prompt=False)[-15:]
     context = torch.tensor([[1, 70, 80]])
 
-    def generated(ends: list[int]) -> list[int]:
-        lm.ends = ends
+    def generated(stop_token_ids: list[int]) -> list[int]:
+        lm.stop_token_ids = stop_token_ids
         return list(lm._model_generate(context, 12, [], attention_mask=context**0)[0, 3:].tolist())
 
     whole = generated([383])

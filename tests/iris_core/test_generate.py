@@ -1,4 +1,4 @@
-"""Generation on a tiny real model: resuming, counting, several processes, and the adapter's being served."""
+"""Generation on a tiny real model: resuming, counting, several processes, and the adapter."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from iris_core import generate as generate_module
-from iris_core.common.errors import ConfigError, DataError, ModelError, StageFailed
+from iris_core.common.errors import DataError, ModelError, StageFailed
 from iris_core.config import GenerationPart, parse_experiment
-from iris_core.data.pairs import Pair
 from iris_core.execution import team
 from iris_core.execution.launch import launch
 from iris_core.execution.supervision import marked
 from iris_core.generate import generate, summarize, warnings
 from iris_core.generation import engines
-from iris_core.generation.engines import Sample
 from iris_core.modeling import loading
 from iris_core.pipeline import plan
 from iris_core.prepare import prepare
@@ -90,7 +88,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
     assert whole.metrics["prompts"] == 24
     assert len({tuple(row["token_ids"]) for row in responses(whole)}) > 12  # each prompt has a seed of its own
     written = []
-    right = generate_module._write_shard
+    right = generate_module.write_shard
 
     def dies(path, *arguments):
         if len(written) == 1:
@@ -99,7 +97,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
         right(path, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_module, "_write_shard", dies)
+        patch.setattr(generate_module, "write_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             run_stage(spec, tmp_path / "killed", generate)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed" / "responses").glob("shard-*")}
@@ -153,12 +151,12 @@ def test_a_rank_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file
 @pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0, 6])
 def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, tmp_path, seconds):
-    """At once, or when rank 0 has long done its share and waits."""
+    """At once, or when rank 0 has finished its share and waits."""
     spec, out = spec_of(experiment(tiny_model, pairs_file), tmp_path), tmp_path / "out"
     (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
     rank = f"import time; time.sleep({seconds}); raise SystemExit(76)"
     code = (
-        "import subprocess, sys; from iris_core import stage, team\n"
+        "import subprocess, sys; from iris_core.execution import stage, team\n"
         "from iris_core.generate import generate; from iris_core.pipeline.specs import GenerateSpec\n"
         f"team._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
         "stage.main(GenerateSpec, generate)"
@@ -170,7 +168,7 @@ def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, 
 
 @pytest.mark.integration
 def test_no_rank_outlives_rank_0(tiny_model, pairs_file, tmp_path):
-    """Neither a launcher nor rank 0 itself can do anything about it: it was started by hand, and killed."""
+    """Rank 0 was started by hand and killed: neither a launcher nor rank 0 itself can end the others."""
     config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=1000)
     spec, out = spec_of(config, tmp_path), tmp_path / "out"
     (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
@@ -189,7 +187,7 @@ def test_no_rank_outlives_an_error_in_rank_0(tiny_model, pairs_file, tmp_path, m
         raise KeyboardInterrupt
 
     spec = on(spec_of(experiment(tiny_model, pairs_file), tmp_path), 2)
-    monkeypatch.setattr(generate_module, "_write_shard", dies)
+    monkeypatch.setattr(generate_module, "write_shard", dies)
     with pytest.raises(KeyboardInterrupt):
         run_stage(spec, tmp_path / "out", generate)
     assert not rank_1(tmp_path / "out")
@@ -230,25 +228,6 @@ def test_more_than_a_tenth_truncated_is_warned_of():
     assert len(warnings(GenerationPart(temperature=0.7), 15, 144)) == 2
 
 
-@pytest.mark.unit
-def test_a_response_ends_with_its_end_of_turn():
-    assert engines._until([5, 6, 2, 0, 0], [9, 2]) == Sample([5, 6, 2], "stop")
-    assert engines._until([5, 6], [9, 2]) == Sample([5, 6], "length")
-
-
-@pytest.mark.unit
-def test_the_text_of_a_response_is_without_its_end_special_or_not(tmp_path):
-    names = ("<|endoftext|>", "<|im_start|>")
-    tokenizer = byte_level(CHATML, names, eos=names[0], plain=("<|im_end|>",))
-    ids, ends = tokenizer("Yes<|im_end|>")["input_ids"], tokenizer("<|im_end|>")["input_ids"]
-    pair = Pair("id", "Is it?", "Yes", [1], ids)
-    samples = [Sample(ids, "stop"), Sample(ids[:1], "length")]
-    generate_module._write_shard(tmp_path / "shard", [pair, pair], samples, tokenizer, ends)
-    rows = pq.read_table(tmp_path / "shard").to_pylist()
-    assert [row["response"] for row in rows] == ["Yes", "Ye"]
-    assert [row["token_ids"] for row in rows] == [ids, ids[:1]]
-
-
 PENALTIES = {
     "repetition_penalty": 1.8,
     "no_repeat_ngram_size": 2,
@@ -279,7 +258,7 @@ def test_generation_config_has_no_say_in_sampling(pairs_file, tmp_path, temperat
 @pytest.mark.integration
 @pytest.mark.parametrize("backend", ["transformers", "vllm"])
 def test_a_response_ends_where_the_template_ends_a_turn(pairs_file, tmp_path, backend):
-    """The end of turn (2) is not what the model's settings call the end (0): both end a response, and nothing follows."""
+    """The template ends a turn with 2, the model's settings say 0: both end a response, and nothing follows them."""
     folder = tmp_path / "model"
     build_model(folder, eos_token_id=0, hidden_size=128)
     byte_level(CHATML, eos="<|endoftext|>").save_pretrained(folder)
@@ -290,10 +269,9 @@ def test_a_response_ends_where_the_template_ends_a_turn(pairs_file, tmp_path, ba
     ended = {row["token_ids"][-1] for row in rows if row["finish_reason"] == "stop"}
     assert ended == {0, 2}
     for row in rows:
-        stopped = row["finish_reason"] == "stop"
-        assert [token in (0, 2) for token in row["token_ids"]] == [False] * (len(row["token_ids"]) - stopped) + [
-            True
-        ] * stopped
+        *before, last = (token in (0, 2) for token in row["token_ids"])
+        assert not any(before)
+        assert last == (row["finish_reason"] == "stop")
 
 
 @pytest.mark.integration
@@ -349,14 +327,6 @@ def test_sampling_that_is_not_from_the_opponent_is_said():
     (line,) = warnings(GenerationPart(temperature=0.7), 0, 1)
     assert "at temperature 0.7 and top_p 1 responses are not samples of the opponent p_t" in line
     assert len(warnings(GenerationPart(top_p=0.9), 0, 1)) == 1
-
-
-@pytest.mark.unit
-def test_vllm_asked_for_and_missing(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"generation.backend: vllm is not installed"):
-        engines.backend("vllm")
-    assert engines.backend("auto") == "transformers"
 
 
 @pytest.mark.integration

@@ -187,15 +187,15 @@ def test_every_turn_of_a_conversation_is_a_pair_on_one_side(tiny_model, tmp_path
     tokenizer = loading.load_tokenizer(tiny_model)
     texts = {pair.response: tokenizer.decode(pair.prompt_ids) for pair in pairs}
     assert texts["Yes 3"] == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello 3<|im_end|>\n<|im_start|>assistant\nHi 3<|im_end|>\n"
-        "<|im_start|>user\nAgain?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello 3<|im_end|>\n"
+        "<|im_start|>assistant\nHi 3<|im_end|>\n<|im_start|>user\nAgain?<|im_end|>\n<|im_start|>assistant\n"
     )
     sides = {pair.response.split()[1]: set() for pair in pairs}
     for pair in pairs:
         sides[pair.response.split()[1]].add(pair.split)
     assert len(pairs) == 16
     assert all(len(side) == 1 for side in sides.values())
-    assert manifest.metrics["heldout_pairs"] == 4  # two conversations: 3 would part one
+    assert manifest.metrics["heldout_pairs"] == 4  # two conversations: 3 pairs would divide one
 
 
 def test_answers_are_found_as_in_the_evaluation(tiny_model, tmp_path):
@@ -215,8 +215,8 @@ def test_answers_are_found_as_in_the_evaluation(tiny_model, tmp_path):
     assert manifest.metrics["warnings"] == []
     manifest = run(tiny_model, tmp_path, rows, heldout=4, answer_pattern=pattern)
     assert manifest.metrics["warnings"] == [
-        "data.answer_pattern: exact match leaves out 2 of 4 held-out pairs, whose annotated answers '^Answer: (.+)$' is not "
-        "found in, such as 'Ask me.'"
+        "data.answer_pattern: exact match leaves out 2 of 4 held-out pairs, because '^Answer: (.+)$' is not found in "
+        "their annotated answers, such as 'Ask me.'"
     ]
 
 

@@ -2,8 +2,8 @@
 
     python -m iris_core.evaluation.miniature.build
 
-The output is committed; a test holds it equal to what this builds. Options are listed with the answer first and
-shuffled here, seeded by the question, so that answers are spread evenly and an edit moves nothing else.
+The output is committed; a test compares it with what this builds. The tables list the answer as the first option. Here
+options are shuffled with a seed from the question: answers are spread evenly, and an edit changes no other item.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IFEVAL_ARGUMENTS = (
     "first_word",
     "nth_paragraph",
 )
-# An English Punkt model that knows no abbreviations: enough for IFEval's counting of words, and written here.
+# An English Punkt model that knows no abbreviations: enough for IFEval to count words, and written here.
 PUNKT_FILES = ("abbrev_types.txt", "collocations.tab", "ortho_context.tab", "sent_starters.txt")
 
 
@@ -74,11 +74,7 @@ def datasets() -> Iterator[tuple[str, str, dict[str, Rows]]]:
     for config, (kind, problem, solution) in items["math"].items():
         row = {"problem": problem, "level": "Level 5", "type": kind, "solution": solution}
         yield "DigitalLearningGmbH/MATH-lighteval", config, {"test": [row]}
-    yield (
-        "TAUR-Lab/MuSR",
-        "default",
-        {split: [_musr(item)] for split, item in items["musr"].items()},
-    )
+    yield "TAUR-Lab/MuSR", "default", {split: [_musr(item)] for split, item in items["musr"].items()}
     for subject, rows in _mmlu().items():
         yield "cais/mmlu", subject, {"dev": rows[:-1], "test": rows[-1:]}
     yield "TIGER-Lab/MMLU-Pro", "default", _splits(items["mmlu_pro"], _mmlu_pro)
@@ -97,7 +93,7 @@ def _splits(splits: dict[str, list[list[Any]]], row: Any) -> dict[str, Rows]:
 
 
 def _shuffled(question: str, options: list[str]) -> tuple[list[str], int]:
-    """The options in an order that the question decides, and where the answer (given first) went."""
+    """The options in an order that the question decides, and the new index of the answer, which is the first option."""
     order = list(range(len(options)))
     random.Random(text_digest(question)).shuffle(order)
     return [options[i] for i in order], order.index(0)

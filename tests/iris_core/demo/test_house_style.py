@@ -1,6 +1,6 @@
-"""The demo's annotated set: reproducible, free of leakage, in style, and right.
+"""The demo's annotated set: reproducible, without leakage, in its style, and correct.
 
-Every answer is worked out again from the text of its prompt alone, with nothing of the generator.
+Every answer is computed again from the text of its prompt alone, without code of the generator.
 """
 
 import json
@@ -59,7 +59,7 @@ def pairs_of(kind: str) -> list[Pair]:
 
 
 def captured(pair: Pair) -> str:
-    """What the product's checker compares."""
+    """The answer that exact match compares."""
     found: list[str] = re.findall(ANSWER_PATTERN, pair.response)
     return found[-1].strip()
 
@@ -225,7 +225,7 @@ def test_kinds_are_mixed_in_the_order() -> None:
 
 
 def test_every_kind_is_asked_in_four_ways_at_least() -> None:
-    """Told apart by the first two words, numbers left out."""
+    """Questions are told apart by their first two words, without numbers."""
     for kind in KINDS:
         prompts = [re.sub(r"\d+", "#", pair.prompt) for pair in pairs_of(kind)]
         openings = {" ".join(prompt.split()[:2]) for prompt in prompts}
@@ -237,7 +237,7 @@ def test_heldout_pairs_do_not_depend_on_the_number_to_train_on() -> None:
 
 
 def test_files_are_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    """Processes with different string hashing, so that no set or hash decides anything."""
+    """Two processes with different string hashing: the order of sets decides nothing."""
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-m", "iris_core.demo.house_style", "--seed", "5"]
         command += ["--train", "32", "--heldout", "8", "--out", str(tmp_path / hash_seed)]

@@ -17,7 +17,7 @@ from iris_core.evaluation.benchmarks import (
     task_manager,
 )
 
-PROTOCOL = {  # shared/design/5-evaluation.md
+PROTOCOL = {  # arXiv 2601.08198
     "gsm8k": ("gsm8k", 5, "exact_match"),
     "math": ("leaderboard_math_hard", 4, "exact_match"),
     "musr": ("leaderboard_musr", 0, "acc_norm"),

@@ -88,12 +88,8 @@ def test_mmlu_pro_letters_are_those_of_the_answers() -> None:
     for row in rows("TIGER-Lab/MMLU-Pro/default/test"):
         assert len(set(row["options"])) == 10
         assert "ABCDEFGHIJ".index(row["answer"]) == row["answer_index"]
-    assert (
-        rows("TIGER-Lab/MMLU-Pro/default/test")[0]["options"][
-            rows("TIGER-Lab/MMLU-Pro/default/test")[0]["answer_index"]
-        ]
-        == "210"
-    )
+    first = rows("TIGER-Lab/MMLU-Pro/default/test")[0]
+    assert first["options"][first["answer_index"]] == "210"
 
 
 def test_math_answers_are_boxed_and_hard() -> None:
