@@ -99,7 +99,7 @@ def our_loss(turns: Turns, case: Case) -> float:
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = our_trainer(case, Path(work))
     _disturb(trainer.model)
-    rows = trainer._prepare_inputs(trainer.train_dataset[0])
+    rows = [row.to(trainer.args.device) for row in trainer.train_dataset[0]]
     return sum(trainer.compute_loss(trainer.model, row).item() for row in rows) / case.batch_size
 
 

@@ -139,8 +139,8 @@ class SelfPlayTrainer(Trainer):
         started = time.monotonic()
         if model.training != self.args.gradient_checkpointing:  # nothing else here needs it
             model.train(self.args.gradient_checkpointing)
-        pairs = torch.cat([row["pairs"] for row in inputs]).to(model.device)
-        lengths = torch.cat([row["lengths"] for row in inputs]).to(model.device)
+        pairs = torch.cat([row.pairs for row in inputs]).to(model.device)
+        lengths = torch.cat([row.lengths for row in inputs]).to(model.device)
         normalizer = self.settings.normalizer
         if normalizer.needs_whole_batch:
             with torch.no_grad():
@@ -159,17 +159,17 @@ class SelfPlayTrainer(Trainer):
 
         logprobs = self._share(inputs, forward_and_backward)
         _add_gradients_up(model)
-        tokens_per_second = sum(len(row["input_ids"]) for row in inputs) / (time.monotonic() - started)
+        tokens_per_second = sum(len(row.input_ids) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
         """`work` on this rank's rows, and what all ranks found: log-probs of shape [pairs, sums]."""
-        shape = (sum(len(row["pairs"]) for row in rows), rows[0]["lengths"].shape[1])
+        shape = (sum(len(row.pairs) for row in rows), rows[0].lengths.shape[1])
         found, start = torch.zeros(shape, device=self.args.device), 0
         for number, row in enumerate(rows):
             if number % team.size() == team.rank():
-                found[start : start + len(row["pairs"])] = work(self._prepare_inputs(row))
-            start += len(row["pairs"])
+                found[start : start + len(row.pairs)] = work(row.to(self.args.device))
+            start += len(row.pairs)
         team.add_up([found])
         return found
 
@@ -178,7 +178,7 @@ class SelfPlayTrainer(Trainer):
     ) -> Any:
         """Sum of the losses of one row's pairs and, if asked for, the log-probs of its responses."""
         logprobs = self._logprobs(model, inputs)
-        rewards = self._rewards(logprobs, inputs["pairs"])
+        rewards = self._rewards(logprobs, inputs.pairs)
         loss = self.settings.objective.loss(rewards, self._parameters).sum()
         return (loss, logprobs) if return_outputs else loss
 

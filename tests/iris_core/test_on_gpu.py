@@ -21,7 +21,7 @@ from iris_core.modeling.fused import fuse
 from iris_core.modeling.kernels import logprobs
 from iris_core.modeling.kernels.logprobs import token_logprobs
 from iris_core.modeling.lora import streamline
-from iris_core.modeling.scoring import response_logprobs, to_device
+from iris_core.modeling.scoring import response_logprobs
 from tests.iris_core.separate import separate
 
 pytestmark = [
@@ -105,7 +105,7 @@ def with_gradients(model, values):
 
 
 def packed(model, items):
-    row = to_device(build_row(items, range(len(items))), CUDA)
+    row = build_row(items, range(len(items))).to(CUDA)
     return with_gradients(model, response_logprobs(model, row))
 
 
