@@ -74,9 +74,9 @@ class Setting:
 
 def ours(turns: Turns, case: Case) -> int:
     """Trains by `SelfPlayTrainer`, with what the stage `train` imports; the peak of its memory."""
-    from iris_core.training import lean
+    from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
 
-    lean.leave_out(lean.UNUSED_IN_TRAINING)
+    block_imports(UNUSED_IN_TRAINING)
     with tempfile.TemporaryDirectory() as work:
         trainer, groups = our_trainer(case, Path(work))
         tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]

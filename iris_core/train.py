@@ -15,10 +15,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from iris_core.training import lean
+from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
 
 if __name__ == "__main__":
-    lean.leave_out(lean.UNUSED_IN_TRAINING)
+    block_imports(UNUSED_IN_TRAINING)
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,7 @@ from iris_core.data.packing import Group
 from iris_core.execution import team
 from iris_core.execution.stage import main
 from iris_core.modeling import dropout, loading
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.scoring import score
 from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
 from iris_core.pipeline.specs import TrainSpec
@@ -154,7 +154,7 @@ def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, config)
-        streamline(model)
+        fuse_lora(model)
     return model
 
 

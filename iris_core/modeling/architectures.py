@@ -24,8 +24,8 @@ from iris_core.config import LoraPart
 from iris_core.config.experiment import Packing
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling import dropout, loading, tiny
-from iris_core.modeling.fused import fuse
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
 from iris_core.modeling.scoring import response_logprobs
 
 VALUE_TOLERANCE = 2e-4  # nats a response, relative above 1
@@ -124,7 +124,7 @@ def _models(config: PreTrainedConfig, attention: str, trust_remote_code: bool) -
         model = tiny.build(silent, attention, trust_remote_code)
         model.load_state_dict(weights)
         dropout.silence_layers(model)
-        fuse(model)
+        fuse_norm_rotary(model)
         return _Pair(model, reference)
     raise errors[0]
 
@@ -147,7 +147,7 @@ def _adapted(pair: _Pair, lora: LoraPart) -> _Pair:
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     model.load_state_dict(reference.state_dict())
-    streamline(model)
+    fuse_lora(model)
     return _Pair(model, reference)
 
 
@@ -255,7 +255,7 @@ def _aside() -> Iterator[None]:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        with restored_rotary(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:

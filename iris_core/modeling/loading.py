@@ -27,9 +27,9 @@ from iris_core.data import hub
 from iris_core.data.hub import local_folder
 from iris_core.modeling import dropout
 from iris_core.modeling.attention.interface import GROUPED
-from iris_core.modeling.fused import fuse
-from iris_core.modeling.lora import streamline
 from iris_core.modeling.model_folder import check_adapter, refuse_code
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.weights import check_adapter_loaded, check_loaded
 from iris_core.store import Artifact, Policy
 
@@ -188,14 +188,14 @@ def load_policy(
         output_loading_info=True,
     )
     check_loaded(policy.model.path, type(model).__name__, found)
-    fuse(model)
+    fuse_norm_rotary(model)
     if policy.adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
         check_adapter_loaded(model, policy.adapter.path)
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
-        streamline(model)
+        fuse_lora(model)
     dropout.silence_layers(model)
     return model.to(device()).eval()
 

@@ -17,10 +17,10 @@ from transformers import (
 from iris_core import train
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling.attention.interface import GROUPED
-from iris_core.modeling.fused import fuse
 from iris_core.modeling.kernels import logprobs
 from iris_core.modeling.kernels.logprobs import token_logprobs
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.scoring import response_logprobs
 from tests.iris_core.separate import separate
 
@@ -91,8 +91,8 @@ def on_gpu(model, dtype=torch.float32):
     for name, parameter in fast.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.to(dtype)
-    fuse(fast.get_base_model())
-    streamline(fast)
+    fuse_norm_rotary(fast.get_base_model())
+    fuse_lora(fast)
     return fast.to(CUDA)
 
 
@@ -161,10 +161,10 @@ def test_the_kernel_equals_log_softmax(train_head, scale, softcap, monkeypatch):
         slow = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
         fast = token_logprobs(hidden, weight, targets, scale, softcap)
         torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
-        outer = torch.randn(tokens, device=CUDA)
+        grad_output = torch.randn(tokens, device=CUDA)
         for one, other in zip(
-            torch.autograd.grad(fast @ outer, leaves),
-            torch.autograd.grad(slow @ outer.double(), leaves),
+            torch.autograd.grad(fast @ grad_output, leaves),
+            torch.autograd.grad(slow @ grad_output.double(), leaves),
             strict=True,
         ):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())

@@ -18,7 +18,7 @@ from transformers import (
 from iris_core.data.packing import Group, build_row, build_rows, pack
 from iris_core.modeling.attention.interface import GROUPED
 from iris_core.modeling.attention.layout import flex_mask
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.scoring import response_logprobs, score
 from tests.iris_core.separate import separate
 
@@ -173,7 +173,7 @@ def test_every_gradient_of_an_adapter_equals_that_of_separate_forwards(name):
     """The reference is PEFT's own forward."""
     model = lora(build(name))
     _, apart = both_ways(model)
-    streamline(model)
+    fuse_lora(model)
     packed, _ = both_ways(model)
     assert len(packed[1]) == 2 * 7 * 2  # two factors of seven layers in two blocks
     assert_same(packed, apart)
