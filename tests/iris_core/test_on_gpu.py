@@ -14,7 +14,6 @@ from transformers import (
     Qwen2Config,
 )
 
-from iris_core import train
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling.attention.interface import GROUPED
 from iris_core.modeling.kernels import logprobs
@@ -22,6 +21,7 @@ from iris_core.modeling.kernels.logprobs import token_logprobs
 from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.scoring import response_logprobs
+from iris_core.training.setup import make_deterministic
 from tests.iris_core.separate import separate
 
 pytestmark = [
@@ -136,7 +136,7 @@ def test_in_bf16_they_stay_within_its_rounding(name):
 
 def test_the_same_row_gives_the_same_bits(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    train._reproducible()
+    make_deterministic()
     model, items = on_gpu(build("llama"), torch.bfloat16), groups(1)
     (one, gradients), (other, again) = packed(model, items), packed(model, items)
     torch.use_deterministic_algorithms(False)

@@ -26,7 +26,8 @@ from iris_core.pipeline import plan
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, Manifest, Policy, run_stage
-from iris_core.train import train, trainable_policy
+from iris_core.train import train
+from iris_core.training.policy import trainable_policy
 
 unit = pytest.mark.unit
 integration = pytest.mark.integration
