@@ -2,8 +2,8 @@
 
     python -m iris_core.train --spec spec.json --out DIR
 
-The opponent's log-probabilities are computed once, with the numerics of the training step, and stored. So there is never
-a second model in memory. A killed run continues at its last checkpoint, with the losses of an uninterrupted run.
+The opponent's log-probabilities are computed once, with the numerics of the training step, and stored. So a second
+model is never in memory. A killed run continues at its last checkpoint, with the losses of an uninterrupted run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Packed rows: several [prompt | annotated | synthetic] groups in one row, with each prompt computed once.
 
 A response sees its prompt and itself. Positions restart after the prompt. There is no padding. Some models cannot take
-such a row, for example those with a state. For them the same row is computed as separate sequences, [prompt | response].
+such a row, for example those with a state. For them the row is computed as separate sequences, [prompt | response].
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _integers(values: list[int] | list[list[int]]) -> Tensor:
 
 
 def separate_sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
-    """Each [prompt | response] of a row in the order of its targets: token ids, and which tokens predict the response."""
+    """Each [prompt | response] of a row, in the order of its targets: token ids, and the tokens that predict targets."""
     start = 0
     for prompt_tokens, *responses in row.segments:
         prompt = row.input_ids[start : start + prompt_tokens]

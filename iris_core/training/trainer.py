@@ -217,7 +217,7 @@ class SelfPlayTrainer(Trainer):
         return Rewards(cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest)
 
     def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
-        """log p_θ − log p_t of cut, rest and, where the objective has one, synthetic response; shape [pairs, 2 or 3]."""
+        """log p_θ − log p_t of cut, rest and, where the objective has it, synthetic response; shape [pairs, 2 or 3]."""
         compared = logprobs[:, :3]
         return compared - self.settings.opponent.to(compared.device)[pairs, : compared.shape[1]]
 

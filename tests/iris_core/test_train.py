@@ -217,7 +217,8 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     spec = plan.train_spec(experiment(tiny_model, pairs_file), prepared, state, generated)
     asked = spec.model_copy(update={"execution": {"processes": 2}})
     code = (
-        "import sys; from pathlib import Path; from iris_core.execution import team; from iris_core.train import train\n"
+        "import sys; from pathlib import Path; from iris_core.execution import team\n"
+        "from iris_core.train import train\n"
         "from iris_core.pipeline.specs import TrainSpec\n"
         "team._start = lambda *a: __import__('subprocess').Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
         "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
@@ -311,7 +312,7 @@ def test_one_pair_is_enough_to_train_on(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_measured_is_what_the_next_iteration_starts_from(inputs, tiny_model, pairs_file, tmp_path, method):
-    """The weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
+    """Weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file, method=method)
     prepared = prepared.model_copy(update={"dtype": "bfloat16"})

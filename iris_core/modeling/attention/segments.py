@@ -183,7 +183,7 @@ def _accumulate(total: Tensor, gradient: Tensor, prompt: slice, own: slice) -> N
 
 @functools.lru_cache(maxsize=512)
 def _causal_bias(queries: int, keys: int, stack: int, dtype: torch.dtype, window: int | None) -> Tensor:
-    """0 where the query sees the key, −∞ elsewhere; shape [1, queries · stack, keys]. The last query is the last key."""
+    """0 where the query sees the key, else −∞; shape [1, queries · stack, keys]. The last query is the last key."""
     bias = torch.full((queries, keys), -torch.inf, dtype=dtype)
     too_far = bias.tril(keys - queries - window) if window and window < keys else None
     bias.triu_(keys - queries + 1)

@@ -14,8 +14,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compile_on_gpu(function: Function) -> Function:
     """Compiles `function` by TorchInductor where its first argument is on a GPU; a CPU runs it unchanged.
 
-    A GPU multiplies so fast that each further pass over memory costs time, and compiling takes seconds, once per process.
-    On a CPU a compiled step was hardly faster, and its first step took half a minute (benchmarks/notes.md).
+    A GPU multiplies so fast that each further pass over memory costs time. Compiling takes seconds, once per process.
+    On a CPU a compiled step was hardly faster, and the first one took half a minute (benchmarks/notes.md).
 
     Args:
         function: of tensors and plain numbers, without gradients.
