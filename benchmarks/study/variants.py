@@ -1,4 +1,4 @@
-"""Every variant of the study, in the groups that its tables show, and the grid that each of them is tried on."""
+"""All variants of the study, in the groups of its tables, and the grid of each variant."""
 
 from __future__ import annotations
 

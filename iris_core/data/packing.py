@@ -163,7 +163,7 @@ def _integers(values: list[int] | list[list[int]]) -> Tensor:
 
 
 def separate_sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
-    """Each [prompt | response] of a row, in the order of its targets: token ids, and the tokens that predict targets."""
+    """Each [prompt | response] of a row, by order of its targets: token ids, and tokens that predict the response."""
     start = 0
     for prompt_tokens, *responses in row.segments:
         prompt = row.input_ids[start : start + prompt_tokens]

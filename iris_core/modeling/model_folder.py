@@ -77,8 +77,9 @@ def check_adapter(folder: Path) -> None:
     settings = read_json(folder / ADAPTER[0]) if (folder / ADAPTER[0]).exists() else {}
     base = settings.get("base_model_name_or_path") or "a base model"
     raise ModelError(
-        f"model.path: {folder} is an adapter on {base}, not a model: merge it first, with PeftModel.from_pretrained(base, "
-        "adapter).merge_and_unload().save_pretrained(folder), and save the tokenizer there"
+        f"model.path: {folder} is an adapter on {base}, not a model: merge it first, with "
+        "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), "
+        "and save the tokenizer there"
     )
 
 
