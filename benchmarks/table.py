@@ -36,7 +36,8 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` measures this table again; `python -m benchmarks` writes it from `results/*.json`. Each ratio is ours to
 the peer's: the two runs are interleaved on the same machine with the same model, data, LoRA rank, dtype, threads and
-global batch. Values are medians, with the range of all rounds in brackets. Rows that miss their target stay in the table.
+global batch. Values are medians, with the range of all rounds in brackets. Rows that miss their target stay in the
+table.
 """
 UNMEASURED = """Not measured: the speed of training on several processes, since one uses all cores here
 (`tests/iris_core/test_train.py` tests that they take the same steps), and resuming
