@@ -39,7 +39,7 @@ def moving(
     clip: float = 1.0,
     weight: float = 0.0,
 ) -> Variant:
-    """IRIS whose order moves between `bounds`, the first of them in the first iteration."""
+    """IRIS with an order that moves between `bounds`, from the first of them in the first iteration."""
     high, low = bounds
     name = f"iris {normalizer} {rule} {high:g}→{low:g}{_suffix(clip, weight)}"
     schedule = SchedulePart(kind=rule, max_order=high, min_order=low)

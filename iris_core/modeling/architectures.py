@@ -30,7 +30,7 @@ from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_ro
 from iris_core.modeling.scoring import response_logprobs
 
 VALUE_TOLERANCE = 2e-4  # nats per response, relative above 1
-GRADIENT_TOLERANCE = 2e-2  # of the norm of a parameter's gradient: rounding may switch a ReLU whose input is near 0
+GRADIENT_TOLERANCE = 2e-2  # of the norm of a parameter's gradient: rounding may switch a ReLU with an input near 0
 FLOOR = 1e-5  # of the norm of the largest gradient
 
 SHORT = [
