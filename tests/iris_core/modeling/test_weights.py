@@ -280,7 +280,7 @@ def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder:
         ({"model_type": "nosuch"}, r"describes no model that transformers 5[\d.]+ knows: .*`nosuch`"),
         (
             {"model_type": "nosuch", "auto_map": {"AutoConfig": "c.C"}},
-            r"needs Python code .* set model.trust_remote_code: true",
+            r"needs its own Python code .* set model.trust_remote_code: true",
         ),
         ({"num_hidden_layers": "two"}, r"describes no model .*expected int, got str"),
         ({"num_hidden_layers": 1}, r"hold 9 tensors that LlamaForCausalLM has no place for"),
