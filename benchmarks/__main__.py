@@ -1,9 +1,9 @@
-"""Measures every row of the table that this machine allows, and writes README.md after each.
+"""Measures each row of the table that this machine can measure, and writes README.md after each.
 
     python -m benchmarks [--only step,kernel] [--data ../shared/data] [--dtype bfloat16]
         [--repeats 5] [--out benchmarks]
 
-What an interrupted run has measured is kept. The machine should have nothing else to do.
+What an interrupted run has measured is kept. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from iris_core.execution.launch import CPU_SETTINGS
 REPEATS = 5
 NEEDS = {"step": "trl", "kernel": "trl", "generation": "vllm", "gpu": "trl"}
 ENVIRONMENT = {
-    **CPU_SETTINGS,  # for both sides
+    **CPU_SETTINGS,  # for both runs
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -29,18 +29,18 @@ ENVIRONMENT = {
 
 
 def main() -> None:
-    """Runs the benchmarks that are asked for."""
+    """Runs the requested benchmarks."""
     from iris_core.demo.model import default_path
 
     parser = argparse.ArgumentParser(description="Measure IRIS against its peers.")
-    parser.add_argument("--only", default=",".join(table.ROWS), help="rows, by commas")
-    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl; none: made up")
+    parser.add_argument("--only", default=",".join(table.ROWS), help="rows, separated by commas")
+    parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl; without it pairs are made up")
     parser.add_argument("--model", type=Path, default=default_path(), help="a chat model's folder")
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float32"),
         default="auto",
-        help="of the training step; auto: what IRIS takes on this machine",
+        help="of the training step; auto: the dtype that IRIS uses on this machine",
     )
     parser.add_argument("--repeats", type=int, default=REPEATS, help="of every row")
     parser.add_argument("--out", type=Path, default=table.HERE, help="folder of the page")
@@ -50,10 +50,10 @@ def main() -> None:
         if row not in table.ROWS:
             parser.error(f"--only: {row!r} is none of {', '.join(table.ROWS)}")
         if row in NEEDS and importlib.util.find_spec(NEEDS[row]) is None:
-            print(f"{row}: left out, {NEEDS[row]} is not installed", flush=True)
+            print(f"{row}: skipped, {NEEDS[row]} is not installed", flush=True)
             continue
         if row == "gpu" and not _has_gpu():
-            print("gpu: left out, there is no GPU", flush=True)
+            print("gpu: skipped, there is no GPU", flush=True)
             continue
         started = time.monotonic()
         result = measure(row, arguments)

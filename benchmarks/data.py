@@ -1,7 +1,7 @@
 """Pairs for the benchmarks: made up with GSM8K's distribution of lengths, or GSM8K itself.
 
-What the texts say does not matter to any speed; how long they are does. Prompts have 30 to 250 tokens and responses
-50 to 350, log-normally distributed like GSM8K's, before the chat template adds its own.
+Speed depends on the lengths of the texts, not on their content. Prompts have 30 to 250 tokens and responses 50 to 350,
+log-normally distributed like GSM8K's, before the chat template adds its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SENTENCES = (
 
 
 class Lengths(NamedTuple):
-    """Tokens of a text: least, median, most."""
+    """Tokens of a text: minimum, median, maximum."""
 
     least: int
     typical: int
@@ -39,18 +39,18 @@ class Lengths(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How long prompts and responses are."""
+    """Lengths of prompts and responses."""
 
     prompt: Lengths
     response: Lengths
 
 
 GSM8K_LIKE = Sizes(Lengths(30, 60, 250), Lengths(50, 125, 350))
-LONG = Sizes(Lengths(1000, 1000, 1008), Lengths(508, 508, 516))  # a pair has 2,048 tokens, nearly
+LONG = Sizes(Lengths(1000, 1000, 1008), Lengths(508, 508, 516))  # a pair has almost 2,048 tokens
 
 
 class Pair(NamedTuple):
-    """A prompt, its annotated response, and one that stands for the opponent's."""
+    """A prompt, its annotated response, and one in place of the opponent's."""
 
     prompt: str
     annotated: str
@@ -61,22 +61,22 @@ def made_up(count: int, tokens: Callable[[str], int], seed: int = 0, sizes: Size
     """`count` pairs of made-up word problems, the same for the same seed.
 
     Args:
-        count: how many.
-        tokens: how many tokens a text has; a word has no more than `LONGEST_WORD`, and a text as many as its words.
+        count: number of pairs.
+        tokens: number of tokens of a text: at most `LONGEST_WORD` for a word, and for a text the sum over its words.
         seed: of the words and lengths.
         sizes: bounds and medians of the lengths.
     """
-    draw, tokens = random.Random(seed), functools.cache(tokens)  # words come again
-    sides = (sizes.prompt, sizes.response, sizes.response)
-    return [Pair(*(_text(draw, tokens, side) for side in sides)) for _ in range(count)]
+    draw, tokens = random.Random(seed), functools.cache(tokens)  # words repeat
+    lengths = (sizes.prompt, sizes.response, sizes.response)
+    return [Pair(*(_text(draw, tokens, each) for each in lengths)) for _ in range(count)]
 
 
 def gsm8k(folder: Path, count: int) -> list[Pair]:
-    """The first `count` pairs of GSM8K, the answer to another problem in the opponent's place.
+    """The first `count` pairs of GSM8K, with the answer to another problem in place of the opponent's response.
 
     Args:
-        folder: with `gsm8k/train.jsonl` in it.
-        count: how many.
+        folder: holds `gsm8k/train.jsonl`.
+        count: number of pairs.
     """
     with (folder / "gsm8k" / "train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line, _ in zip(file, range(count + 1), strict=False)]

@@ -1,7 +1,7 @@
-"""The ten benchmarks of the miniature: our stage, one engine for all, against lm_eval's command line, one after another.
+"""The ten benchmarks of the miniature: our stage, with one engine for all, against lm_eval's command for each.
 
-Both are timed as a user waits for them, from the command to its end, with the same backend, shots, batch size and cap
-on generated tokens, on data sets that both find in one warm cache.
+Both are timed from the start of the command to its end, with the same backend, shots, batch size and limit on generated
+tokens, on data sets in one warm cache.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sides import SideFailed, Turns, alone
+from benchmarks.interleaved import Rounds, RunFailed, alone
 from benchmarks.table import Line, Result
 
 NEW_TOKENS = 32
@@ -30,15 +30,15 @@ def measure(model: Path, repeats: int) -> Result:
     alone(warm, spec=spec)
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / str(repetition) for repetition in range(repeats)]
-        turns = [(ours(spec, place / "ours"), peer(spec, place / "peer")) for place in places]
-    speeds = [[AN_HOUR / turn[side][0] for turn in turns] for side in (0, 1)]
+        rounds = [(ours(spec, place / "ours"), peer(spec, place / "peer")) for place in places]
+    speeds = [[AN_HOUR / both[run][0] for both in rounds] for run in (0, 1)]
     title = "evaluation of the ten (miniature)"
     line = Line(title, "evaluations/hour", speeds[0], speeds[1], "≥", 1.5)
-    return Result("evaluation", [line], _text(spec, turns[-1][0][1], turns[-1][1][1]))
+    return Result("evaluation", [line], _text(spec, rounds[-1][0][1], rounds[-1][1][1]))
 
 
-def warm(turns: Turns, spec: Any) -> None:
-    """Reads the data sets once, into the cache that both sides use."""
+def warm(rounds: Rounds, spec: Any) -> None:
+    """Reads the data sets once, into the cache that both runs use."""
     from iris_core.evaluation.harness import load_tasks
 
     load_tasks(spec.evaluation.benchmarks, spec.data)
@@ -57,7 +57,7 @@ def ours(spec: Any, out: Path) -> tuple[float, Scores]:
 
 
 def peer(spec: Any, out: Path) -> tuple[float, Scores]:
-    """Seconds and scores of `lm_eval run`, a benchmark after another."""
+    """Seconds and scores of `lm_eval run`, one benchmark after another."""
     from iris_core.evaluation.benchmarks import NLTK_FOLDER, benchmark
 
     cache = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris") / "datasets"
@@ -76,7 +76,7 @@ def peer(spec: Any, out: Path) -> tuple[float, Scores]:
 
 
 def _command(spec: Any, item: Any, out: Path) -> list[str]:
-    """`lm_eval run` on one benchmark; `-P` keeps the data's folders from being taken for packages."""
+    """`lm_eval run` on one benchmark; with `-P` Python does not take folders of data for packages."""
     from iris_core.evaluation.harness import BATCH_SIZE
 
     model = f"pretrained={spec.policy.model.path},dtype={spec.dtype}"
@@ -105,14 +105,14 @@ def _seconds(command: list[str], cwd: Path, settings: dict[str, str]) -> float:
     """Runs Python with `command`; its wall time.
 
     Raises:
-        SideFailed: it failed.
+        RunFailed: it failed.
     """
     environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     started = time.perf_counter()
     run = subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started
     if run.returncode:
-        raise SideFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
+        raise RunFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
     return seconds
 
 
@@ -144,8 +144,8 @@ def _text(spec: Any, ours: Scores, peer: Scores) -> str:
     equal = sum(abs(ours[name] - peer[name]) < 1e-9 for name in ours)
     return "\n".join(
         [
-            f"{spec.policy.model.path.name}, {spec.dtype}, backend `{spec.evaluation.backend}`, at most {NEW_TOKENS} generated "
-            "tokens; wall time of the commands, `lm_eval run` ten times, ours once. Scores are equal on "
+            f"{spec.policy.model.path.name}, {spec.dtype}, backend `{spec.evaluation.backend}`, at most {NEW_TOKENS} "
+            "generated tokens; wall time of the commands, `lm_eval run` ten times, ours once. Scores are equal on "
             f"{equal} of {len(ours)} benchmarks:",
             "",
             "| benchmark | ours | lm_eval |",

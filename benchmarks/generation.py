@@ -1,6 +1,6 @@
-"""Generation against raw vLLM: the same prompts, settings and seeds, from the prompts' tokens to the responses' texts.
+"""Generation against vLLM alone: the same prompts, settings and seeds, from token ids of prompts to response texts.
 
-Each repetition has prompts of its own, so that no side finds them in its prefix cache.
+Each round has its own prompts, so that neither run has them in its prefix cache.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import pairs
-from benchmarks.sides import Side, Turns
+from benchmarks.interleaved import Rounds, Run
 from benchmarks.table import Line, Result, spread
 
 PROMPTS, NEW_TOKENS = 32, 96
@@ -20,14 +20,14 @@ PROMPTS, NEW_TOKENS = 32, 96
 def measure(model: Path, data: Path | None, repeats: int) -> Result:
     """The line `generation`; it needs vLLM."""
     arguments = {"model": model, "data": data, "repeats": repeats + 1}
-    with Side(ours, **arguments) as a, Side(peer, **arguments) as b:
-        turns = [(a.turn(), b.turn()) for _ in range(repeats + 1)][1:]
+    with Run(ours, **arguments) as a, Run(peer, **arguments) as b:
+        rounds = [(a.round(), b.round()) for _ in range(repeats + 1)][1:]
         starts = [a.result(), b.result()]
-    speeds = [[turn[side]["tokens_per_second"] for turn in turns] for side in (0, 1)]
-    same = sum(first["token_ids"] == second["token_ids"] for first, second in turns)
+    speeds = [[both[run]["tokens_per_second"] for both in rounds] for run in (0, 1)]
+    same = sum(first["token_ids"] == second["token_ids"] for first, second in rounds)
     text = (
-        f"{model.name}: {PROMPTS} prompts a repetition, up to {NEW_TOKENS} new tokens, temperature 1, a seed for each "
-        f"prompt; both sides gave the same tokens in {same} of {len(turns)} repetitions. The peer is `vllm.LLM.generate` "
+        f"{model.name}: {PROMPTS} prompts per round, up to {NEW_TOKENS} new tokens, temperature 1, a seed for each "
+        f"prompt; both runs gave the same tokens in {same} of {len(rounds)} rounds. The peer is `vllm.LLM.generate` "
         f"with the same engine settings. Starting the engine, not in the table: {spread(starts[:1])} s ours, "
         f"{spread(starts[1:])} s the peer's."
     )
@@ -35,8 +35,8 @@ def measure(model: Path, data: Path | None, repeats: int) -> Result:
     return Result("generation", [line], text)
 
 
-def ours(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
-    """Samples as the stage `generate` does; gives the seconds that the engine took to start."""
+def ours(rounds: Rounds, model: Path, data: Path | None, repeats: int) -> float:
+    """Samples as the stage `generate` does; returns the seconds that the engine took to start."""
     from iris_core.generation.engines import open_engine
     from iris_core.modeling import loading
 
@@ -47,17 +47,17 @@ def ours(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     seconds = time.perf_counter() - started
     for repetition in range(repeats):
         batch, seeds = _batch(prompts, repetition)
-        turns.begin()
+        rounds.begin()
         started = time.perf_counter()
         samples = sample(batch, seeds)
         for item in samples:
             tokenizer.decode(item.token_ids, skip_special_tokens=True)
-        turns.end(_found([item.token_ids for item in samples], time.perf_counter() - started))
+        rounds.end(_found([item.token_ids for item in samples], time.perf_counter() - started))
     return seconds
 
 
-def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
-    """Samples by vLLM alone; gives the seconds that the engine took to start."""
+def peer(rounds: Rounds, model: Path, data: Path | None, repeats: int) -> float:
+    """Samples by vLLM alone; returns the seconds that the engine took to start."""
     import torch
 
     from iris_core.generation.vllm_settings import vllm_settings
@@ -74,12 +74,12 @@ def peer(turns: Turns, model: Path, data: Path | None, repeats: int) -> float:
     for repetition in range(repeats):
         batch, seeds = _batch(prompts, repetition)
         parameters = [SamplingParams(temperature=1.0, top_p=1.0, max_tokens=NEW_TOKENS, seed=seed) for seed in seeds]
-        turns.begin()
+        rounds.begin()
         started = time.perf_counter()
         inputs = [{"prompt_token_ids": ids} for ids in batch]
         outputs = llm.generate(inputs, parameters, use_tqdm=False)
         ids = [list(output.outputs[0].token_ids) for output in outputs]
-        turns.end(_found(ids, time.perf_counter() - started))
+        rounds.end(_found(ids, time.perf_counter() - started))
     return seconds
 
 
@@ -100,7 +100,7 @@ def _spec(model: Path) -> Any:
 
 
 def _prompts(model: Path, data: Path | None, repeats: int) -> list[list[int]]:
-    """The tokens of all repetitions' prompts."""
+    """Token ids of the prompts of all rounds."""
     from iris_core.data.conversations import single_turn
 
     chat = _chat(model)

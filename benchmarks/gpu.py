@@ -1,8 +1,8 @@
 """The training step and the log-prob kernel on a GPU, against TRL, Liger's kernels and cut-cross-entropy.
 
-Models are randomly initialised in the shapes of well-known ones: what weights are does not matter to any speed. The share of
-the card's peak counts what one step must multiply: the packed tokens by every layer, the response tokens by the output
-embedding, forward and backward, without attention and without the adapter.
+Models have the shapes of well-known ones and random weights, since speed does not depend on the weights. The share of
+the GPU's peak counts the matmuls that a step needs: the packed tokens by each layer and the response tokens by the
+lm_head, forward and backward, without attention and without the adapter.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from benchmarks import gpu_kernel
 from benchmarks.data import GSM8K_LIKE, LONG, Sizes
+from benchmarks.interleaved import Rounds, Run, RunFailed, alone
 from benchmarks.profile_of_step import profile, profile_table
-from benchmarks.sides import Side, SideFailed, Turns, alone
 from benchmarks.table import Line, Result, spread
 from benchmarks.trainers import RANK, Case, Setting, order_of, ours, peer, tokens_of
 
-WARM_UP = 3  # steps: what TorchInductor and Triton compile for other lengths
+WARM_UP = 3  # steps: TorchInductor and Triton compile again for the first other lengths
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "SmolLM2-135M": (
         "llama",
@@ -71,10 +71,10 @@ class Trial:
     Attributes:
         shape: of the model, one of `SHAPES`.
         method: "lora" or "full".
-        sizes: lengths of the texts, and how they are called.
+        sizes: lengths of the texts, and their name.
         batch_size: pairs in an optimiser batch.
         tokens_per_row: our packing budget.
-        settings: of the peer's.
+        settings: of the peer.
     """
 
     shape: str
@@ -89,6 +89,10 @@ class Trial:
         return f"{self.shape}, {method}, {self.sizes[1]}"
 
 
+def _liger(*micro_batches: int, autocast: bool = False) -> list[Setting]:
+    return [Setting(size, autocast=autocast, liger=True) for size in micro_batches]
+
+
 SHORT, FULL_LENGTH = (GSM8K_LIKE, "GSM8K's lengths"), (LONG, "2,048 tokens a pair")
 TRIALS = (
     Trial(
@@ -97,12 +101,7 @@ TRIALS = (
         SHORT,
         32,
         16384,
-        (
-            Setting(32),
-            Setting(32, liger=True),
-            Setting(8, liger=True),
-            Setting(32, autocast=True, liger=True),
-        ),
+        (Setting(32), *_liger(32, 8), *_liger(32, autocast=True)),
     ),
     Trial(
         "SmolLM2-135M",
@@ -110,11 +109,7 @@ TRIALS = (
         SHORT,
         32,
         16384,
-        (
-            Setting(32, autocast=True),
-            Setting(32, autocast=True, liger=True),
-            Setting(8, autocast=True, liger=True),
-        ),
+        (Setting(32, autocast=True), *_liger(32, 8, autocast=True)),
     ),
     Trial(
         "Qwen2.5-3B",
@@ -122,19 +117,15 @@ TRIALS = (
         SHORT,
         16,
         8192,
-        (
-            Setting(8),
-            Setting(8, liger=True),
-            Setting(4, liger=True),
-        ),
+        (Setting(8), *_liger(8, 4)),
     ),
-    Trial("Mistral-7B", "lora", FULL_LENGTH, 8, 8192, (Setting(4, liger=True), Setting(2, liger=True), Setting(2))),
+    Trial("Mistral-7B", "lora", FULL_LENGTH, 8, 8192, (*_liger(4, 2), Setting(2))),
 )
 
 
 def measure(repeats: int) -> Result:
-    """The lines of every trial and of the log-prob kernel."""
-    peak = alone(peak_of_products)
+    """The lines of each trial and of the log-prob kernel."""
+    peak = alone(peak_of_matmuls)
     lines, rows, tried = [], [], []
     with tempfile.TemporaryDirectory() as work:
         for trial in TRIALS:
@@ -148,25 +139,25 @@ def measure(repeats: int) -> Result:
     return Result("gpu", [*lines, *kernel], _text(rows, tried, peak, longest, operators, sweep))
 
 
-def peak_of_products(turns: Turns) -> float:
-    """bf16 TFLOP/s of a product of two random 8,192 x 8,192 matrices, the median of ten."""
+def peak_of_matmuls(rounds: Rounds) -> float:
+    """bf16 TFLOP/s of a matmul of two random 8,192 x 8,192 matrices, the median of ten."""
     import torch
 
-    side = 8192
-    one, other = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    size = 8192
+    one, other = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = gpu_kernel.seconds_each(lambda: one @ other, 10)
-    return 2 * side**3 / median(seconds) / 1e12
+    return 2 * size**3 / median(seconds) / 1e12
 
 
 def _compare(trial: Trial, work: Path, repeats: int, peak: float) -> tuple[list[Line], str, list[str]]:
     """A trial's lines for the table, its row of shares of the peak, and a row for each of TRL's settings."""
     case = _case(trial, _build(trial.shape, work), WARM_UP + repeats)
     with ExitStack() as stack:
-        sides = _started(case, trial.settings, stack)
-        turns = [{name: side.turn() for name, side in sides.items()} for _ in range(case.batches)]
-        memory = {name: side.result() / 1e9 for name, side in sides.items()}
-    speeds = {name: [turn[name] for turn in turns[WARM_UP:]] for name in sides}
-    best = max((name for name in sides if name is not None), key=lambda name: median(speeds[name]))
+        runs = _started(case, trial.settings, stack)
+        rounds = [{name: run.round() for name, run in runs.items()} for _ in range(case.batches)]
+        memory = {name: run.result() / 1e9 for name, run in runs.items()}
+    speeds = {name: [values[name] for values in rounds[WARM_UP:]] for name in runs}
+    best = max((name for name in runs if name is not None), key=lambda name: median(speeds[name]))
     lines = [
         Line(f"GPU step, {trial}", "response tokens/s", speeds[None], speeds[best], "≥", 1.5),
         Line(f"GPU peak memory, {trial}", "GB", [memory[None]], [memory[best]], "≤", 0.6),
@@ -178,18 +169,18 @@ def _compare(trial: Trial, work: Path, repeats: int, peak: float) -> tuple[list[
         f"{median(reached) / peak:.0%} | {memory[None]:.1f} GB |"
     )
     settings = [
-        f"| {trial} | {name} | {spread(speeds[name])} | {memory[name]:.1f} GB |" for name in sides if name is not None
+        f"| {trial} | {name} | {spread(speeds[name])} | {memory[name]:.1f} GB |" for name in runs if name is not None
     ]
     return lines, row, settings
 
 
-def _started(case: Case, settings: tuple[Setting, ...], stack: ExitStack) -> dict[Setting | None, Side]:
-    """Our side (None) and TRL's in each setting that runs; they set up at the same time."""
+def _started(case: Case, settings: tuple[Setting, ...], stack: ExitStack) -> dict[Setting | None, Run]:
+    """Our run (None) and TRL's in each setting that starts; they set up at the same time."""
 
-    def start(setting: Setting | None) -> Side | None:
+    def start(setting: Setting | None) -> Run | None:
         try:
-            return Side(ours, case=case) if setting is None else Side(peer, case=case, setting=setting)
-        except SideFailed as failure:
+            return Run(ours, case=case) if setting is None else Run(peer, case=case, setting=setting)
+        except RunFailed as failure:
             if setting is None:
                 raise
             print(f"{setting}: {str(failure).strip().splitlines()[-1]}", flush=True)
@@ -214,14 +205,14 @@ def _case(trial: Trial, model: Path, batches: int) -> Case:
 
 
 def _build(shape: str, work: Path) -> Path:
-    """Folder of a randomly initialised model of `shape`, made once."""
+    """Folder of a randomly initialised model of `shape`, created once."""
     folder = work / shape
     if not folder.exists():
         alone(initialise, shape=shape, folder=folder)
     return folder
 
 
-def initialise(turns: Turns, shape: str, folder: Path) -> None:
+def initialise(rounds: Rounds, shape: str, folder: Path) -> None:
     """Saves a model of `shape` with random bf16 weights and a small tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -238,9 +229,9 @@ def initialise(turns: Turns, shape: str, folder: Path) -> None:
 
 
 def _work(case: Case) -> tuple[float, float]:
-    """What must be multiplied for a response token, in TFLOP, and the mean tokens of a step's rows.
+    """TFLOP of matmuls per response token, and the mean tokens of a step's rows.
 
-    Forward and the gradient of every layer's input are two products each of 2 FLOP a weight; a trained weight has one more.
+    Forward and the gradient of a layer's input are a matmul each, of 2 FLOP per weight; a trained weight has a third.
     """
     from transformers import AutoConfig
 
@@ -261,15 +252,16 @@ def _text(
     rows: list[str], tried: list[str], peak: float, longest: Trial, operators: list[dict[str, Any]], sweep: str
 ) -> str:
     lines = "\n".join
-    return f"""bf16, LoRA r = {RANK} on all linear layers or all weights, AdamW, after {WARM_UP} steps to warm up; a step is forward, backward \
-and update of one optimiser batch. Memory is the most that PyTorch had allocated. The share is of the {peak:.0f} TFLOP/s that a product of two \
-8,192 × 8,192 matrices reaches here.
+    return f"""bf16, LoRA r = {RANK} on all linear layers or all weights, AdamW, after {WARM_UP} warm-up steps; a step \
+is forward, backward and update of one optimiser batch. Memory is PyTorch's peak allocation. The share is of the \
+{peak:.0f} TFLOP/s that a matmul of two 8,192 × 8,192 matrices reaches here.
 
-| trial | tokens a step | response tokens/s | TFLOP/s | share | peak memory |
+| trial | tokens per step | response tokens/s | TFLOP/s | share | peak memory |
 |---|---|---|---|---|---|
 {lines(rows)}
 
-TRL's settings, each with `precompute_ref_log_probs`, without gradient checkpointing, SDPA attention; the fastest is the peer.
+TRL's settings, each with `precompute_ref_log_probs`, without gradient checkpointing, SDPA attention; the fastest is \
+the peer.
 
 | trial | setting | response tokens/s | peak memory |
 |---|---|---|---|

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.interleaved import Rounds
 from benchmarks.kernel import VOCABULARIES
-from benchmarks.sides import Turns
 from benchmarks.table import Line, spread
 
 TOKENS = 8192
@@ -23,8 +23,8 @@ TITLES = {
 Measured = tuple[list[float], float]
 
 
-def measure(turns: Turns, repeats: int) -> tuple[list[Line], str]:
-    """Lines for the table, and all sizes as Markdown; what is not installed or does not run is left out."""
+def measure(rounds: Rounds, repeats: int) -> tuple[list[Line], str]:
+    """Lines for the table, and all sizes as Markdown; the lines skip peers that are not installed or fail."""
     found = {vocabulary: {kind: _measured(kind, vocabulary, repeats) for kind in TITLES} for vocabulary in VOCABULARIES}
     rows = [
         "| vocabulary, hidden size | " + " | ".join(TITLES.values()) + " |",
@@ -48,14 +48,14 @@ def measure(turns: Turns, repeats: int) -> tuple[list[Line], str]:
             Line(f"{title}: time", "ms", own[0], other[0], bound[0], bound[2]),
         ]
     head = (
-        f"Forward and backward of {TOKENS:,} response tokens in bf16, the output embedding frozen where a kernel can make use of that; "
+        f"Forward and backward of {TOKENS:,} response tokens in bf16, the lm_head frozen where a kernel can use that; "
         "milliseconds, and megabytes allocated above the inputs."
     )
     return lines, head + "\n\n" + "\n".join(rows)
 
 
 def seconds_each(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each repetition on the GPU, after three to warm up."""
+    """Seconds of each repetition on the GPU, after three warm-up repetitions."""
     import torch
 
     for _ in range(3):
@@ -71,13 +71,13 @@ def seconds_each(work: Callable[[], object], repeats: int) -> list[float]:
 
 
 def _measured(kind: str, vocabulary: str, repeats: int) -> Measured | str:
-    """Milliseconds of each repetition and megabytes, or why there are none."""
+    """Milliseconds of each repetition and megabytes, or the error."""
     import torch
 
     torch.manual_seed(0)
-    size, place = HIDDEN_SIZES[vocabulary], {"dtype": torch.bfloat16, "device": "cuda"}
-    hidden = torch.randn(TOKENS, size, **place).requires_grad_()
-    weight = torch.randn(VOCABULARIES[vocabulary], size, **place).mul_(0.05)
+    size, placed = HIDDEN_SIZES[vocabulary], {"dtype": torch.bfloat16, "device": "cuda"}
+    hidden = torch.randn(TOKENS, size, **placed).requires_grad_()
+    weight = torch.randn(VOCABULARIES[vocabulary], size, **placed).mul_(0.05)
     targets = torch.randint(len(weight), (TOKENS,), device="cuda")
 
     try:

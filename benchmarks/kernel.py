@@ -1,7 +1,7 @@
 """Log-probabilities from hidden states: time and memory of forward and backward, over vocabulary sizes.
 
-The peers are fp32 `log_softmax` and `gather` on whole logits, and TRL's chunked function. Liger's kernels and
-cut-cross-entropy are written in Triton and run on GPUs only.
+The peers are fp32 `log_softmax` and `gather` on the full logits, and TRL's chunked function. Liger's kernels and
+cut-cross-entropy are written in Triton and run only on GPUs.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.sides import Side, Turns, peak_bytes, reset_peak
+from benchmarks.interleaved import Rounds, Run, peak_bytes, reset_peak
 from benchmarks.table import Line, Result, spread
 
 TOKENS, HIDDEN = 2048, 576
 VOCABULARIES = {"32k": 32_000, "49k": 49_152, "152k": 151_936, "256k": 256_000}
 TARGET = "152k"
-TRL_CHUNK = 32_768  # its trainers' own choice
-SWEPT = 2  # repetitions where no target is
+TRL_CHUNK = 32_768  # default of its trainers
+SWEPT = 2  # rounds of a row without a target
 
 
 def measure(repeats: int) -> Result:
-    """The lines of memory and time at 152k, and the sweep."""
+    """The lines of memory and time at 152k, and the sweep over vocabulary sizes."""
     from iris_core.modeling.loading import resolve_dtype
 
     dtype = resolve_dtype("auto")
@@ -30,8 +30,8 @@ def measure(repeats: int) -> Result:
     times: dict[str, dict[str, list[float]]] = {}
     memory: dict[str, dict[str, float]] = {}
     for name, size in VOCABULARIES.items():
-        turns = repeats if name == TARGET else SWEPT
-        times[name], memory[name] = _compare(["ours", "full"], size, dtype, turns)
+        rounds = repeats if name == TARGET else SWEPT
+        times[name], memory[name] = _compare(["ours", "full"], size, dtype, rounds)
         rows.append(_row(name, dtype, times[name], memory[name]))
     chunked, chunked_memory = _compare(["ours", "trl"], VOCABULARIES[TARGET], dtype, SWEPT)
     single, single_memory = _compare(["ours", "full"], VOCABULARIES[TARGET], "float32", SWEPT)
@@ -48,33 +48,33 @@ def measure(repeats: int) -> Result:
     return Result("kernel", lines, _text(rows))
 
 
-def side(turns: Turns, kind: str, vocabulary: int, dtype: str, repeats: int) -> float:
-    """Times forward and backward in turns; gives the peak of memory above what the inputs take, in MB."""
+def run_kernel(rounds: Rounds, kind: str, vocabulary: int, dtype: str, repeats: int) -> float:
+    """Times forward and backward in each round; returns the peak of memory above the inputs, in MB."""
     import torch
 
     from iris_core.modeling.loading import device
 
     torch.manual_seed(0)
-    place = {"dtype": getattr(torch, dtype), "device": device()}
-    hidden = torch.randn(TOKENS, HIDDEN, **place).requires_grad_()
-    weight = torch.randn(vocabulary, HIDDEN, **place).mul_(0.05)
+    placed = {"dtype": getattr(torch, dtype), "device": device()}
+    hidden = torch.randn(TOKENS, HIDDEN, **placed).requires_grad_()
+    weight = torch.randn(vocabulary, HIDDEN, **placed).mul_(0.05)
     targets = torch.randint(vocabulary, (TOKENS,), device=device())
     function = function_of(kind)
     function(hidden[:8], weight, targets[:8]).sum().backward()
     before = reset_peak()
     for _ in range(repeats):
         hidden.grad = None
-        turns.begin()
+        rounds.begin()
         started = time.perf_counter()
         function(hidden, weight, targets).sum().backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        turns.end(time.perf_counter() - started)
+        rounds.end(time.perf_counter() - started)
     return (peak_bytes() - before) / 1e6
 
 
 def function_of(kind: str) -> Callable[..., Any]:
-    """Of hidden states, output embedding and targets: "ours", "full" or "trl"."""
+    """The function of hidden states, lm_head weight and targets: "ours", "full" or "trl"."""
     if kind == "ours":
         from iris_core.modeling.kernels.logprobs import token_logprobs
 
@@ -91,12 +91,12 @@ def function_of(kind: str) -> Callable[..., Any]:
 def _compare(
     kinds: list[str], vocabulary: int, dtype: str, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each turn and megabytes of each kind, after one turn to warm up."""
+    """Seconds of each round and megabytes, by kind, after one warm-up round."""
     arguments = {"vocabulary": vocabulary, "dtype": dtype, "repeats": repeats + 1}
-    sides = {kind: Side(side, kind=kind, **arguments) for kind in kinds}
-    turns = [{kind: sides[kind].turn() for kind in kinds} for _ in range(repeats + 1)][1:]
-    memory = {kind: sides[kind].result() for kind in kinds}
-    return {kind: [turn[kind] for turn in turns] for kind in kinds}, memory
+    runs = {kind: Run(run_kernel, kind=kind, **arguments) for kind in kinds}
+    rounds = [{kind: runs[kind].round() for kind in kinds} for _ in range(repeats + 1)][1:]
+    memory = {kind: runs[kind].result() for kind in kinds}
+    return {kind: [values[kind] for values in rounds] for kind in kinds}, memory
 
 
 def _row(name: str, dtype: str, times: dict[str, list[float]], memory: dict[str, float]) -> str:
@@ -109,8 +109,9 @@ def _row(name: str, dtype: str, times: dict[str, list[float]], memory: dict[str,
 def _text(rows: list[str]) -> str:
     return "\n".join(
         [
-            f"Forward and backward of {TOKENS} response tokens of hidden size {HIDDEN}, the output embedding frozen (LoRA); "
-            "memory is the process's peak above its inputs. Liger's kernels and cut-cross-entropy are Triton: they need a GPU.",
+            f"Forward and backward of {TOKENS} response tokens of hidden size {HIDDEN}, the lm_head frozen (LoRA); "
+            "memory is the process's peak above its inputs. Liger's kernels and cut-cross-entropy are Triton: "
+            "they need a GPU.",
             "",
             "| vocabulary | ours | fp32 log_softmax + gather | ours against it |",
             "|---|---|---|---|",

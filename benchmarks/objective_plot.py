@@ -1,4 +1,4 @@
-"""Draws docs/images/objective.png: how hard each objective pushes, and how many samples its weights really use.
+"""Draws docs/images/objective.png: gradient coefficients of each objective, and effective sample sizes of its weights.
 
 python -m benchmarks.objective_plot
 """
@@ -17,7 +17,7 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
-    pushes,
+    gradient_coefficients,
     tilted_weights,
 )
 
@@ -26,26 +26,26 @@ ORDERS = (0.5, 1.0, 1.5, 2.0)
 RIVALS = {"spin": "--", "space": "-.", "spif": ":"}
 
 
-def push_on_synthetic(axes: Axes) -> None:
-    """∂loss/∂r' against r', with the annotated reward at −r' as it is in a symmetric game; 1 at r' = 0."""
+def synthetic_coefficients(axes: Axes) -> None:
+    """∂loss/∂r' against r', with the annotated reward at −r' as in a symmetric game; scaled to 1 at r' = 0."""
     reward = torch.linspace(-3, 1, 200)
-    sides = Rewards(-reward, reward)
+    rewards = Rewards(-reward, reward)
     for order in ORDERS:
-        _, down = pushes(OBJECTIVES["iris"], sides, Parameters(order=order))
+        _, down = gradient_coefficients(OBJECTIVES["iris"], rewards, Parameters(order=order))
         axes.plot(reward, down, label=f"iris, α = {order:g}")
-    _, flat = pushes(OBJECTIVES["iris"], sides, Parameters(order=1.0, log_normalizers=(0.0, reward)))
+    _, flat = gradient_coefficients(OBJECTIVES["iris"], rewards, Parameters(order=1.0, log_normalizers=(0.0, reward)))
     axes.plot(reward, flat, color="0.6", label="iris, batch of one")
     for name, dashes in RIVALS.items():
-        _, down = pushes(OBJECTIVES[name], sides, Parameters())
-        start = pushes(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), Parameters())[1]
+        _, down = gradient_coefficients(OBJECTIVES[name], rewards, Parameters())
+        start = gradient_coefficients(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), Parameters())[1]
         axes.plot(reward, down / start, dashes, color="black", linewidth=1.2, label=name)
-    axes.set(xlabel="synthetic reward r′ (annotated reward −r′)", ylabel="push on y′, 1 at r′ = 0")
+    axes.set(xlabel="synthetic reward r′ (annotated reward −r′)", ylabel="gradient coefficient of y′, 1 at r′ = 0")
     axes.set_ylim(-0.1, 4)
     axes.legend(fontsize=8)
 
 
 def concentration(axes: Axes) -> None:
-    """ESS/n of both sides against α, for normal rewards of two spreads: exp(−s²·σ²) in the limit of many samples."""
+    """ESS/n of both weights against α, for normal rewards of two spreads: exp(−s²·σ²) in the limit of many samples."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(200_000, generator=generator)
     orders = torch.linspace(0, 3, 31)
@@ -66,7 +66,7 @@ def main() -> None:
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        push_on_synthetic(left)
+        synthetic_coefficients(left)
         concentration(right)
         figure.savefig(OUT, dpi=120)
 

@@ -1,8 +1,8 @@
-"""What the flow adds to the stages: `iris run` against the same specs run by hand from a shell, one after another.
+"""What the flow adds to the stages: `iris run` against the same specs run from a shell, one after another.
 
-The model is a toy, so that what is measured is the flow. Compared is the span from the start of the first stage's work
-to the end of the last one's, which both sides' manifests hold; what `iris run` takes before and after it (its Prefect
-server, the report) is told apart.
+The model is a toy, so that the flow is a large share of the time. The time from the start of the first stage's work to
+the end of the last one's is compared; manifests of both runs hold it. The time that `iris run` needs before and after
+(its Prefect server, the report) is reported separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.sides import SideFailed, Turns, alone
+from benchmarks.interleaved import Rounds, RunFailed, alone
 from benchmarks.table import Line, Result, spread
 
 LIMIT_S, SHARE = 5.0, 0.02
@@ -26,7 +26,7 @@ STAGES = 6  # prepare, generate, train, evaluate, schedule, register
 
 
 class Ran(NamedTuple):
-    """Seconds of a whole command, and of the span of its stages' work."""
+    """Seconds of a whole command, and from the start of its first stage to the end of its last one."""
 
     total: float
     span: float
@@ -37,15 +37,15 @@ def measure(repeats: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         alone(make_inputs, root=root)
-        turns = []
+        rounds = []
         for repetition in range(repeats):
             place = root / str(repetition)
             place.mkdir()
             through = flow(root, place)
-            turns.append((through, by_hand(place / "store", place / "hand")))
-    added = [(through.span - hand.span) / (STAGES - 1) for through, hand in turns]
-    around = [through.total - through.span for through, _ in turns]
-    spans = [[turn[side].span for turn in turns] for side in (0, 1)]
+            rounds.append((through, by_hand(place / "store", place / "hand")))
+    added = [(through.span - hand.span) / (STAGES - 1) for through, hand in rounds]
+    around = [through.total - through.span for through, _ in rounds]
+    spans = [[both[run].span for both in rounds] for run in (0, 1)]
     lines = [
         Line("orchestration: the stages of an iteration, through the flow", "s", spans[0], spans[1]),
         Line(
@@ -60,14 +60,14 @@ def measure(repeats: int) -> Result:
     enough = median(added) * (STAGES - 1) / SHARE / 60
     text = (
         f"A toy model, so that stages are short: {STAGES} stages, each a process, as in `iris run`. The flow adds "
-        f"{spread(added)} s to a stage. Prefect's server, the command itself and the report take {spread(around)} s, once "
-        f"for a whole run, whatever its iterations. Of an iteration's wall time the flow takes at most {SHARE:.0%} from "
-        f"{max(enough, 0):.1f} minutes an iteration on."
+        f"{spread(added)} s to a stage. Prefect's server, the command itself and the report take {spread(around)} s, "
+        f"once per run, for any number of iterations. The flow's share of an iteration is at most {SHARE:.0%} where an "
+        f"iteration takes at least {max(enough, 0):.1f} minutes."
     )
     return Result("orchestration", lines, text)
 
 
-def make_inputs(turns: Turns, root: Path) -> None:
+def make_inputs(rounds: Rounds, root: Path) -> None:
     """Writes a toy model, annotated pairs and a recipe."""
     import yaml
 
@@ -106,13 +106,13 @@ def flow(root: Path, place: Path) -> Ran:
 
 
 def by_hand(store: Path, out: Path) -> Ran:
-    """The specs of the stages in `store` again, in their order, each by its command."""
+    """Runs the specs of the stages in `store` again, in their order, each by its command."""
     tracking = f"sqlite:///{out / 'mlflow.db'}"
     out.mkdir()
     _run(["-c", f"from iris_core import tracking; tracking.check({tracking!r})"])
     stages = sorted((store / "objects").iterdir(), key=_started)
     if len(stages) != STAGES:
-        raise SideFailed(f"{len(stages)} stages in the store, {STAGES} expected")
+        raise RunFailed(f"{len(stages)} stages in the store, {STAGES} expected")
     started = time.perf_counter()
     for stage in stages:
         spec = json.loads((stage / "spec.json").read_text())
@@ -130,7 +130,7 @@ def _run(command: list[str]) -> float:
     """Runs Python with `command` in the environment of a stage; its wall time.
 
     Raises:
-        SideFailed: it failed.
+        RunFailed: it failed.
     """
     from iris_core.execution.launch import CPU_SETTINGS, TELEMETRY_OFF
 
@@ -139,7 +139,7 @@ def _run(command: list[str]) -> float:
     started = time.perf_counter()
     run = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     if run.returncode:
-        raise SideFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
+        raise RunFailed(f"{' '.join(command)}\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}")
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""Where the time of our training step goes: its operators by `torch.profiler`, the longest first."""
+"""A profile of our training step: its operators by `torch.profiler`, the longest first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.sides import Turns
+from benchmarks.interleaved import Rounds
 
 if TYPE_CHECKING:
     from benchmarks.trainers import Case
 
 SHOWN_OPERATORS = 20
-PRODUCTS = (  # in the names of PyTorch's operators and of kernels on GPUs
+MATMULS = (  # parts of the names of PyTorch's operators and of GPU kernels
     "::mm",
     "::addmm",
     "::bmm",
@@ -26,7 +26,7 @@ PRODUCTS = (  # in the names of PyTorch's operators and of kernels on GPUs
 )
 
 
-def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
+def profile(rounds: Rounds, case: Case) -> list[dict[str, Any]]:
     """Operators of one forward and backward of ours, the longest first: name, calls and own milliseconds."""
     import torch
     from torch.profiler import ProfilerActivity
@@ -37,7 +37,7 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = our_trainer(case, Path(work))
         rows = trainer.train_dataset[0]
-        for _ in range(3):  # until the process has the memory it needs
+        for _ in range(3):  # until the process has allocated its memory
             trainer.training_step(trainer.model, rows)
         gpu = torch.cuda.is_available()
         with recorded(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as record:
@@ -50,17 +50,17 @@ def profile(turns: Turns, case: Case) -> list[dict[str, Any]]:
 
 
 def profile_table(operators: list[dict[str, Any]]) -> str:
-    """The longest operators of `profile` as a Markdown table, and the share of matrix products."""
+    """The longest operators of `profile` as a Markdown table, and the share of matmuls."""
     total = sum(operator["ms"] for operator in operators)
-    products = sum(operator["ms"] for operator in operators if any(name in operator["name"] for name in PRODUCTS))
+    matmuls = sum(operator["ms"] for operator in operators if any(name in operator["name"] for name in MATMULS))
     rows = [
         f"| `{operator['name']}` | {operator['calls']} | {operator['ms']:,.1f} | {operator['ms'] / total:.1%} |"
         for operator in operators[:SHOWN_OPERATORS]
     ]
     return "\n".join(
         [
-            f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matrix products are "
-            f"{products / total:.0%} of it.",
+            f"One forward and backward of ours ({total:,.0f} ms under `torch.profiler`); matmuls are "
+            f"{matmuls / total:.0%} of it.",
             "",
             "| operator | calls | own ms | share |",
             "|---|---|---|---|",

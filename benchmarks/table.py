@@ -1,4 +1,4 @@
-"""What a benchmark found, kept as JSON as soon as it is known, and the page `README.md` made of it."""
+"""Results of benchmarks, stored as JSON when a row is done, and the page `README.md` generated from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iris_core.store import versions
 
 ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")
 HERE = Path(__file__).parent
-SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand, and stay
+SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand and kept
 PACKAGES = (
     "torch",
     "transformers",
@@ -34,13 +34,14 @@ PACKAGES = (
 )
 INTRODUCTION = """# Benchmarks
 
-`make bench` measures this table again; it is written by `python -m benchmarks` from `results/*.json`. Each ratio is
-ours to the peer's in one run, the two sides taking turns on the same machine with the same model, data, LoRA rank,
-number format, threads and global batch; medians, with the range of all repetitions in brackets. What misses its
-target stays in the table.
+`make bench` measures this table again; `python -m benchmarks` writes it from `results/*.json`. Each ratio is ours to
+the peer's: the two runs are interleaved on the same machine with the same model, data, LoRA rank, dtype, threads and
+global batch. Values are medians, with the range of all rounds in brackets. Rows that miss their target stay in the
+table.
 """
-UNMEASURED = """Not measured: the speed of training on several processes, since one already fills the cores here (that they take the same
-steps is tested, `tests/iris_core/test_train.py`), and resuming, to which `tests/flows/test_kill_and_resume.py` holds.
+UNMEASURED = """Not measured: the speed of training on several processes, since one uses all cores here
+(`tests/iris_core/test_train.py` tests that they take the same steps), and resuming
+(`tests/flows/test_kill_and_resume.py` tests it).
 """
 
 
@@ -50,11 +51,11 @@ class Line:
 
     Attributes:
         title: what is compared.
-        unit: of both sides' values.
-        ours: a value for every repetition.
+        unit: of both runs' values.
+        ours: a value for each round.
         peer: the same, in the same order.
-        bound: whether the ratio of ours to the peer's is to be at least or at most `target`; None: only shown.
-        target: that ratio.
+        bound: whether the target of the ratio, ours to the peer's, is a lower or an upper bound; None: no target.
+        target: bound on the ratio.
     """
 
     title: str
@@ -66,7 +67,7 @@ class Line:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours to the peer's, repetition by repetition."""
+        """Ours to the peer's, round by round."""
         return [ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)]
 
     @property
@@ -80,7 +81,7 @@ class Line:
 
 @dataclass
 class Result:
-    """What one benchmark found.
+    """The result of one benchmark.
 
     Attributes:
         row: its name, one of `ROWS`.
@@ -151,7 +152,7 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     words = [_processor(), f"{os.cpu_count()} cores", f"{memory:.0f} GB of memory"]
     if torch.cpu._is_amx_tile_supported():
-        words.append("bf16 products by AMX")
+        words.append("bf16 matmuls by AMX")
     if torch.cuda.is_available():
         words.append(torch.cuda.get_device_name())
     return ", ".join([*words, f"{torch.get_num_threads()} threads"])
@@ -167,8 +168,8 @@ def _cells(line: Line) -> list[str]:
     target = f"{line.bound} {line.target:g}×" if line.bound else ""
     met = {True: "yes", False: "**no**", None: ""}[line.met]
     ratio = f"{spread(line.ratios)}×"
-    sides = [f"{spread(values)} {line.unit}" for values in (line.ours, line.peer)]
-    return [line.title, *sides, ratio, target, met, str(len(line.ours))]
+    values = [f"{spread(each)} {line.unit}" for each in (line.ours, line.peer)]
+    return [line.title, *values, ratio, target, met, str(len(line.ours))]
 
 
 def _conditions(results: list[Result]) -> str:

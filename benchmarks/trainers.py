@@ -1,7 +1,7 @@
-"""What the training step is measured on: our trainer and TRL's `DPOTrainer`, on the same pairs in the same order.
+"""The trainers of the training-step benchmark: ours and TRL's `DPOTrainer`, on the same pairs in the same order.
 
-SPIN with the initial model as opponent is DPO's sigmoid loss. Reading and padding a batch are outside the clock on both
-sides, and the reference's log-probabilities are computed before on both.
+SPIN with the initial model as opponent is DPO's sigmoid loss. For both, reading and padding a batch is not timed, and
+the reference's log-probabilities are computed before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.data import GSM8K_LIKE, Pair, Sizes, pairs
-from benchmarks.sides import SideFailed, Turns, peak_bytes
+from benchmarks.interleaved import Rounds, RunFailed, peak_bytes
 
 BETA, RANK, ALPHA = 0.1, 16, 32
 LONGEST_RESPONSE = 1024  # tokens
@@ -24,12 +24,12 @@ TOKENS_PER_ROW = 704  # as in the demo
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides train.
+    """What both trainers train.
 
     Attributes:
         model: folder of the initial model.
-        dtype: number format of the products.
-        batches: how many optimiser batches.
+        dtype: of the matmuls.
+        batches: number of optimiser batches.
         data: folder of GSM8K; None: made-up pairs of `sizes`.
         batch_size: pairs in one.
         sizes: lengths of made-up texts.
@@ -54,56 +54,56 @@ class Setting:
     """One of the peer's settings.
 
     Attributes:
-        micro_batch: pairs in one forward; the optimiser batch is accumulated from them.
-        autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's format.
+        micro_batch: pairs in one forward; gradients are accumulated over the optimiser batch.
+        autocast: fp32 weights with bf16 autocast, TRL's default, instead of weights in the case's dtype.
         liger: Liger's Triton kernels for norms, rotary embedding and SwiGLU; they need a GPU.
-        as_it_comes: without the settings of threads and memory that IRIS starts its stages with, which both sides have otherwise.
+        default_settings: without the thread and memory settings that IRIS gives its stages; otherwise both have them.
     """
 
     micro_batch: int
     autocast: bool = False
     liger: bool = False
-    as_it_comes: bool = False
+    default_settings: bool = False
 
     def __str__(self) -> str:
-        precision = "fp32 weights, bf16 autocast" if self.autocast else "the weights' own format"
+        precision = "fp32 weights, bf16 autocast" if self.autocast else "weights in the dtype of the matmuls"
         pairs = "1 pair" if self.micro_batch == 1 else f"{self.micro_batch} pairs"
-        more = [", Liger kernels"] * self.liger + [", as it comes"] * self.as_it_comes
-        return f"{pairs} a forward, {precision}{''.join(more)}"
+        more = [", Liger kernels"] * self.liger + [", default settings"] * self.default_settings
+        return f"{pairs} per forward, {precision}{''.join(more)}"
 
 
-def ours(turns: Turns, case: Case) -> int:
-    """Trains by `SelfPlayTrainer`, with what the stage `train` imports; the peak of its memory."""
-    from iris_core.training import lean
+def ours(rounds: Rounds, case: Case) -> int:
+    """Trains by `SelfPlayTrainer`, with the imports of the stage `train`; returns its peak memory in bytes."""
+    from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
 
-    lean.leave_out(lean.UNUSED_IN_TRAINING)
+    block_imports(UNUSED_IN_TRAINING)
     with tempfile.TemporaryDirectory() as work:
         trainer, groups = our_trainer(case, Path(work))
         tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]
-        trainer.add_callback(_clock(turns, tokens))
+        trainer.add_callback(_clock(rounds, tokens))
         trainer.train()
     return peak_bytes()
 
 
-def peer(turns: Turns, case: Case, setting: Setting) -> int:
-    """Trains by `DPOTrainer`; the peak of its memory."""
+def peer(rounds: Rounds, case: Case, setting: Setting) -> int:
+    """Trains by `DPOTrainer`; returns its peak memory in bytes."""
     with tempfile.TemporaryDirectory() as work:
         trainer, groups = peer_trainer(case, setting, Path(work))
-        trainer.add_callback(_clock(turns, [_response_tokens(groups, b) for b in order_of(case)]))
+        trainer.add_callback(_clock(rounds, [_response_tokens(groups, b) for b in order_of(case)]))
         trainer.train()
     return peak_bytes()
 
 
-def our_loss(turns: Turns, case: Case) -> float:
+def our_loss(rounds: Rounds, case: Case) -> float:
     """SPIN's loss of the first batch, with a policy that is not the opponent."""
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = our_trainer(case, Path(work))
     _disturb(trainer.model)
-    rows = trainer._prepare_inputs(trainer.train_dataset[0])
+    rows = [row.to(trainer.args.device) for row in trainer.train_dataset[0]]
     return sum(trainer.compute_loss(trainer.model, row).item() for row in rows) / case.batch_size
 
 
-def peer_loss(turns: Turns, case: Case) -> float:
+def peer_loss(rounds: Rounds, case: Case) -> float:
     """The same by `DPOTrainer`."""
     with tempfile.TemporaryDirectory() as work:
         trainer, _ = peer_trainer(case, Setting(case.batch_size), Path(work))
@@ -120,12 +120,13 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
 
     from iris_core.modeling.scoring import score
     from iris_core.store.units import Units
-    from iris_core.train import build_trainer, precision, trainable_policy
+    from iris_core.training.policy import precision, trainable_policy
+    from iris_core.training.setup import build_trainer
 
     set_seed(case.seed)
     spec, groups = _spec(case), tokens_of(case)
     model = trainable_policy(spec)
-    opponent = score(model, groups, case.tokens_per_row, precision(spec))  # a new adapter changes nothing
+    opponent = score(model, groups, case.tokens_per_row, precision(spec))  # a new adapter has no effect
     model.train()
     torch.manual_seed(case.seed)
     return build_trainer(spec, model, groups, opponent, Units(work, spec.key())), groups
@@ -135,7 +136,7 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
     """TRL's trainer on the same pairs in the same order, and the pairs' tokens.
 
     Raises:
-        SideFailed: it sees other tokens than ours does.
+        RunFailed: its tokens differ from ours.
     """
     os.environ["TQDM_DISABLE"] = "1"
     import torch
@@ -172,7 +173,7 @@ def peer_trainer(case: Case, setting: Setting, work: Path) -> tuple[Any, list[An
     for row, index in zip(trainer.train_dataset, order, strict=True):
         seen = (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"])
         if seen != (groups[index].prompt, *groups[index].responses):
-            raise SideFailed(f"pair {index} has other tokens in TRL than here")
+            raise RunFailed(f"pair {index} has other tokens in TRL than here")
     return trainer, groups
 
 
@@ -206,7 +207,7 @@ def _peer_arguments(case: Case, setting: Setting, work: Path) -> Any:
 
 
 def _spec(case: Case) -> Any:
-    """What the stage `train` would be asked for this case."""
+    """The spec of the stage `train` for this case."""
     from iris_core.config import LoraPart, ObjectivePart, SyntheticPart, TrainingPart
     from iris_core.pipeline.specs import TrainSpec
     from iris_core.store import Artifact, Policy
@@ -239,7 +240,7 @@ def _spec(case: Case) -> Any:
 
 
 def tokens_of(case: Case) -> list[Any]:
-    """Every pair as a `Group`."""
+    """Each pair as a `Group`."""
     from iris_core.config import DataPart
     from iris_core.data.chat import Chat
     from iris_core.data.conversations import single_turn
@@ -250,8 +251,7 @@ def tokens_of(case: Case) -> list[Any]:
     encode = Chat(tokenizer, DataPart(path="benchmark")).encode
     groups = []
     for pair in _pairs(case, tokenizer):
-        sides = (pair.annotated, pair.synthetic)
-        encoded = [encode(single_turn(pair.prompt, side)) for side in sides]
+        encoded = [encode(single_turn(pair.prompt, response)) for response in (pair.annotated, pair.synthetic)]
         responses = tuple(response for _, response in encoded)
         groups.append(Group(encoded[0][0], responses, cut=LONGEST_RESPONSE))
     return groups
@@ -265,7 +265,7 @@ def _pairs(case: Case, tokenizer: Any) -> list[Pair]:
 
 
 def order_of(case: Case) -> list[list[int]]:
-    """Which pairs our trainer puts into which batch."""
+    """The pairs of each batch in our trainer."""
     from iris_core.training.trainer import Batches
 
     count = case.batches * case.batch_size
@@ -277,7 +277,7 @@ def _response_tokens(groups: list[Any], batch: list[int]) -> int:
 
 
 def _disturb(model: Any) -> None:
-    """Gives every trained weight a value of its own, the same on both sides."""
+    """Gives all trained weights random values, the same in both trainers."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -287,19 +287,19 @@ def _disturb(model: Any) -> None:
             weight.data.copy_(noise)
 
 
-def _clock(turns: Turns, tokens: list[int]) -> Any:
-    """A callback that trains a step a turn and reports its response tokens per second."""
+def _clock(rounds: Rounds, tokens: list[int]) -> Any:
+    """A callback that trains one step per round and reports its response tokens per second."""
     import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            turns.begin()
+            rounds.begin()
             self.started = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            turns.end(tokens[state.global_step - 1] / (time.perf_counter() - self.started))
+            rounds.end(tokens[state.global_step - 1] / (time.perf_counter() - self.started))
 
     return Clock()

@@ -1,9 +1,9 @@
-"""The controlled study of self-play objectives: plays what is missing, then writes README.md with tables and plots.
+"""The controlled study of self-play objectives: runs what is missing, then writes README.md with tables and plots.
 
     python -m benchmarks.study [--out DIR] [--workers 2] [--fresh]
 
-p_data is known exactly, so KL(p_data‖p_θ) is exact. It takes about 35 minutes on two busy cores, can be killed at any time
-and goes on where it stopped.
+p_data is known, so KL(p_data‖p_θ) is exact. The study takes about 35 minutes on two cores. It can be killed at any time
+and continues where it stopped.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Language models as tables: next-token log-probabilities given the topic (the prompt) and the two tokens before.
 
-A table has the shape [runs, tokens, topics, tokens + 1, tokens + 1]: the next token, the topic, the token before the last
-and the last one, where index `tokens` stands for "before the first token". All responses have the same length and the
-topics are equally likely, so that divergences are exact.
+A table has the shape [runs, tokens, topics, tokens + 1, tokens + 1]: the next token, the topic, the token before the
+last and the last one. Index `tokens` means "before the first token". All responses have the same length, and all topics
+the same probability, so that divergences are exact.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def positions(topics: Tensor, responses: Tensor, topic_count: int, tokens: int) -> Tensor:
-    """Where each token's log-probability lies in a flattened table.
+    """Indices of each token's log-probability in a flattened table.
 
     Args:
         topics: shape [runs, pairs].
         responses: shape [runs, pairs, length].
-        topic_count: how many topics there are.
+        topic_count: number of topics.
         tokens: size of the vocabulary.
 
     Returns:
-        Indices of the shape of the responses.
+        Indices in the shape of the responses.
     """
     start = torch.full_like(responses[..., :2], tokens)
     before = torch.cat([start, responses[..., :-1]], dim=-1)
@@ -53,17 +53,17 @@ def sample(table: Tensor, topics: Tensor, uniform: Tensor) -> Tensor:
     tokens = table.shape[1]
     cumulative = table.exp().cumsum(1).flatten(2)
     second = first = torch.full_like(topics, tokens)
-    chosen = []
+    sampled = []
     for draw in uniform.unbind(-1):
         rows = _context(topics, second, first, tokens).unsqueeze(1)
         steps = cumulative.gather(2, rows.expand(-1, tokens, -1))
         second, first = first, (draw.unsqueeze(1) > steps).sum(1).clamp(max=tokens - 1)
-        chosen.append(first)
-    return torch.stack(chosen, dim=-1)
+        sampled.append(first)
+    return torch.stack(sampled, dim=-1)
 
 
 def divergence(p: Tensor, q: Tensor, length: int) -> Tensor:
-    """KL(p‖q) of whole responses in nats, exactly: over positions and contexts, as often as p visits them.
+    """KL(p‖q) of whole responses in nats, exactly: a sum over positions and contexts, weighted by p's visits.
 
     Args:
         p: table, shape [runs, tokens, topics, tokens + 1, tokens + 1].

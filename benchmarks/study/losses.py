@@ -1,4 +1,4 @@
-"""Objectives that only the study tries, of the same signature as those of `iris_core.objectives.losses`."""
+"""Objectives of the study alone, with the signature of those in `iris_core.objectives.losses`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from iris_core.objectives.losses import (
 Loss = Callable[[Rewards, Parameters], Tensor]
 BOUND = 2.0  # nats; largest reward of `iris-bounded`
 LEAST_SHARE = 0.5  # effective share of the batch that the tempered variants keep
-HALVINGS = 10  # of the interval in which they look for the tilt
+HALVINGS = 10  # of the interval in which they search for the tilt
 
 
 def with_likelihood(loss: Loss) -> Loss:
@@ -37,7 +37,7 @@ def with_likelihood(loss: Loss) -> Loss:
 
 
 def bounded(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """IRIS on rewards c·tanh(r/c): neither weights nor pushes grow without bound."""
+    """IRIS on rewards c·tanh(r/c): its weights are bounded."""
     squashed = (BOUND * (reward / BOUND).tanh() for reward in rewards[:2])
     return iris(Rewards(*squashed), parameters)
 
@@ -45,8 +45,8 @@ def bounded(rewards: Rewards, parameters: Parameters) -> Tensor:
 def centred(rewards: Rewards, parameters: Parameters) -> Tensor:
     """IRIS with v − 1 in place of v.
 
-    Where policy and opponent agree, E_t ∇log p_θ = 0: the push v = 1 on synthetic responses is noise, which this removes.
-    It adds KL(p_t‖p_θ), which keeps the policy near the opponent.
+    Where policy and opponent agree, E_t ∇log p_θ = 0: the coefficient v = 1 of synthetic responses is noise, and is
+    removed here. This adds KL(p_t‖p_θ), which keeps the policy near the opponent.
     """
     return iris(rewards, parameters) - rewards.synthetic
 
@@ -64,7 +64,7 @@ def skewed(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 
 def tempered(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """IRIS whose two tilts are each shrunk until the effective sample size is half of the batch."""
+    """IRIS with both tilts reduced until the effective sample size is half of the batch."""
     w = _tempered_weights(rewards.annotated, parameters.order - 1, parameters.clip)
     v = _tempered_weights(rewards.synthetic, parameters.order, parameters.clip)
     return v * rewards.synthetic - w * rewards.annotated
@@ -76,7 +76,7 @@ def _tempered_weights(reward: Tensor, tilt: float | Tensor, clip: float) -> Tens
 
 
 def stepwise(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """IRIS with an order of its own at every step: between 1 and α, as large as half of the batch stays effective."""
+    """IRIS with an order per step between 1 and α: the largest with an effective sample size of half the batch."""
 
     def effective(share: Tensor) -> Tensor:
         order = 1 + share * (parameters.order - 1)

@@ -1,4 +1,4 @@
-"""Stacks of small networks, one per run, whose outputs are tables of `language`; and RMSProp over such stacks."""
+"""Stacks of small networks, one per run, that give tables of `language`, and RMSProp over such stacks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 Weights = dict[str, Tensor]
-SMOOTHING, EPSILON = 0.99, 1e-8  # torch.optim.RMSprop's own
+SMOOTHING, EPSILON = 0.99, 1e-8  # defaults of torch.optim.RMSprop
 
 
 def random_students(generator: torch.Generator, seeds: int, topics: int, tokens: int, hidden: int) -> Weights:
-    """Fresh weights of `seeds` students: embeddings of topic and both tokens added up, tanh, a linear layer."""
+    """Initial weights of `seeds` students: a sum of embeddings of topic and both tokens, tanh, a linear layer."""
 
     def normal(*shape: int, scale: float) -> Tensor:
         return scale * torch.randn(seeds, *shape, generator=generator)
@@ -42,12 +42,12 @@ def _added_embeddings(weights: Weights) -> Tensor:
 def random_teachers(
     generator: torch.Generator, seeds: int, topics: int, tokens: int, hidden: int, sharpness: float
 ) -> Tensor:
-    """Tables of `seeds` fixed random networks with two hidden layers: close to what a student can express, not within it.
+    """Tables of `seeds` fixed random networks with two hidden layers, which a student can nearly express.
 
     Args:
-        generator: decides everything.
-        seeds: how many teachers.
-        topics: how many prompts there are.
+        generator: source of all random numbers.
+        seeds: number of teachers.
+        topics: number of prompts.
         tokens: size of the vocabulary.
         hidden: width of both layers.
         sharpness: standard deviation of the logits.
@@ -62,7 +62,7 @@ def random_teachers(
 
 
 class RMSProp:
-    """torch.optim.RMSprop for stacked runs, each with its own learning rate and its own gradient norm."""
+    """torch.optim.RMSprop for stacked runs, each with its own learning rate and gradient norm."""
 
     def __init__(self, weights: Weights, max_norm: float):
         self.weights, self.max_norm = weights, max_norm
@@ -70,7 +70,7 @@ class RMSProp:
 
     @torch.no_grad()
     def step(self, loss: Tensor, learning_rates: Tensor) -> None:
-        """Descends `loss`, the sum of the runs' losses, with `learning_rates` [runs]."""
+        """One step on `loss`, the sum of the runs' losses, with `learning_rates` [runs]."""
         names = list(self.weights)
         gradients = dict(zip(names, torch.autograd.grad(loss, list(self.weights.values())), strict=True))
         norm = sum(g.square().sum((1, 2)) for g in gradients.values()).sqrt()
@@ -83,6 +83,6 @@ class RMSProp:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Share of the peak learning rate: 10 % of the steps rising from 0, then falling to 0 (as transformers' `linear`)."""
+    """Share of the peak learning rate: up from 0 over 10 % of the steps, then down to 0 (transformers' `linear`)."""
     warmup = int(0.1 * steps)
     return step / warmup if step < warmup else (steps - step) / (steps - warmup)

@@ -39,7 +39,7 @@ def iterations(file: Path, results: Mapping[str, Result]) -> None:
                 spreads = [Interval.of(values) for values in result.at_best(measure).T]
                 _curve(axis, range(len(spreads)), spreads, name)
             start, end = (np.mean([result.at_best(measure)[:, i] for result in results.values()]) for i in (0, -1))
-            axis.set_ylim(0.7 * end, 1.15 * start)  # what lies above has collapsed
+            axis.set_ylim(0.7 * end, 1.15 * start)  # values above belong to collapsed runs
             axis.set_xlabel("iterations done")
             axis.set_ylabel(f"{label}, nats")
         axes[0].legend()
@@ -52,7 +52,7 @@ def rates(file: Path, results: Mapping[str, Result], highest: float) -> None:
     Args:
         file: SVG to write.
         results: by name.
-        highest: end of the axis; what lies above has diverged.
+        highest: end of the axis; values above belong to diverged runs.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""README.md of the study: tables with 95 % intervals over seeds, plots, and the findings with the numbers put in."""
+"""README.md of the study: tables with 95 % intervals over seeds, plots, and the findings with their numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.study.variants import DEFAULT, FACTORS, GROUPS, HEADLINE, PLOTTE
 from benchmarks.study.world import Setting
 
 FINDINGS = Path(__file__).with_name("findings.md")
-HALF = 0.5  # of the gain of supervised fine-tuning: what counts as a useful cell
+HALF = 0.5  # of the gain of supervised fine-tuning: a cell with this gain is useful
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Study:
     Attributes:
         setting: sizes.
         results: on the grid, by variant.
-        hot: at multiples of the best learning rate, by variant, those of `HEADLINE`.
+        hot: at multiples of the best learning rate, by variant of `HEADLINE`.
     """
 
     setting: Setting
@@ -82,19 +82,28 @@ def _introduction(study: Study) -> str:
 Written by `python -m benchmarks.study` on {datetime.date.today().isoformat()} with Python {platform.python_version()},
 {versions}, on {os.cpu_count()} {platform.machine()} cores: {len(study.results)} variants, {runs:,} runs,
 {sum(result.seconds for result in everything) / 60:.0f} minutes of computing, shared by the
-workers. It can be killed at any time and goes on where it stopped.
+workers. The study can be killed at any time and continues where it stopped.
 
-p_data is a fixed random network over {setting.tokens} tokens that sees a topic (the prompt, one of {setting.topics}) and the two tokens before;
-responses have {setting.length} tokens. The student is a smaller network that cannot quite express it. It starts from supervised
-fine-tuning on the same {setting.pairs} annotated pairs, stopped at {setting.warm_share:.0%} of the way to its best validation likelihood, and plays
-{setting.iterations} iterations of {setting.epochs} epochs in batches of {setting.batch} with RMSProp (fresh in each iteration; 10 % warm-up, linear decay, gradient norm
-clipped at {setting.max_norm:g}) and one sampled synthetic response per prompt and iteration. **Both divergences are exact**, by dynamic programming
-over contexts: no Monte-Carlo error. Losses, normalisers, gap and schedule are the product's own functions.
+{_method(study)}"""
 
-Every variant is tried on one grid of {len({c[0] for c in study.results["spin"].job.cells})} learning rates × {len({c[1] for c in study.results["spin"].job.cells})} values of β, on {setting.seeds} seeds (each with its own teacher, data and start).
-Its cell is the one with the largest mean validation log-likelihood after the last iteration ({setting.validation} independent pairs a seed);
-the divergences never choose. Intervals are 95 %, Student's t over seeds; differences are paired by seed. They do not account for the
-number of variants compared, nor for the choice of the cell."""
+
+def _method(study: Study) -> str:
+    setting = study.setting
+    rates, betas = (len(set(values)) for values in zip(*study.results["spin"].job.cells, strict=True))
+    return f"""p_data is a fixed random network over {setting.tokens} tokens. It sees a topic (the prompt, one of
+{setting.topics}) and the two tokens before. Responses have {setting.length} tokens. The student is a smaller network
+that cannot quite express p_data. It starts from supervised fine-tuning on the same {setting.pairs} annotated pairs,
+stopped at {setting.warm_share:.0%} of the way to its best validation likelihood. It trains for {setting.iterations}
+iterations of {setting.epochs} epochs in batches of {setting.batch} with RMSProp (reset in each iteration; 10 % warm-up,
+linear decay, gradient norm clipped at {setting.max_norm:g}), with one sampled synthetic response per prompt and
+iteration. **Both divergences are exact**, by dynamic programming over contexts: no Monte-Carlo error. Losses,
+normalisers, gap and schedule are the product's own functions.
+
+Each variant has the same grid of {rates} learning rates × {betas} values of β, on {setting.seeds} seeds (each with its
+own teacher, data and start). Its cell is the one with the largest mean validation log-likelihood after the last
+iteration ({setting.validation} independent pairs per seed); the divergences never choose. Intervals are 95 %, Student's
+t over seeds; differences are paired by seed. They do not account for the number of variants compared, nor for the
+choice of the cell."""
 
 
 HEADER = (
@@ -113,8 +122,8 @@ HEADER = (
 
 def _table(study: Study, names: list[str]) -> str:
     rows = [_row(study, name) for name in names]
-    notes = f"The best rival on validation is {study.best_rival}; half of SFT's gain is {study.useful_gain:.2f} nats. † at the edge of the grid."
-    return f"{_markdown(HEADER, rows)}\n\n{notes}"
+    notes = f"The best rival on validation is {study.best_rival}; half of SFT's gain is {study.useful_gain:.2f} nats."
+    return f"{_markdown(HEADER, rows)}\n\n{notes} † at the edge of the grid."
 
 
 def _row(study: Study, name: str) -> list[str]:
@@ -135,7 +144,7 @@ def _row(study: Study, name: str) -> list[str]:
 
 
 def _cell(result: Result) -> str:
-    """The best learning rate and β, with a dagger where it lies on the edge of the grid."""
+    """The best learning rate and β, with a dagger on a value at the edge of the grid."""
     texts = []
     for value, tried in zip(result.job.cells[result.best], map(set, zip(*result.job.cells, strict=True)), strict=True):
         edge = len(tried) > 1 and value in (min(tried), max(tried))
@@ -180,8 +189,9 @@ def _annotated_share(study: Study) -> str:
     ]
     setting = study.setting
     return (
-        f"{setting.pairs} of {setting.all_pairs} pairs are annotated, as 26k are of 200k; all start from the same student, trained on the "
-        f"13 %. With all pairs an iteration has as many epochs and so more steps.\n\n" + _markdown(header, rows)
+        f"{setting.pairs} of {setting.all_pairs} pairs are annotated, as 26k are of 200k. All start from the same "
+        "student, trained on the 13 %. With all pairs an iteration has the same number of epochs and so more steps.\n\n"
+        + _markdown(header, rows)
     )
 
 
@@ -204,10 +214,10 @@ def _worse(forward: Floats) -> float:
 
 
 def findings(study: Study) -> str:
-    """The paragraphs of findings.md with their numbers put in; what they say of two variants follows from the interval.
+    """The paragraphs of findings.md with their numbers; how two variants compare follows from the interval.
 
-    `{kl[variant]}` is a KL in the end, `{after[variant / 2]}` one after two iterations, `{grid[variant]}` says how much of
-    the grid helps, `{versus[variant / other]}` compares.
+    `{kl[variant]}` is the final KL, `{after[variant / 2]}` the KL after two iterations, `{grid[variant]}` the share of
+    the grid that helps, `{versus[variant / other]}` a comparison.
     """
     rivals_of_sft = [
         variant.name
@@ -228,7 +238,7 @@ def findings(study: Study) -> str:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Looks up in a template what `text` makes of a key."""
+    """A mapping for `str.format` that computes its values with `text`."""
 
     text: Callable[[str], str]
 

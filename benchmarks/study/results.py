@@ -1,4 +1,4 @@
-"""Jobs of the study, the files that keep their results, and the statistics over seeds."""
+"""Jobs of the study, the files with their results, and statistics over seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.study import language, losses, network, selfplay, world
 from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Runs, Variant, play
 from benchmarks.study.world import Setting, World
-from iris_core.objectives.losses import Normalizer, Parameters, Rewards, pushes
+from iris_core.objectives.losses import Normalizer, Parameters, Rewards, gradient_coefficients
 
 Floats = NDArray[np.float64]
 CODE = [Path(str(source.__file__)).read_text("utf-8") for source in (language, losses, network, selfplay, world)]
@@ -33,22 +33,22 @@ class Job:
     cells: tuple[tuple[float, float], ...]
 
     def file(self, folder: Path, setting: Setting) -> Path:
-        """Where its result lies: the name holds a digest of its settings, the study's code and what the losses do."""
+        """The file of its result; the name has a digest of its settings, the study's code and the losses' values."""
         content = json.dumps(
             {
                 "variant": {**asdict(self.variant), "schedule": self.variant.schedule.model_dump()},
                 "cells": self.cells,
                 "setting": asdict(setting),
                 "code": CODE,
-                "pushes": _pushes(self.variant),
+                "gradient_coefficients": _coefficients(self.variant),
             },
             sort_keys=True,
         )
         return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.npz"
 
 
-def _pushes(variant: Variant) -> list[float]:
-    """How the variant's loss, one of the product's functions, weighs a fixed batch of rewards."""
+def _coefficients(variant: Variant) -> list[float]:
+    """Gradient coefficients of the variant's loss on a fixed batch of rewards; they change when the loss does."""
     annotated, synthetic, initial = torch.linspace(-4, 4, 24).sin().mul(2).view(3, 8).unbind()
     rewards = Rewards(annotated, synthetic, initial)
     normalizer = Normalizer(variant.normalizer, variant.schedule.max_order)
@@ -59,7 +59,7 @@ def _pushes(variant: Variant) -> list[float]:
         clip=variant.clip,
         likelihood_weight=variant.likelihood_weight,
     )
-    up, down = pushes(STUDY_OBJECTIVES[variant.objective], rewards, parameters)
+    up, down = gradient_coefficients(STUDY_OBJECTIVES[variant.objective], rewards, parameters)
     return [round(value, 3) for value in torch.cat([up, down]).tolist()]
 
 
@@ -85,7 +85,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What a job measured.
+    """The measures of a job.
 
     Attributes:
         job: the variant and its cells.
@@ -99,7 +99,7 @@ class Result:
 
     @property
     def best(self) -> int:
-        """The cell with the largest mean validation likelihood after the last iteration; the test never decides."""
+        """The cell with the largest mean validation likelihood after the last iteration."""
         return int(_finite(self.measures["validation"][:, :, -1]).mean(axis=1).argmax())
 
     def at_best(self, measure: str) -> Floats:
@@ -134,7 +134,7 @@ def _finite(values: Floats) -> Floats:
 
 
 def compute(job: Job, world: World, folder: Path) -> None:
-    """Plays a job and writes its file, whole or not at all."""
+    """Runs a job and writes its file atomically."""
     seeds = world.setting.seeds
     start = time.perf_counter()
     measures = play(world, job.variant, Runs.of(list(job.cells), seeds))

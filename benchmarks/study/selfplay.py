@@ -20,11 +20,11 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
-    pushes,
+    gradient_coefficients,
 )
 from iris_core.objectives.order import next_order
 
-AT_ONCE = 32  # runs in one stack: few enough for the processor's cache
+AT_ONCE = 32  # runs in one stack, few enough to fit into the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Variant:
     """One way to fine-tune.
 
     Attributes:
-        name: shown in tables, unique.
+        name: unique, shown in tables.
         objective: name in `STUDY_OBJECTIVES`.
         normalizer: of IRIS's weights.
         schedule: of the order α.
         clip: largest weight.
         likelihood_weight: λ of the annotated log-likelihood term.
-        all_pairs: train on all annotated pairs rather than on 13 % of them.
+        all_pairs: train on all annotated pairs, not on 13 % of them.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Runs:
     Attributes:
         learning_rates: shape [runs].
         betas: reward scales, shape [runs, 1].
-        seeds: which teacher, data and initial student, shape [runs].
+        seeds: index of teacher, data and initial student, shape [runs].
     """
 
     learning_rates: Tensor
@@ -66,7 +66,7 @@ class Runs:
 
     @staticmethod
     def of(cells: list[tuple[float, float]], seeds: int) -> Runs:
-        """Every (learning rate, β) with every seed; seeds vary fastest."""
+        """Each (learning rate, β) with each seed; seeds vary fastest."""
         rates, betas = torch.tensor(cells).repeat_interleave(seeds, dim=0).unbind(1)
         return Runs(rates, betas.unsqueeze(1), torch.arange(seeds).repeat(len(cells)))
 
@@ -80,7 +80,7 @@ Measures = dict[str, Tensor]
 
 
 def play(world: World, variant: Variant, runs: Runs) -> Measures:
-    """Plays all runs and measures each of their models.
+    """Runs self-play for all runs and measures each of their models.
 
     Returns:
         `forward` KL(p_data‖p_θ), `reverse` KL(p_θ‖p_data) and `validation` log-likelihood, nats per response, each of
@@ -143,7 +143,7 @@ class _Game:
 
         policy = self._table()
         rewards = self._rewards(policy, opponent, self.annotated, synthetic, None)
-        up, down = pushes(self.objective, rewards, self._parameters((0.0, 0.0)))
+        up, down = gradient_coefficients(self.objective, rewards, self._parameters((0.0, 0.0)))
         annotated, held = (
             log_likelihood(policy, where) - log_likelihood(opponent, where) for where in (self.held_out, held_synthetic)
         )
@@ -189,7 +189,7 @@ class _Game:
     def _rewards(
         self, policy: Tensor, opponent: Tensor, annotated: Tensor, synthetic: Tensor, initial: Tensor | None
     ) -> Rewards:
-        """Rewards of the objective at the given positions, only of the responses that it looks at."""
+        """Rewards of the responses that the objective uses, at the given positions."""
 
         def reward(where: Tensor) -> Tensor:
             value = log_likelihood(policy, where)

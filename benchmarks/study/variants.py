@@ -1,4 +1,4 @@
-"""Every variant of the study, in the groups that its tables show, and the grid that each of them is tried on."""
+"""All variants of the study, in the groups of its tables, and the grid of each variant."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def moving(
     clip: float = 1.0,
     weight: float = 0.0,
 ) -> Variant:
-    """IRIS whose order moves between `bounds`, the first of them in the first iteration."""
+    """IRIS with an order that moves between `bounds`, from the first of them in the first iteration."""
     high, low = bounds
     name = f"iris {normalizer} {rule} {high:g}→{low:g}{_suffix(clip, weight)}"
     schedule = SchedulePart(kind=rule, max_order=high, min_order=low)

@@ -28,12 +28,12 @@ def _work(job: Job, folder: Path) -> None:
 
 
 def worker_pool(workers: int, setting: Setting) -> ProcessPoolExecutor:
-    """Processes that each know the world of a setting."""
+    """A pool of processes, each with the world of a setting."""
     return ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (setting,))
 
 
 def finish(jobs: Sequence[Job], setting: Setting, folder: Path, pool: ProcessPoolExecutor) -> None:
-    """Computes the jobs that have no file yet, with a line on stderr for each."""
+    """Computes the jobs without a file, with a line on stderr for each."""
     missing = [job for job in jobs if not job.file(folder, setting).exists()]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} results exist", file=sys.stderr)
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""What every run of the study shares: teachers (p_data), data sets and the students that self-play starts from.
+"""What all runs of the study share: teachers (p_data), data sets and the initial students.
 
 One teacher per seed; all comparisons are paired by seed.
 """
@@ -34,14 +34,14 @@ class Setting:
         sharpness: standard deviation of the teacher's logits.
         pairs: annotated pairs to learn from, 13 % of `all_pairs`.
         all_pairs: annotated pairs if all prompts were annotated (panel a).
-        validation: annotated pairs that choose cells and iterations, and measure the gap.
+        validation: annotated pairs for the choice of cells and iterations, and for the gap.
         iterations: rounds of self-play.
         epochs: passes over the pairs in one iteration.
         batch: pairs per optimiser step.
         max_norm: largest gradient norm.
         warm_rate: learning rate of the supervised fine-tuning before self-play.
-        warm_epochs: its longest duration.
-        warm_share: it stops once the validation likelihood has come this share of the way from the start to its best.
+        warm_epochs: its maximum duration.
+        warm_share: it stops when the validation likelihood has gained this share of its largest gain.
     """
 
     seeds: int = 8

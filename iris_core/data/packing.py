@@ -1,36 +1,62 @@
-"""Packed, prefix-shared rows: several [prompt | annotated | synthetic] groups in one row, each prompt computed once.
+"""Packed rows: several [prompt | annotated | synthetic] groups in one row, with each prompt computed once.
 
-A response sees its prompt and itself; positions restart after the prompt; there is no padding. For a model that cannot be
-told so (a state-space model, say) the same row is computed as separate sequences, [prompt | response] each. A row's tensors are
-
-    input_ids, position_ids   [tokens]
-    sources, targets          [response tokens]: where each response token is predicted from, and which it is
-    lengths                   [groups, sums]: over how many of these each sum runs: a response, or one of its two pieces
-    pairs                     [groups]: which pair each group is
-
-and `parts` says, as plain numbers, how many tokens each group's prompt and each of its responses have, `packing` which way it is.
+A response sees its prompt and itself. Positions restart after the prompt. There is no padding. Some models cannot take
+such a row, for example those with a state. For them the row is computed as separate sequences, [prompt | response].
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from iris_core.config import Packing
 
-Row = dict[str, Any]
+Segments = list[list[int]]  # of each group: tokens of its prompt, then of each of its responses
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Groups that one forward pass computes, as tensors.
+
+    Attributes:
+        input_ids: token ids, shape [tokens].
+        position_ids: position of each token in its prompt with its response, shape [tokens].
+        sources: index of the token that predicts each response token, shape [response tokens].
+        targets: id of each response token, shape [response tokens].
+        lengths: how many response tokens each sum of log-probs covers, see `Group.sums`, shape [groups, sums].
+        pairs: index of the pair that each group comes from, shape [groups].
+        segments: lengths of prompts and responses; together they are the row.
+        packing: how the row is computed.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    sources: Tensor
+    targets: Tensor
+    lengths: Tensor
+    pairs: Tensor
+    segments: Segments
+    packing: Packing
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Row:
+        """The row with its tensors on `device`; accelerate's data loader calls this, too."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Token ids of one prompt and the responses to it: annotated, synthetic, the initial model's.
+    """Token ids of one prompt and of its responses: annotated, synthetic, the initial model's.
 
     Attributes:
-        cut: so many tokens of the first response have a sum, and the rest of it another; None: it has one sum.
+        prompt: token ids.
+        responses: token ids of each.
+        cut: the first `cut` tokens of the first response have one sum of log-probs, the rest another; None: one sum.
     """
 
     prompt: list[int]
@@ -40,8 +66,8 @@ class Group:
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
-    def computed(self, packing: Packing) -> int:
-        """Tokens that a model computes: the prompt once, or once for each response."""
+    def computed_tokens(self, packing: Packing) -> int:
+        """Tokens that a model computes: the prompt counts once, or once for each response."""
         prompts = 1 if packing == "packed" else len(self.responses)
         return prompts * len(self.prompt) + sum(map(len, self.responses))
 
@@ -51,7 +77,7 @@ class Group:
 
     @property
     def sums(self) -> list[int]:
-        """Over how many tokens each sum of log-probs runs: [annotated, synthetic, …], or [cut, rest, synthetic, …]."""
+        """Tokens of each sum of log-probs: [annotated, synthetic, …], or [cut, rest, synthetic, …]."""
         lengths = [len(response) for response in self.responses]
         if self.cut is None:
             return lengths
@@ -60,13 +86,16 @@ class Group:
 
 
 def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
-    """First-fit decreasing: which groups go into which row so that no row exceeds `tokens_per_row`.
+    """Distributes groups over rows by first-fit decreasing, so that no row exceeds `tokens_per_row`.
 
-    A group longer than that has a row of its own. Deterministic; rows keep their groups in ascending order.
+    A group that is longer gets a row of its own. The result is deterministic. Groups of a row are in ascending order.
 
     Args:
         lengths: tokens of each group.
         tokens_per_row: budget.
+
+    Returns:
+        Indices of the groups of each row.
     """
     rows: list[list[int]] = []
     free: list[int] = []
@@ -82,25 +111,25 @@ def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
 
 
 def build_rows(groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing) -> list[Row]:
-    """Rows of some of the pairs, under a budget of computed tokens.
+    """The rows of some pairs, within a budget of computed tokens.
 
     Args:
         groups: of all pairs.
-        pairs: which of them.
+        pairs: indices of the pairs to take.
         tokens_per_row: the budget.
         packing: how the rows are computed.
     """
-    packed = pack([groups[pair].computed(packing) for pair in pairs], tokens_per_row)
-    chosen = [[pairs[place] for place in places] for places in packed]
-    return [build_row([groups[pair] for pair in row], row, packing) for row in chosen]
+    packed = pack([groups[pair].computed_tokens(packing) for pair in pairs], tokens_per_row)
+    selected = [[pairs[index] for index in indices] for indices in packed]
+    return [build_row([groups[pair] for pair in row], row, packing) for row in selected]
 
 
 def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = "packed") -> Row:
     """One row.
 
     Args:
-        groups: what the row holds, as many responses in each; no prompt is empty.
-        pairs: the index of each group's pair.
+        groups: all with the same number of responses; no prompt is empty.
+        pairs: index of the pair that each group comes from.
         packing: how the row is computed.
     """
     ids: list[int] = []
@@ -117,27 +146,30 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = 
             targets += response
             ids += response
             positions += range(len(group.prompt), len(group.prompt) + len(response))
-    row = {
-        "input_ids": ids,
-        "position_ids": positions,
-        "sources": sources,
-        "targets": targets,
-        "pairs": list(pairs),
-    }
-    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in row.items()}
-    parts = [[len(group.prompt), *map(len, group.responses)] for group in groups]
-    lengths = torch.tensor([group.sums for group in groups])
-    return {**tensors, "lengths": lengths, "parts": parts, "packing": packing}
+    return Row(
+        input_ids=_integers(ids),
+        position_ids=_integers(positions),
+        sources=_integers(sources),
+        targets=_integers(targets),
+        lengths=_integers([group.sums for group in groups]),
+        pairs=_integers(list(pairs)),
+        segments=[[len(group.prompt), *map(len, group.responses)] for group in groups],
+        packing=packing,
+    )
 
 
-def sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
-    """The separate sequences of a row, in the order of its targets: token ids, and the places that predict the response."""
+def _integers(values: list[int] | list[list[int]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.long)
+
+
+def separate_sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
+    """Each [prompt | response] of a row, by order of its targets: token ids, and tokens that predict the response."""
     start = 0
-    for prompt_tokens, *responses in row["parts"]:
-        prompt = row["input_ids"][start : start + prompt_tokens]
+    for prompt_tokens, *responses in row.segments:
+        prompt = row.input_ids[start : start + prompt_tokens]
         start += prompt_tokens
         for length in responses:
             if length:
-                ids = torch.cat([prompt, row["input_ids"][start : start + length]])
+                ids = torch.cat([prompt, row.input_ids[start : start + length]])
                 yield ids, slice(prompt_tokens - 1, prompt_tokens + length - 1)
             start += length

@@ -1,7 +1,8 @@
-"""Whether rows of self-play mean the same to a model as plain forwards: found out on a small random model of its own kind.
+"""Proves on a small random model of the same class which rows a model computes right: packed, separate, or none.
 
-Values and every gradient are compared in fp32 with the class's own eager attention, one forward a sequence. `prepare` asks
-before anything heavy. Packed rows are fast; separate sequences are right for every causal model; what neither is, is refused.
+Log-probs and all gradients are compared in fp32 with plain forwards of the class's own eager attention, one per
+sequence. Packed rows are fast. Separate sequences are right for every causal model. Other models are refused. `prepare`
+does this before any long work.
 """
 
 from __future__ import annotations
@@ -24,32 +25,31 @@ from iris_core.config import LoraPart
 from iris_core.config.experiment import Packing
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling import dropout, loading, tiny
-from iris_core.modeling.fused import fuse
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
 from iris_core.modeling.scoring import response_logprobs
 
-VALUE_TOLERANCE = 2e-4  # nats a response, relative above 1
-# of the norm of a parameter's gradient: a rectifier at its kink may switch by rounding
-GRADIENT_TOLERANCE = 2e-2
-FLOOR = 1e-5  # of the norm of the largest one
+VALUE_TOLERANCE = 2e-4  # nats per response, relative above 1
+GRADIENT_TOLERANCE = 2e-2  # of the norm of a parameter's gradient: rounding may switch a ReLU with an input near 0
+FLOOR = 1e-5  # of the norm of the largest gradient
 
 SHORT = [
     Group([15, 19, 31, 13, 17, 20], ([18], [41, 22, 15, 16, 12])),
     Group([14], ([39, 10, 12, 51], [30, 31])),
 ]  # within every window of `iris_core.modeling.tiny`
-LONG = [*SHORT, Group([*range(20, 32)], ([*range(40, 49)], [*range(33, 47)]))]  # beyond
+LONG = [*SHORT, Group([*range(20, 32)], ([*range(40, 49)], [*range(33, 47)]))]  # beyond these windows
 
 Values = tuple[Tensor, dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Why rows of a kind are not right for a model; None where they are.
+    """For each kind of rows, why a model does not compute it right; None where it does.
 
     Attributes:
-        packed: about packed rows.
-        short: about packed rows whose prompts with a response do not reach beyond a window (see `iris_core.modeling.tiny.WINDOWS`).
-        separate: about separate sequences.
+        packed: packed rows.
+        short: packed rows with no prompt and response longer than a window (see `iris_core.modeling.tiny.WINDOWS`).
+        separate: separate sequences.
     """
 
     packed: str | None
@@ -63,11 +63,11 @@ def probe(
     checkpointing: bool = False,
     trust_remote_code: bool = False,
 ) -> Proof:
-    """What can be trusted for a model with this configuration.
+    """Finds out which rows a model with this configuration computes right.
 
     Args:
         config: of the model, as loaded.
-        lora: the adapter that is trained; none: all weights are.
+        lora: the adapter that is trained; None: all weights are trained.
         checkpointing: whether training recomputes activations.
         trust_remote_code: run code from the model's folder.
 
@@ -77,22 +77,22 @@ def probe(
     if config.is_encoder_decoder:
         return Proof(*3 * ("it is an encoder-decoder model, and self-play needs a decoder",))
     attention = loading.attention_of(config, trust_remote_code)
-    with _aside():
+    with _isolated():
         try:
             pair = _models(config, attention, trust_remote_code)
-        except Exception as error:  # models run whatever code they have
+        except Exception as error:  # code of any model class
             return Proof(*3 * (_failure(error),))
         if lora is not None:
             pair = _adapted(pair, lora)
-        separate = _find(pair, "separate", LONG, checkpointing)
+        separate = _problem(pair, "separate", LONG, checkpointing)
         if separate or attention == "eager":
             reason = separate or "its layers cannot be told which tokens belong together"
             return Proof(reason, reason, separate)
-        packed = _find(pair, "packed", LONG, checkpointing)
-        return Proof(packed, packed and _find(pair, "packed", SHORT, checkpointing), None)
+        packed = _problem(pair, "packed", LONG, checkpointing)
+        return Proof(packed, packed and _problem(pair, "packed", SHORT, checkpointing), None)
 
 
-class _Pair:
+class _ModelPair:
     """The same weights twice: loaded as for training, and with the class's own eager attention."""
 
     def __init__(self, model: Any, reference: Any):
@@ -100,13 +100,13 @@ class _Pair:
         self._expected: dict[int, Values] = {}
 
     def expected(self, groups: list[Group]) -> Values:
-        """What plain forwards of the reference give."""
+        """Log-probs and gradients by plain forwards of the reference."""
         if len(groups) not in self._expected:
             self._expected[len(groups)] = _differentiate(self.reference, lambda model: plain_logprobs(model, groups))
         return self._expected[len(groups)]
 
 
-def _models(config: PreTrainedConfig, attention: str, trust_remote_code: bool) -> _Pair:
+def _models(config: PreTrainedConfig, attention: str, trust_remote_code: bool) -> _ModelPair:
     """The first small variant of `config` that runs."""
     errors = []
     for small in tiny.variants(config):
@@ -119,22 +119,22 @@ def _models(config: PreTrainedConfig, attention: str, trust_remote_code: bool) -
             continue
         if not all(map(torch.equal, weights.values(), reference.state_dict().values())):
             raise ModelError("its weights change in a forward pass")
-        silent = copy.deepcopy(small)
-        dropout.silence(silent)
-        model = tiny.build(silent, attention, trust_remote_code)
+        noiseless = copy.deepcopy(small)
+        dropout.disable(noiseless)
+        model = tiny.build(noiseless, attention, trust_remote_code)
         model.load_state_dict(weights)
-        dropout.silence_layers(model)
-        fuse(model)
-        return _Pair(model, reference)
+        dropout.disable_layers(model)
+        fuse_norm_rotary(model)
+        return _ModelPair(model, reference)
     raise errors[0]
 
 
-def _adapted(pair: _Pair, lora: LoraPart) -> _Pair:
-    """Both with the same adapter, the reference by PEFT's own forward."""
+def _adapted(pair: _ModelPair, lora: LoraPart) -> _ModelPair:
+    """Both models with the same adapter; the reference keeps PEFT's own forward."""
     settings = {"r": 2, "target_modules": lora.targets, "task_type": "CAUSAL_LM"}
     try:
         reference, model = (
-            get_peft_model(side, LoraConfig(**settings)).eval() for side in (pair.reference, pair.model)
+            get_peft_model(each, LoraConfig(**settings)).eval() for each in (pair.reference, pair.model)
         )
         plain_logprobs(reference, SHORT)
     except Exception as error:
@@ -147,63 +147,63 @@ def _adapted(pair: _Pair, lora: LoraPart) -> _Pair:
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     model.load_state_dict(reference.state_dict())
-    streamline(model)
-    return _Pair(model, reference)
+    fuse_lora(model)
+    return _ModelPair(model, reference)
 
 
-def _find(pair: _Pair, packing: Packing, groups: list[Group], checkpointing: bool) -> str | None:
-    """What is wrong with rows of this kind."""
+def _problem(pair: _ModelPair, packing: Packing, groups: list[Group], checkpointing: bool) -> str | None:
+    """What is wrong with rows of this kind; None if nothing is."""
     try:
         if not _is_causal(pair.reference):
             return "it is not causal: a token sees later ones"
         if problem := _compare(pair, packing, groups):
             return problem
-        if checkpointing and (problem := _find_in_training_mode(pair, packing, groups)):
+        if checkpointing and (problem := _problem_in_training_mode(pair, packing, groups)):
             return f"{problem}: set training.gradient_checkpointing to false"
     except Exception as error:
         return _failure(error)
     return None
 
 
-def _find_in_training_mode(pair: _Pair, packing: Packing, groups: list[Group]) -> str | None:
-    """What is wrong where activations are recomputed, which layers do in training mode only."""
+def _problem_in_training_mode(pair: _ModelPair, packing: Packing, groups: list[Group]) -> str | None:
+    """What is wrong where activations are recomputed, which layers do only in training mode."""
     if not pair.model.supports_gradient_checkpointing:
         return "its class cannot recompute activations"
     before = torch.get_rng_state()
     with _checkpointed(pair.model):
         problem = _compare(pair, packing, groups)
     draws = not torch.equal(before, torch.get_rng_state())
-    skips = hasattr(pair.model.config, "layerdrop")  # at a rate of 0: what is drawn changes nothing
-    if draws and not skips:
+    draws_only = hasattr(pair.model.config, "layerdrop")  # its rate is 0, so the numbers drawn change nothing
+    if draws and not draws_only:
         return "it draws random numbers in training mode"
     return problem and f"with recomputed activations, {problem}"
 
 
-def _compare(pair: _Pair, packing: Packing, groups: list[Group]) -> str | None:
+def _compare(pair: _ModelPair, packing: Packing, groups: list[Group]) -> str | None:
     row = build_row(groups, range(len(groups)), packing)
     found = _differentiate(pair.model, lambda model: response_logprobs(model, row))
     return difference(found, pair.expected(groups))
 
 
 def plain_logprobs(model: Any, groups: list[Group]) -> Tensor:
-    """Log-probs of responses by a plain causal forward each, from the model's own logits; shape [groups, responses].
+    """Log-probs of responses by one plain causal forward each, from the model's own logits; [groups, responses].
 
     Args:
         model: a causal language model, with or without an adapter.
-        groups: prompts with as many responses each.
+        groups: all with the same number of responses.
     """
 
     def logprob(prompt: list[int], response: list[int]) -> Tensor:
         logits = model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
-        places = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
-        logprobs = logits[places].float().log_softmax(dim=-1)
+        sources = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+        logprobs = logits[sources].float().log_softmax(dim=-1)
         return logprobs.gather(1, torch.tensor(response)[:, None]).sum()
 
     return torch.stack([torch.stack([logprob(group.prompt, ids) for ids in group.responses]) for group in groups])
 
 
 def difference(found: Values, expected: Values) -> str | None:
-    """What differs by more than rounding of fp32 between two ways to log-probs and gradients; None if nothing does."""
+    """What differs by more than fp32 rounding between two sets of log-probs and gradients; None if nothing does."""
     off = (found[0] - expected[0]).abs().max()
     if not off <= VALUE_TOLERANCE * max(1, expected[0].abs().max()):
         return f"log-probabilities are off by up to {off:.2g} nats"
@@ -216,7 +216,7 @@ def difference(found: Values, expected: Values) -> str | None:
 
 
 def _differentiate(model: Any, forward: Callable[[Any], Tensor]) -> Values:
-    """Log-probs, and the gradient of a mixture of them by each parameter that is trained."""
+    """Log-probs, and the gradient of a weighted sum of them for each trained parameter."""
     model.zero_grad(set_to_none=True)
     logprobs = forward(model)
     mixture = torch.linspace(-1, 1.5, logprobs.numel()).view(logprobs.shape)
@@ -244,18 +244,18 @@ def _checkpointed(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _aside() -> Iterator[None]:
-    """Without a trace in the process's random numbers, or the advice that transformers gives about models it is to build.
+def _isolated() -> Iterator[None]:
+    """Keeps the process's random state, patches and threads, and hides transformers' warnings about small models.
 
-    Gradients are computed, also where the caller is in inference mode. One thread does it: the models are so small that
-    several would wait for each other.
+    Gradients are enabled, also where the caller is in inference mode. One thread computes: models are so small that
+    several threads would wait for each other.
     """
     level, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        with restored_rotary(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(0)
             yield
     finally:

@@ -1,4 +1,4 @@
-"""Models: resolve a folder or hub name, load tokenizer and weights, verify that they are what they were."""
+"""Loads models: resolves a folder or hub name, loads tokenizer and weights, verifies that they are unchanged."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from iris_core.data import hub
 from iris_core.data.hub import local_folder
 from iris_core.modeling import dropout
 from iris_core.modeling.attention.interface import GROUPED
-from iris_core.modeling.fused import fuse
-from iris_core.modeling.lora import streamline
 from iris_core.modeling.model_folder import check_adapter, refuse_code
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.weights import check_adapter_loaded, check_loaded
 from iris_core.store import Artifact, Policy
 
@@ -39,7 +39,7 @@ def resolve(model: ModelPart, commit: str | None = None) -> Path:
 
     Args:
         model: path or hub name, and revision.
-        commit: which commit of the hub model; None: the one that `model.revision` means now.
+        commit: of the hub model; None: the current commit of `model.revision`.
 
     Raises:
         ModelError: the folder is missing or holds no safetensors, or the hub refuses the model.
@@ -63,17 +63,17 @@ def _download(model: ModelPart, commit: str | None) -> Path:
 
 
 def resolve_dtype(name: str) -> str:
-    """`name`, or for "auto" what this machine multiplies fast: "bfloat16" or "float32"."""
+    """`name`, or for "auto" the dtype that this machine multiplies faster: "bfloat16" or "float32"."""
     if name != "auto":
         return name
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if supported and _product_speedup(torch.bfloat16) >= 1 else "float32"
+    return "bfloat16" if supported and _matmul_speedup(torch.bfloat16) >= 1 else "float32"
 
 
-def _product_speedup(dtype: torch.dtype) -> float:
-    """How many times as fast as in fp32 the CPU multiplies matrices in `dtype`: some CPUs have slow instructions for it."""
+def _matmul_speedup(dtype: torch.dtype) -> float:
+    """Speed of the CPU's matmuls in `dtype` relative to fp32: some CPUs have slow instructions for bfloat16."""
 
     def seconds(dtype: torch.dtype) -> float:
         factor = torch.ones(1024, 1024, dtype=dtype)
@@ -109,7 +109,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def generation_ends(folder: Path) -> list[int]:
-    """The tokens that end generation by the settings in a model's folder."""
+    """The tokens that end generation, from the settings in a model's folder."""
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -132,7 +132,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PreTrainedConf
 
 
 def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
-    """The class that `AutoModelForCausalLM` takes for `config`.
+    """The class that `AutoModelForCausalLM` uses for `config`.
 
     Raises:
         ModelError: there is none.
@@ -144,19 +144,20 @@ def model_class(config: PreTrainedConfig, trust_remote_code: bool = False) -> ty
         return AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError as error:
         raise ModelError(
-            f"model.path: transformers has no causal language model for model_type {config.model_type!r}: use another model"
+            f"model.path: transformers has no causal language model for model_type {config.model_type!r}: "
+            "use another model"
         ) from error
 
 
 def attention_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> str:
-    """The attention that a model of `config` is loaded with: ours, or its own where its class takes no other.
+    """The attention that a model of `config` is loaded with: ours, or its own eager one where its class has no choice.
 
-    Some classes take any, but apply a mask of their own only for those whose names they know.
+    Some classes take any attention, but apply their own mask only for names that they know: these get the eager one.
     """
     found = model_class(config, trust_remote_code)
-    takes_others = found._can_set_attn_implementation() and (found._supports_sdpa or found._supports_flex_attn)
+    has_choice = found._can_set_attn_implementation() and (found._supports_sdpa or found._supports_flex_attn)
     known_names = '_attn_implementation in ("eager", "sdpa")'
-    if takes_others and known_names not in inspect.getsource(sys.modules[found.__module__]):
+    if has_choice and known_names not in inspect.getsource(sys.modules[found.__module__]):
         return GROUPED
     return "eager"
 
@@ -169,14 +170,14 @@ def load_policy(
     Args:
         policy: model folder and adapter.
         dtype: "bfloat16" or "float32".
-        trainable: whether an adapter's weights can be trained on.
+        trainable: whether an adapter's weights can be trained further.
         trust_remote_code: run code from the model's folder.
 
     Raises:
         ModelError: weights of the model or the adapter are missing, left over, or of another shape.
     """
     config = load_config(policy.model.path, trust_remote_code)
-    dropout.silence(config)
+    dropout.disable(config)
     model, found = AutoModelForCausalLM.from_pretrained(
         policy.model.path,
         config=config,
@@ -188,26 +189,26 @@ def load_policy(
         output_loading_info=True,
     )
     check_loaded(policy.model.path, type(model).__name__, found)
-    fuse(model)
+    fuse_norm_rotary(model)
     if policy.adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
         check_adapter_loaded(model, policy.adapter.path)
         model.active_peft_config.base_model_name_or_path = str(policy.model.path)
-        streamline(model)
-    dropout.silence_layers(model)
+        fuse_lora(model)
+    dropout.disable_layers(model)
     return model.to(device()).eval()
 
 
 def sample_plainly(model: PreTrainedModel) -> None:
-    """Leaves out of `model.generate` what generation_config.json says, such as a repetition penalty."""
+    """Makes `model.generate` ignore generation_config.json, for example a repetition penalty in it."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     model.generation_config = inner.generation_config = GenerationConfig()
 
 
 def verify(policy: Policy) -> None:
-    """Raises ModelError if a folder of `policy` no longer holds what its digest says."""
+    """Raises ModelError if a folder of `policy` does not match its digest."""
     for artifact in filter(None, (policy.model, policy.adapter)):
         if not artifact.path.is_dir() or Artifact.of(artifact.path).digest != artifact.digest:
-            raise ModelError(f"{artifact.path} is missing or has changed since this experiment began: restore it")
+            raise ModelError(f"{artifact.path} is missing or has changed since this experiment started: restore it")

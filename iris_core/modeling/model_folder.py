@@ -1,6 +1,6 @@
-"""The files of a model folder: those that cannot give the model that was trained are refused, by name.
+"""Checks the files of a model folder: what would not load as the model that was trained is refused by name.
 
-What can be wrong with the tensors inside them, `iris_core.modeling.weights` checks.
+`iris_core.modeling.weights` checks the tensors in these files.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ JSON_FILES = (
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
 LFS = b"version https://git-lfs"
 CAUSAL_DESPITE_CONFIG = ("gpt_neox", "gpt_neox_japanese")  # `is_decoder: false` means nothing there
-LINE = 200  # characters kept of another library's message
+MAX_MESSAGE = 200  # characters of another library's message
 
 
 def check_files(folder: Path) -> None:
-    """Refuses files that are not there yet, or no more: Git LFS pointers, dead links, empty files, broken JSON.
+    """Refuses files without their content: Git LFS pointers, dead links, empty files, broken JSON.
 
     Raises:
         ModelError: there is one.
     """
     for file in sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)}):
         if not file.exists():
-            raise ModelError(f"model.path: {file} is a link to a file that is gone: download the model again")
+            raise ModelError(f"model.path: {file} is a link to a missing file: download the model again")
         if not file.is_file():
             continue
         start = _read(file, len(LFS))
@@ -61,7 +61,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_adapter(folder: Path) -> None:
-    """Refuses an adapter's folder, and a whole model with an adapter beside it, which transformers would add to it.
+    """Refuses an adapter's folder, and a whole model with an adapter beside it, which transformers would apply.
 
     Raises:
         ModelError: it is one of these.
@@ -71,14 +71,15 @@ def check_adapter(folder: Path) -> None:
         return
     if (folder / WHOLE).exists() or (folder / INDEX).exists():
         raise ModelError(
-            f"model.path: {folder} holds {' and '.join(here)} beside a whole model, and transformers would add that adapter "
-            "to it: move them away if they are merged already, else merge them first"
+            f"model.path: {folder} holds {' and '.join(here)} beside a whole model, and transformers would add that "
+            "adapter to it: move them away if they are merged already, else merge them first"
         )
     settings = read_json(folder / ADAPTER[0]) if (folder / ADAPTER[0]).exists() else {}
     base = settings.get("base_model_name_or_path") or "a base model"
     raise ModelError(
-        f"model.path: {folder} is an adapter on {base}, not a model: merge it first, with PeftModel.from_pretrained(base, "
-        "adapter).merge_and_unload().save_pretrained(folder), and save the tokenizer there"
+        f"model.path: {folder} is an adapter on {base}, not a model: merge it first, with "
+        "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder), "
+        "and save the tokenizer there"
     )
 
 
@@ -98,63 +99,66 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json, if the weights are as they were trained.
+    """The content of config.json of a model in full precision.
 
     Raises:
         ModelError: there is none, or the weights are quantised.
     """
     if not (folder / "config.json").exists():
         raise ModelError(
-            f"model.path: {folder} has no config.json: save the model with save_pretrained(folder), or copy config.json there"
+            f"model.path: {folder} has no config.json: save the model with save_pretrained(folder), "
+            "or copy config.json there"
         )
     settings = read_json(folder / "config.json")
     for part in (settings, *settings.values()):
         found = [key for key in QUANTIZED if isinstance(part, dict) and part.get(key)]
         if found:
             raise ModelError(
-                f"model.path: {folder} is quantised (config.json, {found[0]}: {_method(part[found[0]])}): it can be neither "
-                "trained nor merged exactly: give the full-precision model that it was made from"
+                f"model.path: {folder} is quantised (config.json, {found[0]}: {_method(part[found[0]])}): it can be "
+                "neither trained nor merged exactly: give the full-precision model that it was made from"
             )
     return settings
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with the weights: the same ones for transformers and for vLLM.
+    """The weight files, which must be the same for transformers and vLLM.
 
     Raises:
-        ModelError: they are not the same, or one is missing.
+        ModelError: they differ, or one is missing.
     """
     present = sorted(file.name for file in folder.glob("*.safetensors"))
     names = _shards(folder) if (folder / INDEX).exists() else [WHOLE]
     if WHOLE in present and names != [WHOLE]:
         raise ModelError(
-            f"model.path: {folder} holds both {WHOLE} and {INDEX}: transformers loads the one, vLLM the other: move one away"
+            f"model.path: {folder} holds both {WHOLE} and {INDEX}: transformers loads the one, vLLM the other: "
+            "move one away"
         )
     if not (folder / INDEX).exists() and present != [WHOLE]:
         raise ModelError(
-            f"model.path: {folder} holds {', '.join(present)}: without {INDEX}, {WHOLE} alone is needed: transformers loads "
-            "nothing else, vLLM all of them: move away what is not the model's, or save it with save_pretrained(folder)"
+            f"model.path: {folder} holds {', '.join(present)}: without {INDEX}, {WHOLE} alone is needed: transformers "
+            "loads nothing else, vLLM all of them: move away what is not the model's, or save it with "
+            "save_pretrained(folder)"
         )
     missing = [name for name in names if name not in present]
     if missing:
         raise ModelError(
-            f"model.path: {folder}: {len(missing)} of {len(names)} shards missing, such as {missing[0]} ({INDEX} lists it): "
-            "download or copy the model again"
+            f"model.path: {folder}: {len(missing)} of {len(names)} shards missing, such as {missing[0]} "
+            f"({INDEX} lists it): download or copy the model again"
         )
     return [folder / name for name in names]
 
 
 def refuse_code(folder: Path, error: Exception) -> None:
-    """Raises ModelError if `error` is how transformers refuses to run code from `folder`."""
+    """Raises ModelError if `error` is transformers' refusal to run code from `folder`."""
     if "trust_remote_code" in str(error):
         raise ModelError(
-            f"model.path: {folder} needs Python code that it brings along (auto_map in its JSON files), which "
+            f"model.path: {folder} needs its own Python code (auto_map in its JSON files), which "
             "model.trust_remote_code: false forbids: read that code, then set model.trust_remote_code: true"
         ) from error
 
 
 def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuses a configuration that transformers does not know, or that is of no causal language model.
+    """Refuses a configuration that transformers does not know, or that is not of a causal language model.
 
     Args:
         folder: of the model.
@@ -174,8 +178,8 @@ def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool
                 f"model.path: {file} has no model_type: save the model again with save_pretrained(folder)"
             ) from error
         raise ModelError(
-            f"model.path: {file} describes no model that transformers {transformers.__version__} knows: {one_line(error)}: "
-            "fix it, or use another model"
+            f"model.path: {file} describes no model that transformers {transformers.__version__} knows: "
+            f"{one_line(error)}: fix it, or use another model"
         ) from error
     encoder = not getattr(config, "is_decoder", True)
     if config.is_encoder_decoder or (encoder and config.model_type not in CAUSAL_DESPITE_CONFIG):
@@ -186,7 +190,7 @@ def check_config(folder: Path, settings: dict[str, Any], trust_remote_code: bool
 
 
 def check_generation_config(folder: Path) -> None:
-    """Refuses generation settings that contradict each other: a model with such can be loaded, but not saved.
+    """Refuses contradictory generation settings: a model with them can be loaded, but not saved.
 
     Raises:
         ModelError: they do.
@@ -202,14 +206,14 @@ def check_generation_config(folder: Path) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The message of `error` as one line, cut where it is long."""
+    """The message of `error` as one line, shortened where it is long."""
     text = " ".join(str(error).split())
-    return text if len(text) <= LINE else f"{text[:LINE]}…"
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}…"
 
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Keeps transformers' messages and progress bars away from the terminal, and gives the messages."""
+    """Collects transformers' messages, and shows neither them nor its progress bars."""
     lines: list[str] = []
     handler, logger = logging.Handler(), transformers_logging.get_logger()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

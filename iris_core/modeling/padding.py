@@ -1,4 +1,4 @@
-"""Prompts of different lengths in one batch: behind padding on the left, where the model does not take it for text."""
+"""Batches of prompts of different lengths, padded on the left where the model ignores padding."""
 
 from __future__ import annotations
 
@@ -11,38 +11,41 @@ from transformers import PreTrainedModel
 from iris_core.modeling.attention.interface import GROUPED
 
 PROBE, PADDING = 8, 8  # tokens
-NOISE = 0.02  # total variation distance that rounding in bfloat16 stays below
+NOISE = 0.02  # total variation distance; rounding in bfloat16 causes less
 
 
 def batches(model: PreTrainedModel, prompts: Sequence[list[int]], size: int) -> list[list[int]]:
-    """Which prompts generate together: `size` of them in their order, or of equal length where `model` sees padding.
+    """Batches of prompts to generate together: in their order, or of equal length where `model` sees padding.
 
     Args:
         model: with or without a PEFT adapter.
         prompts: token ids.
         size: most prompts of a batch.
+
+    Returns:
+        Indices of the prompts of each batch.
     """
-    places = list(range(len(prompts)))
-    groups = [places]
+    indices = list(range(len(prompts)))
+    groups = [indices]
     if sees_padding(model):
-        places.sort(key=lambda place: len(prompts[place]))
-        alike = itertools.groupby(places, key=lambda place: len(prompts[place]))
-        groups = [list(group) for _, group in alike]
+        indices.sort(key=lambda index: len(prompts[index]))
+        by_length = itertools.groupby(indices, key=lambda index: len(prompts[index]))
+        groups = [list(group) for _, group in by_length]
     return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
 @torch.inference_mode()
 def sees_padding(model: PreTrainedModel) -> bool:
-    """Whether what `model` generates changes behind masked padding, which some classes let into a state or into positions."""
+    """Whether masked padding changes what `model` generates: in some classes it enters a state or positions."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if inner.config._attn_implementation == GROUPED and not inner._is_stateful:
-        return False  # they take masks and positions as they are told
+        return False  # these apply masks and positions as given
     alone, padded = _probabilities(model, 0), _probabilities(model, PADDING)
     return (alone - padded).abs().sum(-1).max().item() / 2 > NOISE
 
 
 def _probabilities(model: PreTrainedModel, padding: int) -> torch.Tensor:
-    """Of the next token and the two after it, shape [3, vocabulary]."""
+    """Probabilities of the next three tokens, shape [3, vocabulary]."""
     ids = [0] * padding + list(range(1, PROBE + 1))
     found = model.generate(
         input_ids=torch.tensor([ids], device=model.device),

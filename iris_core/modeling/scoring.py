@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a model: the numerics of training and measuring."""
+"""Log-probabilities of responses under a model, by the same computation in training and in measurement."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from iris_core.config.experiment import Packing
-from iris_core.data.packing import Group, Row, build_rows, sequences
+from iris_core.data.packing import Group, Row, build_rows, separate_sequences
 from iris_core.modeling.attention.interface import no_mask
 from iris_core.modeling.attention.layout import Layout
 from iris_core.modeling.kernels.logprobs import token_logprobs
 
-# how configurations call what happens to logits
+# names that configurations have for what happens to logits
 SCALES = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
-    """Σ_t log p(y_t | x, y_<t) of every response in `row`, or of both pieces of one that is cut, in nats, fp32.
+    """Σ_t log p(y_t | x, y_<t) of each response in `row`, or of both parts of one that is cut, in nats, fp32.
 
     Args:
         model: a causal language model, with or without a PEFT adapter.
@@ -34,41 +34,43 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
         Shape [groups, sums per group], as `Group.sums` counts them; 0 for an empty response.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = (_packed if row["packing"] == "packed" else _separate)(causal, row)
-    logprobs = head_logprobs(causal, hidden, row["targets"])
-    lengths = row["lengths"]  # always added up in the same order, unlike `index_add` on a GPU
-    sums = torch.segment_reduce(logprobs, "sum", lengths=lengths.flatten(), unsafe=True)
-    return sums.view(lengths.shape)
+    hidden = (_packed if row.packing == "packed" else _separate)(causal, row)
+    logprobs = head_logprobs(causal, hidden, row.targets)
+    # sums in a fixed order, unlike `index_add` on a GPU
+    sums = torch.segment_reduce(logprobs, "sum", lengths=row.lengths.flatten(), unsafe=True)
+    return sums.view(row.lengths.shape)
 
 
 def _packed(causal: PreTrainedModel, row: Row) -> Tensor:
     """Hidden states that predict the responses, shape [response tokens, hidden size], from one forward."""
-    ids = row["input_ids"]
     hidden = _body(causal)(
-        input_ids=ids[None],
-        position_ids=row["position_ids"][None],
+        input_ids=row.input_ids[None],
+        position_ids=row.position_ids[None],
         attention_mask=no_mask(),
         use_cache=False,
-        layout=Layout(row["parts"], ids.device),
+        layout=Layout(row.segments, row.input_ids.device),
     ).last_hidden_state[0]
-    return hidden[row["sources"]]
+    return hidden[row.sources]
 
 
 def _separate(causal: PreTrainedModel, row: Row) -> Tensor:
-    """The same from a plain causal forward of each sequence, without padding: no model can confuse them."""
+    """The same from a plain causal forward of each sequence, without padding: right for every causal model."""
     body = _body(causal)
-    found = [body(input_ids=ids[None], use_cache=False).last_hidden_state[0, places] for ids, places in sequences(row)]
-    return torch.cat(found)
+    hidden = [
+        body(input_ids=ids[None], use_cache=False).last_hidden_state[0, sources]
+        for ids, sources in separate_sequences(row)
+    ]
+    return torch.cat(hidden)
 
 
 def _body(causal: PreTrainedModel) -> Any:
-    """The model without its output layer."""
+    """The model without its lm_head."""
     body = causal.base_model
     return causal.model if body is causal else body
 
 
 def head_logprobs(causal: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target by the output layer: its weight, and bias, scale and soft cap where the model has them.
+    """Log-probability of each target by the lm_head: weight, and bias, scale and soft cap where the model has them.
 
     Args:
         causal: the model, without PEFT's wrapper.
@@ -77,7 +79,7 @@ def head_logprobs(causal: PreTrainedModel, hidden: Tensor, targets: Tensor) -> T
     """
     head, config = causal.get_output_embeddings(), causal.config.get_text_config()
     weight, bias = head.weight, getattr(head, "bias", None)
-    if hasattr(head, "get_delta_weight"):  # LoRA on the output layer
+    if hasattr(head, "get_delta_weight"):  # LoRA on the lm_head
         weight = weight + sum(map(head.get_delta_weight, head.active_adapters))
     if bias is not None:
         hidden, weight = _with_bias(hidden, weight, bias)
@@ -86,7 +88,7 @@ def head_logprobs(causal: PreTrainedModel, hidden: Tensor, targets: Tensor) -> T
 
 
 def _with_bias(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and weight that have the bias as a further column; zeros keep the width a multiple of 8."""
+    """Hidden states and weight with the bias as one more column; zeros keep the width a multiple of 8."""
     ones = hidden.new_ones(len(hidden), 1)
     return pad(torch.cat([hidden, ones], 1), (0, 7)), pad(
         torch.cat([weight, bias[:, None].to(weight.dtype)], 1), (0, 7)
@@ -94,7 +96,7 @@ def _with_bias(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Te
 
 
 def _scale(config: Any) -> float:
-    """What hidden · weightᵀ is multiplied by (Cohere, Granite, Falcon-H1)."""
+    """The factor on hidden · weightᵀ (Cohere, Granite, Falcon-H1)."""
     return (_first(config, SCALES) or 1.0) / (_first(config, DIVISORS) or 1.0)
 
 
@@ -116,10 +118,10 @@ def score(
 
     Args:
         model: the model, in evaluation mode.
-        groups: prompts with as many responses each.
+        groups: all with the same number of responses.
         tokens_per_row: budget of a row.
         precision: context manager of the training step (autocast or none).
-        on_row: called with the number of groups behind us after each row.
+        on_row: called after each row with its number of groups.
         packing: how rows are computed.
 
     Returns:
@@ -127,14 +129,7 @@ def score(
     """
     result = torch.empty(len(groups), len(groups[0].sums) if groups else 0)
     for row in build_rows(groups, range(len(groups)), tokens_per_row, packing):
-        row = to_device(row, model.device)
         with precision():
-            result[row["pairs"].cpu()] = response_logprobs(model, row).cpu()
-        on_row(len(row["pairs"]))
+            result[row.pairs] = response_logprobs(model, row.to(model.device)).cpu()
+        on_row(len(row.pairs))
     return result
-
-
-def to_device(row: Row, device: torch.device) -> Row:
-    """`row` with its tensors on `device`."""
-    moved = {name: value.to(device, non_blocking=True) for name, value in row.items() if isinstance(value, Tensor)}
-    return {**row, **moved}

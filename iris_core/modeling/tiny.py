@@ -1,7 +1,8 @@
-"""Models of a configuration's own class and kind, made small: for what must be known of an architecture before it is loaded.
+"""Small random models of a configuration's own class, to test an architecture before the model is loaded.
 
-What decides meaning stays: kinds of layers, rotary embedding, head sizes, biases, scales, tied weights. Depth, widths, numbers
-of heads and experts, and the vocabulary shrink. Windows, chunks and soft caps become so small that short sequences meet them.
+What decides how the model computes stays: kinds of layers, rotary embedding, head sizes, biases, scales, tied weights.
+Depth, widths, numbers of heads and experts, and the vocabulary shrink. Windows, chunks and soft caps become so small
+that short sequences reach them.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from iris_core.modeling.dropout import parts
+from iris_core.modeling.dropout import nested_configs
 
 VOCABULARY = 96
 WINDOW = 16  # tokens
 SOFTCAP = 2.0
-MOST_LAYERS = 12
+MAX_LAYERS = 12
 HEADS = 4
 WIDTH = 64
-MOST_PARAMETERS = 100_000_000
+MAX_PARAMETERS = 100_000_000
 
 WINDOWS = re.compile(r"^(?!.*layers).*(window|chunk|local_attention|index_topk$|block_size|^original_max_position)")
 _CAPS = re.compile(r"soft_?cap")
 _INNER = re.compile(r"intermediate|ffn|feed_forward|dff|dim_ff|d_inner|n_inner")
 _EXPERTS = re.compile(r"(num|n)_(local_|routed_)?experts$")
-_CHOSEN = re.compile(r"experts_per_tok|^moe_top_?k$|^moe_k$|^top_k_experts$")
+_ACTIVE_EXPERTS = re.compile(r"experts_per_tok|^moe_top_?k$|^moe_k$|^top_k_experts$")
 _HEADS = re.compile(r"^(?!.*mamba).*(n_heads?$|num_heads$|num_.*heads$|query_groups$)")
 _LIKE_HIDDEN = re.compile(
     r"mamba_n_heads|mamba_headdim|mamba_dt_rank|lru_width|attention_hidden_size|time_step_rank|embedding_dim|^num_heads$"
@@ -39,14 +40,14 @@ _STEPS = re.compile(r"period|offset|interval|every|pattern|_step$|first_k|dense_
 
 
 def variants(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Small configurations of the same kind; a class may not accept all of them, the first that runs is good.
+    """Small configurations of the same class. A class may not accept all of them; use the first that runs.
 
     Args:
         config: of the model itself; it is not changed.
     """
     for times, own_head_size, by_width in itertools.product((1, 2), (True, False), (True, False)):
         small = copy.deepcopy(config)
-        for part in parts(small):
+        for part in nested_configs(small):
             _shorten(part, times)
             _narrow(part, own_head_size, by_width)
             _tighten(part)
@@ -54,10 +55,10 @@ def variants(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def build(config: PreTrainedConfig, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model with random weights large enough to show every mistake, fp32, in evaluation mode.
+    """A model in fp32 and evaluation mode, with random weights large enough to make errors visible.
 
     Raises:
-        ValueError: it has more than MOST_PARAMETERS.
+        ValueError: it has more than MAX_PARAMETERS.
     """
     settings: dict[str, Any] = {
         "attn_implementation": attention,
@@ -67,15 +68,15 @@ def build(config: PreTrainedConfig, attention: str, trust_remote_code: bool = Fa
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(copy.deepcopy(config), **settings)
     size = sum(parameter.numel() for parameter in empty.parameters())
-    if size > MOST_PARAMETERS:
+    if size > MAX_PARAMETERS:
         raise ValueError(f"a small model of its kind has {size} parameters")
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), **settings).eval()
-    _randomise(model)
+    _randomize(model)
     return model
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel) -> None:
+def _randomize(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -93,7 +94,7 @@ def _integers(config: Any) -> dict[str, int]:
 
 
 def _shorten(config: Any, times: int) -> None:
-    """Fewer layers, `times` one of every kind that lists or steps in the configuration tell of."""
+    """Fewer layers: `times` of each kind that lists or steps in the configuration name."""
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int):
         return
@@ -105,18 +106,18 @@ def _shorten(config: Any, times: int) -> None:
     kinds = [repr(kind) for kind in zip(*lists.values(), strict=True)]
     needed = max((_place(kinds, kind, times) + 1 for kind in set(kinds)), default=2)
     steps = [value + 1 for name, value in _integers(config).items() if _STEPS.search(name) and value < layers]
-    kept = min(layers, MOST_LAYERS, max(2, needed, *steps))
+    kept = min(layers, MAX_LAYERS, max(2, needed, *steps))
     for name, value in lists.items():
         setattr(config, name, value[:kept])
     config.num_hidden_layers = kept
-    own = vars(config).get("_heterogeneity_spec")  # settings that some layers have of their own
+    own = vars(config).get("_heterogeneity_spec")  # settings of single layers
     if own is not None:
         left = {layer: its for layer, its in own.per_layer_overrides.items() if layer < kept}
         config.per_layer_config = left or None
 
 
 def _place(kinds: list[str], kind: str, times: int) -> int:
-    """Where `kind` stands for the `times`th time, or last."""
+    """Index of the `times`th entry `kind`, or of the last one."""
     places = [place for place, other in enumerate(kinds) if other == kind]
     return places[:times][-1]
 
@@ -139,7 +140,7 @@ def _narrow(config: Any, own_head_size: bool, by_width: bool) -> None:
             setattr(config, name, min(value, WIDTH))
         elif _EXPERTS.search(name):
             setattr(config, name, min(value, experts))
-        elif _CHOSEN.search(name):
+        elif _ACTIVE_EXPERTS.search(name):
             setattr(config, name, min(value, 2))
         elif "lora_rank" in name:
             setattr(config, name, min(value, WIDTH // 2))
@@ -163,7 +164,7 @@ def _keep_special_tokens_inside(config: Any) -> None:
 
 
 def _tighten(config: Any) -> None:
-    """Windows, chunks and soft caps that short sequences with small scores meet."""
+    """Makes windows, chunks and soft caps so small that short sequences with small scores reach them."""
     for name, value in _integers(config).items():
         if WINDOWS.search(name):
             setattr(config, name, min(value, WINDOW))

@@ -1,9 +1,9 @@
-"""The weights of a model folder: everything that would give random or wrong ones is refused, by name.
+"""Checks the weights of a model folder: what would load as random or wrong weights is refused by name.
 
     model = weights.check_model(folder)
 
 transformers fills a tensor that it does not find with random numbers. So names and shapes are compared before anything
-is computed, on the meta device and by transformers' own rules of conversion, and the values are looked through.
+is computed, on the meta device and with transformers' own key conversion. Then all values are checked.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from iris_core.modeling.model_folder import (
 )
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-PACKED = ("F", "U4", "I4")  # how the other formats begin that weights are stored in: F8_E4M3, F4, …
+QUANTIZED = ("F", "U4", "I4")  # first letters of other dtypes of weights: F8_E4M3, F4, …
 
 
 def check_model(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model in `folder` on the meta device, if everything there is what it must be.
+    """The model in `folder` on the meta device, if the folder passes all checks.
 
     Args:
         folder: of the model, as `save_pretrained` writes it.
@@ -54,7 +54,7 @@ def check_model(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
     tensors = _tensors(weight_files(folder))
     model, found = _load_on_meta(folder, trust_remote_code)
     _check_class(folder, settings, model)
-    _check_formats(model, tensors)
+    _check_dtypes(model, tensors)
     check_loaded(folder, type(model).__name__, found)
     _check_tied(folder, model, tensors)
     _check_values(tensors)
@@ -62,7 +62,7 @@ def check_model(folder: Path, trust_remote_code: bool = False) -> PreTrainedMode
 
 
 def check_loaded(folder: Path, kind: str, found: dict[str, Any]) -> None:
-    """Refuses a model some of whose weights were missing, had another shape, or were left over when it was loaded.
+    """Refuses a loaded model if weights were missing, had another shape, or were left over.
 
     Args:
         folder: where the weights came from.
@@ -70,36 +70,36 @@ def check_loaded(folder: Path, kind: str, found: dict[str, Any]) -> None:
         found: transformers' `loading_info`.
 
     Raises:
-        ModelError: it is such a model.
+        ModelError: they were.
     """
     missing, extra = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if found["mismatched_keys"]:
         name, here, wanted = min(found["mismatched_keys"])
         raise ModelError(
-            f"model.path: {folder}: {name} has the shape {list(here)}, config.json asks for {list(wanted)}: take config.json "
-            "and weights from the same model"
+            f"model.path: {folder}: {name} has the shape {list(here)}, config.json asks for {list(wanted)}: "
+            "take config.json and weights from the same model"
         )
     if missing:
         raise ModelError(
-            f"model.path: {folder}: {kind} needs {_count(missing)} that the weights lack and transformers would fill with random "
-            f"numbers, such as {missing[0]}: {_remedy(missing, extra)}"
+            f"model.path: {folder}: {kind} needs {_count(missing)} that the weights lack and transformers would fill "
+            f"with random numbers, such as {missing[0]}: {_remedy(missing, extra)}"
         )
     if extra:
         raise ModelError(
-            f"model.path: {folder}: the weights hold {_count(extra)} that {kind} has no place for, such as {extra[0]}: take "
-            "config.json and weights from the same model, or remove what is not the model's"
+            f"model.path: {folder}: the weights hold {_count(extra)} that {kind} has no place for, such as {extra[0]}: "
+            "take config.json and weights from the same model, or remove what is not the model's"
         )
 
 
 def check_adapter_loaded(model: Any, folder: Path) -> None:
-    """Refuses an adapter that holds other tensors than the model got from it: PEFT leaves out what fits nowhere.
+    """Refuses an adapter unless the model took over all its tensors: PEFT ignores those that match no layer.
 
     Args:
         model: a PeftModel with that adapter.
         folder: of the adapter.
 
     Raises:
-        ModelError: it does.
+        ModelError: names the first tensor that differs.
     """
     from peft import get_peft_model_state_dict
 
@@ -113,13 +113,13 @@ def check_adapter_loaded(model: Any, folder: Path) -> None:
 
 
 def check_vocabulary(folder: Path, tokenizer: Any, model: PreTrainedModel) -> None:
-    """Refuses a tokenizer that can give an id which the embedding or the output layer has no row for.
+    """Refuses a tokenizer with ids for which the embedding or the lm_head has no row.
 
-    Special tokens that neither the chat template nor the tokenizer itself puts anywhere are let in: Gemma 3's text models
+    Special tokens that neither the chat template nor the tokenizer itself writes are allowed: Gemma 3's text models
     have one for images.
 
     Raises:
-        ModelError: it can.
+        ModelError: names the token.
     """
     layers = filter(None, (model.get_input_embeddings(), model.get_output_embeddings()))
     rows = min(layer.weight.shape[0] for layer in layers)
@@ -130,13 +130,13 @@ def check_vocabulary(folder: Path, tokenizer: Any, model: PreTrainedModel) -> No
         never = added and added.special and i not in own and text not in str(tokenizer.chat_template)
         if not never:
             raise ModelError(
-                f"model.path: {folder}: the tokenizer gives {text!r} the id {i}, the model has rows for {rows} tokens: call "
-                "model.resize_token_embeddings(len(tokenizer)), train the new rows, and save both"
+                f"model.path: {folder}: the tokenizer gives {text!r} the id {i}, the model has rows for {rows} tokens: "
+                "call model.resize_token_embeddings(len(tokenizer)), train the new rows, and save both"
             )
 
 
 def _load_on_meta(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model in `folder` without its weights, and transformers' account of what it would have loaded."""
+    """The model in `folder` without its weights, and transformers' report on what it would have loaded."""
     with quiet() as messages:
         try:
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -148,7 +148,7 @@ def _load_on_meta(folder: Path, trust_remote_code: bool) -> tuple[PreTrainedMode
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
             )
-        except Exception as error:  # a model class, or code from the folder, may raise anything
+        except Exception as error:  # model classes, and code from the folder, raise many kinds
             refuse_code(folder, error)
             raise _not_loaded(folder, error, "\n".join(messages)) from error
     return model, found
@@ -158,8 +158,8 @@ def _not_loaded(folder: Path, error: Exception, messages: str) -> ModelError:
     incomplete = re.search(r"destined for (\w[\w.]*\w)", messages)
     if incomplete:
         return ModelError(
-            f"model.path: {folder}: the tensors that make up {incomplete[1]} are not all there, or differ in shape: save the "
-            "whole model with save_pretrained(folder), or download it again"
+            f"model.path: {folder}: the tensors that make up {incomplete[1]} are not all there, or differ in shape: "
+            "save the whole model with save_pretrained(folder), or download it again"
         )
     cause = one_line(error)
     if cause.startswith("Unrecognized configuration class"):  # and a list of all classes there are
@@ -172,8 +172,8 @@ def _check_class(folder: Path, settings: dict[str, Any], model: PreTrainedModel)
     names, kind = settings.get("architectures") or [], type(model).__name__
     if names and kind not in names:
         raise ModelError(
-            f"model.path: {folder} was saved as a {names[0]} (config.json, architectures), as a causal language model it would be a "
-            f"{kind}: use a causal language model; if it is one, write architectures: [{kind}]"
+            f"model.path: {folder} was saved as a {names[0]} (config.json, architectures), as a causal language model "
+            f"it would be a {kind}: use a causal language model; if it is one, write architectures: [{kind}]"
         )
 
 
@@ -185,39 +185,40 @@ def _tensors(files: list[Path]) -> dict[str, Path]:
             names = content.keys()
         if twice := sorted(found.keys() & set(names)):
             raise ModelError(
-                f"model.path: {file.parent}: {twice[0]} is in both {found[twice[0]].name} and {file.name}: save the model again"
+                f"model.path: {file.parent}: {twice[0]} is in both {found[twice[0]].name} and {file.name}: "
+                "save the model again"
             )
         found |= dict.fromkeys(names, file)
     return found
 
 
-def _check_formats(model: PreTrainedModel, tensors: dict[str, Path]) -> None:
-    """Refuses numbers that are not plain floating-point ones where the model has such."""
+def _check_dtypes(model: PreTrainedModel, tensors: dict[str, Path]) -> None:
+    """Refuses stored dtypes other than plain floating point for floating-point tensors of the model."""
     wanted = model.state_dict()
-    formats = _each(tensors, lambda content, name: str(content.get_slice(name).get_dtype()))
-    for name, stored in formats:
+    dtypes = _each(tensors, lambda content, name: str(content.get_slice(name).get_dtype()))
+    for name, stored in dtypes:
         here = wanted.get(name, wanted.get(f"{model.base_model_prefix}.{name}"))
-        weight = stored.startswith(PACKED) or (here is not None and here.is_floating_point())
+        weight = stored.startswith(QUANTIZED) or (here is not None and here.is_floating_point())
         if weight and stored not in FLOATS:
             raise ModelError(
-                f"model.path: {tensors[name]}: {name} is stored as {stored}, as quantised weights are: give the full-precision "
-                "model"
+                f"model.path: {tensors[name]}: {name} is stored as {stored}, as quantised weights are: "
+                "give the full-precision model"
             )
 
 
 def _check_tied(folder: Path, model: PreTrainedModel, tensors: dict[str, Path]) -> None:
-    """Two tensors that are one in the model have to be equal: transformers would keep both, vLLM one."""
+    """Refuses tied tensors with different values: transformers would keep both, vLLM one."""
     for target, source in model.all_tied_weights_keys.items():
         one, other = (_read(model, tensors, name) for name in (target, source))
         if one is not None and other is not None and not torch.equal(one, other):
             raise ModelError(
-                f"model.path: {folder}: config.json ties {target} to {source}, the weights hold both with different values: "
-                "write tie_word_embeddings: false if they were trained apart, else remove the first"
+                f"model.path: {folder}: config.json ties {target} to {source}, the weights hold both with different "
+                "values: write tie_word_embeddings: false if they were trained apart, else remove the first"
             )
 
 
 def _read(model: PreTrainedModel, tensors: dict[str, Path], name: str) -> Tensor | None:
-    """The tensor `name` of the model, whose prefix may be left out in the file."""
+    """The tensor `name` of the model; the file may leave out the prefix."""
     for known in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         if known in tensors:
             with _open(tensors[known]) as content:
@@ -227,7 +228,7 @@ def _read(model: PreTrainedModel, tensors: dict[str, Path], name: str) -> Tensor
 
 
 def _check_values(tensors: dict[str, Path]) -> None:
-    """Refuses tensors with NaN or infinite numbers, and matrices of zeros; one tensor is in memory at a time."""
+    """Refuses tensors with NaN or infinity, and matrices of zeros; one tensor is in memory at a time."""
     for name, fault in _each(tensors, _fault):
         if fault:
             raise ModelError(
@@ -244,11 +245,11 @@ def _fault(content: Any, name: str) -> str:
     if not ends.isfinite().all():
         return "NaN or infinite numbers"
     is_empty = tensor.ndim > 1 and not ends.any()
-    return "nothing but zeros, as a download that was cut off leaves them" if is_empty else ""
+    return "nothing but zeros, as an incomplete download leaves them" if is_empty else ""
 
 
 def _each(tensors: dict[str, Path], look: Callable[[Any, str], Any]) -> Iterator[tuple[str, Any]]:
-    """What `look` finds at every tensor, file by file."""
+    """The name of each tensor with `look(file, name)`, file by file."""
     for file in dict.fromkeys(tensors.values()):
         with _open(file) as content:
             for name in [name for name, place in tensors.items() if place == file]:
@@ -262,12 +263,12 @@ def _open(file: Path) -> Iterator[Any]:
             yield content
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"model.path: {file} is truncated or no safetensors file ({one_line(error)}): download or save it again"
+            f"model.path: {file} is truncated or not a safetensors file ({one_line(error)}): download or save it again"
         ) from error
 
 
 def _remedy(missing: list[str], extra: list[str]) -> str:
-    """What to do about missing tensors: take a prefix away where they have one, else save the model again."""
+    """The remedy for missing tensors: remove a prefix where they have one, else save the model again."""
     for name in extra:
         for wanted in missing:
             if name.endswith(f".{wanted}"):

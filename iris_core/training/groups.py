@@ -1,4 +1,4 @@
-"""Groups of token ids to train and measure on, from the pairs and the responses that earlier stages have stored."""
+"""Groups of token ids for training and measurement, from the pairs and responses that earlier stages stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from iris_core.store import Artifact
 
 
 class Response(NamedTuple):
-    """A synthetic response as it is compared: cut after so many tokens, and whether anything was cut off it."""
+    """A synthetic response as it is compared.
+
+    Attributes:
+        token_ids: at most `max_new_tokens`.
+        text: of the whole response.
+        truncated: whether generation reached its limit, or tokens were cut.
+    """
 
     token_ids: list[int]
     text: str
@@ -23,16 +29,22 @@ class Response(NamedTuple):
 
 
 def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]:
-    """Prompt and responses of every pair of `split`: annotated, synthetic and, if the spec has them, the initial model's.
+    """Prompt and responses of each pair of `split`: annotated, synthetic, and the initial model's if the spec has them.
 
-    Synthetic responses are cut at `max_new_tokens`, where the sum of the annotated one's log-probs is split, too. Held-out
-    pairs have the newest synthetic response only, and all of them are kept.
+    Synthetic responses are cut at `max_new_tokens`. The annotated response has one sum of log-probs up to there, and
+    another of the rest. Held-out pairs have only the newest synthetic response, and all of them are kept.
+
+    Args:
+        spec: of the stage.
+        split: "train" or "heldout".
 
     Returns:
-        The groups, and how many pairs had synthetic responses of which kind, were dropped and masked.
+        The groups, and counts of pairs by kind of synthetic response ("truncated", "empty", "equal"), "dropped" and
+        "masked".
 
     Raises:
-        DataError: a prompt has no synthetic response, all pairs are dropped, or responses differ from the spec's digest.
+        DataError: a prompt has no synthetic response, all pairs are dropped, or responses do not match the spec's
+            digest.
     """
     training = split == "train"
     initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
@@ -55,13 +67,14 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
             groups.append(Group(pair.prompt_ids, (pair.response_ids, *others), spec.max_new_tokens))
     if not groups:
         raise DataError(
-            f"data.synthetic: it drops all {counts['dropped']} pairs: set it to keep or mask, or raise generation.max_new_tokens"
+            f"data.synthetic: it drops all {counts['dropped']} pairs: set it to keep or mask, or raise "
+            "generation.max_new_tokens"
         )
     return groups, counts
 
 
 def _kinds(pair: Pair, response: Response, cut: int) -> list[str]:
-    """Which of the settings `data.synthetic` apply to the opponent's response to `pair`."""
+    """The settings in `data.synthetic` that apply to the opponent's response to `pair`."""
     same_ids = response.token_ids == pair.response_ids[:cut]
     same_text = response.text.strip() == pair.response.strip()
     found = {
@@ -73,10 +86,11 @@ def _kinds(pair: Pair, response: Response, cut: int) -> list[str]:
 
 
 def _responses(artifact: Artifact, cut: int) -> dict[str, Response]:
-    """What the stage `generate` sampled, by prompt; an earlier iteration may have been allowed longer responses."""
+    """The responses that `generate` sampled, by prompt; an earlier iteration may have had a higher limit than `cut`."""
     if not artifact.holds():
         raise DataError(
-            f"{artifact.path} is missing or has changed since `generate` wrote it: run the loop again, which makes it again"
+            f"{artifact.path} is missing or has changed since `generate` wrote it: run the loop again, which generates "
+            "it again"
         )
     columns = ["prompt_id", "token_ids", "response", "finish_reason"]
     return {

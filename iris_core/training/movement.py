@@ -1,4 +1,4 @@
-"""What an iteration did, from the log-probs of responses before and after it."""
+"""What an iteration changed, from the log-probs of responses before and after it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def measure(
     after: dict[str, Tensor],
     path: Path,
 ) -> dict[str, Any]:
-    """The gap and its companions on held-out pairs; the rows behind them go to `path`.
+    """The gap and other measures on held-out pairs; the rows that they come from are written to `path`.
 
     Args:
-        spec: names β and the seed of the bootstrap.
+        spec: has β and the seed of the bootstrap.
         groups: the held-out pairs.
         before: log-probs of responses under the opponent, by split, shape [pairs, 3] in the order of `SUMS`.
-        after: of the same under the policy.
+        after: the same under the policy.
         path: Parquet file for the held-out rows.
     """
     old, new = before["heldout"].double().numpy(), after["heldout"].double().numpy()
@@ -61,7 +61,7 @@ def measure(
 
 
 def _movement(before: dict[str, Tensor], after: dict[str, Tensor], seed: int) -> Movement:
-    """The margins of pairs trained on and of held-out ones, from their log-probs under both models."""
+    """The margins of trained and of held-out pairs, from their log-probs under both models."""
 
     def margin(split: str) -> Interval:
         ratios = (after[split] - before[split]).double().numpy()
@@ -78,7 +78,7 @@ def _few_pairs(pairs: int) -> list[str]:
 
 
 def _write_heldout(path: Path, **tables: Floats) -> None:
-    """A row a pair: each table, shape [pairs, 3], of the whole annotated response, of its cut and of the synthetic one."""
+    """Writes one row per pair; each table has the shape [pairs, 3], in the order of `SUMS`."""
     columns = {}
     for name, table in tables.items():
         columns[f"annotated_{name}"] = table[:, :2].sum(1)

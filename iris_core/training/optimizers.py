@@ -1,4 +1,4 @@
-"""Update rules and the course of the learning rate: what transformers does otherwise, or torch."""
+"""An optimiser and a learning-rate schedule that differ from those of torch and transformers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 class RMSprop(torch.optim.RMSprop):
     """RMSprop with decoupled weight decay: weights shrink by the factor 1 − lr · decay before each step, as AdamW's do.
 
-    torch's own adds decay · weight to the gradient, where the division by the gradient's size cancels it.
+    torch's own adds decay · weight to the gradient, and the division by the root mean square cancels it.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Takes a group's `weight_decay` as decoupled; with both names, a checkpoint keeps it."""
+        """Treats a group's `weight_decay` as decoupled, and keeps it under a second name in checkpoints."""
         decay = param_group.get("weight_decay", self.defaults["weight_decay"])
         super().add_param_group({**param_group, "weight_decay": 0.0, "decoupled_decay": decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of all parameters that have a gradient."""
+        """One step of all parameters with a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -31,10 +31,16 @@ class RMSprop(torch.optim.RMSprop):
 
 
 def learning_rate_share(step: int, steps: int, warmup_ratio: float, kind: str) -> float:
-    """The share of the peak learning rate at step `step` = 0, 1, …: never 0, so that a run of one step trains.
+    """Share of the peak learning rate at `step` = 0, 1, …; never 0, so that a run of one step trains.
 
-    It rises in equal steps over the warm-up, is 1 at the first step after it, and then falls towards 0 ("linear", "cosine")
-    or stays ("constant").
+    It rises linearly over the warm-up, is 1 at the first step after it, and then falls towards 0 ("linear", "cosine")
+    or stays 1 ("constant").
+
+    Args:
+        step: optimiser steps so far.
+        steps: of the whole run.
+        warmup_ratio: share of the steps that are warm-up.
+        kind: "linear", "cosine" or "constant".
     """
     warmup = int(warmup_ratio * steps)
     if step < warmup:

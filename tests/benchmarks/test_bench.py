@@ -1,4 +1,4 @@
-"""The benchmarks' made-up data, their processes, their page, and that both trainers compute the same loss."""
+"""The benchmarks: made-up data, processes, the page, and that both trainers compute the same loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data, table
-from benchmarks.sides import Side, SideFailed, Turns, alone
+from benchmarks.interleaved import Rounds, Run, RunFailed, alone
 from benchmarks.table import Line, Result
 
 pytestmark = pytest.mark.unit
@@ -18,14 +18,14 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def counts(turns: Turns, up_to: int) -> str:
+def counts(rounds: Rounds, up_to: int) -> str:
     for number in range(up_to):
-        turns.begin()
-        turns.end(number)
+        rounds.begin()
+        rounds.end(number)
     return "over"
 
 
-def fails(turns: Turns) -> None:
+def fails(rounds: Rounds) -> None:
     raise ValueError("on purpose")
 
 
@@ -48,10 +48,10 @@ def test_gsm8k_takes_another_answer_for_the_opponents(tmp_path: Path):
     assert data.gsm8k(tmp_path, 2) == [("q0", "a0", "a1"), ("q1", "a1", "a2")]
 
 
-def test_a_side_takes_turns_and_tells_its_error():
-    with Side(counts, up_to=2) as side:
-        assert [side.turn(), side.turn(), side.result()] == [0, 1, "over"]
-    with pytest.raises(SideFailed, match="on purpose"):
+def test_a_run_reports_its_rounds_and_its_error():
+    with Run(counts, up_to=2) as run:
+        assert [run.round(), run.round(), run.result()] == [0, 1, "over"]
+    with pytest.raises(RunFailed, match="on purpose"):
         alone(fails)
 
 
@@ -82,7 +82,7 @@ def test_spin_with_the_initial_opponent_is_dpo(tiny_model: Path):
 
 
 def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
-    """Two layers of 16·(8·(2 + 1 + 1 + 2) + 3·24) weights and an output embedding of 16·32, each four FLOP a token in LoRA."""
+    """Two layers of 16·(8·(2 + 1 + 1 + 2) + 3·24) weights and an lm_head of 16·32, each four FLOP per token in LoRA."""
     from transformers import LlamaConfig
 
     from benchmarks import gpu
@@ -106,15 +106,15 @@ def test_what_a_step_must_multiply_is_counted(tmp_path: Path):
     assert tera * 1e12 * responses == pytest.approx(flop)
 
 
-def test_trl_as_it_comes_starts_without_our_process_settings(monkeypatch):
+def test_trl_with_default_settings_starts_without_our_process_settings(monkeypatch):
     from benchmarks import step
     from benchmarks.trainers import Setting
     from iris_core.execution.launch import CPU_SETTINGS
 
     seen = []
-    monkeypatch.setattr(step, "Side", lambda *_, **__: seen.append(CPU_SETTINGS.keys() & os.environ))
+    monkeypatch.setattr(step, "Run", lambda *_, **__: seen.append(CPU_SETTINGS.keys() & os.environ))
     for name, value in CPU_SETTINGS.items():
         monkeypatch.setenv(name, value)
-    for as_it_comes in (True, False):
-        step._peer_side(None, Setting(1, as_it_comes=as_it_comes))
+    for default_settings in (True, False):
+        step._peer_run(None, Setting(1, default_settings=default_settings))
     assert seen == [set(), set(CPU_SETTINGS)]

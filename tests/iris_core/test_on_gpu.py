@@ -14,14 +14,14 @@ from transformers import (
     Qwen2Config,
 )
 
-from iris_core import train
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling.attention.interface import GROUPED
-from iris_core.modeling.fused import fuse
 from iris_core.modeling.kernels import logprobs
 from iris_core.modeling.kernels.logprobs import token_logprobs
-from iris_core.modeling.lora import streamline
-from iris_core.modeling.scoring import response_logprobs, to_device
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
+from iris_core.modeling.scoring import response_logprobs
+from iris_core.training.setup import make_deterministic
 from tests.iris_core.separate import separate
 
 pytestmark = [
@@ -91,8 +91,8 @@ def on_gpu(model, dtype=torch.float32):
     for name, parameter in fast.named_parameters():
         if "lora" not in name:
             parameter.data = parameter.data.to(dtype)
-    fuse(fast.get_base_model())
-    streamline(fast)
+    fuse_norm_rotary(fast.get_base_model())
+    fuse_lora(fast)
     return fast.to(CUDA)
 
 
@@ -105,7 +105,7 @@ def with_gradients(model, values):
 
 
 def packed(model, items):
-    row = to_device(build_row(items, range(len(items))), CUDA)
+    row = build_row(items, range(len(items))).to(CUDA)
     return with_gradients(model, response_logprobs(model, row))
 
 
@@ -136,7 +136,7 @@ def test_in_bf16_they_stay_within_its_rounding(name):
 
 def test_the_same_row_gives_the_same_bits(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    train._reproducible()
+    make_deterministic()
     model, items = on_gpu(build("llama"), torch.bfloat16), groups(1)
     (one, gradients), (other, again) = packed(model, items), packed(model, items)
     torch.use_deterministic_algorithms(False)
@@ -161,10 +161,10 @@ def test_the_kernel_equals_log_softmax(train_head, scale, softcap, monkeypatch):
         slow = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
         fast = token_logprobs(hidden, weight, targets, scale, softcap)
         torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)
-        outer = torch.randn(tokens, device=CUDA)
+        grad_output = torch.randn(tokens, device=CUDA)
         for one, other in zip(
-            torch.autograd.grad(fast @ outer, leaves),
-            torch.autograd.grad(slow @ outer.double(), leaves),
+            torch.autograd.grad(fast @ grad_output, leaves),
+            torch.autograd.grad(slow @ grad_output.double(), leaves),
             strict=True,
         ):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())

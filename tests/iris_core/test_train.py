@@ -1,4 +1,4 @@
-"""The training stage on a tiny real model: what it learns, and that resuming, packing and micro-batches change nothing."""
+"""The training stage on a tiny real model: it learns, and resuming, packing and micro-batches change nothing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
 from iris_core.train import train
 from iris_core.training import trainer as trainer_module
+from iris_core.training.opponent import measured_pairs
 from iris_core.training.trainer import SelfPlayTrainer
 
 pytestmark = pytest.mark.integration
@@ -205,7 +206,7 @@ def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
     reached.grad = torch.ones_like(reached)
     monkeypatch.setattr(trainer_module.team, "size", lambda: 2)
     monkeypatch.setattr(trainer_module.team, "add_up", lambda tensors: None)
-    trainer_module._add_gradients_up(model)
+    trainer_module._sum_gradients(model)
     assert other.grad is None
     assert (reached.grad == 1).all()
 
@@ -216,7 +217,8 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     spec = plan.train_spec(experiment(tiny_model, pairs_file), prepared, state, generated)
     asked = spec.model_copy(update={"execution": {"processes": 2}})
     code = (
-        "import sys; from pathlib import Path; from iris_core import team; from iris_core.train import train\n"
+        "import sys; from pathlib import Path; from iris_core.execution import team\n"
+        "from iris_core.train import train\n"
         "from iris_core.pipeline.specs import TrainSpec\n"
         "team._start = lambda *a: __import__('subprocess').Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
         "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
@@ -292,7 +294,7 @@ def test_masked_pairs_train_on_their_annotated_responses(inputs, tiny_model, pai
 def test_masked_pairs_have_no_margin():
     whole, masked = Group([1], ([2, 3], [4])), Group([1], ([2, 3], []))
     groups = {"train": [masked, whole, masked, whole, whole], "heldout": [whole, whole]}
-    assert train_module.measured(groups) == {"train": [1, 3], "heldout": [0, 1]}
+    assert measured_pairs(groups) == {"train": [1, 3], "heldout": [0, 1]}
 
 
 def test_one_pair_is_enough_to_train_on(tiny_model, tmp_path):
@@ -310,7 +312,7 @@ def test_one_pair_is_enough_to_train_on(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_is_measured_is_what_the_next_iteration_starts_from(inputs, tiny_model, pairs_file, tmp_path, method):
-    """The weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
+    """Weights are saved in bf16: the next opponent's log-probs of held-out pairs are those of the measured policy."""
     prepared, state, generated = inputs
     config = experiment(tiny_model, pairs_file, method=method)
     prepared = prepared.model_copy(update={"dtype": "bfloat16"})
@@ -388,7 +390,7 @@ def noisy_model(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_policy_and_opponent_are_scored_in_one_mode(noisy_model, pairs_file, tmp_path, method, checkpointing):
-    """Two iterations: rewards are exactly 0 at the first step of each, and the second starts where the first ended."""
+    """In two iterations, rewards are 0 at the first step of each, and the second starts where the first ended."""
     settings = {"method": method, "gradient_checkpointing": checkpointing, "epochs": 1}
     config = experiment(noisy_model, pairs_file, **settings)
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(config), tmp_path / "prepare", prepare))

@@ -1,1 +1,1 @@
-"""Attention over packed rows: what each token sees, and the implementations for CPUs and GPUs."""
+"""Attention over packed rows: the layout of a row, and implementations for CPUs and GPUs."""

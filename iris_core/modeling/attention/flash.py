@@ -1,4 +1,4 @@
-"""Attention over a packed row on a GPU, by PyTorch's Flash Attention of sequences of different lengths (arXiv 2307.08691)."""
+"""Attention over a packed row on a GPU, by PyTorch's Flash Attention for varlen sequences (arXiv 2307.08691)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
-from iris_core.modeling.attention.layout import Layout, Seen
+from iris_core.modeling.attention.layout import Layout, VarlenSequences
 
-MOST_SIZE = 256  # of a head
+MAX_HEAD_SIZE = 256
 
 
 def fits(value: Tensor) -> bool:
-    """Whether it takes values of this format and head size on this GPU."""
+    """Whether Flash Attention takes values of this dtype and head size on this GPU."""
     return (
         value.dtype in (torch.bfloat16, torch.float16)
-        and value.shape[-1] <= MOST_SIZE
+        and value.shape[-1] <= MAX_HEAD_SIZE
         and value.shape[-1] % 8 == 0
         and torch.cuda.get_device_capability(value.device) >= (8, 0)
     )
@@ -26,17 +26,20 @@ def fits(value: Tensor) -> bool:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float, window: int | None = None
 ) -> Tensor:
-    """softmax(scaling · q kᵀ) v of each query over what it sees; shapes as for `iris_core.modeling.attention.segments.attend`."""
-    seen = layout.seen
-    query, key, value = (side.transpose(0, 1) for side in (query, key, value))
+    """softmax(scaling · q kᵀ) v of each query over the keys that it sees.
+
+    Shapes are those of `iris_core.modeling.attention.segments.attend`.
+    """
+    sequences = layout.varlen
+    query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
     result: Tensor = varlen.varlen_attn(
         query,
-        _Repeated.apply(key, seen),
-        _Repeated.apply(value, seen),
-        seen.query_starts,
-        seen.key_starts,
-        seen.most_queries,
-        seen.most_keys,
+        _RepeatPrompts.apply(key, sequences),
+        _RepeatPrompts.apply(value, sequences),
+        sequences.cu_seqlens_q,
+        sequences.cu_seqlens_k,
+        sequences.max_seqlen_q,
+        sequences.max_seqlen_k,
         scale=scaling,
         window_size=(window - 1 if window else -1, 0),
         enable_gqa=True,
@@ -44,18 +47,18 @@ def attend(
     return result
 
 
-class _Repeated(torch.autograd.Function):
-    """Keys or values of a row, those of a prompt once for each of its responses; gradients are added up in one order always."""
+class _RepeatPrompts(torch.autograd.Function):
+    """Keys or values of a row, those of a prompt once for each response; backward sums in a fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, side: Tensor, seen: Seen) -> Tensor:
-        ctx.seen = seen
-        return side.index_select(0, seen.tokens)
+    def forward(ctx: Any, tensor: Tensor, sequences: VarlenSequences) -> Tensor:
+        ctx.sequences = sequences
+        return tensor.index_select(0, sequences.key_tokens)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,), seen = gradients, ctx.seen
-        total = gradient.index_select(0, seen.own)
-        for places, counts in zip(seen.copies, seen.copied, strict=True):
-            total.addcmul_(gradient.index_select(0, places), counts.to(total.dtype))
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (grad_output,), sequences = grad_outputs, ctx.sequences
+        total = grad_output.index_select(0, sequences.own_keys)
+        for keys, copied in zip(sequences.copies, sequences.copied, strict=True):
+            total.addcmul_(grad_output.index_select(0, keys), copied.to(total.dtype))
         return total, None

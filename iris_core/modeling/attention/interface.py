@@ -1,7 +1,8 @@
-"""Attention over packed rows, through transformers' attention interface: hardly anything is computed that a mask would hide.
+"""Attention over packed rows, registered with transformers' attention interface.
 
-A GPU runs Flash Attention on sequences cut out of the row, or, where that does not fit, FlexAttention, whose block mask skips
-what no query sees (arXiv 2412.05496). A CPU multiplies each part with what it sees.
+Little is computed that a mask would hide. A GPU runs Flash Attention on the row's sequences. Where that does not fit it
+runs FlexAttention, and its block mask skips what no query sees (arXiv 2412.05496). A CPU runs matmuls of each segment
+with the keys that it sees.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from iris_core.modeling.attention import flash, segments
 from iris_core.modeling.attention.layout import Layout
 
 GROUPED = "iris_grouped"
-FLEX_ONLY = ("softcap", "s_aux", "position_bias")  # options that change the scores
+FLEX_ONLY = ("softcap", "s_aux", "position_bias")  # options that change scores
 
 
 def grouped_attention(
@@ -39,7 +40,7 @@ def grouped_attention(
         query: shape [1, heads, tokens, head size].
         key: shape [1, key heads, tokens, head size].
         value: the same.
-        attention_mask: what transformers makes; `no_mask()` where there is a layout, which says it all.
+        attention_mask: transformers' mask; not used where there is a layout (see `no_mask`).
         layout: of the row.
         options: as for `sdpa_attention_forward`.
 
@@ -53,28 +54,28 @@ def grouped_attention(
     window = layout.window(options.get("sliding_window"))
     kind = kind_for(query, value, options)
     if kind == "flex":
-        mask = layout.mask(window)
+        mask = layout.block_mask(window)
         return flex_attention_forward(module, query, key, value, mask, **options)[0], None
-    sides = query[0], key[0], value[0], layout, scaling, window
+    arguments = query[0], key[0], value[0], layout, scaling, window
     with torch.autocast(value.device.type, enabled=False):
         if kind == "flash":
-            return flash.attend(*sides)[None], None
+            return flash.attend(*arguments)[None], None
         extras = options.get("softcap"), options.get("s_aux")
-        return segments.attend(*sides, *extras)[None], None
+        return segments.attend(*arguments, *extras)[None], None
 
 
 def _plain(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """`sdpa_attention_forward`; the class's own eager attention where scores have a soft cap or sinks, which that leaves out."""
+    """`sdpa_attention_forward`, or the class's own eager attention for a soft cap or sinks, which SDPA ignores."""
     if options.get("softcap") is None and options.get("s_aux") is None:
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return eager(module, query, key, value, _added(mask, query, key), **options)[0], None
+    return eager(module, query, key, value, _additive_mask(mask, query, key), **options)[0], None
 
 
-def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """What is added to scores for a mask as SDPA takes it: None there means causal, or all keys for a single query."""
+def _additive_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask to add to the scores for SDPA's `mask`: None means causal, or all keys for a single query."""
     queries, keys = query.shape[2], key.shape[2]
     if mask is None:
         if queries == 1:
@@ -85,17 +86,17 @@ def _added(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
 
 
-def kind_for(query: Tensor, value: Tensor, options: dict[str, Any]) -> Literal["parts", "flash", "flex"]:
-    """What attends to such a row: `iris_core.modeling.attention.segments`, `iris_core.modeling.attention.flash` or FlexAttention."""
+def kind_for(query: Tensor, value: Tensor, options: dict[str, Any]) -> Literal["segments", "flash", "flex"]:
+    """The implementation for such tensors: `segments` or `flash` of this package, or FlexAttention."""
     if not value.is_cuda:
-        return "parts"
+        return "segments"
     plain = all(options.get(name) is None for name in FLEX_ONLY)
     plain &= query.shape[-1] == value.shape[-1]
     return "flash" if plain and flash.fits(value) else "flex"
 
 
 def no_mask() -> Tensor:
-    """What a model takes as `attention_mask` so that transformers makes none of its own: it hands four dimensions through."""
+    """An `attention_mask` for packed rows: transformers passes a mask with four dimensions on and builds none."""
     return torch.empty(0, 0, 0, 0)
 
 

@@ -1,1 +1,1 @@
-"""Kernels: log-probs without the full logits, on CPUs and in Triton, each with a plain twin in its test."""
+"""Kernels: log-probs without the full logits, LoRA, norms; each has a plain reference in its test."""

@@ -1,4 +1,4 @@
-"""Several steps over the same elements as one kernel, where that pays."""
+"""`torch.compile` of element-wise steps on a GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def one_kernel(function: Function) -> Function:
-    """`function`, compiled by TorchInductor where its first argument lies on a GPU; a CPU runs it as it is.
+def compile_on_gpu(function: Function) -> Function:
+    """Compiles `function` by TorchInductor where its first argument is on a GPU; a CPU runs it unchanged.
 
-    A GPU multiplies so fast that every further pass over memory shows, and compiling takes seconds, once for a process. On a
-    CPU a compiled step was hardly faster, and its first one took half a minute (benchmarks/notes.md).
+    A GPU multiplies so fast that each further pass over memory costs time. Compiling takes seconds, once per process.
+    On a CPU a compiled step was hardly faster, and the first one took half a minute (benchmarks/notes.md).
 
     Args:
         function: of tensors and plain numbers, without gradients.
@@ -23,7 +23,7 @@ def one_kernel(function: Function) -> Function:
     compiled = functools.cache(lambda: torch.compile(function))
 
     @functools.wraps(function)
-    def choose(first: torch.Tensor, *others: Any) -> Any:
+    def run(first: torch.Tensor, *others: Any) -> Any:
         return (compiled() if first.is_cuda else function)(first, *others)
 
-    return choose  # type: ignore[return-value]
+    return run  # type: ignore[return-value]

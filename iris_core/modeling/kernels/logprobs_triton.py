@@ -1,7 +1,7 @@
-"""The element-wise part of the log-prob kernel on a GPU, in Triton: a tile's logits are read twice and written once.
+"""The element-wise part of the log-prob kernel on a GPU, in Triton: a tile is read twice and written once.
 
-Each program has a row of the tile. TorchInductor fuses the same steps, but failed on some widths of a tile, and compiles again
-for others.
+Each program has a row of the tile. TorchInductor fuses the same steps, but it failed on some widths of a tile and
+compiles again for others.
 """
 
 from __future__ import annotations
@@ -11,109 +11,113 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS, WARPS = 4096, 8  # that a program works on at once
+COLUMNS, WARPS = 4096, 8  # of a program at a time
 
 
-def fold(products: Tensor, places: Tensor, state: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """As `iris_core.modeling.kernels.logprobs._fold`; what it gives takes the place of `products`."""
-    shrink = torch.empty_like(state[0])
-    _fold_kernel[(len(products),)](
-        products,
-        places,
+def online_softmax_update(
+    tile: Tensor, columns: Tensor, state: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """As `iris_core.modeling.kernels.logprobs._online_softmax_update`; the first result overwrites `tile`."""
+    rescale = torch.empty_like(state[0])
+    _update_kernel[(len(tile),)](
+        tile,
+        columns,
         state,
-        shrink,
-        *products.shape,
+        rescale,
+        *tile.shape,
         scale,
         softcap or 1.0,
         capped=softcap is not None,
-        columns=_columns(products),
+        block=_block(tile),
         num_warps=WARPS,
     )
-    return products, shrink
+    return tile, rescale
 
 
-def by_logits(
-    products: Tensor, places: Tensor, log_total: Tensor, outer: Tensor, scale: float, softcap: float | None
+def tile_gradient(
+    tile: Tensor, columns: Tensor, log_sum_exp: Tensor, grad_output: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """As `iris_core.modeling.kernels.logprobs._by_logits`, in the place of `products`."""
-    _by_logits_kernel[(len(products),)](
-        products,
-        places,
-        log_total,
-        outer,
-        products.shape[1],
+    """As `iris_core.modeling.kernels.logprobs._tile_gradient`; the result overwrites `tile`."""
+    _gradient_kernel[(len(tile),)](
+        tile,
+        columns,
+        log_sum_exp,
+        grad_output,
+        tile.shape[1],
         scale,
         softcap or 1.0,
         capped=softcap is not None,
-        columns=_columns(products),
+        block=_block(tile),
         num_warps=WARPS,
     )
-    return products
+    return tile
 
 
-def _columns(products: Tensor) -> int:
-    return min(COLUMNS, triton.next_power_of_2(products.shape[1]))
+def _block(tile: Tensor) -> int:
+    return min(COLUMNS, triton.next_power_of_2(tile.shape[1]))
 
 
 @triton.jit
-def _fold_kernel(
-    products, places, state, shrink, rows, width, scale, softcap, capped: tl.constexpr, columns: tl.constexpr
+def _update_kernel(
+    tile, columns, state, rescale, rows, width, scale, softcap, capped: tl.constexpr, block: tl.constexpr
 ):
     row = tl.program_id(0)
-    tile = products + row.to(tl.int64) * width
-    chosen, at_target, total, top = (
+    values = tile + row.to(tl.int64) * width
+    target_logit, target_gradient, sum_exp, max_logit = (
         state + row,
         state + rows + row,
         state + 2 * rows + row,
         state + 3 * rows + row,
     )
-    place = tl.load(places + row)
-    if (place >= 0) & (place < width):
-        logit, bend = _logit(tl.load(tile + place).to(tl.float32), scale, softcap, capped)
-        tl.store(chosen, logit)
-        tl.store(at_target, bend)
-    before = tl.load(top)
-    largest = tl.full([columns], float("-inf"), tl.float32)
-    for start in range(0, width, columns):
-        column = start + tl.arange(0, columns)
-        product = tl.load(tile + column, mask=column < width, other=0.0).to(tl.float32)
-        logit, bend = _logit(product, scale, softcap, capped)
+    target = tl.load(columns + row)
+    if (target >= 0) & (target < width):
+        logit, softcap_gradient = _logit(tl.load(values + target).to(tl.float32), scale, softcap, capped)
+        tl.store(target_logit, logit)
+        tl.store(target_gradient, softcap_gradient)
+    before = tl.load(max_logit)
+    largest = tl.full([block], float("-inf"), tl.float32)
+    for start in range(0, width, block):
+        column = start + tl.arange(0, block)
+        raw = tl.load(values + column, mask=column < width, other=0.0).to(tl.float32)
+        logit, softcap_gradient = _logit(raw, scale, softcap, capped)
         largest = tl.maximum(largest, tl.where(column < width, logit, float("-inf")))
     now = tl.maximum(before, tl.max(largest, axis=0))
-    sums = tl.zeros([columns], tl.float32)
-    for start in range(0, width, columns):
-        column = start + tl.arange(0, columns)
-        product = tl.load(tile + column, mask=column < width, other=0.0).to(tl.float32)
-        logit, bend = _logit(product, scale, softcap, capped)
-        spread = tl.where(column < width, tl.exp(logit - now), 0.0)
-        sums += spread
-        tl.store(tile + column, (spread * bend).to(tile.dtype.element_ty), mask=column < width)
-    by = tl.exp(before - now)
-    tl.store(shrink + row, by)
-    tl.store(total, tl.load(total) * by + tl.sum(sums, axis=0))
-    tl.store(top, now)
+    sums = tl.zeros([block], tl.float32)
+    for start in range(0, width, block):
+        column = start + tl.arange(0, block)
+        raw = tl.load(values + column, mask=column < width, other=0.0).to(tl.float32)
+        logit, softcap_gradient = _logit(raw, scale, softcap, capped)
+        exp_logit = tl.where(column < width, tl.exp(logit - now), 0.0)
+        sums += exp_logit
+        tl.store(values + column, (exp_logit * softcap_gradient).to(values.dtype.element_ty), mask=column < width)
+    factor = tl.exp(before - now)
+    tl.store(rescale + row, factor)
+    tl.store(sum_exp, tl.load(sum_exp) * factor + tl.sum(sums, axis=0))
+    tl.store(max_logit, now)
 
 
 @triton.jit
-def _by_logits_kernel(
-    products, places, log_total, outer, width, scale, softcap, capped: tl.constexpr, columns: tl.constexpr
+def _gradient_kernel(
+    tile, columns, log_sum_exp, grad_output, width, scale, softcap, capped: tl.constexpr, block: tl.constexpr
 ):
     row = tl.program_id(0)
-    tile = products + row.to(tl.int64) * width
-    place, log_sum, factor = tl.load(places + row), tl.load(log_total + row), tl.load(outer + row)
-    for start in range(0, width, columns):
-        column = start + tl.arange(0, columns)
-        product = tl.load(tile + column, mask=column < width, other=0.0).to(tl.float32)
-        logit, bend = _logit(product, scale, softcap, capped)
-        slope = tl.where(column == place, 1.0, 0.0) - tl.exp(logit - log_sum)
-        tl.store(tile + column, (slope * factor * bend).to(tile.dtype.element_ty), mask=column < width)
+    values = tile + row.to(tl.int64) * width
+    target, log_sum, factor = tl.load(columns + row), tl.load(log_sum_exp + row), tl.load(grad_output + row)
+    for start in range(0, width, block):
+        column = start + tl.arange(0, block)
+        raw = tl.load(values + column, mask=column < width, other=0.0).to(tl.float32)
+        logit, softcap_gradient = _logit(raw, scale, softcap, capped)
+        gradient = tl.where(column == target, 1.0, 0.0) - tl.exp(logit - log_sum)
+        tl.store(
+            values + column, (gradient * factor * softcap_gradient).to(values.dtype.element_ty), mask=column < width
+        )
 
 
 @triton.jit
-def _logit(product, scale, softcap, capped: tl.constexpr):
-    """The logit, and the derivative of the soft cap."""
+def _logit(raw, scale, softcap, capped: tl.constexpr):
+    """The logit, and the softcap gradient."""
     if capped:
-        bent = 2 * tl.sigmoid(2 * product * scale / softcap) - 1  # tanh
-        return bent * softcap, 1 - bent * bent
+        tanh = 2 * tl.sigmoid(2 * raw * scale / softcap) - 1
+        return tanh * softcap, 1 - tanh * tanh
     else:
-        return product * scale, 1.0
+        return raw * scale, 1.0

@@ -18,7 +18,7 @@ from transformers import (
 from iris_core.data.packing import Group, build_row, build_rows, pack
 from iris_core.modeling.attention.interface import GROUPED
 from iris_core.modeling.attention.layout import flex_mask
-from iris_core.modeling.lora import streamline
+from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.scoring import response_logprobs, score
 from tests.iris_core.separate import separate
 
@@ -115,33 +115,33 @@ def test_packed_equals_separate_forwards_and_so_do_all_gradients(name):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "window", "gemma2"])
 def test_flex_attention_sees_the_same(name, monkeypatch):
-    """What a GPU computes in fp32, by FlexAttention's own slow form; its gradient is let through on a CPU, too."""
+    """What a GPU computes in fp32, by FlexAttention's eager form, with its check against gradients on a CPU removed."""
     monkeypatch.setattr("iris_core.modeling.attention.interface.kind_for", lambda *asked: "flex")
-    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *sides: None)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     with torch.compiler.set_stance("force_eager"):
         assert_same(*both_ways(build(name)))
 
 
 def slow_varlen(
-    query, key, value, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa
+    query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, scale, window_size, enable_gqa
 ):
     """`varlen_attn` sequence by sequence; the last query of each sees all of its keys."""
     assert window_size[1] == 0
     assert enable_gqa
-    assert most_queries == query_starts.diff().max()
-    assert most_keys == key_starts.diff().max()
+    assert max_seqlen_q == cu_seqlens_q.diff().max()
+    assert max_seqlen_k == cu_seqlens_k.diff().max()
     outputs = []
     for q, k, v in zip(
-        query.split(query_starts.diff().tolist()),
-        key.split(key_starts.diff().tolist()),
-        value.split(key_starts.diff().tolist()),
+        query.split(cu_seqlens_q.diff().tolist()),
+        key.split(cu_seqlens_k.diff().tolist()),
+        value.split(cu_seqlens_k.diff().tolist()),
         strict=True,
     ):
         mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
         if window_size[0] >= 0:
             mask = mask.triu(len(k) - len(q) - window_size[0])
-        sides = (side.transpose(0, 1)[None] for side in (q, k, v))
-        found = scaled_dot_product_attention(*sides, attn_mask=mask, scale=scale, enable_gqa=True)
+        tensors = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+        found = scaled_dot_product_attention(*tensors, attn_mask=mask, scale=scale, enable_gqa=True)
         outputs.append(found[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -158,7 +158,7 @@ def test_one_response_and_three_are_sequences_with_the_prompt_before_them(count,
     model = build("llama")
     groups = [Group(g.prompt, (*g.responses, g.responses[0][::-1])[:count]) for g in GROUPS]
     found = []
-    for kind in ("parts", "flash"):
+    for kind in ("segments", "flash"):
         monkeypatch.setattr("iris_core.modeling.attention.interface.kind_for", lambda *asked, kind=kind: kind)
         monkeypatch.setattr("iris_core.modeling.attention.flash.varlen.varlen_attn", slow_varlen)
         model.zero_grad()
@@ -170,16 +170,16 @@ def test_one_response_and_three_are_sequences_with_the_prompt_before_them(count,
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])
 def test_every_gradient_of_an_adapter_equals_that_of_separate_forwards(name):
-    """The slow side is PEFT's own forward, the fast side the streamlined one."""
+    """The reference is PEFT's own forward."""
     model = lora(build(name))
     _, apart = both_ways(model)
-    streamline(model)
+    fuse_lora(model)
     packed, _ = both_ways(model)
     assert len(packed[1]) == 2 * 7 * 2  # two factors of seven layers in two blocks
     assert_same(packed, apart)
 
 
-def test_an_adapter_on_the_output_layer_counts():
+def test_an_adapter_on_the_lm_head_counts():
     model = lora(build("mistral"), ["q_proj", "lm_head"])
     packed, apart = both_ways(model)
     assert len(packed[1]) == 2 * (2 + 1)
@@ -200,7 +200,7 @@ def test_in_bf16_packed_stays_as_close_as_separate_forwards_do(name):
     assert (packed - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_truncated_prompts_and_responses_are_what_the_model_sees():
+def test_truncated_prompts_and_responses_are_scored_as_they_are():
     model = build("llama")
     cut = [Group(group.prompt[-2:], tuple(ids[:2] for ids in group.responses)) for group in GROUPS]
     packed = response_logprobs(model, build_row(cut, [0, 1, 2, 3]))
@@ -218,7 +218,7 @@ def test_one_response_and_three_take_the_same_path():
 
 @pytest.mark.parametrize("cut", [1, 3, 9])
 def test_a_response_that_is_cut_has_two_sums(cut):
-    """They are the log-probs of its first tokens and of all of it, less the first; the others keep one."""
+    """They are the log-probs of its first tokens and of the rest; other responses have one sum."""
     model = build("llama")
     groups = [Group(group.prompt, group.responses, cut) for group in GROUPS]
     packed = response_logprobs(model, build_row(groups, [0, 1, 2, 3]))
@@ -231,7 +231,7 @@ def test_a_response_that_is_cut_has_two_sums(cut):
     torch.testing.assert_close(packed, score(model, groups, tokens_per_row=1))
 
 
-def test_an_output_layer_with_a_bias_counts():
+def test_an_lm_head_with_a_bias_counts():
     model = build("qwen2")
     model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 96))
     packed, apart = both_ways(model)
@@ -246,9 +246,9 @@ def test_separate_rows_are_the_same_pairs(name):
     found = score(model, GROUPS, 24, packing="separate")
     torch.testing.assert_close(found, score(model, GROUPS, 24), rtol=1e-5, atol=1e-5)
     rows = {packing: build_rows(GROUPS, [0, 1, 2], 26, packing) for packing in ("packed", "separate")}
-    assert [row["pairs"].tolist() for row in rows["packed"]] == [[0, 2], [1]]
-    assert [row["pairs"].tolist() for row in rows["separate"]] == [[1, 2], [0]]
-    assert [group.computed("separate") for group in GROUPS] == [16, 3, 17, 66]
+    assert [row.pairs.tolist() for row in rows["packed"]] == [[0, 2], [1]]
+    assert [row.pairs.tolist() for row in rows["separate"]] == [[1, 2], [0]]
+    assert [group.computed_tokens("separate") for group in GROUPS] == [16, 3, 17, 66]
 
 
 def test_score_does_not_depend_on_the_packing(model):
@@ -264,7 +264,7 @@ def test_pack_fills_rows_within_the_budget():
 
 
 def test_mask_of_two_groups():
-    """Group 0: prompt of 2, responses of 1 and 2; group 1: prompt of 1, responses of 0 and 1. Full blocks are none here."""
+    """Group 0: prompt of 2, responses of 1 and 2. Group 1: prompt of 1, responses of 0 and 1. No block is full."""
     mask = flex_mask([[2, 1, 2], [1, 0, 1]], torch.device("cpu"))
     seen = create_mask(mask.mask_mod, None, None, *mask.seq_lengths, "cpu")[0, 0]
     assert seen.int().tolist() == [
@@ -278,7 +278,7 @@ def test_mask_of_two_groups():
     ]
 
 
-def test_blocks_that_nobody_sees_are_left_out():
+def test_blocks_that_no_query_sees_are_skipped():
     """Two groups of 256 tokens: of 4 x 4 blocks of 128, each group keeps its own three that are not later."""
     mask = flex_mask([[128, 64, 64], [128, 128, 0]], torch.device("cpu"))
     assert mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum() == 6

@@ -1,4 +1,4 @@
-"""Every decoder class of transformers: what is let in equals the class's own plain forwards, the others are refused in a line.
+"""Every decoder class of transformers equals its own plain forwards, or is refused in one line.
 
 docs/models.md has a table of what is found here; `python -m tests.iris_core.modeling.test_architectures` writes it.
 """

@@ -144,7 +144,7 @@ def test_shards_half_precision_and_names_without_the_base_prefix_are_let_in(fold
         (with_tensor(UP, torch.full((128, 64), 1e200, dtype=torch.float64)), rf"{UP} holds NaN or infinite numbers"),
         (
             with_tensor(UP, torch.zeros(128, 64)),
-            rf"{UP} holds nothing but zeros, as a download that was cut off leaves them",
+            rf"{UP} holds nothing but zeros, as an incomplete download leaves them",
         ),
     ],
 )
@@ -211,7 +211,7 @@ def test_a_missing_shard_and_a_tensor_in_two(folder: Path) -> None:
         ),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\n", r"tokenizer.json is a Git LFS pointer"),
         (WEIGHTS, b"", r"model.safetensors is empty"),
-        (WEIGHTS, b"<html>Not found</html>", r"model.safetensors is truncated or no safetensors file"),
+        (WEIGHTS, b"<html>Not found</html>", r"model.safetensors is truncated or not a safetensors file"),
         (CONFIG, b"{", r"config.json is not JSON \(Expecting property name"),
         (CONFIG, b"[]", r"config.json holds a list, a JSON object is needed"),
         ("generation_config.json", b"{'a': 1}", r"generation_config.json is not JSON"),
@@ -240,7 +240,7 @@ def test_a_truncated_file_and_a_dead_link(folder: Path) -> None:
     refused(folder, r"model.safetensors is truncated")
     (folder / WEIGHTS).unlink()
     os.symlink(folder / "blobs" / "gone", folder / WEIGHTS)
-    refused(folder, r"model.safetensors is a link to a file that is gone")
+    refused(folder, r"model.safetensors is a link to a missing file")
 
 
 def test_files_that_vllm_and_transformers_would_not_read_alike(folder: Path) -> None:
@@ -280,7 +280,7 @@ def test_an_adapter_is_not_a_model_and_not_part_of_one(tiny_model: Path, folder:
         ({"model_type": "nosuch"}, r"describes no model that transformers 5[\d.]+ knows: .*`nosuch`"),
         (
             {"model_type": "nosuch", "auto_map": {"AutoConfig": "c.C"}},
-            r"needs Python code .* set model.trust_remote_code: true",
+            r"needs its own Python code .* set model.trust_remote_code: true",
         ),
         ({"num_hidden_layers": "two"}, r"describes no model .*expected int, got str"),
         ({"num_hidden_layers": 1}, r"hold 9 tensors that LlamaForCausalLM has no place for"),

@@ -1,4 +1,4 @@
-"""What training makes of the stored pairs and responses: where they are cut, and which are left out or masked."""
+"""How training prepares stored pairs and responses: where they are cut, and which are dropped or masked."""
 
 from __future__ import annotations
 

@@ -1,35 +1,35 @@
-"""What a GPU gets compiled computes the same when it is traced; that needs no GPU. Kernels themselves: test_on_gpu.py."""
+"""What a GPU runs compiled computes the same when it is traced, which needs no GPU; test_on_gpu.py runs the kernels."""
 
 import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 
-from iris_core.modeling import fused, lora
-from iris_core.modeling.kernels.compiled import one_kernel
+from iris_core.modeling.kernels import lora, norm_rotary
+from iris_core.modeling.kernels.compiled import compile_on_gpu
 
 pytestmark = pytest.mark.unit
 
 
-def sides(tokens, *shapes):
+def random(tokens, *shapes):
     torch.manual_seed(tokens)
     return [torch.randn(tokens, *shape) for shape in shapes]
 
 
-def turned(tokens):
-    query, key, cos, sin = sides(tokens, (4, 8), (2, 8), (1, 8), (1, 8))
-    return [side.transpose(0, 1)[None] for side in (query, key, cos, sin)]
+def rotary(tokens):
+    query, key, cos, sin = random(tokens, (4, 8), (2, 8), (1, 8), (1, 8))
+    return [tensor.transpose(0, 1)[None] for tensor in (query, key, cos, sin)]
 
 
 CASES = {
-    "norm": (fused._normed, lambda n: [*sides(n, (16,)), torch.ones(16), 1e-5]),
+    "norm": (norm_rotary._normalize, lambda n: [*random(n, (16,)), torch.ones(16), 1e-5]),
     "norm's gradients": (
-        fused._norm_gradients,
-        lambda n: [*sides(n, (16,), (16,)), torch.ones(16), *sides(n, (1,)), True],
+        norm_rotary._norm_gradients,
+        lambda n: [*random(n, (16,), (16,)), torch.ones(16), *random(n, (1,)), True],
     ),
-    "rotary": (fused._turned, turned),
-    "gated": (lora._gated, lambda n: sides(n, (24,), (24,))),
-    "active and inner": (lora._active_and_inner, lambda n: sides(n, (24,), (24,))),
-    "gate's gradients": (lora._gate_gradients, lambda n: sides(n, (24,), (24,), (24,), (24,))),
+    "rotary": (norm_rotary._rotate, rotary),
+    "gated": (lora._gated, lambda n: random(n, (24,), (24,))),
+    "active and inner": (lora._active_and_inner, lambda n: random(n, (24,), (24,))),
+    "gate's gradients": (lora._gate_gradients, lambda n: random(n, (24,), (24,), (24,), (24,))),
 }
 
 
@@ -52,9 +52,9 @@ def test_traced_for_one_length_it_fits_others(name):
     assert len(graphs) == 2
 
 
-def test_a_cpu_runs_the_function_as_it_is(monkeypatch):
+def test_a_cpu_runs_the_function_uncompiled(monkeypatch):
     def never(function):
         raise AssertionError("compiled on a CPU")
 
     monkeypatch.setattr(torch, "compile", never)
-    assert one_kernel(lambda x, y: x + y)(torch.ones(2), 1).tolist() == [2, 2]
+    assert compile_on_gpu(lambda x, y: x + y)(torch.ones(2), 1).tolist() == [2, 2]

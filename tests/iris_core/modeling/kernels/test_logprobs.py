@@ -25,10 +25,10 @@ def test_equals_log_softmax_in_value_and_gradient(train_head, tile, scale, softc
     slow = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     fast = token_logprobs(hidden, weight, targets, scale, softcap)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-6)
-    outer = torch.randn(8)
+    grad_output = torch.randn(8)
     for one, other in zip(
-        torch.autograd.grad(fast @ outer, leaves),
-        torch.autograd.grad(slow @ outer, leaves),
+        torch.autograd.grad(fast @ grad_output, leaves),
+        torch.autograd.grad(slow @ grad_output, leaves),
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -66,13 +66,13 @@ def test_logits_far_apart_do_not_overflow_whichever_tile_they_are_in(monkeypatch
     assert gradient.squeeze().tolist() == [-300, 0, -600, -100]  # W_target − W_most likely
 
 
-def test_autocast_means_its_format_forward_and_backward():
+def test_autocast_means_its_dtype_forward_and_backward():
     """Logits near 20 are rounded by up to 1/16: log Σ e^z of rounded logits would not fit exact ones in backward."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(8, 16) * 3, torch.randn(50, 16)
     targets, found = torch.randint(0, 50, (8,)), []
     for dtype, autocast in ((torch.float32, True), (torch.bfloat16, False)):
-        leaves = [side.to(dtype).requires_grad_() for side in (hidden, weight)]
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight)]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logprobs = token_logprobs(*leaves, targets)
         found.append([logprobs, *torch.autograd.grad(logprobs.sum(), leaves)])

@@ -1,10 +1,10 @@
-"""The measured sides, each in a process of its own: they take turns, and each one's memory is its own.
+"""Measured runs, each in its own process and interleaved round by round, so that the machine's drift affects all alike.
 
-    with Side(ours, turns=5) as a, Side(peer, turns=5) as b:
-        times = [(a.turn(), b.turn()) for _ in range(5)]
+    with Run(ours, repeats=5) as a, Run(peer, repeats=5) as b:
+        times = [(a.round(), b.round()) for _ in range(5)]
 
-A side is a function whose first argument is `Turns`: it sets up, calls `turns.begin()` before and `turns.end(value)`
-after every measured piece of work, and returns what is known at the end. Setting up is over before `Side(…)` returns.
+A run is a function with `Rounds` as its first argument. It sets up, calls `rounds.begin()` before and
+`rounds.end(value)` after each measured piece of work, and returns its result. `Run(…)` returns when the set-up is done.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from pathlib import Path
 from typing import Any, Self
 
 
-class SideFailed(Exception):
-    """A side raised an error, or its process was killed."""
+class RunFailed(Exception):
+    """A run raised an error, or its process was killed."""
 
 
-class Turns:
-    """The side's end: waits until it is its turn, and reports."""
+class Rounds:
+    """The measured process's end: waits for its round, and reports."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
 
     def begin(self) -> None:
-        """Says that all is ready, and waits for the word to begin."""
+        """Reports that all is ready, and waits for the start of the round."""
         self.connection.send(("ready", None))
         self.connection.recv()
 
     def end(self, value: Any) -> None:
-        """Reports what the turn gave."""
-        self.connection.send(("turn", value))
+        """Reports the value of the round."""
+        self.connection.send(("round", value))
 
 
-class Side:
-    """The starter's end: runs `function(turns, **arguments)` in a fresh Python and gives it its turns.
+class Run:
+    """The parent's end: runs `function(rounds, **arguments)` in a new Python process, round by round.
 
     Args:
-        function: importable, as is all it is called with.
-        arguments: for the function.
+        function: importable, as are its arguments.
+        arguments: of the function.
 
     Raises:
-        SideFailed: the function raised an error, here or in any method.
+        RunFailed: the function raised an error, here or in any method.
     """
 
     def __init__(self, function: Callable[..., Any], **arguments: Any):
@@ -56,16 +56,16 @@ class Side:
         theirs.close()
         self._first: tuple[str, Any] | None = self._receive()
 
-    def turn(self) -> Any:
-        """One turn; what it reported."""
+    def round(self) -> Any:
+        """Runs one round, and returns the value that it reported."""
         if self._first is None:
             self._receive("ready")
         self._first = None
         self._connection.send(None)
-        return self._receive("turn")[1]
+        return self._receive("round")[1]
 
     def result(self) -> Any:
-        """What the function returned; after its last turn."""
+        """What the function returned, after its last round."""
         return (self._first or self._receive("done"))[1]
 
     def __enter__(self) -> Self:
@@ -83,20 +83,20 @@ class Side:
             kind, value = self._connection.recv()
         except EOFError:
             self._process.join()
-            raise SideFailed(f"its process ended with code {self._process.exitcode}") from None
+            raise RunFailed(f"its process ended with code {self._process.exitcode}") from None
         if kind == "error" or expected not in (None, kind):
-            raise SideFailed(value if kind == "error" else f"{kind} instead of {expected}")
+            raise RunFailed(value if kind == "error" else f"{kind} instead of {expected}")
         return kind, value
 
 
 def alone(function: Callable[..., Any], **arguments: Any) -> Any:
-    """What `function(turns, **arguments)` returns in a process of its own, without turns."""
-    with Side(function, **arguments) as side:
-        return side.result()
+    """What `function(rounds, **arguments)` returns in a process of its own, without rounds."""
+    with Run(function, **arguments) as run:
+        return run.result()
 
 
 def peak_bytes() -> int:
-    """The most memory this process has had: of its accelerator where there is one, else resident."""
+    """Peak memory of this process: of its accelerator where there is one, else resident."""
     import torch
 
     if torch.cuda.is_available():
@@ -105,7 +105,7 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> int:
-    """Begins to measure the peak from here on; the memory in use now."""
+    """Resets the peak, and returns the memory in use now."""
     import torch
 
     if torch.cuda.is_available():
@@ -116,15 +116,15 @@ def reset_peak() -> int:
 
 
 def _status(name: str) -> int:
-    """A size from /proc; unlike `getrusage`'s, its peak is not inherited from the parent."""
+    """A size from /proc; unlike the peak of `getrusage`, it is not inherited from the parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def _serve(function: Callable[..., Any], connection: Connection, arguments: dict[str, Any]) -> None:
     try:
-        connection.send(("done", function(Turns(connection), **arguments)))
-    except (EOFError, BrokenPipeError):  # the starter has seen enough
+        connection.send(("done", function(Rounds(connection), **arguments)))
+    except (EOFError, BrokenPipeError):  # the parent needs no more rounds
         pass
     except BaseException:
         connection.send(("error", traceback.format_exc()))

@@ -1,6 +1,7 @@
-"""The fused functions compute what transformers' own do: outputs and gradients, and keep less for backward."""
+"""The patched norm and rotary embedding: outputs and gradients are those of transformers, and less is kept."""
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from iris_core.modeling import fused
+from iris_core.modeling.architectures import probe
+from iris_core.modeling.kernels.norm_rotary import rms_norm, rotary
 from iris_core.modeling.loading import load_policy
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
 from iris_core.store import Artifact, Policy
+from tests.iris_core.modeling.patches.upstream import code_of, formatted
 
 pytestmark = pytest.mark.unit
 
@@ -34,14 +38,68 @@ TOLERANCE = {
 }
 
 
-@pytest.fixture
-def own_rotary(monkeypatch):
-    """What `fuse` replaces for the whole process is back afterwards."""
-    import transformers.models as models
+CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
+UPSTREAM = {
+    "apply_rotary_pos_emb": """
+        cos = cos.unsqueeze(unsqueeze_dim)
+        sin = sin.unsqueeze(unsqueeze_dim)
+        q_embed = (q * cos) + (rotate_half(q) * sin)
+        k_embed = (k * cos) + (rotate_half(k) * sin)
+        return q_embed, k_embed
+    """,
+    "rotate_half": """
+        x1 = x[..., : x.shape[-1] // 2]
+        x2 = x[..., x.shape[-1] // 2 :]
+        return torch.cat((-x2, x1), dim=-1)
+    """,
+    "{}RMSNorm.forward": """
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(input_dtype)
+    """,
+}
 
-    for name in ("llama", "mistral", "qwen2"):
-        module = getattr(getattr(models, name), f"modeling_{name}")
-        monkeypatch.setattr(module, "apply_rotary_pos_emb", apply_rotary_pos_emb)
+
+@pytest.fixture
+def own_rotary():
+    """The rotary embedding of transformers, before and after."""
+    with restored_rotary():
+        for name in CLASSES:
+            modeling(name).apply_rotary_pos_emb = apply_rotary_pos_emb
+        yield
+
+
+def modeling(name):
+    return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("function", UPSTREAM)
+def test_transformers_computes_what_is_replaced(name, function):
+    """Where this fails, transformers has changed the function: change the kernel, or remove the patch."""
+    found = code_of(modeling(name), function.format(CLASSES[name]))
+    assert found == formatted(UPSTREAM[function])
+
+
+@pytest.mark.usefixtures("own_rotary")
+def test_a_probe_of_an_architecture_leaves_no_patch_behind():
+    probe(LlamaConfig(**SIZES))
+    assert modeling("llama").apply_rotary_pos_emb is apply_rotary_pos_emb
+
+
+@pytest.mark.usefixtures("own_rotary")
+def test_the_rotary_embedding_is_restored_after_an_error():
+    def fail_after_the_patch():
+        with restored_rotary():
+            fuse_norm_rotary(AutoModelForCausalLM.from_config(Qwen2Config(**SIZES)))
+            assert modeling("qwen2").apply_rotary_pos_emb is rotary
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_the_patch()
+    assert modeling("qwen2").apply_rotary_pos_emb is apply_rotary_pos_emb
 
 
 def with_gradients(function, *inputs):
@@ -62,7 +120,7 @@ def test_the_norm_and_its_gradients(dtype):
     x = (torch.randn(2, 5, 24) * 3 + 1).to(dtype)
 
     def ours(x, weight):
-        return fused._RmsNorm.apply(x, weight, 1e-3)
+        return rms_norm(x, weight, 1e-3)
 
     def expected(x, weight):
         return torch.func.functional_call(theirs, {"weight": weight}, x)
@@ -74,11 +132,11 @@ def test_the_norm_and_its_gradients(dtype):
         torch.testing.assert_close(one / scale, other / scale, **TOLERANCE[dtype])
 
 
-def test_the_norm_keeps_its_input_as_it_is():
+def test_the_norm_keeps_its_input_in_its_own_dtype():
     kept = []
     x = torch.randn(3, 8, dtype=torch.bfloat16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        fused._RmsNorm.apply(x, torch.ones(8, dtype=torch.bfloat16), 1e-5)
+        rms_norm(x, torch.ones(8, dtype=torch.bfloat16), 1e-5)
     assert sorted((t.dtype, t.shape) for t in kept if t.dim() == 2 and t.shape[1] > 1) == [(torch.bfloat16, (3, 8))]
 
 
@@ -89,10 +147,10 @@ def test_the_rotary_embedding_and_its_gradients(dtype):
     angles = torch.randn(2, 7, 3).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
 
-    def turned(function):
+    def rotated(function):
         return with_gradients(lambda q, k: function(q.transpose(1, 2), k.transpose(1, 2), cos, sin), query, key)
 
-    for one, other in zip(turned(fused.rotary), turned(apply_rotary_pos_emb), strict=True):
+    for one, other in zip(rotated(rotary), rotated(apply_rotary_pos_emb), strict=True):
         torch.testing.assert_close(one, other, **TOLERANCE[dtype])
 
 
@@ -105,7 +163,7 @@ def test_a_model_computes_the_same_with_fewer_functions_in_its_graph(config):
     ids = torch.tensor([[3, 9, 27, 81, 5]])
     expected = plain(ids).logits
     expected.logsumexp(-1).sum().backward()
-    fused.fuse(faster)
+    fuse_norm_rotary(faster)
     found = faster(ids).logits
     found.logsumexp(-1).sum().backward()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -130,9 +188,9 @@ def functions(tensor):
     return Counter(node.name() for node in seen)
 
 
-def test_a_model_of_another_class_stays_as_it_is():
+def test_a_model_of_another_class_stays_unchanged():
     model = AutoModelForCausalLM.from_config(CohereConfig(**SIZES))
-    fused.fuse(model)
+    fuse_norm_rotary(model)
     assert not any("forward" in vars(module) for module in model.modules())
 
 

@@ -1,0 +1,37 @@
+"""Checkpoints of a training run: units of the stage, in its work folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iris_core.common.files import write_atomic
+from iris_core.execution import team
+from iris_core.store.units import Units
+
+HISTORY = "history.jsonl"  # JSON Lines, a row for each optimiser step
+NORMALIZER = "normalizer.json"  # state of the normaliser, in a checkpoint
+KEPT_CHECKPOINTS = 2  # an older one, in case the newest is damaged
+
+
+def checkpoints(work: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in work.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Number of optimiser steps before a checkpoint."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_checkpoint(work: Path, units: Units) -> Path | None:
+    """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
+    if team.rank() == 0:
+        found = checkpoints(work)
+        while found and not units.holds(found[-1]):
+            found.pop()
+        history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
+        write_atomic(work / HISTORY, history)
+    team.wait()  # until rank 0 has deleted what is not complete
+    complete = checkpoints(work)
+    return complete[-1] if complete else None

@@ -1,0 +1,109 @@
+"""The trainer of a stage, from its spec."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+
+from iris_core.common.progress import Progress
+from iris_core.data.packing import Group
+from iris_core.execution import team
+from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.store.folders import WORK
+from iris_core.store.units import Units
+from iris_core.training.optimizers import RMSprop, learning_rate_share
+from iris_core.training.policy import precision, tokens_per_row
+from iris_core.training.trainer import Batches, SelfPlayTrainer, Settings
+
+STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
+
+
+def build_trainer(
+    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, units: Units
+) -> SelfPlayTrainer:
+    """The trainer on `groups`; its checkpoints are units.
+
+    Args:
+        spec: of the stage.
+        model: the policy at the start.
+        groups: of the pairs to train on.
+        opponent: their log-probs under the opponent, shape [pairs, 3].
+        units: of the stage.
+    """
+    make_deterministic()
+    training, objective = spec.training, OBJECTIVES[spec.objective.name]
+    seen = [group.first(objective.responses) for group in groups]
+    batches = Batches(seen, training.epochs, training.batch_size, tokens_per_row(spec), spec.seed, spec.packing)
+    trainer = SelfPlayTrainer(
+        _settings(spec, opponent, len(batches)),
+        units,
+        Progress("train", len(batches)),
+        model=model,
+        args=_arguments(spec, len(batches), units.folder / WORK),
+        train_dataset=batches,
+        optimizer_cls_and_kwargs=(OPTIMIZERS[training.optimizer], {"lr": spec.learning_rate}),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
+    training, starts_as_opponent = spec.training, spec.policy == spec.opponent
+    return Settings(
+        objective=OBJECTIVES[spec.objective.name],
+        parameters=Parameters(
+            order=spec.order,
+            clip=spec.objective.weight_clip,
+            likelihood_weight=spec.objective.likelihood_weight,
+        ),
+        opponent=opponent,
+        beta=spec.objective.beta,
+        normalizer=Normalizer(spec.objective.normalizer, spec.order),
+        step0_tolerance=STEP0_TOLERANCE[spec.dtype] if starts_as_opponent else None,
+        rate=functools.partial(
+            learning_rate_share,
+            steps=steps,
+            warmup_ratio=training.warmup_ratio,
+            kind=training.lr_scheduler,
+        ),
+        precision=precision(spec),
+    )
+
+
+def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
+    training = spec.training
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=spec.learning_rate,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        logging_steps=1,
+        save_strategy="no" if team.rank() else "steps",
+        save_steps=training.checkpoint_every,
+        seed=spec.seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # a process trains on one device; each rank is a process
+    return arguments
+
+
+def make_deterministic() -> None:
+    """Makes a GPU give the same gradients for the same rows: Flash Attention's backward sums in a fixed order."""
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,0 +1,85 @@
+"""What is measured and checked at each optimiser step, from the log-probs of its batch."""
+
+from __future__ import annotations
+
+import resource
+
+import torch
+from torch import Tensor
+
+from iris_core.common.errors import TrainingError
+from iris_core.objectives.losses import effective_sample_size
+
+
+def weight_metrics(side: str, weights: Tensor) -> dict[str, float]:
+    """Effective share and largest of the per-pair gradient coefficients of one kind of responses; 0 without pairs.
+
+    Args:
+        side: "annotated" or "synthetic".
+        weights: the coefficients, shape [pairs].
+    """
+    if not len(weights):
+        return {f"ess/{side}": 0.0, f"weight_max/{side}": 0.0}
+    share = effective_sample_size(weights).item() / len(weights)
+    return {f"ess/{side}": share, f"weight_max/{side}": weights.max().item()}
+
+
+def response_metrics(rewards: Tensor, logprobs: Tensor, lengths: Tensor) -> dict[str, float]:
+    """Mean reward and log-prob per token of annotated and synthetic responses, and the margin where there are both.
+
+    Rewards are those of the comparison; log-probs are those of whole responses.
+
+    Args:
+        rewards: shape [pairs, sums].
+        logprobs: shape [pairs, sums].
+        lengths: tokens of each sum, shape [pairs, sums].
+    """
+    annotated = logprobs[:, :2].sum() / lengths[:, :2].sum()
+    metrics = {
+        "reward/annotated": rewards[:, 0].mean().item(),
+        "logprob/annotated": annotated.item(),
+    }
+    both = has_synthetic(lengths)
+    if both.any():
+        synthetic, margin = rewards[both, 2], rewards[both, 0] - rewards[both, 2]
+        metrics |= {
+            "reward/synthetic": synthetic.mean().item(),
+            "logprob/synthetic": (logprobs[:, 2].sum() / lengths[:, 2].sum()).item(),
+            "reward/margin": margin.mean().item(),
+            "reward/accuracy": (margin > 0).float().mean().item(),
+        }
+    return metrics
+
+
+def has_synthetic(lengths: Tensor) -> Tensor:
+    """Whether each pair has a synthetic response, shape [pairs]; `lengths` has the shape [pairs, sums]."""
+    return (lengths[:, 2:3] > 0).any(dim=1)
+
+
+def check_step0(log_ratio: Tensor, tokens: Tensor, tolerance: float | None) -> None:
+    """Before the first update the policy must be the opponent: |log-ratio| per token within `tolerance` nats.
+
+    Args:
+        log_ratio: log p_θ − log p_t of each sum, shape [pairs, sums].
+        tokens: of each sum, the same shape.
+        tolerance: None: the policy is not the opponent, and nothing is checked.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    if tolerance is None:
+        return
+    drift = (log_ratio.abs().sum() / tokens.sum()).item()
+    if not drift <= tolerance:
+        raise TrainingError(
+            f"training: at step 0 the policy differs from its opponent by {drift:.2g} nats per token (at most "
+            f"{tolerance:.2g} is rounding): the opponent's log-probabilities come from another model, adapter, chat "
+            "template or dtype; remove the folder of this stage and run again"
+        )
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has had: of its GPU where it has one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
