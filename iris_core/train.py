@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, set_seed
 
 from iris_core.common.files import make_folder, remove, write_atomic
+from iris_core.common.parquet import write_parquet
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.execution import team
@@ -120,7 +121,7 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
             columns["split"] = [split] * len(items)
             tables.append(pa.table(columns))
         with units.writing(path) as place:
-            pq.write_table(pa.concat_tables(tables), place)
+            write_parquet(place, pa.concat_tables(tables))
     team.wait()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import DataError
-from iris_core.common.files import replacing
+from iris_core.common.parquet import write_parquet
 from iris_core.config import DataPart
 from iris_core.data.conversations import Conversation, Unusable, text_of
 from iris_core.store import Artifact
@@ -177,8 +177,7 @@ def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[li
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
     """Writes `pairs` as Parquet with the columns of `SCHEMA`."""
-    with replacing(path) as place:
-        pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), place)
+    write_parquet(path, pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA))
 
 
 def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:

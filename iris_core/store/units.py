@@ -3,7 +3,7 @@
     units = Units(out, spec.key())
     if not units.holds(path):                # missing or damaged: it is made (again)
         with units.writing(path) as place:
-            pq.write_table(table, place)
+            write_parquet(place, table)
 
 A unit is a file or a folder. Beside it, in `.digests`, lies the SHA-256 of its content and of the key of the spec that it was
 made for; that is on the disk before the unit gets its name. So a unit that is there was whole, one that differs from its
