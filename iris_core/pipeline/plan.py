@@ -37,6 +37,7 @@ from iris_core.pipeline.specs import (
     TrainSpec,
 )
 from iris_core.store import Artifact, Manifest, Policy, Store, versions
+from iris_core.store.places import place_of
 
 SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
 
@@ -281,11 +282,11 @@ def _member(loop: Experiment) -> Member:
     store = Store(Path(loop.store), loop.name)
 
     def manifests(stage: str) -> list[Artifact]:
-        places = [f"iteration-{t}/{stage}" for t in range(loop.iterations)]
+        places = [place_of(t, stage) for t in range(loop.iterations)]
         found = [manifest for place in places if (manifest := store.manifest(place))]
         return [Artifact.of(manifest.folder / "manifest.json") for manifest in found]
 
-    trained, initial = manifests("train"), store.manifest("initial/evaluate")
+    trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
     if not trained:
         raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
     return Member(

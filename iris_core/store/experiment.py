@@ -11,6 +11,7 @@ from iris_core.common.disk import check_free_space
 from iris_core.common.errors import StoreError
 from iris_core.common.files import make_folder, read_sealed, replacing, seal, write_atomic
 from iris_core.store.manifest import Manifest, read_manifest
+from iris_core.store.places import iteration_name, iterations_in
 from iris_core.store.spec import Spec
 
 IDENTITY = "experiment.json"
@@ -86,9 +87,10 @@ class Store:
 
     def unlink(self) -> None:
         """Removes the links to stages of the initial model and of iterations; what they lead to stays."""
-        for link in self.home.glob("i*/*"):  # initial/… and iteration-…/…
-            if link.is_symlink():
-                link.unlink()
+        for iteration in (None, *iterations_in(self.home)):
+            for link in (self.home / iteration_name(iteration)).glob("*"):
+                if link.is_symlink():
+                    link.unlink()
 
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from iris_core.pipeline.stages import STAGES
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
@@ -32,20 +34,7 @@ ROOMS = (
     "evaluation",
     "reporting",
 )
-AT_THE_TOP = {
-    "__init__",
-    "prepare",
-    "generate",
-    "train",
-    "evaluate",
-    "schedule",
-    "register",
-    "publish",
-    "compare",
-    "load",
-    "doctor",
-    "mirror",
-}
+AT_THE_TOP = {"__init__", *STAGES, "load", "doctor", "mirror"}
 
 
 def imports(file: Path) -> Iterator[str]:
