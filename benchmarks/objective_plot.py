@@ -17,7 +17,7 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
-    pushes,
+    gradient_coefficients,
     tilted_weights,
 )
 
@@ -31,13 +31,13 @@ def push_on_synthetic(axes: Axes) -> None:
     reward = torch.linspace(-3, 1, 200)
     sides = Rewards(-reward, reward)
     for order in ORDERS:
-        _, down = pushes(OBJECTIVES["iris"], sides, Parameters(order=order))
+        _, down = gradient_coefficients(OBJECTIVES["iris"], sides, Parameters(order=order))
         axes.plot(reward, down, label=f"iris, α = {order:g}")
-    _, flat = pushes(OBJECTIVES["iris"], sides, Parameters(order=1.0, log_normalizers=(0.0, reward)))
+    _, flat = gradient_coefficients(OBJECTIVES["iris"], sides, Parameters(order=1.0, log_normalizers=(0.0, reward)))
     axes.plot(reward, flat, color="0.6", label="iris, batch of one")
     for name, dashes in RIVALS.items():
-        _, down = pushes(OBJECTIVES[name], sides, Parameters())
-        start = pushes(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), Parameters())[1]
+        _, down = gradient_coefficients(OBJECTIVES[name], sides, Parameters())
+        start = gradient_coefficients(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), Parameters())[1]
         axes.plot(reward, down / start, dashes, color="black", linewidth=1.2, label=name)
     axes.set(xlabel="synthetic reward r′ (annotated reward −r′)", ylabel="push on y′, 1 at r′ = 0")
     axes.set_ylim(-0.1, 4)

@@ -19,7 +19,7 @@ from benchmarks.study import language, losses, network, selfplay, world
 from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Runs, Variant, play
 from benchmarks.study.world import Setting, World
-from iris_core.objectives.losses import Normalizer, Parameters, Rewards, pushes
+from iris_core.objectives.losses import Normalizer, Parameters, Rewards, gradient_coefficients
 
 Floats = NDArray[np.float64]
 CODE = [Path(str(source.__file__)).read_text("utf-8") for source in (language, losses, network, selfplay, world)]
@@ -40,15 +40,15 @@ class Job:
                 "cells": self.cells,
                 "setting": asdict(setting),
                 "code": CODE,
-                "pushes": _pushes(self.variant),
+                "gradient_coefficients": _coefficients(self.variant),
             },
             sort_keys=True,
         )
         return folder / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.npz"
 
 
-def _pushes(variant: Variant) -> list[float]:
-    """How the variant's loss, one of the product's functions, weighs a fixed batch of rewards."""
+def _coefficients(variant: Variant) -> list[float]:
+    """Gradient coefficients of the variant's loss on a fixed batch of rewards: they change when the product's loss does."""
     annotated, synthetic, initial = torch.linspace(-4, 4, 24).sin().mul(2).view(3, 8).unbind()
     rewards = Rewards(annotated, synthetic, initial)
     normalizer = Normalizer(variant.normalizer, variant.schedule.max_order)
@@ -59,7 +59,7 @@ def _pushes(variant: Variant) -> list[float]:
         clip=variant.clip,
         likelihood_weight=variant.likelihood_weight,
     )
-    up, down = pushes(STUDY_OBJECTIVES[variant.objective], rewards, parameters)
+    up, down = gradient_coefficients(STUDY_OBJECTIVES[variant.objective], rewards, parameters)
     return [round(value, 3) for value in torch.cat([up, down]).tolist()]
 
 

@@ -20,7 +20,7 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
-    pushes,
+    gradient_coefficients,
 )
 from iris_core.objectives.order import next_order
 
@@ -143,7 +143,7 @@ class _Game:
 
         policy = self._table()
         rewards = self._rewards(policy, opponent, self.annotated, synthetic, None)
-        up, down = pushes(self.objective, rewards, self._parameters((0.0, 0.0)))
+        up, down = gradient_coefficients(self.objective, rewards, self._parameters((0.0, 0.0)))
         annotated, held = (
             log_likelihood(policy, where) - log_likelihood(opponent, where) for where in (self.held_out, held_synthetic)
         )

@@ -163,8 +163,8 @@ OBJECTIVES = {
 }
 
 
-def pushes(objective: Objective, rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """How hard each pair pulls its annotated response up and pushes its synthetic one down: −∂loss/∂r and ∂loss/∂r'.
+def gradient_coefficients(objective: Objective, rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """Per-pair gradient coefficients: −∂loss/∂r of the annotated response and ∂loss/∂r' of the synthetic one.
 
     For IRIS these are its importance weights (w + λ and v).
 
@@ -229,7 +229,7 @@ def tilted_weights(reward: Tensor, tilt: float | Tensor, log_normalizer: float |
 def effective_sample_size(weights: Tensor) -> Tensor:
     """(Σ|w|)² / Σw² over the last axis: how many equally weighted samples are worth as much; 0 where all weights are 0.
 
-    The weights of IRIS are positive; those that `pushes` finds for T-SPIN may have either sign.
+    The weights of IRIS are positive; the `gradient_coefficients` of T-SPIN may have either sign.
     """
     sizes = weights.abs()
     scaled = sizes / sizes.amax(dim=-1, keepdim=True).clamp(min=1e-30)

@@ -36,7 +36,7 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
-    pushes,
+    gradient_coefficients,
 )
 from iris_core.store.units import NEW, Units
 
@@ -214,7 +214,7 @@ class SelfPlayTrainer(Trainer):
             )
         if self.state.global_step == 0:
             _check_step0(ratios, lengths[:, :3], settings.step0_tolerance)
-        w, v = pushes(settings.objective, rewards, self._parameters)
+        w, v = gradient_coefficients(settings.objective, rewards, self._parameters)
         v = v[(lengths[:, 2:3] > 0).any(dim=1)]  # of pairs with a synthetic response
         if not settings.normalizer.needs_whole_batch:
             settings.normalizer.see(rewards)

@@ -15,10 +15,10 @@ from iris_core.objectives.losses import (
     Parameters,
     Rewards,
     effective_sample_size,
+    gradient_coefficients,
     iris,
     iris_weights,
     log_mean_exp,
-    pushes,
     tilted_risk,
     tilted_weights,
     variational_bound,
@@ -249,7 +249,7 @@ def curvatures(name: str, parameters: Parameters) -> torch.Tensor:
 
     def up_and_down(sides: torch.Tensor) -> torch.Tensor:
         rewards = Rewards(sides[0:1], sides[1:2])
-        up, down = pushes(OBJECTIVES[name], rewards, parameters)
+        up, down = gradient_coefficients(OBJECTIVES[name], rewards, parameters)
         return torch.cat([-up, down])
 
     zero, step = torch.zeros(2, dtype=torch.float64), 1e-5
@@ -321,7 +321,7 @@ def test_spin_is_the_logistic_loss_on_the_difference_of_scaled_log_ratios():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_objective_pulls_annotated_up_and_synthetic_down(name):
-    up, down = pushes(OBJECTIVES[name], PAIR, Parameters(order=1.5))
+    up, down = gradient_coefficients(OBJECTIVES[name], PAIR, Parameters(order=1.5))
     if name == "hinge":  # the margin is reached
         assert up.tolist() == down.tolist() == [0.0]
         return
@@ -329,10 +329,10 @@ def test_every_objective_pulls_annotated_up_and_synthetic_down(name):
     assert down.item() == 0 if name == "sft" else down.item() > 0
 
 
-def test_the_pushes_of_iris_are_its_weights():
+def test_the_gradient_coefficients_of_iris_are_its_weights():
     parameters = Parameters(order=1.5, likelihood_weight=0.25)
     w, v = iris_weights(PAIR, parameters)
-    up, down = pushes(OBJECTIVES["iris"], PAIR, parameters)
+    up, down = gradient_coefficients(OBJECTIVES["iris"], PAIR, parameters)
     assert up.item() == pytest.approx(w.item() + 0.25)
     assert down.item() == pytest.approx(v.item())
 
