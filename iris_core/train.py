@@ -171,11 +171,7 @@ def build_trainer(
     same = spec.policy == spec.opponent
     settings = Settings(
         objective=objective,
-        parameters=Parameters(
-            order=spec.order,
-            clip=spec.objective.weight_clip,
-            likelihood_weight=spec.objective.likelihood_weight,
-        ),
+        parameters=Parameters.of(spec.objective, spec.order),
         opponent=opponent,
         beta=spec.objective.beta,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),

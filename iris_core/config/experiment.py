@@ -17,6 +17,8 @@ from iris_core.config.data import Source as Source
 from iris_core.config.data import SyntheticPart as SyntheticPart
 from iris_core.config.data import Turns as Turns
 from iris_core.config.explain import Place, explain
+from iris_core.config.objective import ObjectiveName as ObjectiveName
+from iris_core.config.objective import ObjectivePart as ObjectivePart
 from iris_core.config.rules import (
     LONGEST_NAME,
     ModelName,
@@ -26,9 +28,7 @@ from iris_core.config.rules import (
     TrackingUri,
 )
 
-ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
 LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
-PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 
 Benchmark = Literal["gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"]
 TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
@@ -57,34 +57,6 @@ class GenerationPart(Part):
         1024,
         ge=1,
         description="Prompts per shard, the unit of resuming and of sharing out over GPUs.",
-    )
-
-
-class ObjectivePart(Part):
-    """The loss that tells annotated from synthetic responses.
-
-    A recipe that differs in `name` alone trains another objective: what it does not know, it does not look at.
-    """
-
-    name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
-    beta: float = Field(
-        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
-        gt=0,
-        le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, else 0.1.",
-    )
-    normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
-        "anchored", description="How the weights of iris are normalised; see docs/objective.md."
-    )
-    weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")
-    likelihood_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone.",
-    )
-    opponent: Literal["previous", "initial"] = Field(
-        "previous",
-        description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
     )
 
 

@@ -17,11 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from iris_core.config.objective import (
+    SPACE_RATIO,
+    SPIF_CURVATURE,
+    TSPIN_INITIAL_WEIGHT,
+    ObjectivePart,
+)
 
 NormalizerKind = Literal["unit", "anchored", "running", "batch"]
 MOMENTUM = 0.1
@@ -65,14 +72,28 @@ class Parameters:
         mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token.
     """
 
-    order: float | Tensor = 1.0
-    log_normalizers: tuple[float | Tensor, float | Tensor] = (0.0, 0.0)
-    clip: float = 5.0
-    likelihood_weight: float = 0.0
-    ratio: float = 1.0
-    curvature: float = 1.0
-    initial_weight: float = 0.1
-    mean_tokens: float = 1.0
+    order: float | Tensor
+    log_normalizers: tuple[float | Tensor, float | Tensor]
+    clip: float
+    likelihood_weight: float
+    ratio: float
+    curvature: float
+    initial_weight: float
+    mean_tokens: float
+
+    @classmethod
+    def of(cls, settings: ObjectivePart, order: float | Tensor) -> Self:
+        """What the settings say, for order α; `log_normalizers` and `mean_tokens` are set for each optimiser batch."""
+        return cls(
+            order=order,
+            log_normalizers=(0.0, 0.0),
+            clip=settings.weight_clip,
+            likelihood_weight=settings.likelihood_weight,
+            ratio=SPACE_RATIO,
+            curvature=SPIF_CURVATURE,
+            initial_weight=TSPIN_INITIAL_WEIGHT,
+            mean_tokens=1.0,
+        )
 
 
 def iris(rewards: Rewards, parameters: Parameters) -> Tensor:

@@ -21,6 +21,7 @@ from iris_core.config import (
     parse_experiment,
     yaml12,
 )
+from iris_core.config.objective import WITH_INITIAL_RESPONSES
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
@@ -147,7 +148,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
-        initial_synthetic=state.first if experiment.objective.name == "tspin" else None,
+        initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,
         training=training,
