@@ -53,7 +53,7 @@ def _coefficients(variant: Variant) -> list[float]:
     annotated, synthetic, initial = torch.linspace(-4, 4, 24).sin().mul(2).view(3, 8).unbind()
     rewards = Rewards(annotated, synthetic, initial)
     normalizer = Normalizer(variant.normalizer, variant.schedule.max_order)
-    normalizer.see(rewards)
+    normalizer.update(rewards)
     parameters = replace(
         Parameters.of(ObjectivePart(), torch.tensor([variant.schedule.max_order])),
         log_normalizers=normalizer.log_values(annotated),

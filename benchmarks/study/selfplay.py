@@ -179,12 +179,12 @@ class _Game:
             initial = None if self.initial is None else self.initial[:, rows]
             rewards = self._rewards(table, opponent, self.annotated[:, rows], synthetic[:, rows], initial)
             if normalizer.needs_whole_batch:
-                normalizer.see(rewards)
+                normalizer.update(rewards)
             parameters = self._parameters(normalizer.log_values(rewards.annotated))
             loss = self.objective.loss(rewards, parameters).mean(-1).sum()
             optimizer.step(loss, self.runs.learning_rates * rate_at(step, len(batches)))
             if not normalizer.needs_whole_batch:
-                normalizer.see(rewards)
+                normalizer.update(rewards)
 
     def _rewards(
         self, policy: Tensor, opponent: Tensor, annotated: Tensor, synthetic: Tensor, initial: Tensor | None

@@ -145,7 +145,7 @@ class SelfPlayTrainer(Trainer):
         if normalizer.needs_whole_batch:
             with torch.no_grad():
                 seen = self._share(inputs, lambda row: self._logprobs(model, row))
-            normalizer.see(self._rewards(seen, pairs))
+            normalizer.update(self._rewards(seen, pairs))
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
@@ -217,7 +217,7 @@ class SelfPlayTrainer(Trainer):
         w, v = gradient_coefficients(settings.objective, rewards, self._parameters)
         v = v[(lengths[:, 2:3] > 0).any(dim=1)]  # of pairs with a synthetic response
         if not settings.normalizer.needs_whole_batch:
-            settings.normalizer.see(rewards)
+            settings.normalizer.update(rewards)
         self._metrics = {
             "loss": loss.item(),
             **_weights("annotated", w),

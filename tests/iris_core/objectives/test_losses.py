@@ -140,7 +140,7 @@ def test_weighted_losses_have_the_gradient_of_the_bound(one, other, order):
     size = min(len(one), len(other))
     annotated, synthetic = one[:size].requires_grad_(), other[:size].requires_grad_()
     rewards, normalizer = Rewards(annotated, synthetic), Normalizer("batch", order)
-    normalizer.see(rewards)
+    normalizer.update(rewards)
     parameters = given_parameters(order=order, log_normalizers=normalizer.log_values(annotated), clip=1e30)
     by_weights = torch.autograd.grad(iris(rewards, parameters).mean(), (annotated, synthetic))
     bound = variational_bound(annotated, synthetic, order)
@@ -222,7 +222,7 @@ def test_the_first_step_has_no_loss_and_uniform_weights(normalizer, order):
         assert OBJECTIVES["iris"].batch_loss(zero, parameters).item() == 0
         assert iris(zero, parameters).tolist() == [0.0] * 5
         assert [weights.tolist() for weights in iris_weights(zero, parameters)] == [[1.0] * 5] * 2
-        state.see(zero)
+        state.update(zero)
 
 
 def best_reward(name: str, parameters: Parameters) -> torch.Tensor:
@@ -368,7 +368,7 @@ def test_nothing_overflows_for_huge_rewards_in_fp32(name, order):
     sides = [huge.clone().requires_grad_(), huge.flip(0).requires_grad_(), huge.roll(1)]
     for kind in NORMALIZERS if name == "iris" else ["unit"]:
         normalizer = Normalizer(kind, order)
-        normalizer.see(Rewards(*sides))
+        normalizer.update(Rewards(*sides))
         parameters = given_parameters(order=order, log_normalizers=normalizer.log_values(sides[0]))
         loss = OBJECTIVES[name].loss(Rewards(*sides), parameters)
         value = OBJECTIVES[name].batch_loss(Rewards(*sides), parameters)
@@ -383,7 +383,7 @@ def test_micro_batches_and_ranks_give_the_whole(name, normalizer):
     torch.manual_seed(0)
     sides = torch.randn(3, 8, dtype=torch.float64)
     state = Normalizer(normalizer, 1.5)
-    state.see(Rewards(*sides))
+    state.update(Rewards(*sides))
     parameters = given_parameters(order=1.5, log_normalizers=state.log_values(sides), mean_tokens=5.0, clip=2.0)
 
     def gradient(parts: list[list[int]]) -> torch.Tensor:
@@ -406,11 +406,11 @@ def test_leading_axes_are_independent_runs():
     sides, orders = torch.randn(2, 2, 6), torch.tensor([[0.5], [2.0]])
     for kind in NORMALIZERS:
         together = Normalizer(kind, orders)
-        together.see(Rewards(*sides))
+        together.update(Rewards(*sides))
         both = iris(Rewards(*sides), given_parameters(order=orders, log_normalizers=together.log_values(sides)))
         for run in range(2):
             alone, order = Normalizer(kind, orders[run].item()), orders[run].item()
-            alone.see(Rewards(*sides[:, run]))
+            alone.update(Rewards(*sides[:, run]))
             parameters = given_parameters(order=order, log_normalizers=alone.log_values(sides))
             assert torch.allclose(iris(Rewards(*sides[:, run]), parameters), both[run], atol=1e-6)
 
@@ -518,12 +518,12 @@ def test_running_equals_batch_for_one_batch_and_then_averages():
     rewards, like = both(2.0), torch.zeros(1)
     running, batch = Normalizer("running", 1.0), Normalizer("batch", 1.0)
     for normalizer in (running, batch):
-        normalizer.see(rewards)
+        normalizer.update(rewards)
     assert [v.tolist() for v in running.log_values(like)] == [[0.0], [2.0]]
     assert [v.tolist() for v in batch.log_values(like)] == [[0.0], [2.0]]
-    running.see(both(0.0))
+    running.update(both(0.0))
     assert running.log_values(like)[1].item() == pytest.approx(1.909565, abs=1e-5)
-    running.see(both(-800.0))
+    running.update(both(-800.0))
     assert running.log_values(like)[1].item() == pytest.approx(1.909565 + math.log(0.9), abs=1e-5)
 
 
@@ -534,21 +534,21 @@ def test_the_state_is_carried_over_a_checkpoint(kind):
     fresh.load_state_dict(normalizer.state_dict())
     assert [v.tolist() for v in fresh.log_values(like)] == [[0.0], [0.0]]
     for value in (0.3, 0.9):
-        normalizer.see(both(value))
+        normalizer.update(both(value))
     restored = Normalizer(kind, 1.7)
     restored.load_state_dict(normalizer.state_dict())
     for one in (normalizer, restored):
-        one.see(both(-0.2))
+        one.update(both(-0.2))
     for left, right in zip(restored.log_values(like), normalizer.log_values(like), strict=True):
         assert torch.equal(left, right)
 
 
 def test_anchored_never_goes_below_one():
     normalizer, like = Normalizer("anchored", 1.0), torch.zeros(1)
-    normalizer.see(both(-5.0))
+    normalizer.update(both(-5.0))
     assert [v.tolist() for v in normalizer.log_values(like)] == [[0.0], [0.0]]
     for _ in range(60):
-        normalizer.see(both(5.0))
+        normalizer.update(both(5.0))
     assert normalizer.log_values(like)[1].item() > 4
 
 
