@@ -370,7 +370,7 @@ def test_the_date_does_not_move():
 
 
 def test_settings_of_the_template():
-    with pytest.raises(ConfigError, match="does not look at 'enable_thinkng'"):
+    with pytest.raises(ConfigError, match="does not use 'enable_thinkng'"):
         chat(byte_level(made.QWEN_3), chat_template_kwargs={"enable_thinkng": False})
     data = {"path": "x", "chat_template_kwargs": {"tokenize": True}}
     recipe = {"name": "t", "model": {"path": "m"}}
