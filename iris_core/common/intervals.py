@@ -1,4 +1,4 @@
-"""95 % confidence intervals whose coverage is tested by simulation (`tests/iris_core/common/test_intervals.py`).
+"""95 % confidence intervals. Their coverage is tested by simulation (`tests/iris_core/common/test_intervals.py`).
 
     mean(margins, seed=0)                     # of independent values
     ratio(logprobs, tokens, seed=0)           # of Σ values / Σ counts, e.g. a log-probability per token

@@ -129,7 +129,7 @@ class _Builder:
     def value(self, node: Node) -> Any:
         """The value of `node`."""
         if id(node) in self.open:
-            raise YamlError(f"{_line(node)}: an anchor stands inside itself: write the value out")
+            raise YamlError(f"{_line(node)}: an anchor is inside itself: write the value out")
         if id(node) not in self.built:
             self.open.add(id(node))
             self.built[id(node)] = self._build(node)

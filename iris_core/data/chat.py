@@ -227,12 +227,12 @@ class Chat:
         messages = self._with_system(trial.messages)
         try:
             encoded = self._encode(trial)
-            asked, told = (self._render(messages, None, asks=asks) for asks in (True, False))
+            prompt, plain = (self._render(messages, None, asks=asks) for asks in (True, False))
             whole = self._render([*messages, trial.answer], None, asks=False)
         except Unusable as problem:
             raise ModelError(f"model.path: {problem}") from None
-        header = whole[len(asked) :].partition(ANSWER)[0].strip()
-        if asked == told and header:
+        header = whole[len(prompt) :].partition(ANSWER)[0].strip()
+        if prompt == plain and header:
             raise ModelError(
                 f"model.path: the chat template has no generation prompt, so that the model would have to write "
                 f"{header!r} itself: have the template write it where add_generation_prompt is set"
@@ -256,15 +256,15 @@ class Chat:
         if end in generation_ends or not generation_ends:
             return []
         name, *others = self.tokenizer.convert_ids_to_tokens([end, *generation_ends])
-        told = f"generation_config.json names {', '.join(map(repr, others))} as eos_token_id"
+        named = f"generation_config.json names {', '.join(map(repr, others))} as eos_token_id"
         if not self.tokens.controls(self.closing):
             raise ModelError(
                 f"model.path: the chat template writes no end of turn, the tokenizer's eos_token is {name!r}, and "
-                f"{told}: have the template write the end of turn that the model was trained on, or correct eos_token "
+                f"{named}: have the template write the end of turn that the model was trained on, or correct eos_token "
                 "or eos_token_id"
             )
         return [
-            f"model.path: the chat template ends a turn with {name!r}, {told}: both end a response here; add {name!r} "
+            f"model.path: the chat template ends a turn with {name!r}, {named}: both end a response here; add {name!r} "
             "there, so that others who serve the model stop at it"
         ]
 

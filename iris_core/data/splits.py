@@ -61,7 +61,7 @@ def data_names(names: list[str]) -> list[str]:
 
 
 def layout(names: list[str], readme: str | None) -> Layout:
-    """The subsets and splits of a data set whose files are `names`.
+    """The subsets and splits of a data set with the files `names`.
 
     Raises:
         DataError: the README's description cannot be understood.

@@ -1,4 +1,4 @@
-"""The study's exact divergences against Monte Carlo, its stacked runs against single ones, its steps against autograd."""
+"""The study: exact divergences against Monte Carlo, stacked runs against single ones, its steps against autograd."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The list of objectives, and what follows it: the settings' defaults, the comparison, the table in the documentation."""
+"""The list of objectives, and what follows it: defaults, the comparison, the table in the documentation."""
 
 import inspect
 from pathlib import Path

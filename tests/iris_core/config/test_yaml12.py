@@ -153,7 +153,7 @@ def test_anchors_and_merge_keys() -> None:
         ("a: !!python/name:os.system x", "line 1: the tag !!python/name:os.system does not fit"),
         ("a: !!int abc", "line 1: the tag !!int does not fit"),
         ("a: !!bool yes", "line 1: the tag !!bool does not fit"),
-        ("a: &a\n  b: *a", "line 1: an anchor stands inside itself"),
+        ("a: &a\n  b: *a", "line 1: an anchor is inside itself"),
         ("a: *b", "line 1: not YAML .*undefined alias"),
         ("b: 1\na: #### (.+)", "line 2: nothing is before the #, which begins a comment: put the value in quotes"),
         ("a: # nothing", "line 1: nothing is before the #"),

@@ -1,4 +1,4 @@
-"""The objectives against tabular distributions in exact arithmetic, numbers worked on paper, and their own gradients."""
+"""The objectives against exact arithmetic on tabular distributions, numbers worked on paper, and finite differences."""
 
 import math
 from dataclasses import replace
@@ -174,7 +174,7 @@ def test_the_bound_has_the_gradient_that_finite_differences_give():
         )
 
 
-# --- the family: names, fixed points, optima, hand arithmetic -------------------------------------------------------------
+# --- the family: names, fixed points, optima, hand arithmetic ------------------------------------------------------
 
 
 def test_every_objective_of_the_list_has_a_loss():
@@ -421,8 +421,8 @@ def test_leading_axes_are_independent_runs():
 def lengths_apart(end: torch.Tensor, cut: bool) -> Rewards:
     """Rewards (β = 1) of a policy that ends a response at every token with probability σ(end), against one with ½.
 
-    Both sides end after the first token (½) or the second (¼), or do not (¼): synthetic responses are cut there, at L = 2;
-    annotated ones go on to 3L = 6 without an end. So the two differ in length only.
+    Both sides end after the first token (½) or the second (¼), or do not (¼). Synthetic responses are cut there, at
+    L = 2; annotated ones continue to 3L = 6 without an end. So the two differ in length only.
     """
     ended, went_on = (logsigmoid(sign * end) - math.log(0.5) for sign in (1, -1))
     first = torch.stack([ended, ended, went_on + ended, 2 * went_on])
