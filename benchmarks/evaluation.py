@@ -58,9 +58,10 @@ def ours(spec: Any, out: Path) -> tuple[float, Scores]:
 
 def peer(spec: Any, out: Path) -> tuple[float, Scores]:
     """Seconds and scores of `lm_eval run`, one benchmark after another."""
+    from iris_core.common.cache import cache_folder
     from iris_core.evaluation.benchmarks import NLTK_FOLDER, benchmark
 
-    cache = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris") / "datasets"
+    cache = cache_folder() / "datasets"
     settings = {
         "HF_DATASETS_CACHE": str(cache / spec.data.digest[:16]),
         "NLTK_DATA": str(spec.data.path / NLTK_FOLDER),

@@ -5,6 +5,7 @@ python -m benchmarks.objective_plot
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import (
     OBJECTIVES,
     Parameters,
@@ -23,6 +25,7 @@ from iris_core.objectives.losses import (
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "objective.png"
 ORDERS = (0.5, 1.0, 1.5, 2.0)
+PARAMETERS = Parameters.of(ObjectivePart(weight_clip=5.0, likelihood_weight=0.0), order=1.0)
 RIVALS = {"spin": "--", "space": "-.", "spif": ":"}
 
 
@@ -31,13 +34,13 @@ def synthetic_coefficients(axes: Axes) -> None:
     reward = torch.linspace(-3, 1, 200)
     rewards = Rewards(-reward, reward)
     for order in ORDERS:
-        _, down = gradient_coefficients(OBJECTIVES["iris"], rewards, Parameters(order=order))
+        _, down = gradient_coefficients(OBJECTIVES["iris"], rewards, replace(PARAMETERS, order=order))
         axes.plot(reward, down, label=f"iris, α = {order:g}")
-    _, flat = gradient_coefficients(OBJECTIVES["iris"], rewards, Parameters(order=1.0, log_normalizers=(0.0, reward)))
+    _, flat = gradient_coefficients(OBJECTIVES["iris"], rewards, replace(PARAMETERS, log_normalizers=(0.0, reward)))
     axes.plot(reward, flat, color="0.6", label="iris, batch of one")
     for name, dashes in RIVALS.items():
-        _, down = gradient_coefficients(OBJECTIVES[name], rewards, Parameters())
-        start = gradient_coefficients(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), Parameters())[1]
+        _, down = gradient_coefficients(OBJECTIVES[name], rewards, PARAMETERS)
+        start = gradient_coefficients(OBJECTIVES[name], Rewards(torch.zeros(1), torch.zeros(1)), PARAMETERS)[1]
         axes.plot(reward, down / start, dashes, color="black", linewidth=1.2, label=name)
     axes.set(xlabel="synthetic reward r′ (annotated reward −r′)", ylabel="gradient coefficient of y′, 1 at r′ = 0")
     axes.set_ylim(-0.1, 4)

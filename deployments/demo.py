@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from iris_core.common.cache import cache_folder
 from iris_core.demo import house_style, model
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -20,8 +20,7 @@ def recipe_path(name: str) -> Path:
 
 def data_folder(seed: int) -> Path:
     """Where the annotated set of `seed` lies: `$IRIS_CACHE/demo/…`, or `~/.cache/iris/demo/…`."""
-    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
-    return Path(cache).expanduser() / "demo" / f"seed-{seed}"
+    return cache_folder() / "demo" / f"seed-{seed}"
 
 
 def make_inputs(seed: int) -> dict[str, object]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
+from iris_core.common.cache import cache_folder
 from iris_core.common.errors import ConfigError, ServiceError
 from iris_core.common.uris import sqlite_uri
 
@@ -29,8 +30,7 @@ LOG_LINES = 15
 
 def home() -> Path:
     """Where state, logs and credentials of the services lie."""
-    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
-    return Path(cache).expanduser().absolute() / "services"
+    return cache_folder() / "services"
 
 
 def private_folder(folder: Path) -> Path:

@@ -30,7 +30,8 @@ from iris_core.reporting.summary import (
     warnings,
 )
 from iris_core.store import Store
-from tasks.stage import Finished, describe, place_of
+from iris_core.store.places import iteration_name
+from tasks.stage import Finished, describe
 
 SAY_EVERY_S = 20.0  # where there is no terminal to draw in
 LOG_LINES = 15
@@ -139,7 +140,7 @@ def show_result(console: Console, store: Store) -> None:
     show(console, "\n", (one_line(store.home.name), "bold"), ": the model after each iteration")
     console.print(table)
     if best := champion(store):
-        line = f"champion  version {best.version}, {place_name(place_of(best.iteration))}"
+        line = f"champion  version {best.version}, {place_name(iteration_name(best.iteration))}"
         show(console, f"{line}: {plain(best.note)}\n")
     show_warnings(console, warnings(store))
     for sample in samples(store):

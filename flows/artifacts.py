@@ -19,14 +19,15 @@ from iris_core.reporting.summary import (
     warnings,
 )
 from iris_core.store import Store
-from tasks.stage import artifact_key, place_of
+from iris_core.store.places import iteration_name
+from tasks.stage import artifact_key
 
 WARNING = "warning"
 
 
 def show_row(store: Store, row: Row) -> None:
     """One row of the table as a table artifact."""
-    where = "initial-model" if row.iteration is None else f"iteration-{row.iteration}"
+    where = "initial-model" if row.iteration is None else iteration_name(row.iteration)
     create_table_artifact(
         [_without_markup(cell) for cell in quantities(store, row)],
         key=artifact_key(store.home.name, where),
@@ -70,7 +71,7 @@ def quantities(store: Store, row: Row) -> list[dict[str, str]]:
     """One row of the table, each benchmark's score and each warning of its stages."""
     shown = list(zip(headers([row]), cells(row), strict=True))
     shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
-    stages = f"{place_of(row.iteration)}/"
+    stages = f"{iteration_name(row.iteration)}/"
     shown += [(WARNING, redact(text)) for place, text in warnings(store) if place.startswith(stages)]
     return [{"quantity": name, "value": value} for name, value in shown if value]
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from iris_core import tracking
+from iris_core.common.cache import cache_folder
 from iris_core.common.errors import ConfigError, EvaluationError, ServiceError
 from iris_core.common.files import write_atomic
 from iris_core.config import Experiment
@@ -71,7 +72,7 @@ def check_caches() -> None:
 
     for variable, folder in (
         ("HF_HOME", Path(constants.HF_HOME)),
-        ("IRIS_CACHE", Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")),
+        ("IRIS_CACHE", cache_folder()),
     ):
         try:
             folder.expanduser().mkdir(parents=True, exist_ok=True)
@@ -193,7 +194,6 @@ def _on_hub(experiment: Experiment) -> dict[str, Check]:
 
 def check_benchmark(name: str) -> None:
     """Raises an error if a benchmark's data set is neither on the hub nor, offline, in a cache."""
-    root = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")
-    built = root.expanduser() / "datasets" / "hub" / name.replace("/", "___").lower()
+    built = cache_folder() / "datasets" / "hub" / name.replace("/", "___").lower()
     if not (hub.is_offline() and built.is_dir()):
         hub.resolve_revision("benchmark", name)

@@ -14,16 +14,16 @@ from flows.checks import check_services
 from flows.iris import iris
 from iris_core.common.markup import markdown
 from iris_core.config import Experiment, ObjectiveName
+from iris_core.config.objective import COMPARED
 from iris_core.pipeline.plan import member
 from tasks.compare import compare as compare_stage
 from tasks.stage import artifact_key
 
-SIX: list[ObjectiveName] = ["iris", "spin", "space", "spif", "tspin", "sft"]
 SEEDS = [0, 1, 2]
 
 
 @flow(name="iris-compare", flow_run_name="{experiment.name}")
-def compare(experiment: Experiment, objectives: list[ObjectiveName] = SIX, seeds: list[int] = SEEDS) -> Path:
+def compare(experiment: Experiment, objectives: list[ObjectiveName] = COMPARED, seeds: list[int] = SEEDS) -> Path:
     """Runs the loop for every objective and seed, and gives one table and one plot.
 
     Loops share a store, so that work with equal inputs, such as the first iteration's responses, is done once.

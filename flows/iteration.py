@@ -45,12 +45,7 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
     policy = trained_policy(state.policy, trained.manifest())
     evaluated = evaluate(experiment, prepared, policy, t)
     scheduled = schedule(experiment, state, trained)
-    stages = {
-        "generate": generated,
-        "train": trained,
-        "evaluate": evaluated,
-        "schedule": scheduled,
-    }
+    stages = {each.stage: each for each in (generated, trained, evaluated, scheduled)}
     registered = register(experiment, prepared, t, policy, stages)
     store = Store(Path(experiment.store), experiment.name)
     show_table(store)

@@ -30,6 +30,7 @@ from iris_core.execution.stage import main
 from iris_core.pipeline.lineage import content_key, describe, spread, version_tags, warnings_of
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.store import Artifact, Manifest, Outcome, named_manifest
+from iris_core.store.places import PREFIX, iteration_name
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
 from iris_core.tracking.connection import flatten
@@ -116,20 +117,15 @@ def read_stages(spec: RegisterSpec) -> dict[str, Manifest]:
     return {name: named_manifest(artifact) for name, artifact in spec.stages.items()}
 
 
-def run_name(iteration: int | None) -> str:
-    """What the run of an iteration (None: of the initial model) is called."""
-    return "initial" if iteration is None else f"iteration-{iteration}"
-
-
 def claim_runs(client: Client, spec: RegisterSpec, manifests: dict[str, Manifest], out: Path) -> Record:
     """Finds or makes the experiment's parent run and the iteration's child run."""
     experiment = claim_experiment(client, spec.experiment, tracking.artifact_folder(spec.tracking_uri, otherwise=out))
     started = min(_milliseconds(manifest) for manifest in manifests.values())
     parent = claim_run(client, experiment, spec.experiment, PARENT, started)
-    name = run_name(spec.iteration)
+    name = iteration_name(spec.iteration)
     tags = {
         "iris.role": "iteration",
-        "iris.iteration": name.removeprefix("iteration-"),
+        "iris.iteration": name.removeprefix(PREFIX),
         registry.KEY: content_key(spec, manifests),
     }
     child = claim_run(client, experiment, name, tags, started)
@@ -207,7 +203,7 @@ def register_model(record: Record, measures: Measures) -> tuple[dict[str, Any], 
             "initial model gets none and does not compete for champion: give another name"
         )
         return {"version": None, "champion": False, "warnings": [text]}, None
-    name = f"{spec.experiment}-{run_name(spec.iteration)}"
+    name = f"{spec.experiment}-{iteration_name(spec.iteration)}"
     model = registry.claim_model(client, record.experiment, record.child, name, tags, spec.policy)
     about = describe(spec.registered_model, tags)
     log_output(client, record.parent, model.model_id, record.step)
@@ -277,7 +273,7 @@ def finish(record: Record) -> None:
     client.set_terminated(record.child, "FINISHED", record.ended)
     if ended := loop_end(record):
         client.set_terminated(record.parent, "FINISHED", ended)
-    for name, tags in ((spec.experiment, PARENT), (run_name(spec.iteration), record.tags)):
+    for name, tags in ((spec.experiment, PARENT), (iteration_name(spec.iteration), record.tags)):
         claim_run(client, record.experiment, name, tags, record.ended)
     client.set_tag(record.child, *spec.recorded)
 

@@ -6,7 +6,8 @@ from iris_core.config import Experiment
 from iris_core.evaluation.folder import benchmark_folder
 from iris_core.pipeline.plan import Prepared, evaluate_spec
 from iris_core.store import Policy
-from tasks.stage import Result, perform, place_of, stage_task
+from iris_core.store.places import place_of
+from tasks.stage import Result, perform, stage_task
 
 
 @stage_task("evaluate", gpu=True)
@@ -14,4 +15,4 @@ def evaluate(experiment: Experiment, prepared: Prepared, policy: Policy, iterati
     """Scores the policy that `iteration` has trained, or the initial one (None)."""
     data = benchmark_folder(experiment.evaluation.data_dir)
     spec = evaluate_spec(experiment, prepared, policy, data)
-    return perform(spec, experiment, f"{place_of(iteration)}/evaluate")
+    return perform(spec, experiment, place_of(iteration, spec.stage))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from iris_core.config import Experiment
 from iris_core.pipeline.plan import Prepared, register_spec
 from iris_core.store import Policy
-from tasks.stage import Finished, Result, perform, place_of, stage_task
+from iris_core.store.places import place_of
+from tasks.stage import Finished, Result, perform, stage_task
 
 
 @stage_task("register")
@@ -19,4 +20,4 @@ def register(
     """Logs one iteration to MLflow (None: the initial model) and registers its model."""
     manifests = {name: finished.manifest() for name, finished in stages.items()}
     spec = register_spec(experiment, prepared, iteration, policy, manifests)
-    return perform(spec, experiment, f"{place_of(iteration)}/register")
+    return perform(spec, experiment, place_of(iteration, spec.stage))

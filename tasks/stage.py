@@ -181,11 +181,6 @@ def _found(spec: Spec, folder: Path) -> Manifest | None:
         return None
 
 
-def place_of(iteration: int | None) -> str:
-    """The folder of an iteration, or of the initial model (None), in the experiment's folder."""
-    return "initial" if iteration is None else f"iteration-{iteration}"
-
-
 def log_file(store: Store, place: str) -> Path:
     """Where the log lines of the stage at `place` go."""
     return store.home / "logs" / f"{place.replace('/', '-')}.log"

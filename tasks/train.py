@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from iris_core.config import Experiment
 from iris_core.pipeline.plan import LoopState, Prepared, train_spec
+from iris_core.store.places import place_of
 from tasks.stage import Finished, Result, perform, stage_task
 
 
@@ -11,4 +12,4 @@ from tasks.stage import Finished, Result, perform, stage_task
 def train(experiment: Experiment, prepared: Prepared, state: LoopState, generated: Finished) -> Result:
     """Fine-tunes the policy of one iteration; out of memory, it tries again with half the micro-batch."""
     spec = train_spec(experiment, prepared, state, generated.manifest())
-    return perform(spec, experiment, f"iteration-{state.iteration}/train")
+    return perform(spec, experiment, place_of(state.iteration, spec.stage))

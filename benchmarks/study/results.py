@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from benchmarks.study import language, losses, network, selfplay, world
 from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Runs, Variant, play
 from benchmarks.study.world import Setting, World
+from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import Normalizer, Parameters, Rewards, gradient_coefficients
 
 Floats = NDArray[np.float64]
@@ -52,9 +53,9 @@ def _coefficients(variant: Variant) -> list[float]:
     annotated, synthetic, initial = torch.linspace(-4, 4, 24).sin().mul(2).view(3, 8).unbind()
     rewards = Rewards(annotated, synthetic, initial)
     normalizer = Normalizer(variant.normalizer, variant.schedule.max_order)
-    normalizer.see(rewards)
-    parameters = Parameters(
-        order=torch.tensor([variant.schedule.max_order]),
+    normalizer.update(rewards)
+    parameters = replace(
+        Parameters.of(ObjectivePart(), torch.tensor([variant.schedule.max_order])),
         log_normalizers=normalizer.log_values(annotated),
         clip=variant.clip,
         likelihood_weight=variant.likelihood_weight,

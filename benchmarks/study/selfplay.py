@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from benchmarks.study.language import divergence, log_likelihood, positions, sam
 from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.network import RMSProp, Weights, rate_at, student_table
 from benchmarks.study.world import World
-from iris_core.config import SchedulePart
+from iris_core.config import ObjectivePart, SchedulePart
 from iris_core.objectives.gap import variational_gap
 from iris_core.objectives.losses import (
     Normalizer,
@@ -179,12 +179,12 @@ class _Game:
             initial = None if self.initial is None else self.initial[:, rows]
             rewards = self._rewards(table, opponent, self.annotated[:, rows], synthetic[:, rows], initial)
             if normalizer.needs_whole_batch:
-                normalizer.see(rewards)
+                normalizer.update(rewards)
             parameters = self._parameters(normalizer.log_values(rewards.annotated))
             loss = self.objective.loss(rewards, parameters).mean(-1).sum()
             optimizer.step(loss, self.runs.learning_rates * rate_at(step, len(batches)))
             if not normalizer.needs_whole_batch:
-                normalizer.see(rewards)
+                normalizer.update(rewards)
 
     def _rewards(
         self, policy: Tensor, opponent: Tensor, annotated: Tensor, synthetic: Tensor, initial: Tensor | None
@@ -204,8 +204,8 @@ class _Game:
         return Rewards(of_annotated, of_synthetic, of_initial)
 
     def _parameters(self, log_normalizers: tuple[float | Tensor, float | Tensor]) -> Parameters:
-        return Parameters(
-            order=self.orders,
+        return replace(
+            Parameters.of(ObjectivePart(), self.orders),
             log_normalizers=log_normalizers,
             clip=self.variant.clip,
             likelihood_weight=self.variant.likelihood_weight,

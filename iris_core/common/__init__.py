@@ -1,1 +1,5 @@
-"""What every other room builds on: errors, digests, atomic files, strict models, intervals. It imports no other room."""
+"""What every other sub-package uses: errors, digests, atomic files, strict models, intervals.
+
+Imports no other sub-package. Keys in existing stores depend on the form of a digest and of a sealed file: do not change
+them.
+"""

@@ -1,4 +1,4 @@
-"""Content digests: what a stage's key is made of. A path is never a key; the content behind it is."""
+"""SHA-256 digests of content. Keys of stages are made of them: of what a file holds, never of its path."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def folder_digest(folder: Path, patterns: tuple[str, ...] = ("**/*",)) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over the files of a model or adapter folder that decide what it computes."""
+    """SHA-256 over the files of a model or adapter folder that decide its outputs: weights, settings, tokenizer."""
     return folder_digest(folder, MODEL_FILES)

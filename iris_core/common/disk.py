@@ -1,4 +1,4 @@
-"""Full disks: asked about before work begins, and named by one error whichever library runs into them."""
+"""Full disks: checked before work starts, and reported as one error whichever library meets them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iris_core.common.errors import StoreError
 MIN_FREE_BYTES = 1 << 30
 NOTHING_LEFT_BYTES = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# how safetensors, SQLite and all that passes on the text of one of these say it
+# the messages of the system and of SQLite, which other libraries pass on as text
 PHRASES = ("no space left on device", "disk quota exceeded", "database or disk is full")
 
 
@@ -30,7 +30,7 @@ def check_free_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
 
 @contextmanager
 def full_disk_errors(folder: Path) -> Iterator[None]:
-    """Turns whatever a library raises because the disk is full into one error.
+    """Turns whatever a library raises because the disk is full into a StoreError.
 
     Args:
         folder: where the block writes.
@@ -49,7 +49,7 @@ def full_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _is_of_full_disk(error: BaseException | None, folder: Path) -> bool:
-    """Whether `error`, or one that it was raised from, says so."""
+    """Whether `error`, or an error that it was raised from, comes from a full disk."""
     if error is None:
         return False
     if isinstance(error, OSError) and error.errno in FULL:
@@ -57,7 +57,7 @@ def _is_of_full_disk(error: BaseException | None, folder: Path) -> bool:
     text = str(error).lower()
     if any(phrase in text for phrase in PHRASES):
         return True
-    vague = type(error) is RuntimeError or "disk i/o error" in text  # torch, SQLite: not why they cannot write
+    vague = type(error) is RuntimeError or "disk i/o error" in text  # torch and SQLite do not say why a write failed
     if vague and _is_full(folder):
         return True
     return _is_of_full_disk(error.__cause__ or error.__context__, folder)

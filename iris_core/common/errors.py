@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each says what is wrong, where, and what to do; each knows whether a retry can help."""
+"""The errors that a user can see. Each says what is wrong, where, and what to do, and whether a retry can help."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class ConfigError(IrisError):
 
 
 class DataError(IrisError):
-    """The annotated data cannot be used as it is."""
+    """The annotated data is missing, unreadable, or has pairs that cannot be used."""
 
 
 class ModelError(IrisError):
-    """The model folder is missing, incomplete, or lacks something the loop needs (a chat template)."""
+    """The model folder is missing or incomplete, or lacks something that the loop needs, such as a chat template."""
 
 
 class StoreError(IrisError):
-    """The store cannot take or give back a stage's output."""
+    """The store cannot be written, or no longer has the output of a stage."""
 
 
 class EvaluationError(IrisError):
@@ -42,7 +42,7 @@ class EvaluationError(IrisError):
 
 
 class TrainingError(IrisError):
-    """Training cannot go on: a loss that is not a number, or a reference that is not the policy at step 0."""
+    """Training cannot continue: the loss is not a number, or policy and opponent differ at step 0."""
 
 
 class ServiceError(IrisError):
@@ -53,7 +53,7 @@ class ServiceError(IrisError):
 
 
 class OutageError(ServiceError):
-    """A server did not answer for as long as `tracking.patience` says: it was waited for, so no retry follows."""
+    """A server did not answer for `tracking.patience` seconds. The stage has waited for it, so no retry follows."""
 
     retryable = False
 
@@ -73,6 +73,6 @@ class StageFailed(IrisError):
 
 
 def first_line(error: BaseException) -> str:
-    """What `error` says in its first line, for a message of one line."""
+    """The first line of the text of `error`, for a message of one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:160]

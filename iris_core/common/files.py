@@ -1,7 +1,7 @@
-"""Files that hold all of what was written or what they held before, whenever a process is killed or the power fails.
+"""Atomic writes: a file holds all that was written or what it held before, even when the process or the power fails.
 
-What counts is written beside its place, flushed to the disk with its folder, and renamed. Small JSON files carry a digest of
-themselves, so that one that was damaged is not taken for one with another content.
+Content is written to a temporary file in the same folder, flushed to the disk, and renamed. Small JSON files carry a
+digest of their own content, so that damage is detected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place to write to; what lies there when the block ends without an error replaces `path`, whatever that was."""
+    """A temporary path to write to. What the block leaves there replaces `path`, unless the block raises an error."""
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     remove(temporary)
@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def install(temporary: Path, path: Path) -> None:
-    """Renames a file, folder or link to `path`, flushed to the disk; what is there and cannot be replaced goes first."""
+    """Renames a file, folder or link to `path` and flushes it to the disk. A folder at `path` is removed first."""
     if not temporary.is_symlink():
         sync(temporary)
     if _is_folder(path) or _is_folder(temporary):
@@ -52,7 +52,7 @@ def install(temporary: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file, or a folder with all in it, to the disk."""
+    """Flushes a file, or a folder and everything in it, to the disk."""
     if path.is_dir():
         for inner in path.rglob("*"):
             if inner.is_file() or _is_folder(inner):
@@ -61,7 +61,7 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a whole folder; nothing where there is none."""
+    """Removes a file, a link or a whole folder. Does nothing if there is none."""
     if _is_folder(path):
         shutil.rmtree(path)
     else:
@@ -70,7 +70,7 @@ def remove(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder `path` if it is missing; a file or a dangling link in its place goes. Its parents are kept."""
+    """Makes the folder `path` if it is missing. A file or a dangling link at `path` is removed; its parents are not."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # and it is no folder
@@ -79,12 +79,12 @@ def make_folder(path: Path) -> None:
 
 
 def seal(content: dict[str, Any]) -> str:
-    """`content` as JSON with a digest of itself."""
+    """`content` as JSON with its own digest."""
     return json.dumps({SEAL: json_digest(content), **content}, indent=1, ensure_ascii=False)
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What `seal` made the text of the file at `path` of; None if it is missing or damaged."""
+    """The content that `seal` wrote to the file at `path`; None if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if content.pop(SEAL) == json_digest(content) else None
@@ -105,7 +105,7 @@ def _flush(path: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """What processes that were killed have left beside `path`."""
+    """Removes temporary files for `path` of processes that no longer exist."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         writer = leftover.name.rpartition(".")[2]
         if writer.isdigit() and not psutil.pid_exists(int(writer)):

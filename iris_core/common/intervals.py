@@ -1,11 +1,12 @@
-"""95 % confidence intervals whose coverage is tested by simulation (`tests/iris_core/common/test_intervals.py`).
+"""95 % confidence intervals. Their coverage is tested by simulation (`tests/iris_core/common/test_intervals.py`).
 
     mean(margins, seed=0)                     # of independent values
     ratio(logprobs, tokens, seed=0)           # of Σ values / Σ counts, e.g. a log-probability per token
     proportion(successes=3, trials=48)        # exact, also at 0 of 48
-    crossed(logprobs, tokens)                 # over seeds and, within all of them, the same prompts
+    crossed(logprobs, tokens)                 # over seeds that all saw the same prompts
 
-The percentile bootstrap is not used: with 16 to 64 values its intervals are too short, and [0, 0] for a proportion of 0.
+The percentile bootstrap is not used: with 16 to 64 values its intervals are too short, and for a proportion of 0 its
+interval is [0, 0].
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from iris_core.common.strict import Strict
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 RESAMPLES = 2000
-FEWEST = 16  # values; intervals of fewer have the tested coverage for normal values only
+FEWEST = 16  # values; with fewer, the coverage is tested for normal values only
 Floats = NDArray[np.float64]
 
 
@@ -45,10 +46,10 @@ def ratio(values: Floats, counts: Floats, seed: int) -> Interval:
 
 
 def bounds(values: Floats, counts: Floats, seed: int) -> tuple[Floats, Floats, Floats]:
-    """The ratio along the last axis and the ends of its interval; on each side the wider of two intervals is taken.
+    """The ratio along the last axis and the ends of its interval.
 
-    Student's t is right for symmetric values and too short for skewed ones; the studentised bootstrap (bootstrap-t) is
-    right for skewed values and too short for a few large symmetric ones.
+    Each end is the wider of two intervals. Student's t is right for symmetric values and too short for skewed ones. The
+    studentised bootstrap (bootstrap-t) is right for skewed values and too short for a few large symmetric ones.
 
     Args:
         values: shape [..., size].
@@ -60,7 +61,7 @@ def bounds(values: Floats, counts: Floats, seed: int) -> tuple[Floats, Floats, F
     value = values.sum(-1) / total
     residuals = values - value[..., None] * counts
     error = _error(np.square(residuals).sum(-1), total, size)
-    half = student(size - 1) * error
+    half = t_quantile(size - 1) * error
     below, above = _studentized(residuals, counts, seed)
     return (
         value,
@@ -71,17 +72,17 @@ def bounds(values: Floats, counts: Floats, seed: int) -> tuple[Floats, Floats, F
 
 def proportion(successes: int, trials: int) -> Interval:
     """The share of `successes`, with the interval of Clopper and Pearson (1934): its coverage is never below 95 %."""
-    from scipy import stats  # the stage `train` runs without it
+    from scipy import stats  # slow to import, and `train` does not need it
 
     found = stats.binomtest(successes, trials).proportion_ci(LEVEL, method="exact")
     return Interval(value=successes / trials, low=float(found.low), high=float(found.high))
 
 
 def crossed(values: Floats, counts: Floats) -> Interval:
-    """Mean over seeds of Σ values / Σ counts, where every seed saw the same prompts; both are samples.
+    """Mean over seeds of Σ values / Σ counts, all on the same prompts. Seeds and prompts are both samples.
 
-    Half its width is the root of the squared half-widths of two t-intervals, over seeds and over prompts: wide with two
-    seeds, as it must be.
+    Its half-width is √(a² + b²), with a and b the half-widths of the t-intervals over seeds and over prompts. With two
+    seeds it is wide, because two seeds say little.
 
     Args:
         values: shape [seeds, prompts].
@@ -99,8 +100,8 @@ def crossed(values: Floats, counts: Floats) -> Interval:
 def crossed_proportion(correct: Floats) -> Interval:
     """The share of ones over seeds and prompts, shape [seeds, prompts].
 
-    Two right and two wrong prompts are added to every seed (Agresti and Coull, 1998), so that the interval of a share of 0
-    or 1 is not empty.
+    Two correct and two wrong prompts are added to every seed (Agresti and Coull, 1998). Without them the interval of a
+    share of 0 or 1 would be empty.
     """
     added = np.tile([0.0, 0.0, 1.0, 1.0], (len(correct), 1))
     padded = np.concatenate([correct, added], axis=1)
@@ -110,8 +111,8 @@ def crossed_proportion(correct: Floats) -> Interval:
 
 
 @lru_cache(maxsize=64)
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t with so many degrees of freedom.
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with `freedom` degrees of freedom.
 
     With x = √ν·tan θ its density is that of cos^{ν−1} θ, which Gauss–Legendre integrates; Newton's method finds x.
     """
@@ -127,8 +128,8 @@ def student(freedom: int) -> float:
 
 
 def _half_width(values: Floats) -> float:
-    """Of the t-interval of the mean of `values`, shape [size]."""
-    return student(len(values) - 1) * float(values.std(ddof=1)) / len(values) ** 0.5
+    """The half-width of the t-interval of the mean of `values`, shape [size]."""
+    return t_quantile(len(values) - 1) * float(values.std(ddof=1)) / len(values) ** 0.5
 
 
 def _studentized(residuals: Floats, counts: Floats, seed: int) -> tuple[Floats, Floats]:

@@ -1,8 +1,8 @@
-"""Outages of services: a step is repeated until what it needs answers again, or patience is over.
+"""Outages of services: a step is repeated until the service answers again, or the patience is used up.
 
     runs = wait_out(600, lambda: tracking.holds(uri, ["..."]))
 
-The first failure is said at once, then once a minute, in the log and to the process that started the stage.
+The first failure is reported at once, then once a minute, in the log and to the parent process of the stage.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import TypeVar
 from iris_core.common import progress
 from iris_core.common.errors import OutageError, ServiceError
 
-FIRST_PAUSE_S = 0.1  # a reply that was lost costs no more
+FIRST_PAUSE_S = 0.1  # short, for a single lost reply
 LONGEST_PAUSE_S = 15.0
-SAY_EVERY_S = 60.0
-SLOW_S = 30.0  # that an answer may take before it is said
+NOTIFY_EVERY_S = 60.0
+SLOW_S = 30.0  # an answer that takes longer is reported
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 def wait_out(patience: float, step: Callable[[], T]) -> T:
-    """What `step` gives, repeated whole while it raises ServiceError.
+    """Returns what `step` returns. The whole step is repeated while it raises ServiceError.
 
     Args:
-        patience: how long after the first failure it is repeated, in seconds; 0: it is done once.
-        step: may be done again after it failed anywhere, also where it worked and only the answer was lost.
+        patience: for how many seconds after the first failure it is repeated; 0: it runs once.
+        step: safe to repeat after a failure at any point, even if it succeeded and only the reply was lost.
 
     Raises:
         ServiceError: the step failed, and patience is 0.
         OutageError: it failed for `patience` seconds.
     """
-    failed = said = None
+    failed = notified = None
     pause = FIRST_PAUSE_S
     while True:
         try:
@@ -51,9 +51,9 @@ def wait_out(patience: float, step: Callable[[], T]) -> T:
             failed = now if failed is None else failed
             if now - failed >= patience:
                 raise OutageError(f"{error} (waited {patience:g} s, tracking.patience): run again to resume") from error
-            if said is None or now - said >= SAY_EVERY_S:
-                said = now
-                tell(f"{error}: waiting up to {patience + failed - now:.0f} s for it to answer")
+            if notified is None or now - notified >= NOTIFY_EVERY_S:
+                notified = now
+                notify(f"{error}: waiting up to {patience + failed - now:.0f} s for it to answer")
             time.sleep(min(pause, patience + failed - now))
             pause = min(2 * pause, LONGEST_PAUSE_S)
         else:
@@ -63,9 +63,9 @@ def wait_out(patience: float, step: Callable[[], T]) -> T:
 
 
 @contextmanager
-def said_if_slow(text: str) -> Iterator[None]:
-    """Says `text` once where the block takes long: a server that accepts and is silent holds a request for minutes."""
-    timer = threading.Timer(SLOW_S, tell, [text])
+def notify_if_slow(text: str) -> Iterator[None]:
+    """Reports `text` once if the block takes long: a server that accepts a request and is silent holds it for minutes."""
+    timer = threading.Timer(SLOW_S, notify, [text])
     timer.daemon = True
     timer.start()
     try:
@@ -74,7 +74,7 @@ def said_if_slow(text: str) -> Iterator[None]:
         timer.cancel()
 
 
-def tell(text: str) -> None:
-    """Says what is waited for: in the log, and to the process that started the stage, which shows it."""
+def notify(text: str) -> None:
+    """Reports what the stage waits for: in the log, and to the parent process, which shows it."""
     log.warning(text)
     progress.emit("notice", message=text)

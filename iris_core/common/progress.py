@@ -1,6 +1,6 @@
-"""Progress of a stage: JSON lines to the process that started it, or a log line now and then when run by hand.
+"""Progress of a stage: JSON lines to its parent process, or a log line every few seconds when run by hand.
 
-The starter passes a pipe's descriptor in `IRIS_PROGRESS_FD`. Each line is one object:
+The parent passes the descriptor of a pipe in `IRIS_PROGRESS_FD`. Each line is one object:
 `{"event": "progress", "stage": "train", "done": 3, "total": 40, "loss": 0.61}`, or
 `{"event": "notice", "message": "..."}` for what the stage waits for, or
 `{"event": "error", "kind": "DataError", "message": "...", "exit_code": 2}`.
@@ -52,7 +52,7 @@ _EVENT: TypeAdapter[_Advanced | _Noticed | _Failed] = TypeAdapter(
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """The event that a line of the pipe holds; None for one that was cut short or is none of ours."""
+    """The event in a line of the pipe; None if the line was cut short or holds something else."""
     try:
         return _EVENT.validate_python(json.loads(line)).model_dump()
     except (ValueError, RecursionError):
@@ -60,14 +60,14 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def emit(event: str, **fields: Any) -> bool:
-    """Sends one event to the starter. Returns False if there is none."""
+    """Sends one event to the parent. Returns False if no parent listens."""
     descriptor = os.environ.get(FD_VARIABLE)
     if descriptor is None:
         return False
     line = json.dumps({"event": event, **fields}) + "\n"
     try:
         os.write(int(descriptor), line.encode())
-    except OSError:  # the starter is gone; the supervisor ends this process
+    except OSError:  # the parent has ended; the supervisor will end this process
         return False
     return True
 
@@ -78,7 +78,7 @@ class Progress:
     Args:
         stage: the stage's name.
         total: number of steps.
-        done: steps already behind us (a resumed stage does not start at 0).
+        done: steps that are already complete, in a resumed stage.
     """
 
     def __init__(self, stage: str, total: int, done: int = 0):
@@ -87,7 +87,7 @@ class Progress:
         self.advance(0)
 
     def advance(self, steps: int = 1, **values: float | str) -> None:
-        """Moves on by `steps` and reports, with any `values` worth seeing (loss, tokens per second)."""
+        """Counts `steps` more and reports, with `values` to show (loss, tokens per second)."""
         self.done += steps
         if emit("progress", stage=self.stage, done=self.done, total=self.total, **values):
             return

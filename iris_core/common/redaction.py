@@ -1,11 +1,16 @@
-"""Text without secrets, for whatever leaves a process: errors, logs, specs, reports, MLflow and Prefect.
+"""Removes secrets from text that leaves a process: errors, logs, specs, reports, MLflow and Prefect.
 
     redact("no answer at http://me:hunter2@host")       # "no answer at http://***@host"
     carries_secret("http://host?access_token=hunter2")  # True: no setting may hold it
 
-What is hidden: user and password of a URI, parameters whose name says that they are secret (in a URI, its fragment, or
-`name=value` in a text), also where they are percent-encoded; tokens of a well-known form; and the value of each variable
-of the environment whose name says so. Where a secret ends is not always clear: then more is hidden rather than less.
+Hidden are:
+
+- user and password of a URI, also percent-encoded;
+- parameters with the name of a secret: in a URI, in its fragment, or as `name=value` in a text;
+- tokens of a well-known form;
+- the value of every environment variable with the name of a secret.
+
+If it is not clear where a secret ends, more is hidden rather than less.
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 REFUSED = (
-    "carries a password or token, which recipes and stores would keep: for an MLflow server set MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment; for PostgreSQL PGPASSWORD, or ~/.pgpass; for the "
-    "hub HF_TOKEN; a deployment gets them from Prefect Secret blocks (docs/operations.md)"
+    "carries a password or token, which recipes and stores would keep: for an MLflow server set "
+    "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment; for "
+    "PostgreSQL PGPASSWORD, or ~/.pgpass; for the hub HF_TOKEN; a deployment gets them from Prefect Secret blocks "
+    "(docs/operations.md)"
 )
-SHORTEST_SECRET = 6  # characters of a variable's value; what is shorter, or a word, is in many a text
+SHORTEST_SECRET = 6  # characters of a variable's value; shorter values, and single words, are common in texts
 WORD = re.compile(r"[a-z]+|[A-Z]+|\d+|[A-Z][a-z]+")
 WORKING_DIRECTORY = ("PWD", "OLDPWD")
 DATABASES = ("postgresql", "mysql", "mssql")  # a user name alone is no secret there
@@ -40,7 +46,7 @@ _FIELD = re.compile(
 )
 _TOKEN = re.compile(r"\b(?:hf|pnu|pnb)_[A-Za-z0-9]{16,}|(?<=Bearer )[\w.~+/=-]{8,}")
 _PIECE = re.compile(r"[^\s\"'`<>]+")
-MOST_ENCODINGS = 4  # one in another
+MOST_ENCODINGS = 4  # nested percent-encodings
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORD = re.compile(
@@ -51,7 +57,7 @@ _SECRET_WORD = re.compile(
 _PLAIN_KEYS = ("sort", "primary", "foreign", "partition", "group", "public")
 _ABOUT_A_SECRET = ("path", "file", "dir", "sock", "type", "name", "expires", "expiry", "timeout")
 
-# `carries_secret` as a regular expression of JSON schemas, as nearly as one can say it
+# `carries_secret` as a regular expression for JSON schemas, as far as that is possible
 _NAMES = ("password", "passwd", "pwd", "token", "secret", "signature", "credential", "key", "sig", "auth", "jwt")
 _ANY_CASE = "|".join("".join(f"[{c}{c.upper()}]" for c in name) for name in _NAMES)
 WITHOUT_SECRET = (
@@ -61,7 +67,7 @@ WITHOUT_SECRET = (
 
 
 def redact(text: str) -> str:
-    """`text` with `***` in the place of its secrets. Doing it twice is doing it once."""
+    """`text` with `***` in place of its secrets. It is idempotent."""
     shown = _without_secrets(text)
     for secret in _secrets_of_environment():
         shown = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, shown)
@@ -69,7 +75,7 @@ def redact(text: str) -> str:
 
 
 def carries_secret(setting: str) -> bool:
-    """Whether a setting is a URI with a secret in it. A user name is one, except a database's."""
+    """Whether a setting is a URI with a secret in it. A user name counts as one, except for a database."""
     uri = "".join(setting.split())
     if not re.match(_CHAINED + _SCHEME.pattern, unquote(uri)):
         return False
@@ -101,7 +107,7 @@ def _hide(text: str) -> str:
 
 
 def _address(found: re.Match[str]) -> str:
-    """A URI without secrets; others may follow in its path or query."""
+    """A URI without secrets. Its path or query may hold other URIs."""
     shown, rest = "", found[0]
     while scheme := _SCHEME.search(rest):
         shown, rest = shown + rest[: scheme.end()], rest[scheme.end() :]
@@ -111,7 +117,7 @@ def _address(found: re.Match[str]) -> str:
 
 
 def _hide_parameters(text: str, values: re.Pattern[str]) -> str:
-    """`text` without the values of secret parameters, which reach as far as `values` matches."""
+    """`text` without the values of secret parameters. A value is what `values` matches."""
     shown, done = "", 0
     for found in _NAME.finditer(text):
         if found.start() >= done and is_secret_name(found[1]):
@@ -122,7 +128,7 @@ def _hide_parameters(text: str, values: re.Pattern[str]) -> str:
 
 
 def _decoded(found: re.Match[str]) -> str:
-    """What is percent-encoded: as it stands, or decoded where that shows a secret."""
+    """Percent-encoded text unchanged, or decoded and redacted if it hides a secret."""
     plain = found[0]
     for _ in range(MOST_ENCODINGS):
         plain = unquote(plain)

@@ -1,4 +1,4 @@
-"""The base of every pydantic model here: settings, specs, manifests, measurements."""
+"""The base class of all pydantic models here: settings, specs, manifests, measurements."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """A pydantic model that refuses unknown keys and does not change."""
+    """An immutable pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Addresses of MLflow: of SQLite files, of servers and databases."""
+"""MLflow tracking URIs: SQLite files, servers and databases."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def sqlite_file(uri: str) -> Path:
 
 
 def scheme(uri: str) -> str:
-    """What comes before the colon, without a driver: "postgresql" of "postgresql+psycopg2://…"; "" for a path."""
+    """The scheme of `uri` without a driver: "postgresql" for "postgresql+psycopg2://…", "" for a path."""
     return uri.split(":", 1)[0].split("+", 1)[0] if ":" in uri else ""
 
 
 def problem(uri: str) -> str | None:
-    """What is wrong with the form of `uri` as MLflow's tracking URI, with the remedy; None: nothing. Never repeats it."""
+    """What is wrong with `uri` as MLflow's tracking URI, and the remedy; None if nothing is. Never repeats `uri`."""
     if carries_secret(uri):
         return REFUSED
     kind = scheme(uri)

@@ -37,10 +37,10 @@ TEMPLATE_ARGUMENTS = frozenset(
 
 
 class SyntheticPart(Part):
-    """What training does with synthetic responses that are a doubtful opponent.
+    """What training does with synthetic responses that are truncated, empty or equal to the annotated one.
 
-    keep: train on the pair as it is; drop: leave the pair out; mask: train on its annotated response alone. Where several
-    apply, drop goes before mask. Held-out pairs are always kept.
+    keep: train on the pair unchanged; drop: leave the pair out; mask: train on its annotated response alone. If several
+    apply, drop wins over mask. Held-out pairs are always kept.
     """
 
     truncated: Handling = Field("keep", description="Responses that were cut at generation.max_new_tokens.")
@@ -49,7 +49,7 @@ class SyntheticPart(Part):
 
 
 class Source(Part):
-    """One of several places that annotated data comes from. What is not set here is as in `data`."""
+    """One of several sources of annotated data. Settings that are left out here are those of `data`."""
 
     path: Address = Field(description="File, folder, glob of files, or the name of a data set on the Hugging Face hub.")
     weight: float | None = Field(None, gt=0, description="Share of this source in the mixture, relative to the others.")
@@ -62,7 +62,7 @@ class Source(Part):
 
 
 def _listed(value: object) -> object:
-    """One source or several in the long form, whatever way they are written."""
+    """The sources in the long form: a list of mappings."""
     if isinstance(value, dict):
         return [value]
     if isinstance(value, list):
@@ -70,7 +70,7 @@ def _listed(value: object) -> object:
     return value
 
 
-KINDS = ("a path", "a list")  # of `Sources`: pydantic puts them into the place of an error
+KINDS = ("a path", "a list")  # the members of `Sources`, as pydantic names them in the location of an error
 Sources = Annotated[
     Annotated[Address, Field(min_length=1), Tag(KINDS[0])]
     | Annotated[list[Source], Field(min_length=1), Tag(KINDS[1])],
@@ -83,34 +83,37 @@ class DataPart(Part):
     """The annotated prompts and responses; see docs/data.md."""
 
     path: Sources = Field(
-        description="File (JSON Lines, JSON, CSV, TSV, Parquet, Arrow), folder, glob of files, or the name of a data set on the "
-        "Hugging Face hub; or a list of {path, weight, …}."
+        description="File (JSON Lines, JSON, CSV, TSV, Parquet, Arrow), folder, glob of files, or the name of a data "
+        "set on the Hugging Face hub; or a list of {path, weight, …}."
     )
     name: str | None = Field(None, description="Subset of a data set that has several.")
     split: str = Field("train", description="Split to read of a data set or a folder.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; the resolved commit is recorded.")
-    format: DataFormat = Field("auto", description="Format of the rows; auto: found out from the columns.")
+    format: DataFormat = Field("auto", description="Format of the rows; auto: detected from the columns.")
     turns: Turns = Field("all", description="Which turns of the assistant in a conversation become pairs.")
     prompt_column: str | None = Field(
-        None, description="Column with the prompt, text or messages; none: that of the format."
+        None, description="Column with the prompt, text or messages; left out: that of the format."
     )
     response_column: str | None = Field(
         None,
-        description="Column with the annotated answer, text or messages; none: that of the format.",
+        description="Column with the annotated answer, text or messages; left out: that of the format.",
     )
     system_prompt: str | None = Field(
         None, description="System message put before every prompt; left out: the template's own."
     )
     chat_template_kwargs: dict[str, str | bool | int | float | None] = Field(
         {},
-        description="Variables of the chat template, such as {enable_thinking: false}; for generation, training and benchmarks.",
+        description="Variables of the chat template, such as {enable_thinking: false}; for generation, training and "
+        "benchmarks.",
     )
     template_date: datetime.date = Field(
         datetime.date(2024, 7, 26),
-        strict=False,  # recipes have no type for it
-        description="The date that a chat template is told when it asks for today's, so that prompts stay what they are.",
+        strict=False,  # YAML as recipes have it knows no dates
+        description="The date that a chat template gets as today's, so that prompts do not change from day to day.",
     )
-    max_pairs: int | None = Field(None, ge=2, description="Use only the first so many pairs of a seeded shuffle.")
+    max_pairs: int | None = Field(
+        None, ge=2, description="Use only the first pairs of a seeded shuffle, as many as this."
+    )
     heldout: int = Field(64, ge=2, description="Pairs never trained on: they measure the gap and the exact match.")
     heldout_path: Sources | None = Field(
         None,
@@ -143,7 +146,7 @@ class DataPart(Part):
             if isinstance(value, str) and len(value) > 1 and value.lower() in YES + NO:
                 meant = "true" if value.lower() in YES else "false"
                 raise ValueError(
-                    f"{name} is the text {value!r}, which is true to a template, as any text: write {meant} without quotes"
+                    f"{name} is the text {value!r}, and any text is true to a template: write {meant} without quotes"
                 )
         return variables
 
@@ -151,6 +154,7 @@ class DataPart(Part):
     def _separate(self) -> DataPart:
         if self.heldout_path == self.path:
             raise ValueError(
-                f"heldout_path is path itself ({self.path}), so that no pair would be left to train on: leave heldout_path out"
+                f"heldout_path is path itself ({self.path}), so that no pair would be left to train on: leave "
+                "heldout_path out"
             )
         return self

@@ -1,4 +1,7 @@
-"""What a user can set: one `Experiment`, as a recipe (`iris_core.config.recipe`), as flow parameters, and as the form in the Prefect UI."""
+"""What a user can set: one `Experiment`.
+
+It is read from a recipe (`iris_core.config.recipe`), or given as parameters of a flow, by hand or in the Prefect UI.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from iris_core.config.data import Source as Source
 from iris_core.config.data import SyntheticPart as SyntheticPart
 from iris_core.config.data import Turns as Turns
 from iris_core.config.explain import Place, explain
+from iris_core.config.objective import ObjectivePart
 from iris_core.config.rules import (
     LONGEST_NAME,
     ModelName,
@@ -26,9 +30,7 @@ from iris_core.config.rules import (
     TrackingUri,
 )
 
-ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
 LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
-PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 
 Benchmark = Literal["gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"]
 TEN: tuple[Benchmark, ...] = Benchmark.__args__  # type: ignore[attr-defined]
@@ -41,9 +43,10 @@ class ModelPart(Part):
     revision: str | None = Field(None, description="Commit or tag on the hub; the resolved commit is recorded.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="Number format of the weights in memory; auto: bfloat16 where the hardware multiplies it as fast as float32.",
+        description="The dtype of the weights in memory; auto: bfloat16 where the hardware multiplies it at least as "
+        "fast as float32.",
     )
-    trust_remote_code: bool = Field(False, description="Run Python code that the model's folder brings along.")
+    trust_remote_code: bool = Field(False, description="Run the Python code in the model's folder.")
 
 
 class GenerationPart(Part):
@@ -56,35 +59,7 @@ class GenerationPart(Part):
     shard_size: int = Field(
         1024,
         ge=1,
-        description="Prompts per shard, the unit of resuming and of sharing out over GPUs.",
-    )
-
-
-class ObjectivePart(Part):
-    """The loss that tells annotated from synthetic responses.
-
-    A recipe that differs in `name` alone trains another objective: what it does not know, it does not look at.
-    """
-
-    name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
-    beta: float = Field(
-        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
-        gt=0,
-        le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, else 0.1.",
-    )
-    normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
-        "anchored", description="How the weights of iris are normalised; see docs/objective.md."
-    )
-    weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")
-    likelihood_weight: float = Field(
-        1.0,
-        ge=0,
-        description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone.",
-    )
-    opponent: Literal["previous", "initial"] = Field(
-        "previous",
-        description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
+        description="Prompts per shard. A resumed run keeps whole shards; GPUs share them.",
     )
 
 
@@ -99,7 +74,7 @@ class SchedulePart(Part):
     allow_rising: bool = Field(False, description="Let the adaptive order rise again when the gap grows.")
     stop_when_converged: bool = Field(
         False,
-        description="End the loop when training moved the policy and held-out pairs show nothing of it; see docs/objective.md.",
+        description="End the loop when training changed the policy but not on held-out pairs; see docs/objective.md.",
     )
 
     @model_validator(mode="after")
@@ -111,7 +86,7 @@ class SchedulePart(Part):
         return self
 
 
-_ONE_MODE = "policy and opponent are scored in one mode, without dropout"
+_ONE_MODE = "policy and opponent are scored in the same mode, without dropout"
 _VLLM = "vLLM serves no adapter with it"
 UNSUPPORTED_LORA = {
     "dropout": _ONE_MODE,
@@ -163,7 +138,8 @@ class TrainingPart(Part):
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all devices.")
     packing: Literal["auto", "packed", "separate"] = Field(
         "auto",
-        description="Rows: packed (fast), separate sequences (any causal model), or what is proved for the model; see docs/models.md.",
+        description="Rows of a batch: packed (fast) or separate sequences (any causal model); auto: packed where it is "
+        "verified for the model; see docs/models.md.",
     )
     tokens_per_batch: int = Field(4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory.")
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
@@ -171,7 +147,7 @@ class TrainingPart(Part):
         default_factory=lambda given: LEARNING_RATES.get(given.get("method"), LEARNING_RATES["lora"]),
         gt=0,
         lt=1,
-        description="Peak learning rate; none: 1e-4 for lora, 3e-6 for full.",
+        description="Peak learning rate; left out: 1e-4 for lora, 3e-6 for full.",
     )
     learning_rate_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
@@ -183,7 +159,9 @@ class TrainingPart(Part):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
-    checkpoint_every: int = Field(50, ge=1, description="Optimiser steps between checkpoints, the unit of resuming.")
+    checkpoint_every: int = Field(
+        50, ge=1, description="Optimiser steps between checkpoints; a resumed run starts from the last one."
+    )
 
 
 class EvaluationPart(Part):
@@ -197,7 +175,7 @@ class EvaluationPart(Part):
     backend: Literal["auto", "vllm", "hf"] = Field("auto", description="Engine under lm-evaluation-harness.")
     limit: int | None = Field(None, ge=1, description="Items per task; left out: all of them.")
     apply_chat_template: bool = Field(False, description="Wrap benchmark prompts in the model's chat template.")
-    max_gen_tokens: int | None = Field(None, ge=1, description="Cap on generated tokens; left out: each task's own.")
+    max_gen_tokens: int | None = Field(None, ge=1, description="Limit of generated tokens; left out: each task's own.")
     initial: bool = Field(True, description="Score the initial model too, for comparison.")
 
     @field_validator("benchmarks")
@@ -226,7 +204,7 @@ class TrackingPart(Part):
 
 
 class Experiment(Part):
-    """A whole self-play experiment: model, data and everything that decides its outcome."""
+    """A whole self-play experiment: model, data and everything else that decides its outcome."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -264,11 +242,11 @@ class Experiment(Part):
 
 
 def parse_experiment(content: Mapping[str, object], place: str | Place = "experiment") -> Experiment:
-    """`content` as an Experiment.
+    """Checks `content` and returns it as an Experiment.
 
     Args:
         content: nested settings.
-        place: where they come from, or a function of a field's location that says so; begins each line of an error.
+        place: where they come from, or a function from a field's location to that. It begins each line of an error.
 
     Raises:
         ConfigError: names each wrong field, its value and the remedy.

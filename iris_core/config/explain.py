@@ -1,4 +1,4 @@
-"""Wrong settings in words: one line for each, with the place, the field, the value and the remedy."""
+"""Explains wrong settings: one line for each, with its place, field, value and remedy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pydantic import BaseModel
 from iris_core.common.redaction import redact
 
 Place = Callable[[tuple[Any, ...]], str]
-SECRET = ("tracking",)  # parts whose values may carry a password: they are never repeated
-UNION_MEMBER = re.compile(r"a path|a list|str|int|float|bool|(list|dict)\[.*\]")  # pydantic puts it in locations
+SECRET = ("tracking",)  # parts with values that may hold a password: messages never repeat them
+UNION_MEMBER = re.compile(
+    r"a path|a list|str|int|float|bool|(list|dict)\[.*\]"
+)  # parts of a location that pydantic adds for unions
 YES = ("yes", "on", "y", "t", "1", "true")
 NO = ("no", "off", "n", "f", "0", "false")
 
@@ -23,11 +25,11 @@ _brief.maxstring = _brief.maxother = 120
 
 
 def explain(error: pydantic.ValidationError, root: type[BaseModel], place: Place) -> str:
-    """What is wrong with the content of a `root`, a line for each field."""
+    """What is wrong in the settings of a `root`, one line for each field."""
     return "\n".join(
         f"{place(item['loc'])}: {_line(item, root)}"
         for item in error.errors()
-        if item["type"] != "default_factory_not_called"  # follows from another error
+        if item["type"] != "default_factory_not_called"  # a consequence of another error
     )
 
 
@@ -44,13 +46,13 @@ def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
         known = ", ".join(_fields((*location, ""), root))
         return f"{field}: a mapping with the keys {known} is needed{given}"
     if kind == "value_error" and isinstance(item["input"], dict):
-        given = ""  # a rule over several fields, which names them
+        given = ""  # the rule is about several fields, and its message names them
     remedy = _remedy(kind, item["input"])
     return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}{remedy and f': {remedy}'}"
 
 
 def shown(value: object) -> str:
-    """`value` as an error shows it: short, and without credentials, which are found in the whole text only."""
+    """`value` as an error shows it: short and without credentials, which are removed before it is shortened."""
     return redact(_brief.repr(_redacted(value)))
 
 
@@ -70,7 +72,7 @@ def _dotted(location: tuple[Any, ...]) -> str:
 
 
 def _remedy(kind: str, value: object) -> str:
-    """What to write instead of `value`, where its type is wrong."""
+    """What to write instead of `value`, if its type is wrong."""
     if kind not in ("int_type", "float_type", "bool_type", "string_type"):
         return ""
     if value is None or (isinstance(value, str) and value.lower() == "none"):
@@ -91,7 +93,7 @@ def _boolean(text: str) -> str:
 
 
 def _number(text: str) -> str:
-    """What `text` may have been meant as: YAML 1.1 and 1.2 read it differently."""
+    """The number that `text` was probably meant to be. YAML 1.1 and 1.2 read some numbers differently."""
     plain = text.replace("_", "").replace(",", "").replace(" ", "")
     if re.fullmatch(r"[-+]?0+[0-9]+", plain):
         octal = f", or {int(plain, 8)} if it is octal" if not set(plain) & set("89") else ""
@@ -104,16 +106,16 @@ def _number(text: str) -> str:
 
 
 def _fields(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
-    """The keys that are known where the last part of `location` is."""
+    """The keys that are known at `location`, beside its last part."""
     part = root
-    for name in location[:-1]:  # numbers in lists, and members of unions, lead to no other part
+    for name in location[:-1]:  # list indices and union members lead to no other part
         if name in part.model_fields:
             part = _model_in(part.model_fields[name].annotation) or part
     return list(part.model_fields)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The part that a field holds, itself or in a list or union."""
+    """The part in the annotation of a field: alone, in a list or in a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,9 +1,9 @@
-"""A recipe, which is an `Experiment` as a YAML file, read with settings from the command line on top.
+"""Reads recipes: an `Experiment` in a YAML file, with settings from the command line on top.
 
 from iris_core.config.recipe import load_recipe
 experiment = load_recipe(Path("deployments/recipes/demo.yaml"), {"training.epochs": 1})
 
-Recipes are YAML by the rules of `iris_core.config.yaml12`: what readers could understand differently is refused.
+Recipes follow the rules of `iris_core.config.yaml12`: YAML that is ambiguous is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from iris_core.config import yaml12
 from iris_core.config.experiment import Experiment, parse_experiment
 from iris_core.config.explain import shown
 from iris_core.config.rules import Part
-from iris_core.config.yaml12 import Document, Location, NotPlain
+from iris_core.config.yaml12 import Document, Location, YamlError
 
 SETTING = "--set"
 
@@ -51,10 +51,10 @@ def load_recipe(path: Path, overrides: Mapping[str, object] | None = None) -> Ex
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """KEY=VALUE settings. A VALUE that starts with [, {, " or ' is YAML; any other is one word, number or text as it is.
+    """Parses KEY=VALUE settings. A VALUE that starts with [, {, " or ' is YAML; any other is a plain scalar.
 
     Raises:
-        ConfigError: no "=", a value that is not YAML, or a key twice. Values are not repeated: they may be secret.
+        ConfigError: no "=", a value that is not YAML, or a key twice. It does not repeat values: they may be secret.
     """
     found: dict[str, Any] = {}
     for setting in settings:
@@ -63,7 +63,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not (separator and all(key.split("."))):
             raise ConfigError(f"{SETTING} {key}{separator}: write KEY=VALUE, as in {SETTING} training.epochs=1")
         if key in found:
-            raise ConfigError(f"{SETTING} {key} stands there twice: keep one of them")
+            raise ConfigError(f"{SETTING} {key} is there twice: keep one of them")
         found[key] = _setting(key, value.strip())
     for key, count in Counter(name for name, _ in leaves(found)).items():
         if count > 1:
@@ -84,12 +84,12 @@ def _setting(key: str, value: str) -> Any:
     quoted = value[:1] in ("[", "{", '"', "'")
     try:
         if not quoted:
-            return yaml12.word(value)
+            return yaml12.plain_scalar(value)
         document = yaml12.read(value)
-    except NotPlain as error:
+    except YamlError as error:
         raise ConfigError(
-            f"{SETTING} {key}: the value starts like YAML and is not ({error}): to keep it as it is, put it in '…' inside the "
-            "shell's quotes"
+            f"{SETTING} {key}: the value starts like YAML and is not ({error}): to use it as plain text, put it in '…' "
+            "inside the shell's quotes"
         ) from None
     if document.root is None or document.root.end_mark.index < len(value):
         raise ConfigError(f"{SETTING} {key}: something follows after the value: put the whole value in quotes")
@@ -107,12 +107,12 @@ def _read(path: Path) -> Document:
         raise ConfigError(f"the recipe {path} cannot be read ({error.strerror}): give a YAML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8") from error
-    except NotPlain as error:
+    except YamlError as error:
         raise ConfigError(f"{path}, {error}") from error
 
 
 def _with(content: dict[str, Any], names: list[str], value: object, full: str) -> dict[str, Any]:
-    """A copy of `content` with the value at `names`, whose parts are made where they are missing."""
+    """A copy of `content` with `value` at the path `names`. Missing parts are added."""
     name, *rest = names
     if not rest:
         return {**content, name: value}

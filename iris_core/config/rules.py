@@ -1,4 +1,4 @@
-"""Rules for settings: what holds for all of them, and for single ones, validators that raise ValueError with the remedy."""
+"""Rules for settings: the base class of all parts, and validators that raise ValueError with the remedy."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from iris_core.common import uris
 from iris_core.common.redaction import REFUSED, WITHOUT_SECRET, carries_secret
 from iris_core.common.strict import Strict
 
-LONGEST_NAME = 200  # with the suffixes of a comparison it is still a file name, and fits MLflow's databases
+LONGEST_NAME = 200  # leaves room for the suffixes of a comparison, in file names and in MLflow's databases
 LONGEST_FILE_NAME = 255  # bytes
 LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
 
 
 class Part(Strict):
-    """A part of an experiment: unknown keys are refused, values do not change, text is never taken for a number.
+    """A part of an experiment: immutable, without unknown keys, and text is never converted to a number.
 
-    No value is a URI with a secret in it, and an error that others print does not repeat what was given.
+    URIs with secrets are refused, and validation errors do not repeat the values.
     """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_word_for_nothing(cls, value: object, info: ValidationInfo) -> object:
+    def _no_text_for_none(cls, value: object, info: ValidationInfo) -> object:
         optional = NoneType in get_args(cls.model_fields[str(info.field_name)].annotation)
         if optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
             what = "is a word like any other" if value.strip() else "is empty"
@@ -53,7 +53,7 @@ class Part(Strict):
 
 
 def usable_path(text: str) -> str:
-    """A path, or a name on a hub, that the file system can look up."""
+    """Refuses text that is neither a path that the file system accepts nor a name on the hub."""
     if "\0" in text or not text.strip():
         raise ValueError("is no path: give a file, a folder or a name")
     try:
@@ -66,11 +66,12 @@ def usable_path(text: str) -> str:
 
 
 def store_path(text: str) -> str:
-    """A folder short enough for the databases in it, and without what MLflow reads as part of an address."""
+    """Refuses folders that are too long for the databases in them, or have characters that are special in addresses."""
     folder = Path(usable_path(text)).expanduser().absolute()
     if found := [sign for sign in "?%" if sign in str(folder)]:
         raise ValueError(
-            f"has {' and '.join(found)} in its path ({folder}), which MLflow takes for a part of an address: choose another folder"
+            f"has {' and '.join(found)} in its path ({folder}), which MLflow takes for a part of an address: choose "
+            "another folder"
         )
     length = len(os.fsencode(folder))
     if length > LONGEST_STORE:
@@ -81,7 +82,7 @@ def store_path(text: str) -> str:
 
 
 def model_name(name: str) -> str:
-    """A name that MLflow's registry takes."""
+    """Refuses names that MLflow's registry does not accept."""
     if re.search(r"[/:\"'\x00-\x1f\x7f]", name) or name.strip() in (".", ".."):
         raise ValueError("MLflow takes no name with /, :, quotes or control characters, nor . and ..: rename it")
     if len(name) > LONGEST_NAME:
@@ -90,14 +91,14 @@ def model_name(name: str) -> str:
 
 
 def tracking_uri(uri: str) -> str:
-    """A URI that MLflow can track at and keep models in."""
+    """Refuses URIs where MLflow cannot keep runs and model versions."""
     if problem := uris.problem(uri):
         raise ValueError(problem)
     return uri
 
 
 def answer_pattern(pattern: str) -> str:
-    """A regular expression with one group that finds something."""
+    """Refuses what is not a regular expression with one group, or matches the empty text."""
     try:
         compiled = re.compile(pattern, re.MULTILINE)
     except (re.error, OverflowError, RecursionError) as error:

@@ -1,11 +1,11 @@
-"""YAML as recipes are read and written: the core schema of YAML 1.2, and nothing that two readers understand differently.
+"""YAML for recipes: the core schema of YAML 1.2, without anything that two readers could understand differently.
 
     document = read(text)                       # document.value, document.line(("training", "epochs"))
     text = write({"name": "none", "epochs": 5}) # quotes what any reader would take for something else than text
 
-PyYAML reads by YAML 1.1: `yes` is true, `1:30` is 90, `064` is 52, and of two equal keys the last wins. Here only `true`,
-`false`, `null`, decimal and 0x numbers are no text. What other readers take for a number (`064`, `0o17`, `1_000`, `1:30`)
-stays text, which a field for numbers refuses.
+PyYAML follows YAML 1.1: `yes` is true, `1:30` is 90, `064` is 52, and the last of two equal keys wins. Here everything
+is text except `true`, `false`, `null`, decimal and 0x numbers. Text that other readers take for a number (`064`,
+`0o17`, `1_000`, `1:30`) is refused by fields for numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 TAG = "tag:yaml.org,2002:"
 TEXT = TAG + "str"
-SCHEMA = {  # of scalars without quotes; a number of more digits than any setting has stays text
+SCHEMA = {  # of plain scalars, those without quotes; longer numbers stay text
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     "int": (r"[-+]?(0|[1-9][0-9]{0,99})|0x[0-9a-fA-F]{1,99}", list("-+0123456789")),
@@ -32,14 +32,14 @@ SCHEMA = {  # of scalars without quotes; a number of more digits than any settin
     ),
     "merge": (r"<<", ["<"]),
 }
-COMMENT = re.compile(r"[ \t]+#([^\s\0]?)")  # behind a value, with what follows the # at once
+COMMENT = re.compile(r"[ \t]+#([^\s\0]?)")  # after a value, with the character that follows the #
 KINDS = {tag: re.compile(rf"(?:{pattern})\Z") for tag, (pattern, _) in SCHEMA.items()}
 
 Location = tuple[Hashable, ...]
 
 
-class NotPlain(Exception):
-    """The text is not YAML, or has something that recipes may not have. The message names the line."""
+class YamlError(Exception):
+    """The text is not YAML, or uses a feature that recipes may not use. The message names the line."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,7 +53,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _quoted(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
-    """Text with line breaks and the like in double quotes: other styles fold some of them."""
+    """Puts text with line breaks or control characters in double quotes: other styles fold some of them."""
     return dumper.represent_scalar(TEXT, text, None if text.isprintable() else '"')
 
 
@@ -65,18 +65,18 @@ for _tag, (_, _first) in SCHEMA.items():
 
 @dataclass(frozen=True)
 class Document:
-    """What was read.
+    """A parsed document.
 
     Attributes:
         value: dicts, lists, text, numbers, booleans and None.
-        root: where it stood; None: the text was empty.
+        root: its YAML node, for line numbers; None: the text was empty.
     """
 
     value: Any
     root: Node | None
 
     def line(self, location: Location) -> int | None:
-        """The line, from 1, of the value at `location`, or of the innermost part of it that there is."""
+        """The line, from 1, of the value at `location`, or of the innermost part of the location that exists."""
         node, line = self.root, None
         for part in location:
             found = next((pair for pair in _members(node) if pair[0] == part), None)
@@ -90,8 +90,8 @@ def read(text: str) -> Document:
     """The one document in `text`.
 
     Raises:
-        NotPlain: it is not YAML, has a key twice, a tag, a key that is no text, an anchor inside itself, or a text that a #
-            may have cut off.
+        YamlError: it is not YAML, has a key twice, a tag, a key that is no text, an anchor inside itself, or text that
+            a # probably cuts off.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -99,15 +99,15 @@ def read(text: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(filter(None, [error.context, error.problem]))
-        raise NotPlain(f"line {mark.line + 1 if mark else '?'}: not YAML ({what})") from error
+        raise YamlError(f"line {mark.line + 1 if mark else '?'}: not YAML ({what})") from error
     except yaml.YAMLError as error:
-        raise NotPlain(f"not YAML ({' '.join(str(error).split())})") from error
+        raise YamlError(f"not YAML ({' '.join(str(error).split())})") from error
     except RecursionError as error:
-        raise NotPlain("not a recipe: brackets are nested too deep") from error
+        raise YamlError("not a recipe: brackets are nested too deep") from error
 
 
-def word(text: str) -> Any:
-    """`text` as a scalar without quotes: a number, true, false, null or, `#` and `:` included, text."""
+def plain_scalar(text: str) -> Any:
+    """The value of `text` as a plain scalar: a number, true, false, null, or text, which may contain `#` and `:`."""
     for kind, pattern in KINDS.items():
         if kind != "merge" and pattern.match(text):
             return _scalar(ScalarNode(TAG + kind, text))
@@ -115,13 +115,13 @@ def word(text: str) -> Any:
 
 
 def write(value: Any) -> str:
-    """`value` as YAML that `read` reads back, and that readers of YAML 1.1 read alike."""
+    """`value` as YAML that `read` and readers of YAML 1.1 understand in the same way."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
 
 
 @dataclass
 class _Builder:
-    """Makes values of nodes; each node once, so that aliases cost nothing."""
+    """Converts nodes to values. Each node is converted once, so aliases cost nothing."""
 
     built: dict[int, Any] = field(default_factory=dict)
     open: set[int] = field(default_factory=set)
@@ -129,7 +129,7 @@ class _Builder:
     def value(self, node: Node) -> Any:
         """The value of `node`."""
         if id(node) in self.open:
-            raise NotPlain(f"{_line(node)}: an anchor stands inside itself: write the value out")
+            raise YamlError(f"{_line(node)}: an anchor is inside itself: write the value out")
         if id(node) not in self.built:
             self.open.add(id(node))
             self.built[id(node)] = self._build(node)
@@ -152,39 +152,37 @@ class _Builder:
         for key, item in node.value:
             name = _key(key)
             if name in lines:
-                raise NotPlain(
-                    f"{_line(key)}: {name!r} stands there twice, first in line {lines[name]}: keep one of them"
-                )
+                raise YamlError(f"{_line(key)}: {name!r} is there twice, first in line {lines[name]}: keep one of them")
             lines[name] = key.start_mark.line + 1
             if key.tag != TAG + "merge":
                 own[name] = self.value(item)
         return {**self._merged(node), **own}
 
     def _merged(self, node: MappingNode) -> dict[str, Any]:
-        """What `<<` brings in: the first of several mappings wins."""
+        """The keys that `<<` merges in. The first of several mappings wins."""
         merged: dict[str, Any] = {}
         for source in _sources(node):
             value = self.value(source)
             if not isinstance(value, dict):
-                raise NotPlain(f"{_line(source)}: `<<` takes a mapping, or a list of mappings")
+                raise YamlError(f"{_line(source)}: `<<` takes a mapping, or a list of mappings")
             merged = {**value, **merged}
         return merged
 
 
 def _check_whole(node: ScalarNode) -> None:
-    """Refuses what a # may have cut off: `#### (.+)` is nothing, and `Problem #3` is `Problem`."""
+    """Refuses text that a # probably cuts off: `#### (.+)` would be empty, and `Problem #3` would be `Problem`."""
     end = node.end_mark
     comment = COMMENT.match(end.buffer or "", end.pointer)
     if node.style is not None or comment is None:
         return
     if not node.value:
-        raise NotPlain(
-            f"{_line(node)}: nothing stands before the #, which begins a comment: put the value in quotes, or write null"
+        raise YamlError(
+            f"{_line(node)}: nothing is before the #, which begins a comment: put the value in quotes, or write null"
         )
     if node.tag == TEXT and comment[1]:
-        raise NotPlain(
-            f"{_line(node)}: the # begins a comment, so that the value is {node.value!r}: put the whole value in quotes, or a space "
-            "after the #"
+        raise YamlError(
+            f"{_line(node)}: the # begins a comment, so the value is {node.value!r}: put the whole value in quotes, or "
+            "a space after the #"
         )
 
 
@@ -205,7 +203,7 @@ def _scalar(node: ScalarNode) -> Any:
 
 def _key(node: Node) -> str:
     if not isinstance(node, ScalarNode) or node.tag not in (TEXT, TAG + "merge"):
-        raise NotPlain(f"{_line(node)}: a key is a word: put it in quotes, or correct it")
+        raise YamlError(f"{_line(node)}: a key is a word: put it in quotes, or correct it")
     return str(node.value)
 
 
@@ -216,7 +214,7 @@ def _sources(node: MappingNode) -> list[Node]:
 
 
 def _members(node: Node | None) -> Iterator[tuple[Hashable, int, Node]]:
-    """Key or index, line and node of what `node` holds, its own before what is merged in."""
+    """Key or index, line and node of every member of `node`; its own members come before merged ones."""
     if isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             yield index, item.start_mark.line + 1, item
@@ -227,9 +225,9 @@ def _members(node: Node | None) -> Iterator[tuple[Hashable, int, Node]]:
             yield from _members(source)
 
 
-def _tagged(node: Node) -> NotPlain:
+def _tagged(node: Node) -> YamlError:
     tag = node.tag.replace(TAG, "!!")
-    return NotPlain(f"{_line(node)}: the tag {tag} does not fit: write the value without a tag")
+    return YamlError(f"{_line(node)}: the tag {tag} does not fit: write the value without a tag")
 
 
 def _line(node: Node) -> str:

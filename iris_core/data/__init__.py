@@ -1,4 +1,5 @@
-"""Annotated data from every format to token ids: reading, conversations, chat templates, checked pairs, packed rows.
+"""Annotated data, from files in many formats to token ids: reading, conversations, chat templates, pairs, packed rows.
 
-What cannot be read or rendered exactly is refused with file, row and remedy; nothing is guessed.
+Nothing is guessed: what cannot be read or rendered exactly is refused, with file, row and remedy. A new format is an
+entry in `formats.FORMATS`, a new file type one in `rows.READERS`. Stores of users hold files with `pairs.SCHEMA`.
 """

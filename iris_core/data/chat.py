@@ -1,8 +1,8 @@
-"""Chat templates: the one way from a conversation to the tokens that the model sees.
+"""Converts conversations to the tokens that the model sees, with the model's chat template.
 
-The conversation with its answer is rendered and tokenised whole; the answer's tokens are what follows the rendering that
-asks for an answer, up to and with the end of turn. What cannot be told apart like that is refused. Only `prepare` renders
-pairs; later stages read their ids.
+The conversation is rendered and tokenised twice: up to the generation prompt, and whole. The answer's tokens are those
+of the whole that follow the prompt, up to and with the end of turn. A conversation where the two cannot be separated is
+refused. Only `prepare` renders pairs; later stages read their token ids.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from iris_core.data.templates import Template, Tools
 from iris_core.data.tokens import Renderings
 
 QUESTION, ANSWER, MARK = "\u2042question\u2042", "\u2042answer\u2042", "\u2042{}\u2042"
-THOUGHT = re.compile("</?think>")  # what is before the last of these may be left out of earlier turns
+THOUGHT = re.compile("</?think>")  # templates may leave out of earlier turns what precedes the last of these
 SYSTEM = ("system", "developer")
 
 
 class Chat:
-    """From conversations to tokens, by one tokenizer and one experiment's settings.
+    """Converts conversations to tokens, with one tokenizer and the settings of one experiment.
 
     Args:
         tokenizer: with a chat template.
         data: system prompt and variables of the template.
-        generation_ends: tokens that end generation by the model's generation_config.
+        generation_ends: tokens that end generation according to the model's generation_config.
 
     Attributes:
         stop_token_ids: tokens that end a response: the end of turn of the chat template, then others.
 
     Raises:
-        ConfigError: a variable that the template does not look at.
-        ModelError: the template refuses the system prompt, hides the question, or does not let an answer be told from it;
+        ConfigError: the template does not use a variable.
+        ModelError: the template refuses the system prompt, hides the question, or does not separate it from the answer;
             or the tokenizer has no eos_token, or no token for the end of turn that the template writes.
     """
 
@@ -51,8 +51,8 @@ class Chat:
         _check_variables(tokenizer, data.chat_template_kwargs)
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                "model.path: the tokenizer has no eos_token, which ends an answer: set it to the end of turn of the chat template "
-                "(in tokenizer_config.json)"
+                "model.path: the tokenizer has no eos_token, which ends an answer: set it to the end of turn of the "
+                "chat template (in tokenizer_config.json)"
             )
         self.tokenizer, self.system_prompt = tokenizer, data.system_prompt
         self.template = Template(tokenizer, data.chat_template_kwargs, data.template_date)
@@ -66,15 +66,15 @@ class Chat:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know about the template and the data's ends of turn, each in one line."""
+        """Warnings about the template and the data's ends of turn, one line each."""
         name = self.tokenizer.convert_ids_to_tokens(self.stop_token_ids[0])
         removed = (
             f"data: assistant turns that end with a token such as {name!r}, which the chat template writes itself: "
-            f"{self._removed_ends}; it was taken away from them"
+            f"{self._removed_ends}; it was removed from them"
         )
         text = (
-            f"data: pairs with the text of a special token such as {name!r}: {self._with_special}; it stays text: if it is a chat "
-            "template's, take it out, as the model's own template is put around every message"
+            f"data: pairs with the text of a special token such as {name!r}: {self._with_special}; it stays text: if "
+            "it is a chat template's, take it out, as the model's own template is put around every message"
         )
         return [
             *self._warnings,
@@ -83,21 +83,21 @@ class Chat:
         ]
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt, up to where the answer starts, and of the answer with its end of turn.
+        """Token ids of the prompt, up to the start of the answer, and of the answer with its end of turn.
 
         Raises:
-            Unusable: the template refuses, hides or changes a message; or special tokens in a text cannot be kept text.
+            Unusable: the template refuses, hides or changes a message; or a special token in a text cannot stay text.
         """
         prompt_ids, response_ids = self._encode(conversation)
         if inner := set(response_ids[:-1]) & set(self.stop_token_ids):
             name = self.tokenizer.convert_ids_to_tokens(inner.pop())
             raise Unusable("stop token in answer", f"the answer goes on after {name!r}, which ends generation")
-        if response_ids[-1] not in self.stop_token_ids:  # of tool calls, in some templates
+        if response_ids[-1] not in self.stop_token_ids:  # some templates end tool calls with another token
             self.stop_token_ids.append(response_ids[-1])
         return prompt_ids, response_ids
 
     def clean(self, conversation: Conversation) -> Conversation:
-        """`conversation` without the ends of turn that its assistant's texts end with; the template writes them."""
+        """`conversation` without ends of turn at the end of the assistant's texts; the template writes them itself."""
         names = {name for name, token in self.tokens.special.items() if token in self.stop_token_ids}
         ends = re.compile(rf"(\s*({'|'.join(map(re.escape, names))}))+\s*\Z")
 
@@ -141,12 +141,15 @@ class Chat:
     def _render(self, messages: list[Message], tools: Tools, *, asks: bool) -> str:
         try:
             return self.template.render(messages, tools, asks=asks)
-        except Exception as error:  # a template is a program; it may raise anything
+        except Exception as error:  # a template is a program and may raise anything
             roles = ", ".join(each["role"] for each in messages)
             raise Unusable("template", f"the chat template fails on the turns {roles}: {error}") from error
 
     def _check_shown(self, messages: list[Message], tools: Tools, prompt: str) -> None:
-        """Every message and every tool stands in the rendering, too short ones to be sure by a rendering of marks."""
+        """Checks that the prompt shows every message and every tool.
+
+        A short text may be in the prompt by chance. So each new order of roles is also rendered with marks as texts.
+        """
         for message in messages:
             text = text_of(message)
             if message["role"] == "assistant":  # templates may drop its reasoning
@@ -172,7 +175,7 @@ class Chat:
                 raise Unusable("template", _hides(message["role"], text_of(message)))
 
     def _place(self, answer: Message, prompt: str, whole: str) -> tuple[int, int]:
-        """Where the answer's text starts and ends in `whole`: that after its reasoning."""
+        """The start and the end of the answer's text, after its reasoning, in `whole`."""
         texts = [text.strip() for text in THOUGHT.split(text_of(answer))]
         texts = [text for text in texts if text] or [""]
         body = whole[len(prompt) :]
@@ -185,10 +188,10 @@ class Chat:
         return len(prompt) + at, len(prompt) + at + len(last)
 
     def _closing(self) -> str:
-        """What the template writes after an answer.
+        """The text that the template writes after an answer.
 
         Raises:
-            ModelError: it refuses a question and its answer, or does not show the answer.
+            ModelError: it refuses a question with its answer, or does not show the answer.
         """
         trial = single_turn(QUESTION, ANSWER)
         messages = [*self._with_system(trial.messages), trial.answer]
@@ -203,7 +206,7 @@ class Chat:
         return after
 
     def _renderings(self, generation_ends: Sequence[int]) -> Renderings:
-        """What tokenises, and knows the end of turn even where it is an added token that is not called special."""
+        """The renderings. They know the end of turn even if it is an added token that is not marked as special."""
         tokens = Renderings(self.tokenizer, generation_ends)
         if tokens.controls(self.closing):
             return tokens
@@ -215,63 +218,65 @@ class Chat:
         return Renderings(self.tokenizer, [*generation_ends, *added])
 
     def _try(self) -> tuple[list[int], list[int]]:
-        """A question and its answer in tokens.
+        """The tokens of a sample question and its answer.
 
         Raises:
-            ModelError: that cannot be had from the template.
+            ModelError: the template does not give them.
         """
         trial = single_turn(QUESTION, ANSWER)
         messages = self._with_system(trial.messages)
         try:
             encoded = self._encode(trial)
-            asked, told = (self._render(messages, None, asks=asks) for asks in (True, False))
+            prompt, plain = (self._render(messages, None, asks=asks) for asks in (True, False))
             whole = self._render([*messages, trial.answer], None, asks=False)
         except Unusable as problem:
             raise ModelError(f"model.path: {problem}") from None
-        header = whole[len(asked) :].partition(ANSWER)[0].strip()
-        if asked == told and header:
+        header = whole[len(prompt) :].partition(ANSWER)[0].strip()
+        if prompt == plain and header:
             raise ModelError(
-                f"model.path: the chat template has no generation prompt, so that the model would have to write {header!r} itself: "
-                "have the template write it where add_generation_prompt is set"
+                f"model.path: the chat template has no generation prompt, so that the model would have to write "
+                f"{header!r} itself: have the template write it where add_generation_prompt is set"
             )
         return encoded
 
     def _check_ends(self, generation_ends: Sequence[int]) -> list[str]:
-        """A warning, or none, where the end of turn does not end generation by the model's generation_config.
+        """A warning if the end of turn does not end generation according to the model's generation_config.
 
         Raises:
-            ModelError: the template ends a turn with what is text to the tokenizer; or it writes no end of turn, and the
-                tokenizer's eos_token does not end generation.
+            ModelError: the template ends a turn with something that is plain text to the tokenizer; or it writes no end
+                of turn, and the tokenizer's eos_token does not end generation.
         """
         end, closing = self.stop_token_ids[0], self.closing.strip()
         if closing and not self.tokens.controls(closing):
             raise ModelError(
-                f"model.path: the chat template ends a turn with {closing!r}, which is text to the tokenizer, so that no token ends "
-                "an answer: have the template write the eos_token, or add that as a special token and train the model with it"
+                f"model.path: the chat template ends a turn with {closing!r}, which is text to the tokenizer, so that "
+                "no token ends an answer: have the template write the eos_token, or add that as a special token and "
+                "train the model with it"
             )
         if end in generation_ends or not generation_ends:
             return []
         name, *others = self.tokenizer.convert_ids_to_tokens([end, *generation_ends])
-        told = f"generation_config.json names {', '.join(map(repr, others))} as eos_token_id"
+        named = f"generation_config.json names {', '.join(map(repr, others))} as eos_token_id"
         if not self.tokens.controls(self.closing):
             raise ModelError(
-                f"model.path: the chat template writes no end of turn, the tokenizer's eos_token is {name!r}, and {told}: have the "
-                "template write the end of turn that the model was trained on, or correct eos_token or eos_token_id"
+                f"model.path: the chat template writes no end of turn, the tokenizer's eos_token is {name!r}, and "
+                f"{named}: have the template write the end of turn that the model was trained on, or correct eos_token "
+                "or eos_token_id"
             )
         return [
-            f"model.path: the chat template ends a turn with {name!r}, {told}: both end a response here; add {name!r} there, so "
-            "that others who serve the model stop at it"
+            f"model.path: the chat template ends a turn with {name!r}, {named}: both end a response here; add {name!r} "
+            "there, so that others who serve the model stop at it"
         ]
 
     def _check_bos(self) -> list[str]:
-        """A warning, or none, where plain text begins with a token that the template leaves out."""
+        """A warning if the tokenizer begins plain text with a token that the template leaves out."""
         bos, name = self.tokenizer.bos_token_id, self.tokenizer.bos_token
         plain = list(self.tokenizer("x")["input_ids"])
         if bos is None or bos not in plain or bos in self._try()[0]:
             return []
         return [
-            f"model.path: the tokenizer puts {name!r} before a text, the chat template does not write it: if supervised "
-            "fine-tuning had it, write {{ bos_token }} at the beginning of the template"
+            f"model.path: the tokenizer puts {name!r} before a text, the chat template does not write it: if "
+            "supervised fine-tuning had it, write {{ bos_token }} at the beginning of the template"
         ]
 
 
@@ -281,7 +286,7 @@ def _check_variables(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, An
     for name in kwargs:
         if not any(re.search(rf"\b{re.escape(name)}\b", str(text)) for text in texts):
             raise ConfigError(
-                f"data.chat_template_kwargs: the chat template does not look at {name!r}: correct the name, or leave it out"
+                f"data.chat_template_kwargs: the chat template does not use {name!r}: correct the name, or leave it out"
             )
 
 
@@ -293,17 +298,17 @@ def _names(tools: Sequence[Mapping[str, Any]] | None) -> list[str]:
 
 def _hides(role: str, text: str) -> str:
     return (
-        f"the chat template does not show the text of the {role} turn as it is ({text[:40]!r} is missing): does it take content "
-        "as a list of parts, or know no such role? Fix the chat template"
+        f"the chat template does not show the text of the {role} turn unchanged ({text[:40]!r} is missing): does it "
+        "take content as a list of parts, or know no such role? Fix the chat template"
     )
 
 
 def _divergence(prompt: str, whole: str) -> str:
-    """Why an answer cannot be cut out of `whole`, which does not begin with `prompt`."""
+    """The reason that the answer cannot be separated: where `whole` differs from `prompt`, its expected beginning."""
     pairs = enumerate(zip(prompt, whole, strict=False))
     same = next((index for index, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
     return (
-        f"the chat template ends a prompt with {prompt[same:][-40:]!r}, where an annotated answer has {whole[same:][:40]!r}: the "
-        "model would be trained on another beginning than it is given; set data.chat_template_kwargs (such as "
-        "{enable_thinking: false}), or fix the chat template"
+        f"the chat template ends a prompt with {prompt[same:][-40:]!r}, where an annotated answer has "
+        f"{whole[same:][:40]!r}: the model would be trained on another beginning than it is given; set "
+        "data.chat_template_kwargs (such as {enable_thinking: false}), or fix the chat template"
     )

@@ -1,4 +1,4 @@
-"""What the annotated data is, whatever its format was: an assistant's turn, and the conversation before it."""
+"""Annotated data after reading, independent of its format: an assistant's turn and the conversation before it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates tak
 
 @dataclass(frozen=True)
 class Conversation:
-    """An assistant's turn and what came before it.
+    """An assistant's turn and the conversation before it.
 
     Attributes:
-        messages: the turns before the answer, in the format of chat templates; a system turn of its own included.
+        messages: the turns before the answer, with the system turn if there is one, in the format of chat templates.
         answer: the assistant's turn, {"role": "assistant", "content": text}, with tool calls where it has any.
-        place: where it stands in the source, for messages: "row 17" or "row 17, turn 2".
-        tools: descriptions of the tools that the template is given, or None.
+        place: where it is in the source, for messages: "row 17" or "row 17, turn 2".
+        tools: descriptions of the tools, for the chat template, or None.
     """
 
     messages: list[Message]
@@ -26,13 +26,13 @@ class Conversation:
 
 
 def single_turn(question: str, answer: str, place: str = "") -> Conversation:
-    """A conversation of one message of the user and its answer."""
+    """A conversation with one message of the user and its answer."""
     messages = [{"role": "user", "content": question}]
     return Conversation(messages, {"role": "assistant", "content": answer}, place)
 
 
 class Unusable(Exception):
-    """A conversation that makes no pair: the reason, to count by, and the detail, to show."""
+    """A conversation that cannot become a pair: a reason, which is counted, and a detail, which is shown."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -40,7 +40,7 @@ class Unusable(Exception):
 
 
 def text_of(message: Message) -> str:
-    """The text of a message; of parts, all of them; "" where there is none (a tool call)."""
+    """The text of a message, with all its parts joined; "" if it has none, as a tool call."""
     content = message.get("content") or ""
     if isinstance(content, str):
         return content

@@ -1,6 +1,6 @@
-"""Rows as conversations: the formats that people have annotated data in, named or found out from the columns.
+"""Converts rows to conversations: the common formats of annotated data.
 
-`data.format` names one. With `auto` the columns decide, and where they fit several formats the user does.
+`data.format` names one. With `auto` the columns decide; if they fit several formats, the user must choose.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from iris_core.data.messages import (
 )
 from iris_core.data.rows import Row
 
-Parts = tuple[list[Message], list[Message]]  # what comes before the annotated turns, and these
+Parts = tuple[list[Message], list[Message]]  # the turns before the annotated ones, and the annotated ones
 
 SYSTEM = ("system", "system_prompt")
-CONTEXT = {  # columns that change what an answer means
+CONTEXT = {  # columns that an answer may depend on
     "input",
     "context",
     "history",
@@ -42,13 +42,13 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 @dataclass(frozen=True)
 class Format:
-    """How the rows of one format are read.
+    """A format of rows, and how it is read.
 
     Attributes:
-        name: as in `data.format`.
-        needs: columns that it cannot do without; for each the names that it may have.
-        parts: a row's messages.
-        optional: columns that it reads where they are there. `system` and `tools` are read in every format.
+        name: its name in `data.format`.
+        needs: required columns, each with its possible names.
+        parts: gives the messages of a row.
+        optional: columns that are read if they exist. `system` and `tools` are read in every format.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Format:
         return all(any(name in columns for name in names) for names in self.needs)
 
     def unread(self, columns: Collection[str]) -> str:
-        """A warning where `columns` hold what changes the meaning of an answer and is not read; "" where not."""
+        """A warning if an answer may depend on some of `columns` that this format does not read; otherwise ""."""
         left_out = self.leaves_out(columns)
         if not left_out:
             return ""
@@ -75,7 +75,7 @@ class Format:
         return f"read as {self.name}, without what is in column {names}: {remedy}"
 
     def leaves_out(self, columns: Collection[str]) -> list[str]:
-        """Those of `columns` that change the meaning of an answer, and are not read."""
+        """Those of `columns` that an answer may depend on and that this format does not read."""
         read = {*self.optional, *(name for names in self.needs for name in names)}
         return sorted((CONTEXT & set(columns)) - read)
 
@@ -84,12 +84,12 @@ def format_of(source: Source, columns: Collection[str], where: str) -> Format:
     """The format of rows with these columns.
 
     Args:
-        source: what the user set.
-        columns: names that have a value in any row.
-        where: named in messages.
+        source: the user's settings.
+        columns: names of columns with a value in any row.
+        where: the source, for messages.
 
     Raises:
-        DataError: the columns fit no format, several, or not the one that is set.
+        DataError: the columns fit no format, several formats, or not the one that is set.
     """
     if source.prompt_column or source.response_column:
         return _fitting(_pairs(source.prompt_column, source.response_column), columns, where)
@@ -101,13 +101,14 @@ def format_of(source: Source, columns: Collection[str], where: str) -> Format:
         raise DataError(f"{where}: its columns fit the formats {names}: set data.format to one of them")
     if not fitting:
         raise DataError(
-            f"{where} has no columns of a known format; it has {_listed(columns)}: set data.prompt_column and data.response_column"
+            f"{where} has no columns of a known format; it has {_listed(columns)}: set data.prompt_column and "
+            "data.response_column"
         )
     return fitting[0]
 
 
 def conversations_in(row: Row, form: Format, place: str, turns: Turns) -> list[Conversation]:
-    """A conversation for each annotated turn of the assistant that `turns` asks for.
+    """A conversation for each annotated turn of the assistant that `turns` selects.
 
     Raises:
         Unusable: the row cannot be understood.
@@ -132,8 +133,8 @@ def _fitting(form: Format, columns: Collection[str], where: str) -> Format:
     for names in form.needs:
         if not any(name in columns for name in names):
             raise DataError(
-                f"{where} has no column {' or '.join(map(repr, names))}; it has {_listed(columns)}: set data.prompt_column and "
-                "data.response_column, or data.format"
+                f"{where} has no column {' or '.join(map(repr, names))}; it has {_listed(columns)}: set "
+                "data.prompt_column and data.response_column, or data.format"
             )
     return form
 
@@ -143,7 +144,7 @@ def _listed(columns: Collection[str]) -> str:
 
 
 def _pairs(prompt: str | None, response: str | None) -> Format:
-    """Two columns, each with text or messages; one column with whole conversations may be both."""
+    """The format with two columns of text or messages. One column with whole conversations may be both."""
     prompt, response = prompt or "prompt", response or "response"
 
     def parts(row: Row) -> Parts:
@@ -156,7 +157,7 @@ def _pairs(prompt: str | None, response: str | None) -> Format:
 
 
 def _joined(before: list[Message], answers: list[Message], prompt: str, response: str) -> Parts:
-    """`answers` after `before`; where they are a whole conversation, it must begin with `before`."""
+    """`answers` after `before`. If `answers` are a whole conversation, it must begin with `before`."""
     if not answers or answers[0]["role"] not in ("system", "user"):
         return before, answers
     asked = [(message["role"], message["content"].strip()) for message in before]
@@ -173,7 +174,7 @@ def _joined(before: list[Message], answers: list[Message], prompt: str, response
 
 
 def _alpaca(row: Row) -> Parts:
-    """Instruction, blank line, input; and turns of `history`, a list of [question, answer]."""
+    """Instruction, blank line and input as the question, after the turns of `history`, a list of [question, answer]."""
     said = [as_text(row.get("instruction"), "instruction"), as_text(_first(row, "input", "context"), "input")]
     question = "\n\n".join(part for part in said if part.strip())
     answer = as_text(_first(row, "output", "response"), "output")
@@ -204,7 +205,7 @@ def _messages(row: Row) -> Parts:
 
 
 def _preference(row: Row) -> Parts:
-    """The last turn of `chosen`, after its own turns or those of `prompt`; earlier ones were not chosen among."""
+    """The last turn of `chosen`, after its own earlier turns or those of `prompt`, which nobody has annotated."""
     chosen = transcript_in(row.get("chosen"))
     chosen = messages_of(row.get("chosen"), "assistant", "chosen") if chosen is None else chosen
     if chosen and chosen[0]["role"] in ("system", "user"):
@@ -215,7 +216,7 @@ def _preference(row: Row) -> Parts:
 
 
 def _asked(value: Any, column: str) -> list[Message]:
-    """The messages of a prompt, which may be a transcript that ends where the assistant's turn begins."""
+    """The messages of a prompt, which may be a transcript that ends with an empty turn of the assistant."""
     asked = transcript_in(value)
     asked = messages_of(value, "user", column) if asked is None else asked
     begun = asked and asked[-1]["role"] == "assistant" and not text_of(asked[-1])
@@ -241,12 +242,12 @@ COLUMNS: frozenset[str | None] = frozenset(
 
 
 def _first(row: Row, *names: str) -> Any:
-    """The first value that is there, of those of `names`."""
+    """The value of the first of `names` that has one."""
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _is_answer(message: Message) -> bool:
-    """A turn of the assistant, unless it is marked as not to be trained on (`weight: 0`)."""
+    """Whether a message is a turn of the assistant that is trained on (not with `weight: 0`)."""
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
@@ -255,7 +256,7 @@ def _without_weight(message: Message) -> Message:
 
 
 def _with_system(messages: list[Message], row: Row) -> list[Message]:
-    """`messages` with the system turn of the row's own column."""
+    """`messages` with the system turn from the row's system column."""
     column = next((name for name in SYSTEM if row.get(name)), None)
     text = as_text(row[column], column) if column else ""
     if not text.strip():
@@ -271,7 +272,7 @@ def _with_system(messages: list[Message], row: Row) -> list[Message]:
 
 
 def _tools(row: Row) -> list[dict[str, Any]] | None:
-    """The descriptions of tools in column `tools`: a list of objects, or JSON of one, or of each."""
+    """The tools in column `tools`: a list of objects, as values or JSON, or one object as JSON."""
     value = json_in(row.get("tools"))
     if not value:
         return None

@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face hub: their files, at a commit. Without a network those in the cache."""
+"""The files of data sets on the Hugging Face hub, at a commit. Without a network, those in the cache."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from iris_core.data import hub
 
 
 def commit_of(name: str, revision: str | None) -> str:
-    """The commit that `revision` (None: the main branch) of the data set `name` means now; offline, the one in the cache.
+    """The current commit of `revision` (None: the main branch) of a data set; offline, the commit in the cache.
 
     Raises:
-        DataError: the hub refuses. ServiceError: it does not answer.
+        DataError: the hub refuses.
+        ServiceError: the hub does not answer.
     """
     commit = hub.resolve_revision("dataset", name, revision)
     if commit != revision:
-        with contextlib.suppress(OSError):  # for later, without a network; a cache may be read-only
+        with contextlib.suppress(OSError):  # a note for runs without a network; the cache may be read-only
             note = _cached(name) / "refs" / (revision or "main")
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(commit)
@@ -25,7 +26,7 @@ def commit_of(name: str, revision: str | None) -> str:
 
 
 def list_files(name: str, commit: str) -> tuple[list[str], Path | None, bool]:
-    """The names of all files of a data set at a commit, its README, and whether that list is surely complete.
+    """The names of all files of a data set at a commit, its README, and whether the list is known to be complete.
 
     Raises:
         DataError, ServiceError: as `commit_of`.
@@ -38,16 +39,17 @@ def list_files(name: str, commit: str) -> tuple[list[str], Path | None, bool]:
     try:
         tree = get_cached_repo_tree(name, repo_type="dataset", revision=commit, cache_dir=hub.cache())
         return [file.path for file in tree], readme, True
-    except CachedRepoTreeNotFoundError:  # another library filled the cache, and there is no network
+    except CachedRepoTreeNotFoundError:  # another library has filled the cache, and there is no network
         files = [file for file in folder.rglob("*") if file.is_file()]
         return [file.relative_to(folder).as_posix() for file in files], readme, False
 
 
 def fetch(name: str, commit: str, files: list[str]) -> list[Path]:
-    """Downloads `files` of a data set, unless they are in the cache, and says where they are.
+    """Downloads `files` of a data set, unless they are in the cache, and returns their paths.
 
     Raises:
-        DataError, ServiceError: as `commit_of`. ModelError: the cache cannot be written.
+        DataError, ServiceError: as `commit_of`.
+        ConfigError: the cache cannot be written.
     """
     folder = _download(name, commit, [glob.escape(file) for file in files])
     return [folder / file for file in files]

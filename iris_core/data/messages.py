@@ -1,4 +1,4 @@
-"""Lists of messages in the shapes data sets have them (role/content, from/value), as chat templates take them."""
+"""Converts messages of data sets (role/content, from/value, transcripts) to those that chat templates take."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ KEPT = (
     "tool_call_id",
     "reasoning_content",
     "thinking",
-)  # what templates look at beside these
-LEARNED = ("weight", "train", "training", "loss")  # 0 or false there: a turn not to be trained on
-BEFORE: dict[str, set[str | None]] = {  # what a turn may follow; None: it may be the first
+)  # what templates use besides role, content and tool calls
+LEARNED = ("weight", "train", "training", "loss")  # 0 or false here: the turn is not trained on
+BEFORE: dict[str, set[str | None]] = {  # the roles that may come before a turn; None: it may be the first
     "system": {None},
     "user": {None, "system", "assistant"},
     "assistant": {"user", "tool"},
@@ -44,7 +44,7 @@ TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 
 def as_text(value: Any, column: str) -> str:
-    """`value` as text, as it is written in the file; "" where there is none.
+    """`value` as text, spelled as in the file; "" for None.
 
     Raises:
         Unusable: it is neither text nor a number or a boolean.
@@ -69,10 +69,10 @@ def as_text(value: Any, column: str) -> str:
 
 
 def messages_of(value: Any, role: str, column: str) -> list[Message]:
-    """The messages in a value: a list of them, such a list in JSON, one of them, or the text of one by `role`.
+    """The messages in a value: a list of messages, such a list as JSON, one message, or the text of one by `role`.
 
     Raises:
-        Unusable: a message has an unknown role, or content that is no text; or a list of them is written as Python's.
+        Unusable: a message has an unknown role, or content that is no text; or the list is written in Python's syntax.
     """
     if isinstance(value, str) and _are_messages(parsed := json_in(value)):
         value = parsed
@@ -89,7 +89,7 @@ def messages_of(value: Any, role: str, column: str) -> list[Message]:
 
 
 def conversation_in(value: Any, column: str) -> list[Message]:
-    """The messages in a column that must hold a list of them, or such a list in JSON.
+    """The messages in a column that must hold a list of them, or such a list as JSON.
 
     Raises:
         Unusable: it holds something else.
@@ -103,7 +103,7 @@ def conversation_in(value: Any, column: str) -> list[Message]:
 
 
 def transcript_in(value: Any) -> list[Message] | None:
-    r"""The messages of a text of the form "\n\nHuman: …\\n\\nAssistant: …" (Anthropic's HH); None where it is not one."""
+    r"""The messages of a transcript "\n\nHuman: …\n\nAssistant: …" (Anthropic's HH); None for other values."""
     if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
         return None
     parts = TRANSCRIPT.split(value)[1:]
@@ -112,10 +112,10 @@ def transcript_in(value: Any) -> list[Message] | None:
 
 
 def check_order(messages: Sequence[Message]) -> None:
-    """A system turn first, then user and assistant by turns, and tools' answers after an assistant's turn.
+    """Checks the order of turns: system first, then user and assistant alternating, tools after an assistant's turn.
 
     Raises:
-        Unusable: a turn stands where it cannot.
+        Unusable: a turn is in the wrong place.
     """
     previous: str | None = None
     for number, message in enumerate(messages, 1):
@@ -129,7 +129,7 @@ def check_order(messages: Sequence[Message]) -> None:
 
 
 def json_in(value: Any) -> Any:
-    """What a text holds as JSON; other values, and text that is not JSON, as they are."""
+    """The value of a text that is a JSON list or object; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -139,7 +139,7 @@ def json_in(value: Any) -> Any:
 
 
 def _python_in(text: str) -> Any:
-    """What a text that begins like a list of messages holds as Python writes it; None where it is not that."""
+    """The value of a text that is a list of mappings in Python's syntax; None for other texts."""
     if not text.lstrip().startswith("[{"):
         return None
     try:
@@ -177,7 +177,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _content(value: Any, column: str) -> str:
-    """The text of a message's content; parts of text are joined."""
+    """The text of a message's content, with text parts joined."""
     if not isinstance(value, list):
         return as_text(value, column)
     return "".join(_part(part, column) for part in value)
@@ -195,7 +195,7 @@ def _part(part: Any, column: str) -> str:
 
 
 def _calls(value: Any, column: str) -> list[dict[str, Any]]:
-    """Tool calls: a list of them or one, or JSON of that, each {"name", "arguments"} or {"function": {…}}."""
+    """Tool calls: one or a list, as values or JSON, each {"name", "arguments"} or {"function": {…}}."""
     parsed = json_in(value)
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not all(isinstance(call, dict) for call in calls):
@@ -207,7 +207,7 @@ def _calls(value: Any, column: str) -> list[dict[str, Any]]:
 
 
 def _call(call: dict[str, Any], column: str) -> dict[str, Any]:
-    """A tool call as chat templates take it, with arguments as values, not as JSON."""
+    """A tool call in the form of chat templates, with its arguments as values, not as JSON."""
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise Unusable("tool call", f"column {column!r} has a tool call without a name: {short(call)}")

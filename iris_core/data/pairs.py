@@ -1,4 +1,4 @@
-"""The annotated pairs: check, split, keep. Every complaint names the file, the row, and the remedy."""
+"""Checks, splits and stores the annotated pairs. Every error names the file, the row and the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import DataError
-from iris_core.common.files import replacing
+from iris_core.common.parquet import write_parquet
 from iris_core.config import DataPart
 from iris_core.data.conversations import Conversation, Unusable, text_of
 from iris_core.store import Artifact
@@ -35,14 +35,14 @@ Encode = Callable[[Conversation], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True)
 class Pair:
-    """One annotated pair, in text for people and in tokens for the model.
+    """One annotated pair, as text for people and as tokens for the model.
 
     Attributes:
         prompt_id: digest of the conversation before the answer.
         prompt: the last message of the user.
         response: the annotated answer.
         prompt_ids: tokens of the whole conversation in the chat template, up to where the answer starts.
-        response_ids: tokens of the answer as the model would see it, the end of turn included.
+        response_ids: tokens of the answer in the chat template, with the end of turn.
         split: "train" or "heldout".
     """
 
@@ -60,8 +60,8 @@ class Usable:
 
     Attributes:
         pair: the pair.
-        near: digest of the conversation before the answer, the same where only case, white space or Unicode form differ.
-        row: which row of the source it is from; all turns of a conversation have the same.
+        near: `near_digest` of the conversation.
+        row: number of its row in the source; all turns of a conversation have the same.
     """
 
     pair: Pair
@@ -77,15 +77,15 @@ def make_pairs(
     dropped: Counter[str],
     heldout: Collection[str] = (),
 ) -> list[Usable]:
-    """The conversations that can be used, as pairs with tokens.
+    """Makes pairs with tokens of the conversations that can be used.
 
     Args:
-        rows: what was read: the conversations of each row.
-        data: limits, and whether a bad pair is an error or dropped.
+        rows: the conversations of each row.
+        data: the limits, and whether a bad pair is an error or dropped.
         where: the source, for messages.
-        encode: the tokens of a prompt and its answer.
-        dropped: what was dropped so far, by reason; added to.
-        heldout: `near` of prompts that are held out: a row with one of them is of no use for training.
+        encode: gives the tokens of a prompt and of its answer.
+        dropped: how many pairs were dropped, by reason; this function adds to it.
+        heldout: `near` of held-out prompts: a row with one of them is not used for training.
 
     Raises:
         DataError: a bad pair, where `data.on_invalid` is "error"; or no pair is left.
@@ -106,7 +106,7 @@ def make_pairs(
                     raise DataError(_complaint(conversation, where, problem)) from None
                 dropped[problem.reason] += 1
             else:
-                seen.add(pair.prompt_id)  # only what is kept: a bad pair must not hide a good one
+                seen.add(pair.prompt_id)  # kept pairs only: a bad pair must not hide a good one
                 kept.append(Usable(pair, near, number))
     if not kept:
         raise DataError(f"{where} has no usable pair: {dict(dropped) or 'it is empty'}")
@@ -114,7 +114,7 @@ def make_pairs(
 
 
 def near_digest(conversation: Conversation) -> str:
-    """Digest of the conversation before the answer, the same where only case, white space or Unicode form differ."""
+    """Digest of the conversation before the answer that ignores case, white space and Unicode form."""
     messages = [{**message, "content": _plain(text_of(message))} for message in conversation.messages]
     return json_digest([messages, conversation.tools])
 
@@ -122,8 +122,8 @@ def near_digest(conversation: Conversation) -> str:
 def split_pairs(usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str) -> list[Pair]:
     """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
 
-    The turns of a conversation, and prompts that are nearly the same, lie on one side. With conversations of several turns
-    a few more than `data.heldout` may be held out for it.
+    All turns of a conversation are in the same split, and so are near-duplicate prompts. With conversations of several
+    turns, a few more pairs than `data.heldout` may be held out for that.
 
     Raises:
         DataError: fewer pairs than are to be held out, or fewer than two in `heldout`.
@@ -145,7 +145,7 @@ def split_pairs(usable: list[Usable], heldout: list[Pair] | None, data: DataPart
 
 
 def _together(usable: list[Usable]) -> list[list[Pair]]:
-    """Groups of pairs that share a row or a near-duplicate prompt, over any number of steps, in the order of their first."""
+    """Groups of pairs that are connected by shared rows or near-duplicate prompts, in the order of their first pair."""
     parents: dict[int | str, int | str] = {}
 
     def root(name: int | str) -> int | str:
@@ -162,7 +162,7 @@ def _together(usable: list[Usable]) -> list[list[Pair]]:
 
 
 def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[list[Pair]]]:
-    """The first groups that make up `count` pairs, and the others; the smallest one more where they fall short."""
+    """The first groups with `count` pairs in total, and the others. If too few, they get the smallest other."""
     heldout: list[Pair] = []
     others = []
     for group in groups:
@@ -177,32 +177,31 @@ def _hold_out(groups: list[list[Pair]], count: int) -> tuple[list[Pair], list[li
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
     """Writes `pairs` as Parquet with the columns of `SCHEMA`."""
-    with replacing(path) as place:
-        pq.write_table(pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA), place)
+    write_parquet(path, pa.Table.from_pylist([vars(pair) for pair in pairs], SCHEMA))
 
 
 def load_pairs(file: Artifact, split: str | None = None) -> list[Pair]:
-    """The pairs in a file of `write_pairs`, all or those of one split.
+    """Reads the pairs that `write_pairs` wrote, all or those of one split.
 
     Raises:
         DataError: the file is missing, or no longer holds what its digest says.
     """
     if not file.holds():
         raise DataError(
-            f"{file.path} is missing or has changed since `prepare` wrote it: run the loop again, which makes it again"
+            f"{file.path} is missing or has changed since `prepare` wrote it: run the loop again to write it again"
         )
     pairs = [Pair(**row) for row in pq.read_table(file.path).to_pylist()]
     return [pair for pair in pairs if split in (None, pair.split)]
 
 
 def last_question(conversation: Conversation) -> str:
-    """The text of the user's last message before the answer; "" where there is none."""
+    """The text of the user's last message before the answer; "" if there is none."""
     users = [each for each in conversation.messages if each["role"] == "user"]
     return text_of(users[-1]) if users else ""
 
 
 def _plain(text: str) -> str:
-    """`text` without what makes no difference to a reader: case, white space, Unicode form."""
+    """`text` without differences in case, white space and Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -215,7 +214,7 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     """`conversation` as a pair.
 
     Raises:
-        Unusable: it makes none.
+        Unusable: it cannot become one.
     """
     prompt, response = last_question(conversation), text_of(conversation.answer)
     if not prompt.strip():

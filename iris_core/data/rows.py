@@ -1,7 +1,7 @@
-"""Files as rows: JSON Lines, JSON, CSV, TSV, Parquet and Arrow, compressed or not, with every value as it is written.
+"""Reads files as rows: JSON Lines, JSON, CSV, TSV, Parquet and Arrow, compressed or not, with values as written.
 
-No type is guessed: `007`, `1.50`, `NA` and `2024-01-02` in a CSV file stay that text, and JSON numbers remember how they
-were written. What a file cannot be read for is one line that names the file and the place.
+No type is guessed: `007`, `1.50`, `NA` and `2024-01-02` in a CSV file stay that text, and JSON numbers keep their
+spelling. An error is one line that names the file and the place.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COMPRESSIONS: dict[str, Callable[[str], Any]] = {
 
 
 class WrittenFloat(float):
-    """A number of a JSON file whose text is what the file says: `1.50`, `1e3`."""
+    """A number of a JSON file. Its text is the spelling in the file: `1.50`, `1e3`."""
 
     written: str
 
@@ -46,13 +46,13 @@ class WrittenFloat(float):
 
 
 def suffix(name: str) -> str:
-    """The lower-case ending of a file name that says how to read it, without that of a compression: ".jsonl"."""
+    """The lower-case suffix of a file name, without that of a compression: ".jsonl" for "a.JSONL.gz"."""
     path = Path(name.lower())
     return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
 
 
 def readable(name: str) -> bool:
-    """Whether there is a reader for files of this name."""
+    """Whether a file with this name can be read."""
     compressed = Path(name.lower()).suffix in COMPRESSIONS
     return suffix(name) in (TEXT_READERS if compressed else READERS)
 
@@ -62,7 +62,7 @@ def read_rows(file: Path, columns: Collection[str | None] = ()) -> Iterator[Row]
 
     Args:
         file: of a type in `READERS`, by its suffix.
-        columns: names that make a JSON object a row, not the wrapping of a list of rows.
+        columns: known column names. A JSON object with one of them is a row; another object may wrap a list of rows.
 
     Raises:
         DataError: the file is empty, of another type, or damaged.
@@ -95,7 +95,7 @@ def _open_text(file: Path, newline: str | None = None) -> TextIO:
 def _json_lines(file: Path, columns: Collection[str | None]) -> Iterator[Row]:
     with _open_text(file) as lines:
         for number, line in enumerate(lines, 1):
-            if line.lstrip().startswith("[") and number == 1:  # an array under another name
+            if line.lstrip().startswith("[") and number == 1:  # a JSON array in a file named .jsonl
                 yield from _rows_in(_parse(line + lines.read()), columns)
             elif line.strip():
                 yield _row(_parse(line, f"line {number}: "), f"line {number}")
@@ -180,7 +180,7 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _rows_in(value: Any, columns: Collection[str | None]) -> list[Row]:
-    """The rows of a JSON file: its list, the one list of objects in its object, or the object itself."""
+    """The rows of a JSON file: its list, the only list of objects in its object, or the object itself."""
     if isinstance(value, dict) and not value.keys() & set(columns):
         lists = {name: items for name, items in value.items() if _is_table(items)}
         if len(lists) > 1:
@@ -214,7 +214,7 @@ def _typed_rows(batch: pa.RecordBatch) -> Iterator[Row]:
 
 
 def _as_text(value: Any, kind: pa.DataType) -> Any:
-    """A number, boolean or date as text, a NaN (pandas' missing value) as None, lists and structs without their nulls."""
+    """Numbers, booleans and dates as text, NaN (pandas' missing value) as None, lists and structs without nulls."""
     if isinstance(value, str | bytes | None):
         return value
     if isinstance(value, list | dict):
@@ -225,7 +225,7 @@ def _as_text(value: Any, kind: pa.DataType) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Columnar files fill the keys that a struct lacks with nulls."""
+    """Drops the nulls that columnar files put where a struct lacks a key."""
     if isinstance(value, dict):
         return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

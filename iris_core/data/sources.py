@@ -1,7 +1,7 @@
-"""Where the annotated rows come from, and the digest of what is read.
+"""Finds and reads the sources of annotated rows, and digests their content.
 
-A source is a file, a folder, a glob of files, a folder of `save_to_disk`, or a data set on the Hugging Face hub. What is
-read is digested by content: the bytes of every local file, the commit of a hub data set; never a name.
+A source is a file, a folder, a glob of files, a folder of `save_to_disk`, or a data set on the Hugging Face hub. Its
+digest is made of the bytes of every local file, or of the commit of a hub data set, never of a name.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Found:
     """The files of a source.
 
     Attributes:
-        files: where they are, in the order they are read.
-        names: what they are called in messages; "" for a file that the source names itself.
-        warnings: what a user should know about how they were found.
+        files: their paths, in reading order.
+        names: their names in messages; "" for a file that is the source itself.
+        warnings: about files that were not read or may be missing.
     """
 
     files: list[Path]
@@ -48,13 +48,13 @@ class Found:
 
 @dataclass
 class Reading:
-    """What was read.
+    """The rows that were read, with counts and warnings.
 
     Attributes:
-        rows: for each row of the sources its conversations, one for each annotated turn.
-        sources: path, format, and rows read and used of each source; the commit of one on the hub.
-        dropped: rows that cannot be understood, by reason.
-        warnings: what a user should know, one line each.
+        rows: the conversations of each row, one for each annotated turn.
+        sources: of each source its path, format, rows read and rows used, and the commit if it is on the hub.
+        dropped: how many rows could not be understood, by reason.
+        warnings: one line each.
     """
 
     rows: list[list[Conversation]] = field(default_factory=list)
@@ -64,17 +64,18 @@ class Reading:
 
 
 def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str = "data.path") -> Reading:
-    """The annotated conversations in `path`, in its order.
+    """Reads the annotated conversations in `path`, in its order.
 
     Args:
-        data: how to read it.
+        data: the settings for reading.
         path: `data.path` or `data.heldout_path`.
-        seed: of the choice of rows where sources have weights.
-        setting: which of the two, for messages.
+        seed: of the sampling of rows if sources have weights.
+        setting: the name of that setting, for messages.
 
     Raises:
-        DataError: not readable, of no known format, or a row that cannot be understood where `data.on_invalid` is "error".
-        ConfigError: settings that contradict each other, a weight that leaves no row, or a cache that cannot be written.
+        DataError: a source is not readable or of no known format, or a row cannot be understood and `data.on_invalid`
+            is "error".
+        ConfigError: settings contradict each other, a weight leaves no row, or a cache cannot be written.
         ServiceError: the hub cannot be reached.
     """
     reading, sources = Reading(), sources_of(data, path)
@@ -83,7 +84,8 @@ def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str
     for rows, count, record in zip(found, counts, reading.sources, strict=True):
         if rows and not count:
             raise ConfigError(
-                f"{setting}: with the weight of {record['path']} none of its {len(rows)} rows would be drawn: raise it, or leave it out"
+                f"{setting}: with the weight of {record['path']} none of its {len(rows)} rows would be drawn: raise "
+                "it, or leave it out"
             )
         kept = sorted(random.Random(seed).sample(range(len(rows)), count))
         reading.rows.extend(rows[number] for number in kept)
@@ -95,7 +97,7 @@ def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str
 
 
 def sources_of(data: DataPart, path: SourcePath) -> list[Source]:
-    """The sources in `path`, each with what it does not set itself filled in from `data`.
+    """The sources in `path`. Settings that a source leaves out are taken from `data`.
 
     Raises:
         ConfigError: columns for a format that has its own, or weights for some of the sources only.
@@ -107,8 +109,8 @@ def sources_of(data: DataPart, path: SourcePath) -> list[Source]:
         own_columns = source.format not in ("auto", "pairs")
         if own_columns and (source.prompt_column or source.response_column):
             raise ConfigError(
-                f"data.format: {source.format} has columns of its own: leave out data.prompt_column and data.response_column, or "
-                "data.format"
+                f"data.format: {source.format} has columns of its own: leave out data.prompt_column and "
+                "data.response_column, or data.format"
             )
     if len({source.weight is None for source in sources}) > 1:
         raise ConfigError("data.path: give a weight to all sources, or to none")
@@ -116,12 +118,12 @@ def sources_of(data: DataPart, path: SourcePath) -> list[Source]:
 
 
 def pin(data: DataPart) -> DataPart:
-    """`data` with the commit of every data set on the hub, so that all that follows reads the same one.
+    """`data` with the commit of every data set on the hub, so that all later steps read the same content.
 
     Raises:
         DataError: there is no such source.
         ConfigError: a revision is set, and nothing is on the hub.
-        ServiceError: the hub cannot be reached, and its cache does not know the data set.
+        ServiceError: the hub cannot be reached, and the data set is not in the cache.
     """
     pinned: dict[str, Any] = {"path": _pinned("data.path", data, data.path)}
     if data.heldout_path is not None:
@@ -129,14 +131,15 @@ def pin(data: DataPart) -> DataPart:
     if all(path in (data.path, data.heldout_path) for path in pinned.values()):  # nothing on the hub
         if data.revision is not None:
             raise ConfigError(
-                f"data.revision: {data.revision} is for data sets on the hub, {label('data.path', data.path)} is here: leave it out"
+                f"data.revision: {data.revision} is for data sets on the hub, {label('data.path', data.path)} is here: "
+                "leave it out"
             )
         return data
     return data.model_copy(update={**pinned, "revision": None})
 
 
 def source_digest(setting: str, data: DataPart, path: SourcePath | None) -> str | None:
-    """SHA-256 of what is read from `path`: the bytes of local files in their order, the commit of a hub data set.
+    """SHA-256 of the content of `path`: the bytes of local files in their order, the commit of a hub data set.
 
     Raises:
         DataError: there is no such source, or no such split in it.
@@ -147,7 +150,7 @@ def source_digest(setting: str, data: DataPart, path: SourcePath | None) -> str 
 
 
 def label(setting: str, path: SourcePath) -> str:
-    """What the source is called in messages: by its path, or several by the setting that lists them."""
+    """The name of the source in messages: its path, or the setting if it lists several."""
     if isinstance(path, str):
         return path
     return path[0].path if len(path) == 1 else setting
@@ -173,7 +176,7 @@ def _pinned(setting: str, data: DataPart, path: SourcePath) -> SourcePath:
 
 
 def _read(source: Source, data: DataPart, setting: str, several: bool, reading: Reading) -> list[list[Conversation]]:
-    """The conversations of one source by row; what else there is to say goes to `reading`."""
+    """The conversations of one source by row. Its record, dropped rows and warnings are added to `reading`."""
     found = _find(setting, source)
     where = source.path
     known = COLUMNS | {source.prompt_column, source.response_column}
@@ -204,7 +207,7 @@ def _read(source: Source, data: DataPart, setting: str, several: bool, reading: 
 
 
 def _shares(counts: list[int], weights: list[float | None]) -> list[int]:
-    """How many rows to take of each source: all of them, or in the proportion of the weights as many as there are."""
+    """How many rows to take of each source: all, or as many as possible in the proportion of the weights."""
     shares = [weight for weight in weights if weight is not None]
     if not shares:
         return counts
@@ -213,7 +216,7 @@ def _shares(counts: list[int], weights: list[float | None]) -> list[int]:
 
 
 def _find(setting: str, source: Source) -> Found:
-    """The files of a source, downloaded where it is on the hub."""
+    """The files of a source, which are downloaded if it is on the hub."""
     found = _find_here(setting, source)
     if found is not None:
         return found
@@ -222,15 +225,16 @@ def _find(setting: str, source: Source) -> Found:
     names, warnings = _chosen(listed, readme, source)
     if not complete:
         warnings.append(
-            f"{source.path}: taken from the cache without a list of its files: run once with a network to be sure that all are there"
+            f"{source.path}: taken from the cache without a list of its files: run once with a network to be sure that "
+            "all are there"
         )
     return Found(hub_files.fetch(source.path, commit, names), names, warnings)
 
 
 def _find_here(setting: str, source: Source) -> Found | None:
-    """The files of a source on this machine; None: it is on the hub.
+    """The files of a source on this machine; None if it is on the hub.
 
-    What exists under a name is that file or folder, whatever the name looks like.
+    An existing file or folder takes precedence over a data set of the same name on the hub.
     """
     path = _expanded(source.path)
     if path.is_file():
@@ -241,12 +245,14 @@ def _find_here(setting: str, source: Source) -> Found | None:
         return _matching(setting, path)
     if "://" in source.path:
         raise DataError(
-            f"{setting}: {redact(source.path)} is an address: download the file and give its path, or give the name on the hub (owner/name)"
+            f"{setting}: {redact(source.path)} is an address: download the file and give its path, or give the name on "
+            "the hub (owner/name)"
         )
     local = path.is_absolute() or source.path.startswith((".", "~")) or readable(source.path)
     if local or not hub.is_name(source.path):
         raise DataError(
-            f"{setting}: there is no file or folder {path}: give a file ({', '.join(READERS)}), a folder, or a name on the hub"
+            f"{setting}: there is no file or folder {path}: give a file ({', '.join(READERS)}), a folder, or a name on "
+            "the hub"
         )
     return None
 
@@ -254,7 +260,7 @@ def _find_here(setting: str, source: Source) -> Found | None:
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # "~somebody" without such a user is a name as it stands
+    except RuntimeError:  # "~somebody" without such a user is an ordinary name
         return Path(path)
 
 
@@ -277,7 +283,7 @@ def _in_folder(folder: Path, source: Source) -> Found:
 
 
 def _value(file: Path, name: str) -> Any:
-    """A value of the JSON that save_to_disk writes beside the data."""
+    """A value of a JSON file that save_to_disk writes beside the data."""
     try:
         return json.loads(file.read_text())[name]
     except (ValueError, KeyError, TypeError) as error:
@@ -285,7 +291,7 @@ def _value(file: Path, name: str) -> Any:
 
 
 def _chosen(names: list[str], readme: Path | None, source: Source) -> tuple[list[str], list[str]]:
-    """Those of a data set's files in the subset and split of `source`, and warnings."""
+    """The files of a data set in the subset and split of `source`, and warnings."""
     text = readme.read_text(encoding="utf-8", errors="replace") if readme else None
     layout = splits.layout(names, text)
     chosen = splits.choose(layout, source.name, source.split or "train", source.path)
@@ -296,7 +302,7 @@ def _chosen(names: list[str], readme: Path | None, source: Source) -> tuple[list
 
 
 def _matching(setting: str, path: Path) -> Found:
-    """The data files that a glob matches. A part of it that exists as it is written is no pattern."""
+    """The data files that a glob matches. A part of the glob that exists under that very name is not a pattern."""
     base, parts = Path(), list(path.parts)
     while parts and (not GLOB.search(parts[0]) or (base / parts[0]).exists()):
         base /= parts.pop(0)

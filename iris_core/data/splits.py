@@ -1,7 +1,7 @@
-"""Which files of a data set belong to which subset and split, as the Hugging Face hub has it.
+"""Finds out which files of a data set belong to which subset and split, by the rules of the Hugging Face hub.
 
-A README's `configs` decide; else names do: `data/<split>-00000-of-00003.parquet`, or `train`, `validation`, `test` and
-their synonyms in a file's or folder's name; else everything is `train`.
+The `configs` of a README come first. Otherwise file names decide: `data/<split>-00000-of-00003.parquet`, or `train`,
+`validation`, `test` and their synonyms in the name of a file or folder. Otherwise everything is `train`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Layout:
 
     Attributes:
         subsets: names of files, by subset and split, sorted.
-        default: the subset taken where none is asked for; None: there are several and none is marked.
+        default: the subset for users who name none; None: there are several, and none is marked as the default.
         unread: data files that belong to no split.
     """
 
@@ -50,7 +50,7 @@ class Layout:
 
 
 def data_names(names: list[str]) -> list[str]:
-    """Those of `names` (relative, with "/") that are data: of a known type, not hidden, not metadata; sorted."""
+    """The data files among `names` (relative, with "/"), sorted: of a known type, not hidden, not metadata."""
     return sorted(
         name
         for name in names
@@ -61,7 +61,7 @@ def data_names(names: list[str]) -> list[str]:
 
 
 def layout(names: list[str], readme: str | None) -> Layout:
-    """The subsets and splits of a data set whose files are `names`.
+    """The subsets and splits of a data set with the files `names`.
 
     Raises:
         DataError: the README's description cannot be understood.
@@ -81,7 +81,7 @@ def choose(found: Layout, subset: str | None, split: str, where: str) -> list[st
     """The files of a subset and split.
 
     Raises:
-        DataError: there is no such subset or split; the message names those that there are.
+        DataError: there is no such subset or split; the message names those that exist.
     """
     name = subset or found.default
     if name is None:
@@ -96,14 +96,14 @@ def choose(found: Layout, subset: str | None, split: str, where: str) -> list[st
 
 
 def check_split(split: str | None, splits: Collection[str], where: str) -> None:
-    """Raises DataError where `split` is none of `splits`."""
+    """Raises DataError if `split` is not in `splits`."""
     if split not in splits:
         known = ", ".join(map(repr, dict.fromkeys(splits)))
         raise DataError(f"{where} has no split {split!r}; it has {known}: set data.split")
 
 
 def _by_name(names: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The files of each split, and those of none."""
+    """The files of each split, and the files that belong to none."""
     splits: dict[str, list[str]] = {}
     others = []
     for name in names:
@@ -129,7 +129,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _declared(readme: str | None) -> list[dict[str, Any]]:
-    """The `configs` in the YAML at the head of a README."""
+    """The `configs` in the YAML at the start of a README."""
     head = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", readme or "", re.DOTALL)
     try:
         content = yaml.safe_load(head[1]) if head else None

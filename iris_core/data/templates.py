@@ -1,4 +1,4 @@
-"""A model's chat template with an experiment's settings, the same for pairs and for benchmarks."""
+"""A model's chat template with the settings of an experiment, the same for pairs and for benchmarks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class Template:
-    """A tokenizer's chat template with the settings of an experiment; a rendering does not depend on the day.
+    """A tokenizer's chat template with the settings of an experiment. A rendering does not depend on the current date.
 
     Args:
         tokenizer: with a chat template.
-        variables: of the template, by name.
-        date: what the template is told when it asks for the date.
+        variables: values of the template's variables, by name.
+        date: the date that the template gets as today's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], date: datetime.date):
@@ -36,8 +36,8 @@ class Template:
         Args:
             messages: in the format of chat templates.
             tools: descriptions of the tools that may be called.
-            asks: whether it ends with the generation prompt.
-            unfinished: whether the last message goes on.
+            asks: whether the text ends with the generation prompt.
+            unfinished: whether the last message is continued, without an end of turn.
         """
         rendered = self.tokenizer.apply_chat_template(
             messages,
@@ -51,12 +51,12 @@ class Template:
 
 
 class ChatPrompts:
-    """For a model of lm-evaluation-harness: its chat prompts are those of `template`."""
+    """A mix-in for models of lm-evaluation-harness: their chat prompts are rendered by `template`."""
 
     template: Template
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt of `chat_history`; as in the harness, without system turns where the template refuses them."""
+        """The prompt of `chat_history`. As in the harness, system turns are left out if the template refuses them."""
         try:
             return self._rendered(chat_history, add_generation_prompt)
         except TemplateError:

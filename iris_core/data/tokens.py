@@ -1,8 +1,8 @@
-"""Renderings of a chat template as tokens, where somebody's text stays text.
+"""Tokenises renderings of a chat template, so that text of messages never becomes a special token.
 
-A message may hold the string of a special token (`<|im_end|>`). Before the template sees it, the string is hidden behind
-a private-use character; the template's own special tokens are then the only ones, and keep their ids, while the hidden
-strings are tokenised in their place as any other text.
+A message may hold the string of a special token (`<|im_end|>`). Before rendering, a private-use character replaces it.
+Then only the template's own special tokens are left, and keep their ids. The replaced strings are tokenised as plain
+text in their place.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from transformers import PreTrainedTokenizerBase
 
 from iris_core.data.conversations import Unusable
 
-HIDDEN = 0xF0000  # first code point of the private-use plane whose characters hide strings of special tokens
-STAND_IN = 0x100000  # of the plane whose characters stand for the template's special tokens
+HIDDEN = 0xF0000  # first code point of the private-use plane that replaces special tokens in messages
+STAND_IN = 0x100000  # first code point of the plane that replaces the template's own special tokens
 PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 ANCHOR = "\ue000"  # a character that no tokenizer merges with another
-RETRIED = 3  # tokens after the end of a prompt that are tried for the border of the answer
+RETRIED = 3  # tokens after the end of the prompt where the answer may start
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens of a text, and the characters that each stands for; none where the tokenizer does not say."""
+    """Tokens of a text, and the span of characters of each; no spans if the tokenizer does not give them."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
@@ -39,20 +39,20 @@ class Renderings:
 
     Args:
         tokenizer: of the template.
-        ends: ids that end generation whatever the tokenizer says of them.
+        ends: ids that end generation; they count as special even if the tokenizer does not mark them.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Iterable[int] = ()):
         self.tokenizer = tokenizer
         self.special = _special_strings(tokenizer, frozenset(ends))
         unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
-        self.control = set(self.special.values()) - unknown  # any text may hold what is unknown
+        self.control = set(self.special.values()) - unknown  # any text may contain unknown tokens
 
     def hide(self, value: Any) -> Any:
-        """`value` (a message, a list of tools) with the strings of special tokens hidden in all its texts.
+        """`value` (a message, a list of tools) with the strings of special tokens replaced in all its texts.
 
         Raises:
-            Unusable: that cannot be done.
+            Unusable: the tokenizer is slow, or the text has private-use characters itself.
         """
         if isinstance(value, str):
             return self._hide(value)
@@ -71,12 +71,12 @@ class Renderings:
         return self._strings.sub(lambda match: chr(HIDDEN + self._names.index(match.group())), text)
 
     def split(self, prompt: str, whole: str) -> tuple[list[int], list[int]]:
-        """Tokens of `prompt`, and of what follows it in `whole`, which begins with it.
+        """Tokens of `prompt`, and of the rest of `whole`, which begins with `prompt`.
 
-        The prompt's tokens are those it has alone: they are all that the model is given to answer.
+        The prompt is tokenised alone, as it is in generation.
 
         Raises:
-            Unusable: the tokenizer does not let the two be told apart.
+            Unusable: the tokenizer merges the end of the prompt with the start of the answer.
         """
         literal = PRIVATE.search(whole) is not None
         if literal:
@@ -84,23 +84,23 @@ class Renderings:
         first, both = self._encode(prompt, literal), self._encode(whole, literal)
         if both.ids[: len(first.ids)] == first.ids:
             return first.ids, both.ids[len(first.ids) :]
-        for rest in self._ways_to_go_on(len(prompt), whole, both, literal):
+        for rest in self._continuations(len(prompt), whole, both, literal):
             if self._text([*first.ids, *rest]) == self._text(both.ids):
                 return first.ids, rest
         raise Unusable(
             "template",
-            f"the tokenizer merges the end of the prompt {prompt[-10:]!r} with the start of the answer: use a fast tokenizer, or "
-            "end the template's generation prompt with a special token or a line break",
+            f"the tokenizer merges the end of the prompt {prompt[-10:]!r} with the start of the answer: use a fast "
+            "tokenizer, or end the template's generation prompt with a special token or a line break",
         )
 
     def controls(self, text: str) -> int:
-        """How many special tokens a part of a rendering has that holds nobody's text."""
+        """The number of special tokens in a part of a rendering that has no text of messages."""
         return sum(token in self.control for token in self._encode(text, literal=False).ids)
 
-    def _ways_to_go_on(self, border: int, whole: str, both: Encoded, literal: bool) -> Iterator[list[int]]:
-        """Tokens of `whole[border:]`: the first few tokenised apart, as the middle of a text, then those of `both`.
+    def _continuations(self, border: int, whole: str, both: Encoded, literal: bool) -> Iterator[list[int]]:
+        """Candidates for the tokens of `whole[border:]`: a short middle tokenised alone, then the tokens of `both`.
 
-        Some tokenizers leave spaces out of the characters of a token, at either of its ends: hence several.
+        There are several, because some tokenizers leave spaces out of the span of a token, at either end.
         """
         token = _first_from(border, both)
         for index in range(token, min(token + RETRIED, len(both.ids)) + 1):
@@ -110,7 +110,7 @@ class Renderings:
                 yield [*self._middle(whole[border:stop], literal), *both.ids[index:]]
 
     def _middle(self, text: str, literal: bool) -> list[int]:
-        """The tokens of `text` in the middle of a text, where it does not begin a word."""
+        """The tokens of `text` inside a longer text, where it does not start a word."""
         encoded = self._encode(ANCHOR + text, literal)
         return encoded.ids[_first_from(len(ANCHOR), encoded) :]
 
@@ -118,7 +118,7 @@ class Renderings:
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _spelled(self, rendered: str) -> str:
-        """`rendered` with hidden strings written out, and stand-ins for the special tokens of the template."""
+        """`rendered` with the strings of messages restored, and stand-ins for the template's special tokens."""
         safe = self._strings.sub(lambda match: chr(STAND_IN + self._names.index(match.group())), rendered)
         for number, name in enumerate(self._names):
             safe = safe.replace(chr(HIDDEN + number), name)
@@ -144,7 +144,7 @@ class Renderings:
 
     @cached_property
     def _literal(self) -> PreTrainedTokenizerBase:
-        """A tokenizer that knows stand-ins and takes the strings of special tokens for text."""
+        """A tokenizer that knows the stand-ins, and for which the strings of special tokens are plain text."""
         literal = copy.deepcopy(self.tokenizer)
         known = self.tokenizer.added_tokens_decoder
         for number, name in enumerate(self._names):
@@ -161,7 +161,7 @@ class Renderings:
 
     @cached_property
     def _meant(self) -> dict[int, int]:
-        """The special token of each stand-in, by ids."""
+        """The id of the special token for the id of each stand-in."""
         return {
             self._literal.convert_tokens_to_ids(chr(STAND_IN + number)): self.special[name]
             for number, name in enumerate(self._names)
@@ -169,9 +169,9 @@ class Renderings:
 
 
 def _special_strings(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> dict[str, int]:
-    """Strings and ids of the special tokens, and of other added ones that end generation.
+    """Strings and ids of the special tokens, and of other added tokens that end generation.
 
-    Not of a padding token that is an ordinary one, such as "!".
+    A padding token that is an ordinary token, such as "!", is left out.
     """
     added = tokenizer.added_tokens_decoder
     found = {each.content: token for token, each in added.items() if each.special or token in ends}
@@ -196,7 +196,7 @@ def _encode(tokenizer: Any, text: str, split_special_tokens: bool = False) -> En
 
 
 def _first_from(border: int, encoded: Encoded) -> int:
-    """The first token at or after `border` that shares no character with one before."""
+    """The first token at or after `border` that shares no character with an earlier token."""
     reached = border
     for index, (start, end) in enumerate(encoded.spans):
         if start >= reached:

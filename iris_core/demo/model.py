@@ -13,13 +13,13 @@ own module is never imported (it needs `llm` and `llama_cpp`); only its weights 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from iris_core.common.cache import cache_folder
 from iris_core.common.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ QUANTISATION_ATTRIBUTES = ("hf_quantizer", "quantization_method", "quantization_
 
 def default_path() -> Path:
     """The demo model's folder: `$IRIS_CACHE/models/…`, or `~/.cache/iris/models/…`."""
-    cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
-    return Path(cache).expanduser() / "models" / NAME
+    return cache_folder() / "models" / NAME
 
 
 def ensure(out: Path | None = None) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from iris_core.common.cache import cache_folder
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import EvaluationError, IrisError, ServiceError
 from iris_core.data.templates import Template
@@ -265,8 +266,7 @@ def _cache(data: Artifact | None) -> Path:
 
     Its name follows the mirror's content: data of another mirror is never found in it.
     """
-    root = Path(os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris")
-    return root / "datasets" / (data.digest[:16] if data else "hub")
+    return cache_folder() / "datasets" / (data.digest[:16] if data else "hub")
 
 
 def _prepare_ifeval(data: Artifact | None) -> None:

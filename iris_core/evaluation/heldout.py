@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from iris_core.common.errors import DataError
+from iris_core.common.parquet import write_parquet
 from iris_core.data.pairs import Pair
 from iris_core.evaluation.answers import answer, extract
 from iris_core.modeling import loading
@@ -67,4 +67,4 @@ def write_answers(path: Path, spec: EvaluateSpec, lm: Any, pairs: list[Pair], ba
                 "correct": correct,
             }
         )
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from iris_core.common.digest import text_digest
+from iris_core.common.parquet import write_parquet
 from iris_core.data.pairs import Pair
 from iris_core.generation.engines import Sample
 
@@ -59,7 +60,7 @@ def write_shard(
         }
         for pair, sample, text in zip(shard, samples, texts, strict=True)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
 
 
 def count_tokens(path: Path) -> int:

@@ -1,7 +1,7 @@
 """The gap between data and opponent, estimated on held-out pairs.
 
-It is an estimate without an interval: log-mean-exp of n rewards rests on the few largest of them, and no bound from n
-samples certifies much more than ln n nats (McAllester and Stratos, arXiv 1811.04251).
+It is an estimate without an interval. Log-mean-exp of n rewards depends on the few largest of them, and no lower bound
+from n samples can be much above ln n nats (McAllester and Stratos, arXiv 1811.04251).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Gap(Strict):
     """The gap D̂ between data and opponent: an estimate in nats, without an interval.
 
     Attributes:
-        ess: effective sample size of the weights e^{r'} that it rests on.
-        pairs: held-out pairs it was measured on.
-        confirmed: it is positive, and the interval of the mean held-out margin lies above 0.
+        ess: effective sample size of the weights e^{r'} that it depends on.
+        pairs: number of held-out pairs that it was measured on.
+        confirmed: whether it is positive and the interval of the mean held-out margin is above 0.
     """
 
     value: float
@@ -43,7 +43,7 @@ def variational_gap(annotated: Floats, synthetic: Floats) -> Floats:
 
 
 def measure_gap(annotated: Floats, synthetic: Floats, margin: Interval) -> Gap:
-    """D̂ and how much stands behind it.
+    """Estimates D̂, with its effective sample size.
 
     Args:
         annotated: rewards of annotated responses, in nats, shape [pairs].
@@ -61,11 +61,11 @@ def measure_gap(annotated: Floats, synthetic: Floats, margin: Interval) -> Gap:
 
 
 def gap_warnings(gap: Gap) -> list[str]:
-    """A line where D̂ is larger than so many pairs can show."""
+    """A warning if D̂ is larger than this number of pairs can show; otherwise empty."""
     most = math.log(gap.pairs)
     if gap.value <= most:
         return []
     return [
-        f"the gap, {gap.value:.3g} nats, is above ln({gap.pairs}) = {most:.3g}, the most that {gap.pairs} held-out pairs can show: "
-        "read it as `large`; raise data.heldout for a finer estimate"
+        f"the gap, {gap.value:.3g} nats, is above ln({gap.pairs}) = {most:.3g}, the most that {gap.pairs} held-out "
+        "pairs can show: read it as `large`; raise data.heldout for a finer estimate"
     ]

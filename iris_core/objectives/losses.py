@@ -1,4 +1,4 @@
-"""The objectives of self-play: pure functions from rewards to a loss for every pair, under one signature.
+"""The objectives of self-play: pure functions with one signature, from rewards to a loss for every pair.
 
 With rewards r = β·[log p_θ(y|x) − log p_t(y|x)] of annotated responses y and r' of synthetic responses y', IRIS of
 order α is
@@ -7,9 +7,11 @@ order α is
 
 (the variational formula for Rényi divergences, arXiv 2007.03814; tilted risks, arXiv 2007.01162). Its gradient is
 −Σ w_i ∇r_i + Σ v_j ∇r'_j with w ∝ e^{(α−1) r} and v ∝ e^{α r'}. This is a reconstruction: of the paper
-(arXiv 2604.20933) only the abstract was available. `OBJECTIVES` lists IRIS and its relatives; docs/objective.md derives
-them. Rewards have the shape [..., pairs]; leading axes are independent runs. The comparison sees every response up to the
-same number of tokens, the likelihood (λ, SFT) the whole annotated one (`Rewards.rest`).
+(arXiv 2604.20933) only the abstract was available. `OBJECTIVES` lists IRIS and the other objectives; docs/objective.md
+derives them.
+
+Rewards have the shape [..., pairs]; leading axes are independent runs. The comparison of r with r' uses at most the
+same number of tokens of every response. The likelihood (λ, SFT) uses the whole annotated response (`Rewards.rest`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+from iris_core.config.objective import (
+    SPACE_RATIO,
+    SPIF_CURVATURE,
+    TSPIN_INITIAL_WEIGHT,
+    ObjectivePart,
+)
 
 NormalizerKind = Literal["unit", "anchored", "running", "batch"]
 MOMENTUM = 0.1
@@ -34,9 +43,9 @@ class Rewards(NamedTuple):
     Attributes:
         annotated: of the annotated responses, shape [..., pairs].
         synthetic: of the opponent's responses, the same shape.
-        initial: of the initial model's responses, the same shape; only T-SPIN looks at them.
-        rest: of the tokens by which an annotated response is longer than a synthetic one can be; None: there are none.
-            The comparison does not see them, the annotated likelihood does.
+        initial: of the initial model's responses, the same shape; only T-SPIN uses them.
+        rest: of the tokens of annotated responses beyond the longest synthetic one, the same shape; None if there are
+            none. The annotated likelihood uses them, the comparison does not.
     """
 
     annotated: Tensor
@@ -46,13 +55,13 @@ class Rewards(NamedTuple):
 
     @property
     def whole(self) -> Tensor:
-        """Of the annotated responses to their end."""
+        """Rewards of the annotated responses to their end."""
         return self.annotated if self.rest is None else self.annotated + self.rest
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the losses need besides the rewards; each takes what it knows.
+    """What the losses need besides the rewards; each uses its own part.
 
     Attributes:
         order: α of IRIS.
@@ -60,23 +69,37 @@ class Parameters:
         clip: largest weight in IRIS.
         likelihood_weight: λ, weight of an annotated log-likelihood term −λ·r in IRIS, r of the whole response.
         ratio: μ of SPACE, synthetic responses per annotated one.
-        curvature: c of SPIF; its optimal rewards lie in [−1/c, 1/c].
+        curvature: c of SPIF; its optimal rewards are in [−1/c, 1/c].
         initial_weight: b of T-SPIN.
         mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token.
     """
 
-    order: float | Tensor = 1.0
-    log_normalizers: tuple[float | Tensor, float | Tensor] = (0.0, 0.0)
-    clip: float = 5.0
-    likelihood_weight: float = 0.0
-    ratio: float = 1.0
-    curvature: float = 1.0
-    initial_weight: float = 0.1
-    mean_tokens: float = 1.0
+    order: float | Tensor
+    log_normalizers: tuple[float | Tensor, float | Tensor]
+    clip: float
+    likelihood_weight: float
+    ratio: float
+    curvature: float
+    initial_weight: float
+    mean_tokens: float
+
+    @classmethod
+    def of(cls, settings: ObjectivePart, order: float | Tensor) -> Self:
+        """The parameters from the settings. The trainer sets `log_normalizers` and `mean_tokens` for every batch."""
+        return cls(
+            order=order,
+            log_normalizers=(0.0, 0.0),
+            clip=settings.weight_clip,
+            likelihood_weight=settings.likelihood_weight,
+            ratio=SPACE_RATIO,
+            curvature=SPIF_CURVATURE,
+            initial_weight=TSPIN_INITIAL_WEIGHT,
+            mean_tokens=1.0,
+        )
 
 
 def iris(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """−w·r + v·r' − λ·r with the weights constant: its mean has the gradient of L_α (arXiv 2604.20933, reconstructed)."""
+    """−w·r + v·r' − λ·r with constant weights: its mean has the gradient of L_α (arXiv 2604.20933, reconstructed)."""
     w, v = iris_weights(rewards, parameters)
     tilted = v * rewards.synthetic - w * rewards.annotated
     return tilted - parameters.likelihood_weight * rewards.whole
@@ -99,13 +122,13 @@ def hinge(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 
 def space(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """−log σ(r − log μ) − μ·log σ(log μ − r'): noise-contrastive, best at r = log p_data/p_t (arXiv 2512.07175)."""
+    """−log σ(r − log μ) − μ·log σ(log μ − r'): noise-contrastive, optimal at r = log p_data/p_t (arXiv 2512.07175)."""
     shift = math.log(parameters.ratio)
     return softplus(shift - rewards.annotated) + parameters.ratio * softplus(rewards.synthetic - shift)
 
 
 def spif(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """−(r − r') + (c/2)·(r² + r'²): χ² to the mixture, best at r = (p_data − p_t) / (c·(p_data + p_t)).
+    """−(r − r') + (c/2)·(r² + r'²): χ² to the mixture, optimal at r = (p_data − p_t) / (c·(p_data + p_t)).
 
     A reconstruction: the loss of arXiv 2602.01357 is not public.
     """
@@ -116,7 +139,7 @@ def spif(rewards: Rewards, parameters: Parameters) -> Tensor:
 def tspin(rewards: Rewards, parameters: Parameters) -> Tensor:
     """−log σ(r − r') − b·log σ(r' − r°), r° of the initial model's responses, without opponent (arXiv 2601.08198).
 
-    In iteration 0 the opponent is the initial model and there are no r°: the second term is left out (b = 0).
+    In iteration 0 the opponent is the initial model, so there is no r° and the second term is left out (b = 0).
     """
     loss = softplus(rewards.synthetic - rewards.annotated)
     if rewards.initial is None:
@@ -131,14 +154,14 @@ def sft(rewards: Rewards, parameters: Parameters) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """An objective and what it asks of the trainer.
+    """An objective and what it needs from the trainer.
 
     Attributes:
         loss: the loss of every pair, [..., pairs]; its mean over the optimiser batch is minimised.
-        relative: rewards refer to the opponent; otherwise they are β·log p_θ alone.
-        scaled: rewards carry β; otherwise it is 1.
-        responses: how many responses of a prompt it looks at: annotated, synthetic, the initial model's.
-        value: the loss of a whole batch as it is reported, if that is not the mean over its pairs.
+        relative: whether rewards are relative to the opponent; otherwise they are β·log p_θ alone.
+        scaled: whether rewards are multiplied by β; otherwise β is 1.
+        responses: how many responses to a prompt it uses, in the order annotated, synthetic, the initial model's.
+        value: the reported loss of a whole batch, if that is not the mean over its pairs.
     """
 
     loss: Callable[[Rewards, Parameters], Tensor]
@@ -148,7 +171,7 @@ class Objective:
     value: Callable[[Rewards, Parameters], Tensor] | None = None
 
     def batch_loss(self, rewards: Rewards, parameters: Parameters) -> Tensor:
-        """The loss of a whole batch, to report: a scalar."""
+        """The reported loss of a whole batch, a scalar."""
         return self.value(rewards, parameters) if self.value else self.loss(rewards, parameters).mean()
 
 
@@ -183,7 +206,7 @@ def gradient_coefficients(objective: Objective, rewards: Rewards, parameters: Pa
 def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
     """T_s[r] = (1/s)·log mean e^{s r}, with its limit, the mean, at s = 0.
 
-    Near 0 the series mean + s/2·var + s²/6·(third central moment) is used, so that value and gradient are continuous.
+    Near 0 it uses the series mean + s/2·var + s²/6·(third central moment), so value and gradient are continuous.
 
     Args:
         reward: shape [pairs].
@@ -197,7 +220,7 @@ def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
 
 
 def log_mean_exp(values: Tensor) -> Tensor:
-    """log mean e^x over the last axis, which is kept, without overflow."""
+    """log mean e^x over the last axis, which is kept; it does not overflow."""
     return torch.logsumexp(values, dim=-1, keepdim=True) - math.log(values.shape[-1])
 
 
@@ -213,7 +236,7 @@ def variational_bound(annotated: Tensor, synthetic: Tensor, order: float) -> Ten
 
 
 def iris_weights(rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    """w and v of IRIS, each of the shape of the rewards, as constants."""
+    """The weights w and v of IRIS, each of the shape of the rewards, detached."""
     order, (log_annotated, log_synthetic) = parameters.order, parameters.log_normalizers
     return (
         tilted_weights(rewards.annotated, order - 1, log_annotated, parameters.clip),
@@ -222,12 +245,12 @@ def iris_weights(rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tens
 
 
 def tilted_weights(reward: Tensor, tilt: float | Tensor, log_normalizer: float | Tensor, clip: float) -> Tensor:
-    """Importance weights e^{s r} / Z, clipped at `clip`, as constants. With Z = mean e^{s r} their mean is 1."""
+    """Importance weights e^{s r} / Z, clipped at `clip`, detached. Their mean is 1 if Z = mean e^{s r}."""
     return (tilt * reward.detach() - log_normalizer).clamp(max=math.log(clip)).exp()
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
-    """(Σ|w|)² / Σw² over the last axis: how many equally weighted samples are worth as much; 0 where all weights are 0.
+    """(Σ|w|)² / Σw² over the last axis: the number of equal weights that are worth as much; 0 if all weights are 0.
 
     The weights of IRIS are positive; the `gradient_coefficients` of T-SPIN may have either sign.
     """
@@ -239,14 +262,14 @@ def effective_sample_size(weights: Tensor) -> Tensor:
 class Normalizer:
     """log Z of both sides' weights in IRIS, over whole optimiser batches.
 
-    - `unit`: Z ≡ 1, the α-divergence form, whose push on synthetic responses vanishes as they become improbable.
+    - `unit`: Z ≡ 1, the α-divergence form. Its gradient on synthetic responses vanishes as they become improbable.
     - `batch`: Z = mean e^{s r} over the optimiser batch, the literal formula.
-    - `running`: exponential moving average of the batches seen so far, in log space (TERM's stochastic solver). Until
-      the first is seen it is 1, which is exact: at the first step r ≡ 0.
+    - `running`: exponential moving average over the batches so far, in log space (TERM's stochastic solver). Before the
+      first batch it is 1, which is exact: at the first step r ≡ 0.
     - `anchored`: max(running, 1).
 
     Args:
-        kind: which of them.
+        kind: one of the four above.
         order: α.
     """
 
@@ -260,7 +283,7 @@ class Normalizer:
         return self.kind == "batch"
 
     def log_values(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """log Z of annotated and synthetic weights for the next batch, each of shape [..., 1], dtype and device of `like`."""
+        """log Z of annotated and synthetic weights for the next batch, shape [..., 1], on the device of `like`."""
         if self.kind == "unit" or self.state is None:
             state = torch.zeros(2, 1)
         else:
@@ -268,8 +291,8 @@ class Normalizer:
         annotated, synthetic = state.to(like).unbind(0)
         return annotated, synthetic
 
-    def see(self, rewards: Rewards) -> None:
-        """Takes in the rewards of a whole optimiser batch (before the step for `batch`, else after it)."""
+    def update(self, rewards: Rewards) -> None:
+        """Adds the rewards of a whole optimiser batch (before the step for `batch`, else after it)."""
         annotated, synthetic = rewards.annotated.detach(), rewards.synthetic.detach()
         new = torch.stack(
             [
@@ -283,10 +306,10 @@ class Normalizer:
             self.state = torch.logaddexp(self.state + math.log1p(-MOMENTUM), new + math.log(MOMENTUM))
 
     def state_dict(self) -> dict[str, list[list[float]] | None]:
-        """What a checkpoint must keep."""
+        """The state for a checkpoint."""
         return {"log_normalizers": None if self.state is None else self.state.tolist()}
 
     def load_state_dict(self, state: dict[str, list[list[float]] | None]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores a state from `state_dict`."""
         kept = state["log_normalizers"]
         self.state = None if kept is None else torch.tensor(kept, dtype=torch.float64)

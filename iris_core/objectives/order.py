@@ -1,6 +1,6 @@
-"""The order schedule: the next order α from the gaps measured so far, and whether there is more to learn.
+"""The order schedule: the next order α from the gaps measured so far, and the test for convergence.
 
-A large gap between data and opponent gets a large order (sharp weights), a small one a small order (smooth refinement).
+A large gap between data and opponent gives a large order (sharp weights), a small gap a small one (smooth refinement).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from iris_core.common.strict import Strict
 from iris_core.config import SchedulePart
 from iris_core.objectives.gap import Gap
 
-LEAST_TRAINED = math.log(2)  # nats; odds of annotated over synthetic responses that have doubled
+MIN_TRAINING_MARGIN = math.log(2)  # nats: the odds of annotated over synthetic responses have doubled
 
 
 class Movement(Strict):
     """What an iteration did to the mean log-ratio margin, (log p_θ/p_t)(y) − (log p_θ/p_t)(y'), in nats per pair.
 
     Attributes:
-        training_margin: on pairs that were trained on; None: fewer than two of them have a synthetic response.
+        training_margin: on pairs that were trained on; None if fewer than two of them have a synthetic response.
         heldout_margin: on held-out pairs.
     """
 
@@ -33,15 +33,15 @@ def next_order(
 ) -> tuple[float, str]:
     """α_{t+1} and the reason for it.
 
-    adaptive: α_{t+1} = α_min + (α_max − α_min)·D̂_t / max(D̂_0 … D̂_t), not above α_t unless rising is allowed; α_t as long
-    as no gap is above 0. Linear and cosine go from α_max at iteration 0 to α_min at the last.
+    adaptive: α_{t+1} = α_min + (α_max − α_min)·D̂_t / max(D̂_0 … D̂_t), not above α_t unless rising is allowed. While no
+    gap is above 0, the order stays α_t. Linear and cosine go from α_max at iteration 0 to α_min at the last iteration.
 
     Args:
         schedule: rule and bounds.
         iteration: t.
         iterations: how many there are.
         order: α_t.
-        gaps: D̂_0 … D̂_t as `confirmed_gap` counts them, none below 0.
+        gaps: D̂_0 … D̂_t from `confirmed_gap`, none below 0.
     """
     low, high = schedule.min_order, schedule.max_order
     done = min(1.0, (iteration + 1) / max(1, iterations - 1))
@@ -63,15 +63,18 @@ def next_order(
 
 
 def confirmed_gap(gap: Gap) -> float:
-    """D̂ where the held-out reward margin is above noise, else 0: a first gap of ±10⁻⁴ must not be what others are measured by."""
+    """D̂ if the held-out reward margin is above noise, else 0.
+
+    Otherwise a first gap of ±10⁻⁴ would be the reference for all later ones.
+    """
     return gap.value if gap.confirmed else 0.0
 
 
 def converged(movement: Movement) -> tuple[bool, str]:
-    """Whether training worked and held-out pairs show nothing of it, and why (or why not).
+    """Whether training had an effect on its own pairs but none on held-out pairs, and the reason.
 
-    It worked if the odds of annotated over synthetic responses have at least doubled on the pairs trained on: the interval
-    of their margin lies above ln 2, and above that of the held-out margin. Nothing shows if the latter contains 0.
+    It had an effect if the odds of annotated over synthetic responses at least doubled: the interval of the training
+    margin is above ln 2 and above that of the held-out margin. It had none on held-out pairs if the latter contains 0.
     """
     training, heldout = movement.training_margin, movement.heldout_margin
     if heldout.low > 0:
@@ -80,7 +83,7 @@ def converged(movement: Movement) -> tuple[bool, str]:
         return False, f"held-out pairs lost {-heldout.value:.3g} nats: lower training.learning_rate"
     if training is None:
         return False, "fewer than two pairs were trained on with their synthetic response: nothing to compare"
-    if training.low <= LEAST_TRAINED:
+    if training.low <= MIN_TRAINING_MARGIN:
         return (
             False,
             f"the pairs trained on gained only {training.value:.3g} nats: train longer or raise training.learning_rate",

@@ -21,6 +21,7 @@ from iris_core.config import (
     parse_experiment,
     yaml12,
 )
+from iris_core.config.objective import WITH_INITIAL_RESPONSES
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
@@ -37,6 +38,7 @@ from iris_core.pipeline.specs import (
     TrainSpec,
 )
 from iris_core.store import Artifact, Manifest, Policy, Store, versions
+from iris_core.store.places import place_of
 
 SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
 
@@ -146,7 +148,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
-        initial_synthetic=state.first if experiment.objective.name == "tspin" else None,
+        initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,
         training=training,
@@ -281,11 +283,11 @@ def _member(loop: Experiment) -> Member:
     store = Store(Path(loop.store), loop.name)
 
     def manifests(stage: str) -> list[Artifact]:
-        places = [f"iteration-{t}/{stage}" for t in range(loop.iterations)]
+        places = [place_of(t, stage) for t in range(loop.iterations)]
         found = [manifest for place in places if (manifest := store.manifest(place))]
         return [Artifact.of(manifest.folder / "manifest.json") for manifest in found]
 
-    trained, initial = manifests("train"), store.manifest("initial/evaluate")
+    trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
     if not trained:
         raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
     return Member(

@@ -31,6 +31,7 @@ from iris_core.reporting.summary import (
     warnings,
 )
 from iris_core.store import Manifest, Store
+from iris_core.store.places import place_of
 
 RECIPE = "recipe.yaml"
 SAMPLES = 6
@@ -48,7 +49,7 @@ def collect(store: Store) -> dict[str, Any]:
         "done": len(list(iterations(store))),
         "stopped": any(m.metrics.get("stop", False) for m in manifests.values() if m and m.stage == "schedule"),
         "inputs": inputs(manifests.get("prepare")),
-        "objective": objective(manifests.get("iteration-0/train")),
+        "objective": objective(manifests.get(place_of(0, "train"))),
         "result": sentence(found),
         "warnings": warned(store),
         "champion": best._asdict() if (best := champion(store)) else None,
@@ -109,9 +110,9 @@ def objective(trained: Manifest | None) -> dict[str, Any]:
 def model_of(store: Store, row: Row) -> dict[str, Any]:
     """One row of the table as numbers, with what the table leaves out."""
     initial = row.iteration is None
-    at = "initial" if initial else f"iteration-{row.iteration}"
-    evaluated, scheduled = store.manifest(f"{at}/evaluate"), store.manifest(f"{at}/schedule")
-    generated = store.manifest(f"{at}/generate")
+    evaluated, scheduled, generated = (
+        store.manifest(place_of(row.iteration, stage)) for stage in ("evaluate", "schedule", "generate")
+    )
     scores = evaluated.metrics.get("benchmarks", {}) if evaluated else {}
     return {
         **dataclasses.asdict(row),
@@ -127,7 +128,7 @@ def steps(store: Store) -> dict[str, Any]:
     starts: list[int] = []
     lines: list[dict[str, Any]] = []
     for t in iterations(store):
-        trained = store.manifest(f"iteration-{t}/train")
+        trained = store.manifest(place_of(t, "train"))
         assert trained is not None
         starts.append(len(lines))
         history = trained.artifact("history").intact().read_text(encoding="utf-8")
@@ -142,8 +143,8 @@ def steps(store: Store) -> dict[str, Any]:
 def protocols(store: Store) -> list[dict[str, Any]]:
     """How each benchmark was run, from the newest evaluation that there is."""
     last = max(iterations(store), default=-1)
-    for at in [*(f"iteration-{t}" for t in range(last, -1, -1)), "initial"]:
-        if evaluated := store.manifest(f"{at}/evaluate"):
+    for iteration in [*range(last, -1, -1), None]:
+        if evaluated := store.manifest(place_of(iteration, "evaluate")):
             scores = evaluated.metrics.get("benchmarks", {})
             wanted = ("task", "shots", "metric", "n", "protocol")
             return [{"name": name, **{key: score.get(key) for key in wanted}} for name, score in scores.items()]
@@ -153,7 +154,7 @@ def protocols(store: Store) -> list[dict[str, Any]]:
 def answered(store: Store) -> list[dict[str, Any]]:
     """Held-out prompts with the greedy answers of the initial and of the last evaluated model."""
     last = max(iterations(store), default=-1)
-    correct = [_correct(store.manifest(f"{at}/evaluate")) for at in ("initial", f"iteration-{last}")]
+    correct = [_correct(store.manifest(place_of(iteration, "evaluate"))) for iteration in (None, last)]
     return [
         {
             "prompt": _clip(sample.prompt),
@@ -170,7 +171,7 @@ def answered(store: Store) -> list[dict[str, Any]]:
 
 def sampled(store: Store) -> list[dict[str, Any]]:
     """For data without an answer pattern: what the first and the last opponent sampled for held-out prompts."""
-    made = [store.manifest(f"iteration-{t}/generate") for t in (0, max(iterations(store), default=-1))]
+    made = [store.manifest(place_of(t, "generate")) for t in (0, max(iterations(store), default=-1))]
     prepared = store.manifest("prepare")
     if prepared is None or made[0] is None or made[1] is None:
         return []

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from iris_core.common import markup
 from iris_core.common.digest import json_digest
+from iris_core.pipeline.stages import loop_places
 from iris_core.store import Manifest, Store
+from iris_core.store.places import PREFIX, iterations_in, place_of
 from iris_core.tracking.comparable import (
     benchmark_protocols,
     exact_match_settings,
@@ -23,7 +25,6 @@ from iris_core.tracking.comparable import (
 )
 
 OTHER = "other settings"
-STAGES = ("generate", "train", "evaluate", "schedule", "register")  # of an iteration
 HEADERS = (
     "iteration",
     "α",
@@ -113,19 +114,15 @@ class Sample(NamedTuple):
 def iterations(store: Store) -> Iterator[int]:
     """The iterations of the experiment whose training has completed, in order."""
     iteration = 0
-    while store.manifest(f"iteration-{iteration}/train") is not None:
+    while store.manifest(place_of(iteration, "train")) is not None:
         yield iteration
         iteration += 1
 
 
 def stages(store: Store) -> dict[str, Manifest | None]:
     """The manifest at each place of the experiment, None where a stage is not finished."""
-    places = ["prepare", "initial/evaluate", "initial/register"]
-    numbers = [path.name.removeprefix("iteration-") for path in store.home.glob("iteration-*")]
-    for t in sorted(int(number) for number in numbers if number.isdigit()):
-        places += [f"iteration-{t}/{stage}" for stage in STAGES]
-    known = {place: store.manifest(place) for place in places}
-    return {place: manifest for place, manifest in known.items() if manifest or place.startswith("iteration")}
+    known = {place: store.manifest(place) for place in loop_places(iterations_in(store.home))}
+    return {place: manifest for place, manifest in known.items() if manifest or place.startswith(PREFIX)}
 
 
 def warnings(store: Store) -> list[Warned]:
@@ -142,8 +139,8 @@ def rows(store: Store) -> list[Row]:
 
     A column has scores of one kind only: those that were measured as the newest model's were.
     """
-    trained = [store.manifest(f"iteration-{t}/train") for t in iterations(store)]
-    initial = _scores(store.manifest("initial/evaluate"))
+    trained = [store.manifest(place_of(t, "train")) for t in iterations(store)]
+    initial = _scores(store.manifest(place_of(None, "evaluate")))
     if trained and trained[0] is not None:
         held = trained[0].metrics["heldout"]
         initial["logprob"] = _interval(held.get("opponent_annotated_logprob_per_token"))
@@ -151,7 +148,7 @@ def rows(store: Store) -> list[Row]:
     found = [Row(iteration=None, **initial)] if initial else []
     for t, manifest in enumerate(trained):
         assert manifest is not None
-        scores = _scores(store.manifest(f"iteration-{t}/evaluate"))
+        scores = _scores(store.manifest(place_of(t, "evaluate")))
         settings = scores.pop("settings", {}) | _logprob_settings(manifest)
         found.append(Row(iteration=t, **_training(manifest), **scores, settings=settings))
     newest = {name: value for row in found for name, value in row.settings.items()}
@@ -212,8 +209,8 @@ def samples(store: Store, count: int = 5) -> list[Sample]:
         Nothing where one of the two models was not asked (no answer pattern, or no initial evaluation).
     """
     last = max(iterations(store), default=-1)
-    before = _answers(store.manifest("initial/evaluate"))
-    after = _answers(store.manifest(f"iteration-{last}/evaluate"))
+    before = _answers(store.manifest(place_of(None, "evaluate")))
+    after = _answers(store.manifest(place_of(last, "evaluate")))
     prompts = [prompt for prompt in before if prompt in after]
     step = max(1, len(prompts) // count)
     return [
@@ -229,7 +226,7 @@ def samples(store: Store, count: int = 5) -> list[Sample]:
 
 def place_name(place: str) -> str:
     """ "iteration 0 · train" for "iteration-0/train"."""
-    return place.replace("iteration-", "iteration ").replace("/", " · ")
+    return place.replace("-", " ").replace("/", " · ")
 
 
 def _training(manifest: Manifest) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""The stage store: a stage turns a *spec* (JSON, content digests only) into a *folder* that a manifest completes.
+"""The stage store: a stage turns a *spec* (JSON, content digests only) into a *folder* with a manifest.
 
     <root>/objects/<stage>-<key>/            one folder per spec ever run; spec.json, files, manifest.json (last)
     <root>/<experiment>/iteration-0/train    a link to the folder that holds iteration 0's training
 
-The key is the SHA-256 of everything in the spec that decides the output, so equal work is found again wherever it was
-asked for first, and a changed setting never overwrites what an earlier one produced.
+The key is the SHA-256 of everything in the spec that decides the output. Equal work is found again, whichever
+experiment did it first, and a changed setting never overwrites earlier output.
 
-A change here touches every stage: whatever is written is written atomically and flushed, and is verified when it is read.
+All stages depend on this sub-package. Keep three things: every write is atomic and flushed, every read is verified, and
+the keys of existing specs do not change.
 """
 
 from iris_core.store.artifacts import Artifact as Artifact

@@ -1,4 +1,4 @@
-"""What stages take and give: a file or folder by its content, and a model with its adapter."""
+"""Inputs and outputs of stages: a file or folder with its digest, and a model with its adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Artifact(Strict):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """The artifact at `path`, digested now: a model folder by its weights and settings, others whole."""
+        """The artifact at `path` with its digest: of weights, settings and tokenizer of a model, else of all files."""
         if path.is_file():
             return cls(path=path, digest=file_digest(path))
         is_model = any(path.glob("*.safetensors"))
@@ -35,15 +35,15 @@ class Artifact(Strict):
         return self.path
 
     def holds(self) -> bool:
-        """Whether what lies at `path` still has the content that the digest is of."""
+        """Whether `path` still has the content of the digest."""
         try:
             return Artifact.of(self.path).digest == self.digest
-        except OSError:  # nothing lies there, or the disk does not give it back
+        except OSError:  # missing, or the disk cannot read it
             return False
 
 
 class Policy(Strict):
-    """What answers prompts: a model folder, and the LoRA adapter on it where there is one."""
+    """A model that answers prompts: its folder, and its LoRA adapter if it has one."""
 
     model: Artifact
     adapter: Artifact | None = None

@@ -1,4 +1,4 @@
-"""One experiment's view of the store: which stage's folder is where, and what the experiment's name belongs to."""
+"""One experiment's view of the store: where its stages have their output, and which model and data it belongs to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from iris_core.common.disk import check_free_space
 from iris_core.common.errors import StoreError
 from iris_core.common.files import make_folder, read_sealed, replacing, seal, write_atomic
 from iris_core.store.manifest import Manifest, read_manifest
+from iris_core.store.places import iteration_name, iterations_in
 from iris_core.store.spec import Spec
 
 IDENTITY = "experiment.json"
@@ -49,19 +50,19 @@ class Store:
             check_free_space(folder)
 
     def claim(self, identity: dict[str, str]) -> None:
-        """Marks the experiment's folder as belonging to `identity` (model and data digests, say).
+        """Reserves the experiment's folder for `identity`, such as the digests of model and data.
 
-        A damaged mark proves nothing, and stages are found by content: it is written again, and links that may be of another
-        experiment go.
+        A damaged identity file is written again. The links to stages are removed then, as they may belong to another
+        experiment; the output of its stages is found again by content.
 
         Raises:
             StoreError: the folder holds an experiment with another identity, or cannot be written.
         """
         self.check()
-        mark = self.home / IDENTITY
-        held = read_sealed(mark)
-        if held is None and os.path.lexists(mark):
-            log.warning("%s is damaged: this run's model and data are noted instead", mark)
+        file = self.home / IDENTITY
+        held = read_sealed(file)
+        if held is None and os.path.lexists(file):
+            log.warning("%s is damaged: it is written again with this run's model and data", file)
             self.unlink()
         held = identity if held is None else held
         for name in identity:
@@ -70,14 +71,14 @@ class Store:
                     f"store: {self.home} holds another experiment ({name} was {held.get(name)}, now {identity[name]}): "
                     "give this one another `name`, or set `store` to another folder"
                 )
-        write_atomic(mark, seal(identity))
+        write_atomic(file, seal(identity))
 
     def folder(self, spec: Spec) -> Path:
-        """Where the output of `spec` lies or will lie."""
+        """The folder for the output of `spec`, which may not exist yet."""
         return self.root / OBJECTS / f"{spec.stage}-{spec.key()[:16]}"
 
     def link(self, place: str, folder: Path) -> None:
-        """Makes `<experiment>/<place>` (as in "iteration-0/train") lead to a stage's folder."""
+        """Links `<experiment>/<place>`, such as "iteration-0/train", to a stage's folder."""
         link = self.home / place
         make_folder(link.parent)
         with replacing(link) as temporary:
@@ -85,10 +86,11 @@ class Store:
             temporary.symlink_to(target, target_is_directory=True)
 
     def unlink(self) -> None:
-        """Removes the links to stages of the initial model and of iterations; what they lead to stays."""
-        for link in self.home.glob("i*/*"):  # initial/… and iteration-…/…
-            if link.is_symlink():
-                link.unlink()
+        """Removes the links to stages of the initial model and of iterations. The folders of the stages stay."""
+        for iteration in (None, *iterations_in(self.home)):
+            for link in (self.home / iteration_name(iteration)).glob("*"):
+                if link.is_symlink():
+                    link.unlink()
 
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""

@@ -24,13 +24,14 @@ class Output(Strict):
 
 
 class Manifest(Strict):
-    """What a finished stage produced. `folder` is where it was read from and is not stored.
+    """What a finished stage produced. `folder`, where it was read from, and `reused` are not stored.
 
     Attributes:
         files: size and SHA-256 of each file, by name relative to the folder.
         outputs: the parts that later stages take.
         metrics: numbers and small values worth showing.
         seconds: wall time of the run that completed it.
+        reused: whether an earlier run has completed it.
     """
 
     stage: str
@@ -45,20 +46,20 @@ class Manifest(Strict):
     reused: bool = Field(default=False, exclude=True)
 
     def artifact(self, name: str) -> Artifact:
-        """The output called `name`, as the next stage's input."""
+        """The output `name`, as input of another stage."""
         output = self.outputs[name]
         return Artifact(path=self.folder / output.path, digest=output.digest)
 
 
 class Outcome(Strict):
-    """What a stage's work returns: its outputs by name, its metrics."""
+    """What the function of a stage returns: its outputs by name, and its metrics."""
 
     outputs: dict[str, Path]
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a complete stage folder, or None if there is none or it is damaged."""
+    """The manifest in a stage's folder; None if it is missing or damaged."""
     content = read_sealed(folder / MANIFEST)
     try:
         return None if content is None else Manifest(**content, folder=folder)
@@ -67,10 +68,10 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def require_manifest(folder: Path) -> Manifest:
-    """The manifest of a stage folder that was complete.
+    """The manifest in the folder of a complete stage.
 
     Raises:
-        StoreError: it is gone.
+        StoreError: it is missing.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -79,9 +80,9 @@ def require_manifest(folder: Path) -> Manifest:
 
 
 def named_manifest(file: Artifact) -> Manifest:
-    """The manifest that another stage has named.
+    """The manifest that the spec of another stage names.
 
     Raises:
-        StoreError: it is gone or is another one.
+        StoreError: it is missing or has changed.
     """
     return require_manifest(file.intact().parent)

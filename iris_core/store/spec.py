@@ -1,4 +1,4 @@
-"""The spec of a stage, and the key that follows from it: the SHA-256 of everything in it that decides the output."""
+"""The spec of a stage, and its key: the SHA-256 of everything in the spec that decides the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Spec(Strict):
     """Everything that determines a stage's output. Subclasses name the stage and add fields.
 
-    `execution` says how, never what (devices, micro-batches, threads): it stays out of the key.
+    `execution` changes how the stage runs (devices, micro-batches, threads), not its output. It is not in the key.
     """
 
     stage: ClassVar[str]
@@ -31,16 +31,16 @@ class Spec(Strict):
 
     @property
     def patience(self) -> float:
-        """How long an outage of a service that the stage needs is waited out, in seconds."""
+        """How many seconds the stage waits for a service that does not answer."""
         return float(self.execution.get("patience", 0.0))
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
-        """Whether what `manifest` says was made outside the stage's folder is still there."""
+        """Whether what the stage wrote outside its folder according to `manifest`, as an MLflow run, still exists."""
         return True
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of those of `packages` that are installed, for the lineage and the key."""
+    """The versions of `packages`, without those that are not installed; for the lineage and the key."""
     found = {}
     for package in packages:
         try:

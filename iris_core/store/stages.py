@@ -1,8 +1,8 @@
-"""Runs a stage's work in its folder, or takes what a run before has finished there.
+"""Runs a stage in its folder, or reuses the output that an earlier run has completed there.
 
-A folder with a valid manifest is complete; anything else is unfinished work which the same stage resumes, unit by unit
-(`iris_core.store.units`). What a stage keeps only to be resumable lies in `work/` and goes when the manifest is in place.
-What is damaged is named and redone.
+A folder with a valid manifest is complete. Any other folder holds unfinished work, which the same stage resumes unit by
+unit (`iris_core.store.units`). Files in `work/` serve only that and are removed once the manifest is written. Damaged
+files are named in the log and written again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iris_core.common.digest import file_digest
 from iris_core.common.disk import check_free_space, full_disk_errors
 from iris_core.common.errors import StoreError
 from iris_core.common.files import remove, seal, write_atomic
-from iris_core.common.outages import SAY_EVERY_S, tell, wait_out
+from iris_core.common.outages import NOTIFY_EVERY_S, notify, wait_out
 from iris_core.store import folders
 from iris_core.store.artifacts import Artifact
 from iris_core.store.folders import LOCK
@@ -39,10 +39,10 @@ S = TypeVar("S", bound=Spec)
 
 
 def completed(folder: Path, spec: Spec) -> Manifest | None:
-    """The manifest of `folder` if it belongs to `spec`, no file has changed, and what lies elsewhere is still there.
+    """The manifest in `folder`; None unless it belongs to `spec`, no file has changed, and its records elsewhere exist.
 
     Raises:
-        ServiceError: what keeps the rest does not answer.
+        ServiceError: the service with those records does not answer.
     """
     manifest = read_manifest(folder)
     if manifest is None or manifest.key != spec.key() or _changed(manifest):
@@ -53,19 +53,19 @@ def completed(folder: Path, spec: Spec) -> Manifest | None:
 
 
 def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Manifest:
-    """Runs `work` on `spec` in `folder`, or takes what a run before has finished there.
+    """Runs `work` on `spec` in `folder`, or reuses what an earlier run has completed there.
 
     Raises:
         StoreError: the folder belongs to another spec, or the disk is full.
-        ServiceError: what keeps the rest does not answer.
+        ServiceError: a service with records of the stage does not answer.
     """
     with full_disk_errors(folder), _locked(folder):
         if manifest := wait_out(spec.patience, lambda: completed(folder, spec)):
             log.info("%s: reused %s", spec.stage, folder)
             folders.tidy(folder, manifest.files)
             return manifest
-        _name_damage(folder, spec)
-        _claim_folder(folder, spec)
+        _report_damage(folder, spec)
+        _write_spec(folder, spec)
         remove(folder / MANIFEST)
         folders.remove_leftovers(folder)
         check_free_space(folder)
@@ -79,7 +79,7 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
 
 
 def tidy(manifest: Manifest) -> None:
-    """Removes what a kill has left in a complete stage's folder, unless a run works there."""
+    """Removes what a killed run has left in a complete stage's folder, unless another run uses it."""
     lock = filelock.FileLock(manifest.folder / LOCK)
     with suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
         folders.tidy(manifest.folder, manifest.files)
@@ -87,9 +87,9 @@ def tidy(manifest: Manifest) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps it for this process.
+    """Makes the folder and locks it for this process.
 
-    The system frees a lock whose holder has died, so waiting for one has an end.
+    The system releases the lock of a process that has died, so nobody waits for ever.
     """
     _make_output(folder)
     if (folder / LOCK).is_symlink() or (folder / LOCK).is_dir():
@@ -99,8 +99,8 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=timeout)
         except filelock.Timeout:
-            tell(f"{folder} is in use by another run: waiting for it to end")
-            timeout = SAY_EVERY_S
+            notify(f"{folder} is in use by another run: waiting for it to end")
+            timeout = NOTIFY_EVERY_S
     try:
         yield
     finally:
@@ -114,7 +114,7 @@ def _make_output(folder: Path) -> None:
         raise StoreError(f"{folder} cannot be made a folder: choose another --out") from error
 
 
-def _claim_folder(folder: Path, spec: Spec) -> None:
+def _write_spec(folder: Path, spec: Spec) -> None:
     held, units = folder / SPEC, Units(folder, SPEC)
     if units.holds(held):
         try:
@@ -127,8 +127,8 @@ def _claim_folder(folder: Path, spec: Spec) -> None:
         place.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _name_damage(folder: Path, spec: Spec) -> None:
-    """Names what keeps a finished stage from being reused, and removes files that have changed."""
+def _report_damage(folder: Path, spec: Spec) -> None:
+    """Logs why a finished stage cannot be reused, and removes files that have changed."""
     manifest = read_manifest(folder)
     if manifest is None:
         if os.path.lexists(folder / MANIFEST):
@@ -139,7 +139,7 @@ def _name_damage(folder: Path, spec: Spec) -> None:
             log.warning("%s has changed since it was written: %s runs again", path, spec.stage)
             remove(path)
         if not changed:
-            log.warning("what %s recorded elsewhere is gone: it runs again", folder)
+            log.warning("records of %s outside the store are gone: it runs again", folder)
 
 
 def _changed(manifest: Manifest) -> list[Path]:

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from iris_core.common.outages import said_if_slow, wait_out
+from iris_core.common.outages import notify_if_slow, wait_out
 from iris_core.common.redaction import redact
 from iris_core.tracking.connection import outage
 
@@ -98,19 +98,19 @@ def repeatable(
     return run
 
 
-def _said_if_slow(
+def _notify_if_slow(
     call: Callable[Concatenate[Client, P], R],
 ) -> Callable[Concatenate[Client, P], R]:
     @functools.wraps(call)
     def run(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
         silent = f"tracking.uri: MLflow at {redact(client.tracking_uri)} has not answered yet: waiting for it"
-        with said_if_slow(silent):
+        with notify_if_slow(silent):
             return call(client, *args, **kwargs)
 
     return run
 
 
 for _name in READS + SETS:
-    setattr(Client, _name, repeatable(_said_if_slow(getattr(MlflowClient, _name))))
+    setattr(Client, _name, repeatable(_notify_if_slow(getattr(MlflowClient, _name))))
 for _name in MAKES:
-    setattr(Client, _name, _said_if_slow(getattr(MlflowClient, _name)))
+    setattr(Client, _name, _notify_if_slow(getattr(MlflowClient, _name)))

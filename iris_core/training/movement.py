@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import Tensor
 
-from iris_core.common.files import replacing
 from iris_core.common.intervals import FEWEST, Floats, Interval, mean, ratio
+from iris_core.common.parquet import write_parquet
 from iris_core.data.packing import Group
 from iris_core.objectives.gap import gap_warnings, measure_gap
 from iris_core.objectives.order import Movement
@@ -84,8 +83,7 @@ def _write_heldout(path: Path, **tables: Floats) -> None:
         columns[f"annotated_{name}"] = table[:, :2].sum(1)
         columns[f"annotated_cut_{name}"] = table[:, 0]
         columns[f"synthetic_{name}"] = table[:, 2]
-    with replacing(path) as place:
-        pq.write_table(pa.table(columns), place)
+    write_parquet(path, pa.table(columns))
 
 
 def summary(history: Path) -> dict[str, float]:

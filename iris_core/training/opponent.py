@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from iris_core.common.parquet import write_parquet
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.execution import team
@@ -36,7 +37,7 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
             columns["split"] = [split] * len(items)
             tables.append(pa.table(columns))
         with units.writing(path) as place:
-            pq.write_table(pa.concat_tables(tables), place)
+            write_parquet(place, pa.concat_tables(tables))
     team.wait()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}

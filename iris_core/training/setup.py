@@ -58,11 +58,7 @@ def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
     training, starts_as_opponent = spec.training, spec.policy == spec.opponent
     return Settings(
         objective=OBJECTIVES[spec.objective.name],
-        parameters=Parameters(
-            order=spec.order,
-            clip=spec.objective.weight_clip,
-            likelihood_weight=spec.objective.likelihood_weight,
-        ),
+        parameters=Parameters.of(spec.objective, spec.order),
         opponent=opponent,
         beta=spec.objective.beta,
         normalizer=Normalizer(spec.objective.normalizer, spec.order),

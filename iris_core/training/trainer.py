@@ -164,7 +164,7 @@ class SelfPlayTrainer(Trainer):
         if normalizer.needs_whole_batch:
             with torch.no_grad():
                 logprobs = self._share(inputs, lambda row: self._logprobs(model, row))
-            normalizer.see(self._rewards(logprobs, pairs))
+            normalizer.update(self._rewards(logprobs, pairs))
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
@@ -236,7 +236,7 @@ class SelfPlayTrainer(Trainer):
         w, v = gradient_coefficients(settings.objective, rewards, self._parameters)
         v = v[has_synthetic(lengths)]
         if not settings.normalizer.needs_whole_batch:
-            settings.normalizer.see(rewards)
+            settings.normalizer.update(rewards)
         self._metrics = {
             "loss": loss.item(),
             **weight_metrics("annotated", w),

@@ -11,6 +11,7 @@ from benchmarks.study.network import RMSProp, random_students, random_teachers, 
 from benchmarks.study.selfplay import Runs, play
 from benchmarks.study.variants import GROUPS, fixed, moving
 from benchmarks.study.world import Setting, build_world
+from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import (
     Parameters,
     Rewards,
@@ -19,6 +20,8 @@ from iris_core.objectives.losses import (
 )
 
 pytestmark = pytest.mark.unit
+
+PARAMETERS = Parameters.of(ObjectivePart(weight_clip=5.0, likelihood_weight=0.0), order=1.0)
 
 TINY = Setting(
     seeds=2,
@@ -91,7 +94,7 @@ def test_a_step_of_iris_follows_the_bound():
             torch.logsumexp(tilt * reward.detach(), 0) - torch.tensor(16.0).log()
             for tilt, reward in ((order - 1, annotated), (order, synthetic))
         )
-        parameters = Parameters(order=order, log_normalizers=log_z, clip=1e9)
+        parameters = dataclasses.replace(PARAMETERS, order=order, log_normalizers=log_z, clip=1e9)
         ours = torch.autograd.grad(STUDY_OBJECTIVES["iris"].loss(rewards, parameters).mean(), (annotated, synthetic))
         bound = torch.autograd.grad(-variational_bound(annotated, synthetic, order), (annotated, synthetic))
         for found, expected in zip(ours, bound, strict=True):
@@ -103,7 +106,7 @@ def test_objectives_keep_their_runs_apart(name):
     """The loss of a run does not depend on its neighbours in the stack."""
     torch.manual_seed(0)
     rewards = Rewards(*torch.randn(3, 2, 8))
-    parameters = Parameters(order=torch.tensor([[2.0], [1.5]]))
+    parameters = dataclasses.replace(PARAMETERS, order=torch.tensor([[2.0], [1.5]]))
     together = STUDY_OBJECTIVES[name].loss(rewards, parameters)
     first = dataclasses.replace(parameters, order=torch.tensor([[2.0]]))
     alone = STUDY_OBJECTIVES[name].loss(Rewards(*(side[:1] for side in rewards[:3])), first)

@@ -23,8 +23,7 @@ from deployments.services import CHECKOUT, MARK_VARIABLE, Services
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.execution.launch import LAUNCH_VARIABLE
-
-STAGES = {"prepare", "generate", "train", "evaluate", "schedule", "register"}
+from iris_core.pipeline.stages import OF_LOOP
 
 
 def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def stages_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, str]:
     )
     ids = FlowRunFilterId(any_=[run.id, *(child.id for child in iterations)])
     found = client.read_task_runs(flow_run_filter=FlowRunFilter(id=ids))
-    return {task.name: task.state_name or "" for task in found if task.name.split(" ")[0] in STAGES}
+    return {task.name: task.state_name or "" for task in found if task.name.split(" ")[0] in OF_LOOP}
 
 
 def written(store: Path) -> dict[Path, int]:

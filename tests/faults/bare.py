@@ -21,6 +21,7 @@ from iris_core.pipeline import plan
 from iris_core.pipeline.plan import LoopState, Prepared
 from iris_core.reporting.page import write_report
 from iris_core.store import Manifest, Spec, Store, completed
+from iris_core.store.places import place_of
 
 
 def run(experiment: Experiment) -> None:
@@ -32,12 +33,12 @@ def run(experiment: Experiment) -> None:
     policy = prepared.initial
     scored = perform(
         store,
-        "initial/evaluate",
+        place_of(None, "evaluate"),
         plan.evaluate_spec(experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)),
     )
     stages = {"prepare": checked, "evaluate": scored}
     register = plan.register_spec(experiment, prepared, None, policy, stages)
-    perform(store, "initial/register", register)
+    perform(store, place_of(None, "register"), register)
     state = prepared.start(experiment)
     while state.iteration < experiment.iterations:
         state = iteration(experiment, store, prepared, state)
@@ -48,7 +49,7 @@ def iteration(experiment: Experiment, store: Store, prepared: Prepared, state: L
     stages: dict[str, Manifest] = {}
 
     def stage(spec: Spec) -> Manifest:
-        place = f"iteration-{state.iteration}/{spec.stage}"
+        place = place_of(state.iteration, spec.stage)
         stages[spec.stage] = perform(store, place, spec)
         return stages[spec.stage]
 

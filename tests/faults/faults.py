@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from iris_core.pipeline.stages import OF_LOOP
 from iris_core.store.manifest import MANIFEST
 from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
 
@@ -183,16 +184,15 @@ def lock_database(loop: Loop, draw: random.Random) -> str | None:
 
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
-STAGES = ("prepare", "generate", "train", "evaluate", "schedule", "register")
-ANYWHERE = ("start", *STAGES, "end")
+ANYWHERE = ("start", *OF_LOOP, "end")
 KINDS = {
     "kill the starter": Kind(_signal(KILL, "starter"), ANYWHERE),
-    "kill the stage": Kind(_signal(KILL, "stage"), STAGES),
+    "kill the stage": Kind(_signal(KILL, "stage"), OF_LOOP),
     "kill a rank": Kind(_signal(KILL, "rank"), ("generate", "train")),
-    "kill the supervisor": Kind(_signal(KILL, "supervisor"), STAGES),
-    "kill starter and stage": Kind(_signal(KILL, "starter", "stage"), STAGES),
-    "kill starter and supervisor": Kind(_signal(KILL, "starter", "supervisor"), STAGES),
-    "terminate the stage": Kind(_signal(TERM, "stage"), STAGES),
+    "kill the supervisor": Kind(_signal(KILL, "supervisor"), OF_LOOP),
+    "kill starter and stage": Kind(_signal(KILL, "starter", "stage"), OF_LOOP),
+    "kill starter and supervisor": Kind(_signal(KILL, "starter", "supervisor"), OF_LOOP),
+    "terminate the stage": Kind(_signal(TERM, "stage"), OF_LOOP),
     "terminate the starter": Kind(_signal(TERM, "starter"), ANYWHERE),
     "interrupt": Kind(interrupt, ANYWHERE),
     "lose power, empty": Kind(_lose_power(_empty), ANYWHERE),

@@ -20,6 +20,7 @@ import yaml
 from deployments import processes
 from iris_core.common.uris import sqlite_uri
 from iris_core.execution.launch import TELEMETRY_OFF
+from iris_core.pipeline.stages import loop_places
 from tests.conftest import build_model
 from tests.faults.servers import Proxy, Server
 
@@ -28,18 +29,7 @@ NAME = "faults"
 ITERATIONS = 2
 RANKS = "2"  # of generation and training, so that stages have workers
 MARK = "IRIS_FAULTS"  # the environment variable that every process of a loop is known by
-PLACES = (
-    "start",
-    "prepare",
-    "initial/evaluate",
-    "initial/register",
-    *(
-        f"iteration-{t}/{stage}"
-        for t in range(ITERATIONS)
-        for stage in ("generate", "train", "evaluate", "schedule", "register")
-    ),
-    "end",
-)
+PLACES = ("start", *loop_places(range(ITERATIONS)), "end")
 
 Say = Callable[[str], None]
 

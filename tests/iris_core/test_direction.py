@@ -1,4 +1,4 @@
-"""Imports go one way: between the rooms of `iris_core`, and from `deployments` down to it."""
+"""Imports go one way: between the sub-packages of `iris_core`, and from `deployments` down to it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from iris_core.pipeline.stages import STAGES
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-HOUSES = (
+PACKAGES = (
     "iris_core",
     "tasks",
     "flows",
     "deployments",
 )  # each may import itself and those before it
-ROOMS = (
+SUBPACKAGES = (
     "common",
     "config",
     "store",
@@ -32,20 +34,7 @@ ROOMS = (
     "evaluation",
     "reporting",
 )
-AT_THE_TOP = {
-    "__init__",
-    "prepare",
-    "generate",
-    "train",
-    "evaluate",
-    "schedule",
-    "register",
-    "publish",
-    "compare",
-    "load",
-    "doctor",
-    "mirror",
-}
+MODULES = {"__init__", *STAGES, "load", "doctor", "mirror"}
 
 
 def imports(file: Path) -> Iterator[str]:
@@ -59,19 +48,19 @@ def imports(file: Path) -> Iterator[str]:
 
 def upward(file: str, name: str) -> bool:
     """Whether importing `name` in the file with the path `file`, relative to the root, goes up."""
-    (house, *rest), (other, *inside) = Path(file).with_suffix("").parts, name.split(".")
-    if other not in HOUSES:
-        return other == "prefect" and house == "iris_core"
-    if other != house:
-        return HOUSES.index(other) > HOUSES.index(house)
-    if house != "iris_core" or rest[0] not in ROOMS:
+    (package, *rest), (other, *inside) = Path(file).with_suffix("").parts, name.split(".")
+    if other not in PACKAGES:
+        return other == "prefect" and package == "iris_core"
+    if other != package:
+        return PACKAGES.index(other) > PACKAGES.index(package)
+    if package != "iris_core" or rest[0] not in SUBPACKAGES:
         return False
-    return inside[0] not in ROOMS[: ROOMS.index(rest[0]) + 1]
+    return inside[0] not in SUBPACKAGES[: SUBPACKAGES.index(rest[0]) + 1]
 
 
-@pytest.mark.parametrize("house", HOUSES)
-def test_imports_go_one_way(house: str) -> None:
-    files = [file.relative_to(ROOT) for file in sorted((ROOT / house).rglob("*.py"))]
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_one_way(package: str) -> None:
+    files = [file.relative_to(ROOT) for file in sorted((ROOT / package).rglob("*.py"))]
     assert files
     found = [f"{file}: {name}" for file in files for name in imports(ROOT / file) if upward(str(file), name)]
     assert found == []
@@ -96,7 +85,7 @@ def test_what_counts_as_upward(file: str, name: str, expected: bool) -> None:
     assert upward(file, name) is expected
 
 
-def test_every_module_lies_in_a_room() -> None:
-    assert {file.stem for file in (ROOT / "iris_core").glob("*.py")} == AT_THE_TOP
-    rooms = {file.parent.name for file in (ROOT / "iris_core").glob("*/__init__.py")}
-    assert rooms == {*ROOMS, "demo"}
+def test_every_module_is_in_a_sub_package() -> None:
+    assert {file.stem for file in (ROOT / "iris_core").glob("*.py")} == MODULES
+    found = {file.parent.name for file in (ROOT / "iris_core").glob("*/__init__.py")}
+    assert found == {*SUBPACKAGES, "demo"}

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from iris_core import train as train_module
 from iris_core.common.errors import TrainingError
 from iris_core.config import Experiment, SyntheticPart, parse_experiment
+from iris_core.config.objective import OBJECTIVE_NAMES
 from iris_core.data.packing import Group
 from iris_core.generate import generate
 from iris_core.pipeline import plan
@@ -142,7 +143,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pa
     assert resumed.outputs["adapter"].digest == whole.outputs["adapter"].digest
 
 
-@pytest.mark.parametrize("name", ["iris", "spin", "hinge", "space", "spif", "tspin", "sft"])
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
 def test_every_objective_raises_the_annotated_responses(inputs, tiny_model, pairs_file, tmp_path, name):
     """The recipes differ in one line, `objective.name`; T-SPIN also gets the initial model's responses."""
     prepared, state, generated = inputs

@@ -9,7 +9,8 @@ PROGRAM = """
 import importlib, pkgutil, sys
 sys.modules["prefect"] = None  # importing it fails, as if it were not installed
 import iris_core
-elsewhere = {"iris_core.evaluation.prefix_vllm", "iris_core.modeling.kernels.logprobs_triton"}  # need vLLM, slow to import, and Triton, which a GPU brings
+# these need vLLM, which is slow to import, and Triton, which is installed with GPUs only
+elsewhere = {"iris_core.evaluation.prefix_vllm", "iris_core.modeling.kernels.logprobs_triton"}
 names = [module.name for module in pkgutil.walk_packages(iris_core.__path__, "iris_core.")]
 for name in names:
     if name not in elsewhere:

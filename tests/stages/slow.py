@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from iris_core.common.errors import DataError, ServiceError
-from iris_core.common.outages import tell
+from iris_core.common.outages import notify
 from iris_core.common.progress import Progress
 from iris_core.config import TrainingPart
 from iris_core.execution.stage import main
@@ -50,7 +50,7 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
         subprocess.Popen(ENDLESS, start_new_session=True)
         os.abort()
     if spec.action == "wait":
-        tell("waiting for the other")
+        notify("waiting for the other")
     if spec.action == "endless":
         go_on()
     if spec.action == "engines":

@@ -11,7 +11,7 @@ from iris_core.common.intervals import (
     mean,
     proportion,
     ratio,
-    student,
+    t_quantile,
 )
 
 pytestmark = pytest.mark.unit
@@ -92,8 +92,8 @@ def test_a_mean_over_seeds_and_prompts_lies_in_its_interval(seeds, spread):
 
 def test_intervals_by_hand():
     """Means of 1, 2, 3: 2 ± t(2)·1/√3; two seeds of two prompts, Σ −6/4 and −2/4 a token: −1."""
-    assert student(2) == pytest.approx(4.3027, abs=1e-4)
-    assert student(63) == pytest.approx(1.9983, abs=1e-4)
+    assert t_quantile(2) == pytest.approx(4.3027, abs=1e-4)
+    assert t_quantile(63) == pytest.approx(1.9983, abs=1e-4)
     three = mean(np.array([1.0, 2.0, 3.0]), seed=0)
     assert three.value == 2.0
     assert three.high - three.value >= 4.3027 / np.sqrt(3) - 1e-4

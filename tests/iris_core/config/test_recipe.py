@@ -60,7 +60,7 @@ def test_a_section_that_stands_twice_is_refused_with_both_lines(tmp_path):
     path = recipe(tmp_path, HEAD + "training: {epochs: 5}\nseed: 1\ntraining: {batch_size: 8}\n")
     with pytest.raises(
         ConfigError,
-        match=r"recipe\.yaml, line 6: 'training' stands there twice, first in line 4: keep one",
+        match=r"recipe\.yaml, line 6: 'training' is there twice, first in line 4: keep one",
     ):
         load_recipe(path)
 
@@ -208,11 +208,11 @@ def test_settings_keep_their_value(setting, value):
         (["training.epochs"], r"--set training\.epochs: write KEY=VALUE"),
         (["=1"], r"--set =: write KEY=VALUE"),
         (["a..b=1"], r"--set a\.\.b=: write KEY=VALUE"),
-        (["seed=1", "seed=2"], r"--set seed stands there twice: keep one of them"),
+        (["seed=1", "seed=2"], r"--set seed is there twice: keep one of them"),
         (["training={epochs: 1}", "training.epochs=2"], r"--set sets training\.epochs twice"),
-        (["training={epochs: 1, epochs: 2}"], r"--set training: .*'epochs' stands there twice"),
+        (["training={epochs: 1, epochs: 2}"], r"--set training: .*'epochs' is there twice"),
         (["k=[a"], r"--set k: the value starts like YAML and is not"),
-        (["k=[a-z]+ (.*)"], r"--set k: .*to keep it as it is, put it in '…'"),
+        (["k=[a-z]+ (.*)"], r"--set k: .*to use it as plain text, put it in '…'"),
         (["k='a' # b"], r"--set k: something follows after the value"),
         (["k=[a] # b"], r"--set k: something follows after the value"),
     ],

@@ -143,7 +143,7 @@ def test_a_prompt_whose_last_tokens_are_others_alone():
     ],
 )
 def test_a_prompt_that_ends_with_a_space(tokenizer):
-    """Alone, the space is a token; before a word, it belongs to it. No end of turn in the template: EOS is put there."""
+    """Alone, the space is a token; before a word, it is part of it. The template has no end of turn: EOS is added."""
     prompt, response = chat(tokenizer).encode(single_turn("Hi", "is blue.\nYes"))
     assert tokenizer.decode(prompt[-1:]) == " " or tokenizer.convert_ids_to_tokens(prompt[-1]) == "▁"
     assert tokenizer.decode(response, clean_up_tokenization_spaces=False) == (f"is blue.\nYes{tokenizer.eos_token}")
@@ -321,7 +321,7 @@ def test_an_end_of_turn_that_is_an_added_token_but_not_special():
 
 @pytest.mark.parametrize("ends", [[], [0]])
 def test_an_end_of_turn_that_is_text_to_the_tokenizer(ends):
-    """The model would be trained to end with eos_token, which it never did, and run on where it wrote the end as text."""
+    """The model would learn to end with eos_token, which it never did, and not stop where it writes the end as text."""
     names = ("<|endoftext|>",)
     with pytest.raises(ModelError, match=r"ends a turn with '<\|im_end\|>', which is text to the"):
         chat(byte_level(made.CHATML, names, eos=names[0]), ends)
@@ -370,14 +370,14 @@ def test_the_date_does_not_move():
 
 
 def test_settings_of_the_template():
-    with pytest.raises(ConfigError, match="does not look at 'enable_thinkng'"):
+    with pytest.raises(ConfigError, match="does not use 'enable_thinkng'"):
         chat(byte_level(made.QWEN_3), chat_template_kwargs={"enable_thinkng": False})
     data = {"path": "x", "chat_template_kwargs": {"tokenize": True}}
     recipe = {"name": "t", "model": {"path": "m"}}
     with pytest.raises(ConfigError, match=r"chat_template_kwargs: tokenize: set by the pipeline"):
         parse_experiment({**recipe, "data": data})
     data = {"path": "x", "chat_template_kwargs": {"enable_thinking": "no"}}
-    with pytest.raises(ConfigError, match=r"'no', which is true to a template.*: write false without"):
+    with pytest.raises(ConfigError, match=r"'no', and any text is true to a template.*: write false without"):
         parse_experiment({**recipe, "data": data})
     data = {"path": "x", "template_date": "2025-01-02", "chat_template_kwargs": {"a": False}}
     parsed = parse_experiment({**recipe, "data": data}).data

@@ -67,8 +67,8 @@ def log_softmax(logits):
 def trained(seed: int, gap: float, rate: float) -> Movement:
     """One iteration of IRIS (λ = 1, clip 1) in a world of 12 responses, measured as the stage `train` does.
 
-    A prompt's logits are the world's, those that all prompts share, and its own, which learn its pair by heart. p_data is
-    p_t where `gap` is 0. Log-probs are rounded as in fp32.
+    The logits of a prompt are the sum of the world's, of those that all prompts share, and of its own, which memorise
+    its pair. If `gap` is 0, p_data is p_t. Log-probs are rounded as in fp32.
     """
     generator, eye, rows = np.random.default_rng(seed), np.eye(OUTCOMES), np.arange(PAIRS)
     opponent = log_softmax(generator.normal(size=OUTCOMES))

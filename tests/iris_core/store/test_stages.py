@@ -122,7 +122,7 @@ def test_unfinished_work_is_resumed_in_place(spec, tmp_path):
 
 
 def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(stages, "SAY_EVERY_S", 0.2)
+    monkeypatch.setattr(stages, "NOTIFY_EVERY_S", 0.2)
     (tmp_path / "out").mkdir()
     hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
     with subprocess.Popen(
@@ -188,7 +188,7 @@ def test_a_damaged_identity_blocks_nobody_and_shows_nothing_of_another(spec, tmp
         store.link(place, store.folder(spec))
     damage(store.home / "experiment.json", kind)
     store.claim({"model": "c", "data": "b"})
-    named = f"{store.home / 'experiment.json'} is damaged: this run's model and data are noted instead"
+    named = f"{store.home / 'experiment.json'} is damaged: it is written again with this run's model and data"
     assert caplog.messages == ([] if kind == "missing" else [named])
     assert store.manifest("prepare") is not None
     assert (store.manifest("iteration-0/count") is None) == (kind != "missing")

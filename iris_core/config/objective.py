@@ -1,0 +1,52 @@
+"""The list of objectives, the constants that their papers publish, and the settings of the one that is trained.
+
+A new objective gets its name here and its loss in `iris_core.objectives.losses`. The settings, the comparison, its
+deployment and the tests take the list from here; a test compares the table in the documentation with it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field
+
+from iris_core.config.rules import Part
+
+ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
+OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
+# compared by default: all but `hinge`, which is SPIN with its other loss
+COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name != "hinge"]
+WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
+PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
+SPACE_RATIO = 1.0  # μ, synthetic responses per annotated one
+SPIF_CURVATURE = 1.0  # c; the rewards at the optimum lie in [−1/c, 1/c]
+TSPIN_INITIAL_WEIGHT = 0.1  # b, of the term with the initial model's responses
+
+
+class ObjectivePart(Part):
+    """The loss that tells annotated from synthetic responses.
+
+    Change `name` alone to train another objective: each ignores the settings that it does not use.
+    """
+
+    name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
+    beta: float = Field(
+        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
+        gt=0,
+        le=100,
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, "
+        "else 0.1.",
+    )
+    normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
+        "anchored", description="How the weights of iris are normalised; see docs/objective.md."
+    )
+    weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")
+    likelihood_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone.",
+    )
+    opponent: Literal["previous", "initial"] = Field(
+        "previous",
+        description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
+    )
