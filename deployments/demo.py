@@ -1,4 +1,4 @@
-"""What `iris demo` and the default parameters of the deployment need: the demo's model and annotated set in the cache."""
+"""Makes the demo's model and annotated set, for `iris demo` and the default parameters of the deployments."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def recipe_path(name: str) -> Path:
 
 
 def data_folder(seed: int) -> Path:
-    """Where the annotated set of `seed` lies: `$IRIS_CACHE/demo/…`, or `~/.cache/iris/demo/…`."""
+    """The folder of the annotated set of `seed`: in `$IRIS_CACHE/demo`, or `~/.cache/iris/demo`."""
     cache = os.environ.get("IRIS_CACHE") or Path.home() / ".cache" / "iris"
     return Path(cache).expanduser() / "demo" / f"seed-{seed}"
 
 
 def make_inputs(seed: int) -> dict[str, object]:
-    """Makes the demo's model and annotated set where they are missing.
+    """Makes the demo's model and annotated set.
 
     Returns:
-        The settings of `recipes/demo.yaml` that depend on the place and the seed.
+        The settings of `recipes/demo.yaml` that depend on the cache folder and the seed.
     """
     folder = data_folder(seed)
     folder.mkdir(parents=True, exist_ok=True)

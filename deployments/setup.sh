@@ -10,8 +10,8 @@
 #   MIN_FREE_GB  free disk asked for (default 8, or 30 for gpu)
 #   DEMO_MODEL   0 leaves the demo model out (servers that never run the demo)
 #
-# A stamp in the environment, written last, holds the digest of everything that decides its content: a call that finds
-# the stamp current ends at once, and an interrupted one leaves none.
+# A stamp in the environment, written last, holds the digest of everything that decides its content. If the stamp is
+# current, the script ends at once; an interrupted install leaves no stamp.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -114,9 +114,9 @@ problem() {
 
 make_venv() {
     if [ -f "$made" ]; then
-        # A half-done install, or one of the other lock, is begun afresh.
+        # An unfinished install, or one of the other lock, is removed and done again.
         if [ ! -f "$busy" ] && [ "$(cat "$made")" = "$LOCK" ] && [ -x "$VENV/bin/python" ]; then return; fi
-        say "$VENV holds an unfinished or another install: starting afresh"
+        say "$VENV holds an unfinished or another install: starting again"
         rm -rf "$VENV.old" # renamed first: a half-removed environment must not look like a whole one
         mv "$VENV" "$VENV.old"
         rm -rf "$VENV.old"
@@ -134,14 +134,14 @@ make_venv() {
 pip() { "$VENV/bin/python" -m pip "$@" --disable-pip-version-check --no-input; }
 
 install_lock() {
-    # pip's own output is a thousand lines; a line shows the package it is at, and the log keeps the rest.
+    # pip prints a thousand lines: one line shows the current package, and the log keeps the rest.
     total=$(grep -c '^[a-z]' "$lock")
     log=$VENV/.iris-setup.log
     say "2/4 $total packages of $lock, most of the time for torch and vLLM"
     { pip install --no-deps -r "$lock" --progress-bar off 2>&1 && echo "setup: ok"; } | tee "$log" | show_progress
     tail -n 1 "$log" | grep -q '^setup: ok' && return
     grep -v '^WARNING' "$log" | tail -n 15 >&2
-    die "pip failed; its output is in $log. When the cause is mended (often the network), run this again."
+    die "pip failed; its output is in $log. When the cause is fixed (often the network), run this again."
 }
 
 show_progress() {
@@ -176,10 +176,10 @@ complete_torch() {
 }
 
 provide_numa() {
-    # vLLM's CPU engine does not load without libnuma, which few bare machines have.
+    # vLLM's CPU engine does not load without libnuma, which is missing on most plain machines.
     [ "$LOCK" = cpu ] && [ "$(uname)" = Linux ] || return 0
     "$VENV/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null && return 0
-    say "no libnuma here: building a stand-in for it (a machine with several sockets wants the real one: apt install libnuma1)"
+    say "no libnuma here: building a substitute (on a machine with several sockets, install the real one: apt install libnuma1)"
     folder=$(cd "$VENV" && pwd)/lib
     cat >"$folder/libnuma.map" <<'MAP'
 libnuma_1.1 { numa_available; numa_migrate_pages; numa_set_strict; };
@@ -187,7 +187,7 @@ libnuma_1.2 { numa_bitmask_free; numa_get_mems_allowed; numa_parse_nodestring; n
 MAP
     "$compiler" -shared -fPIC -o "$folder/libnuma.so.1" -Wl,-soname,libnuma.so.1 \
         -Wl,--version-script="$folder/libnuma.map" deployments/libnuma.c
-    # Loaded when Python starts, it is found by its name when vLLM asks for it.
+    # It is loaded when Python starts, so vLLM finds it by its name.
     packages=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import ctypes; ctypes.CDLL('$folder/libnuma.so.1')" >"$packages/iris-libnuma.pth"
 }

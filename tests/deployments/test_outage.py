@@ -56,7 +56,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.unit
-def test_an_api_that_stays_away_is_waited_for_and_then_given_up(hasty: None) -> None:
+def test_a_long_outage_is_waited_for_and_then_given_up(hasty: None) -> None:
     said: list[str] = []
     given_up: list[IrisError] = []
     api = f"http://{processes.HOST}:{processes.free_port()}/api"
@@ -72,7 +72,7 @@ def test_an_api_that_stays_away_is_waited_for_and_then_given_up(hasty: None) -> 
 
 
 @pytest.mark.unit
-def test_an_api_that_comes_back_is_said_to(hasty: None) -> None:
+def test_the_end_of_an_outage_is_echoed(hasty: None) -> None:
     said: list[str] = []
     port = processes.free_port()
     away = Outage(600, said.append, said.append)
