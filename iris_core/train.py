@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments, se
 from iris_core.common.files import make_folder, remove, write_atomic
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.execution.stage import main
 from iris_core.modeling import dropout, loading
 from iris_core.modeling.lora import streamline
@@ -60,7 +60,7 @@ OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; with several GPUs, on all of them."""
     make_folder(out / WORK)
-    with team.team(spec, out, team.wanted(spec)):
+    with distributed.process_group(spec, out, distributed.requested_ranks(spec)):
         return _train(spec, out)
 
 
@@ -75,7 +75,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], units)
     trainer.train(resume_from_checkpoint=_resume(trainer))
-    if team.rank():
+    if distributed.rank():
         return Outcome(outputs={})
     model.eval()
     _round(spec, model)
@@ -110,7 +110,7 @@ def measured(groups: dict[str, list[Group]]) -> dict[str, list[int]]:
 def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
     """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
     path = units.folder / OPPONENT
-    if team.rank() == 0 and not units.holds(path):
+    if distributed.rank() == 0 and not units.holds(path):
         model = loading.load_policy(spec.opponent, _weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
@@ -121,7 +121,7 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
             tables.append(pa.table(columns))
         with units.writing(path) as place:
             pq.write_table(pa.concat_tables(tables), place)
-    team.wait()
+    distributed.barrier()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
     return {split: torch.tensor(rows[SUMS].to_numpy()) for split, rows in by_split.items()}
@@ -212,7 +212,7 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         logging_steps=1,
-        save_strategy="no" if team.rank() else "steps",
+        save_strategy="no" if distributed.rank() else "steps",
         save_steps=training.checkpoint_every,
         seed=spec.seed,
         use_cpu=not torch.cuda.is_available(),
@@ -221,7 +221,7 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one device; a team has more of them
+    arguments._n_gpu = min(1, arguments.n_gpu)  # one process trains on one device; each rank has its own
     return arguments
 
 
@@ -236,13 +236,13 @@ def _reproducible() -> None:
 def _resume(trainer: SelfPlayTrainer) -> str | None:
     """The newest whole checkpoint; those after it go, and the history is the one that it holds."""
     work = trainer.work
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         found = checkpoints(work)
         while found and not trainer.units.holds(found[-1]):
             found.pop()
         held = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
         write_atomic(work / HISTORY, held)
-    team.wait()  # until rank 0 has seen which are whole
+    distributed.barrier()  # until rank 0 has seen which are whole
     if not (whole := checkpoints(work)):
         return None
     newest = whole[-1]
@@ -282,7 +282,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path
 
 
 def _tokens_per_row(spec: TrainSpec) -> int:
-    return int(spec.execution.get("tokens_per_batch", spec.training.tokens_per_batch))
+    return spec.execution.tokens_per_batch or spec.training.tokens_per_batch
 
 
 def _weights_dtype(spec: TrainSpec) -> str:

@@ -1,7 +1,7 @@
 """The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 One item of its data set is a whole optimiser batch, already packed into rows under a token budget; `training_step`
-walks the rows, or this rank's share of them (`iris_core.execution.team`; the `Trainer` itself knows of one process only). So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
+walks the rows, or this rank's share of them (`iris_core.execution.distributed`; the `Trainer` itself knows of one process only). So a batch is the same set of pairs whatever the micro-batches are, the normaliser sees all of it, and
 a resumed run skips exactly the batches behind it.
 """
 
@@ -28,7 +28,7 @@ from iris_core.common.errors import TrainingError
 from iris_core.common.progress import Progress
 from iris_core.config.experiment import Packing
 from iris_core.data.packing import Group, Row, build_rows
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.modeling.scoring import response_logprobs
 from iris_core.objectives.losses import (
     Normalizer,
@@ -167,10 +167,10 @@ class SelfPlayTrainer(Trainer):
         shape = (sum(len(row["pairs"]) for row in rows), rows[0]["lengths"].shape[1])
         found, start = torch.zeros(shape, device=self.args.device), 0
         for number, row in enumerate(rows):
-            if number % team.size() == team.rank():
+            if number % distributed.world_size() == distributed.rank():
                 found[start : start + len(row["pairs"])] = work(self._prepare_inputs(row))
             start += len(row["pairs"])
-        team.add_up([found])
+        distributed.all_reduce([found])
         return found
 
     def compute_loss(
@@ -231,7 +231,7 @@ class SelfPlayTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Writes a step's row to the history and moves the progress on."""
         super().log(logs, *args, **kwargs)
-        if "grad_norm" not in logs or team.rank():
+        if "grad_norm" not in logs or distributed.rank():
             return
         row = {
             "step": self.state.global_step,
@@ -276,16 +276,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _add_gradients_up(model: PreTrainedModel) -> None:
-    if team.size() == 1:
+    if distributed.world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    team.add_up([reached])  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
+    distributed.all_reduce(
+        [reached]
+    )  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
     moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
     for parameter in moved:
         if parameter.grad is None:  # a rank without a row
             parameter.grad = torch.zeros_like(parameter)
-    team.add_up([parameter.grad for parameter in moved])
+    distributed.all_reduce([parameter.grad for parameter in moved])
 
 
 def _weights(side: str, weights: Tensor) -> dict[str, float]:
