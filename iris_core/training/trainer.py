@@ -280,9 +280,7 @@ def _add_gradients_up(model: PreTrainedModel) -> None:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    distributed.all_reduce(
-        [reached]
-    )  # what no rank has reached, such as a vision tower, takes no step, nor weight decay
+    distributed.all_reduce([reached])  # what no rank has reached, such as a vision tower, takes no step and no decay
     moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
     for parameter in moved:
         if parameter.grad is None:  # a rank without a row

@@ -238,6 +238,44 @@ def test_a_stage_ends_with_its_engine_and_is_retryable(
     assert not (out / "manifest.json").exists()
 
 
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
+@pytest.mark.unit
+def test_termination_waits_for_the_end_or_its_timeout() -> None:
+    """A zombie has ended: the parent of a process that was killed may not have asked for its exit code."""
+    stubborn = subprocess.Popen([sys.executable, "-c", IGNORES], stdout=subprocess.PIPE)
+    obedient = subprocess.Popen(["sleep", "60"])
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    both = [psutil.Process(each.pid) for each in (stubborn, obedient)]
+    try:
+        supervision.terminate(both, timeout_s=0.5)
+        assert [supervision.lives(each) for each in both] == [True, False]
+        assert both[1].status() == psutil.STATUS_ZOMBIE
+        stubborn.kill()
+        supervision.terminate(both, timeout_s=1000)
+        assert not any(map(supervision.lives, both))
+    finally:
+        for each in (stubborn, obedient):
+            each.kill()
+            each.wait()
+    assert supervision.command_line(both[0]) == []
+
+
+@pytest.mark.unit
+def test_supervisors_are_told_from_what_they_started() -> None:
+    label = supervision.Label("LABEL", "supervised")
+    supervisor = supervision.start("service", ["sleep", "60"], {}, subprocess.DEVNULL, label)
+    try:
+        while len(found := label.processes()) < 2:
+            time.sleep(0.05)
+        assert {each.pid: name for each, name in supervision.supervisors(found).items()} == {supervisor.pid: "service"}
+    finally:
+        supervision.end(supervisor, label)
+    assert label.processes() == []
+
+
 @pytest.mark.unit
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
 def test_a_label_finds_no_process_of_another_user() -> None:
