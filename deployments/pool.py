@@ -32,7 +32,7 @@ def worker_name() -> str:
 def get_or_create(api: str) -> None:
     """Creates the pool if there is none; an existing pool keeps its limit, which the user may have changed.
 
-    It also lets the server mark lost runs: workers on other machines may end with theirs.
+    It also lets the server mark lost runs, because workers on other machines may be lost with their runs.
     """
     wanted = WorkPoolCreate(
         name=NAME,

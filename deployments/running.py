@@ -1,7 +1,7 @@
 """Which services of `iris up` run: found by a label in the environment that each process of theirs was started with.
 
-The label says all there is to know about them, and it is kept nowhere else. So `iris down` finds what lives, whatever
-has become of `iris up`, of files and of settings since.
+The label holds everything that has to be known about them, and nothing else does. So `iris down` finds what lives also
+if `iris up` was killed, files were removed, or settings have changed since.
 """
 
 from __future__ import annotations

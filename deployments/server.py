@@ -17,7 +17,7 @@ import httpx
 
 from deployments import credentials, processes
 from deployments.outage import Outage
-from deployments.running import running
+from deployments.running import Services, running
 from deployments.services import MANY_RETRIES
 from iris_core.common.errors import ServiceError
 from iris_core.execution import supervision
@@ -46,30 +46,45 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
     os.environ.update(TELEMETRY_OFF)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(store / ".prefect" / "storage"))
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", MANY_RETRIES)
-    given = os.environ.get("PREFECT_API_URL")
-    if given:
-        _check(given, _set_credentials(given))
-        with outage.watched(given):
-            _watch(given)
-            _end_lost_runs(store, given)
-            yield given
-        return
-    shared = running()
-    if shared and shared.store == store:
-        credentials.check(shared.api)
-        known = credentials.keep(shared.api)
-        os.environ.update(processes.prefect_environment(store, shared.api, known))
-        with outage.watched(shared.api):
-            _end_lost_runs(store, shared.api)
-            yield shared.api
-        return
+    if given := os.environ.get("PREFECT_API_URL"):
+        server = _given(given, outage)
+    elif (services := running()) and services.store == store:
+        server = _shared(services, outage)
+    else:
+        server = _own(store, outage)
+    with server as api:
+        _end_lost_runs(store, api)
+        yield api
+
+
+@contextmanager
+def _given(api: str, outage: Outage) -> Iterator[str]:
+    """The server that PREFECT_API_URL names."""
+    _check(api, _set_credentials(api))
+    with outage.watched(api):
+        _watch(api)
+        yield api
+
+
+@contextmanager
+def _shared(services: Services, outage: Outage) -> Iterator[str]:
+    """The server of `iris up`."""
+    api = services.api
+    credentials.check(api)
+    os.environ.update(processes.prefect_environment(services.store, api, credentials.keep(api)))
+    with outage.watched(api):
+        yield api
+
+
+@contextmanager
+def _own(store: Path, outage: Outage) -> Iterator[str]:
+    """A server of this process, which ends with the block."""
     api = f"http://{processes.HOST}:{processes.free_port()}/api"
     os.environ.update(processes.prefect_environment(store, api, credentials.make()))
     server = _Server(store, api)
     try:
         server.start()
         with outage.watched(api, server.revive):
-            _end_lost_runs(store, api)
             yield api
     finally:
         server.end()

@@ -7,7 +7,7 @@
 #   VENV         where the virtual environment goes (default .venv)
 #   PYTHON       the interpreter to build it with (default: the first python3 that fits)
 #   LOCK         cpu or gpu (default: gpu where nvidia-smi finds a GPU, else cpu)
-#   MIN_FREE_GB  free disk asked for (default 8, or 30 for gpu)
+#   MIN_FREE_GB  free disk that is needed (default 8, or 30 for gpu)
 #   DEMO_MODEL   0 leaves the demo model out (servers that never run the demo)
 #
 # A stamp in the environment, written last, holds the digest of everything that decides its content. If the stamp is
@@ -33,7 +33,7 @@ if [ -z "$LOCK" ]; then
     LOCK=cpu
     if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then LOCK=gpu; fi
 fi
-case $LOCK in cpu | gpu) ;; *) die "LOCK=$LOCK is not known: say LOCK=cpu or LOCK=gpu." ;; esac
+case $LOCK in cpu | gpu) ;; *) die "LOCK=$LOCK is not known: set LOCK=cpu or LOCK=gpu." ;; esac
 lock=requirements/$LOCK.lock
 stamp=$VENV/.iris-setup   # the digest of what is installed; written last
 made=$VENV/.iris-made     # this script created the folder, so it may recreate it

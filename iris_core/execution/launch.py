@@ -106,15 +106,7 @@ def supervise(
     to_log = _Guarded(f"the log of {stage}", on_log)
     events = _Events(stage, _Guarded(f"the progress of {stage}", on_progress), to_log)
     with _pipe() as (progress_in, progress_out):
-        environment = {
-            **TELEMETRY_OFF,
-            **CPU_SETTINGS,
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "TQDM_DISABLE": "1",
-            FD_VARIABLE: str(progress_out),
-        }
-        descriptors = [progress_out, *pass_fds]
+        environment, descriptors = _environment(progress_out), [progress_out, *pass_fds]
         process = supervision.start(stage, command, environment, subprocess.PIPE, label, pass_fds=descriptors)
         assert process.stdout is not None
         readers = [
@@ -134,6 +126,18 @@ def supervise(
     if code != 0 and events.error is None:
         return StageFailed(f"{stage} {supervision.how_ended(code)}: run again to resume")
     return events.error
+
+
+def _environment(progress_out: int) -> dict[str, str]:
+    """A stage's environment; the user's settings for CPUs and telemetry replace the defaults."""
+    return {
+        **TELEMETRY_OFF,
+        **CPU_SETTINGS,
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+        FD_VARIABLE: str(progress_out),
+    }
 
 
 class _Guarded:

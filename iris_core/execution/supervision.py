@@ -49,7 +49,7 @@ import psutil
 
 LAUNCH_VARIABLE = "IRIS_LAUNCH"
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
-ORPHAN_GRACE_S = 2.0  # the same where the parent is gone and nobody waits for a clean end
+ORPHAN_GRACE_S = 2.0  # the same when the parent is gone
 LOOK_EVERY_S = 0.05
 LOG_BYTES = 10_000_000  # of a log; an older one, `<name>.1`, is kept beside it
 LOG_EVERY_S = 10.0  # between looks at its size
@@ -171,14 +171,14 @@ def supervisors(processes: Iterable[psutil.Process]) -> dict[psutil.Process, str
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """The words of a process's command line; none where it has ended."""
+    """The words of a process's command line; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return process.cmdline()
     return []
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended; one whose parent has not asked for its exit code (a zombie) has."""
+    """Whether a process has not ended; a zombie, which waits for its parent to read its exit code, has ended."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -227,7 +227,7 @@ def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 
 
 def end_forks_with_parent() -> None:
-    """From now on whatever the main thread forks is killed when this process ends, and so are forks of forks."""
+    """From now on processes that the main thread forks are killed when this process ends, and so are their forks."""
     main = threading.main_thread().ident  # a fork from another thread would end with that thread
 
     def in_fork() -> None:

@@ -1,4 +1,4 @@
-"""A Prefect API that goes away: what is said, when it is over, and a real server that is started again."""
+"""Outages of a Prefect API: the messages, their end, and a real server that is started again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(st
     def loop():
         for process in psutil.Process().children(recursive=True):
             process.kill()
-        create_markdown_artifact("told", key="after")
+        create_markdown_artifact("done", key="after")
 
     loop()
 """
@@ -91,7 +91,7 @@ class _Healthy(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
 
 @pytest.mark.integration

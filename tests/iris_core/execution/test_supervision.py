@@ -277,7 +277,7 @@ def test_supervisors_are_told_from_what_they_started() -> None:
 
 
 @pytest.mark.unit
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the environment of other users' processes")
 def test_a_label_finds_no_process_of_another_user() -> None:
     own, other = (
         subprocess.Popen(["sleep", "60"], env={"LABEL": "mine"}, cwd="/", user=user) for user in (None, 65534)
