@@ -55,14 +55,18 @@ current() {
         { [ "$DEMO_MODEL" = 0 ] || [ -f "$model/config.json" ]; }
 }
 
-# --- checks: every failure is one line with its remedy -----------------------------------------------------------------
+# --- checks: every failure is one line with its remedy ----------------------------------------------------------------
 
 fits() { "$1" -c "import sys; sys.exit(not (3, $OLDEST) <= sys.version_info[:2] <= (3, $NEWEST))" >/dev/null 2>&1; }
 
 find_python() {
     if [ -n "$PYTHON" ]; then
-        command -v "$PYTHON" >/dev/null 2>&1 || { problem "PYTHON=$PYTHON is not a program. Name one: make setup PYTHON=/path/to/python3.12"; return; }
-        fits "$PYTHON" || problem "PYTHON=$PYTHON is $("$PYTHON" -V 2>&1); Python 3.$OLDEST to 3.$NEWEST is needed. Name another: make setup PYTHON=/path/to/python3.12"
+        if ! command -v "$PYTHON" >/dev/null 2>&1; then
+            problem "PYTHON=$PYTHON is not a program. Name one: make setup PYTHON=/path/to/python3.12"
+            return
+        fi
+        fits "$PYTHON" || problem "PYTHON=$PYTHON is $("$PYTHON" -V 2>&1); Python 3.$OLDEST to 3.$NEWEST is needed." \
+            "Name another: make setup PYTHON=/path/to/python3.12"
         return
     fi
     for candidate in python3 python3.12 python3.13 python3.11 python3.14 python; do
@@ -72,16 +76,20 @@ find_python() {
         fi
     done
     if command -v python3 >/dev/null 2>&1; then
-        problem "python3 is $(python3 -V 2>&1); Python 3.$OLDEST to 3.$NEWEST is needed. Install one (Debian, Ubuntu: apt install python3.12 python3.12-venv; macOS: brew install python@3.12), or name it: make setup PYTHON=/path/to/python3.12"
+        problem "python3 is $(python3 -V 2>&1); Python 3.$OLDEST to 3.$NEWEST is needed. Install one" \
+            "(Debian, Ubuntu: apt install python3.12 python3.12-venv; macOS: brew install python@3.12), or name it:" \
+            "make setup PYTHON=/path/to/python3.12"
     else
-        problem "no python3 found; Python 3.$OLDEST to 3.$NEWEST is needed. Install one (Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python@3.12)"
+        problem "no python3 found; Python 3.$OLDEST to 3.$NEWEST is needed. Install one" \
+            "(Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python@3.12)"
     fi
 }
 
 check_venv_module() {
     if [ -n "$PYTHON" ] && fits "$PYTHON" && ! "$PYTHON" -c 'import venv, ensurepip' >/dev/null 2>&1; then
         version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-        problem "$PYTHON cannot make virtual environments. Install the missing part (Debian, Ubuntu: apt install python$version-venv)"
+        problem "$PYTHON cannot make virtual environments. Install the missing part" \
+            "(Debian, Ubuntu: apt install python$version-venv)"
     fi
 }
 
@@ -89,11 +97,13 @@ check_compiler() {
     for compiler in ${CC:-cc gcc clang}; do
         if command -v "$compiler" >/dev/null 2>&1; then
             echo 'int main(void) { return 0; }' | "$compiler" -x c -o /dev/null - >/dev/null 2>&1 && return
-            problem "the C compiler $compiler cannot build a program. Install its libraries (Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)"
+            problem "the C compiler $compiler cannot build a program. Install its libraries" \
+                "(Debian, Ubuntu: apt install build-essential; macOS: xcode-select --install)"
             return
         fi
     done
-    problem "no C compiler found (looked for ${CC:-cc, gcc, clang}). Install one (Debian, Ubuntu: apt install build-essential; Fedora: dnf install gcc gcc-c++; macOS: xcode-select --install)"
+    problem "no C compiler found (looked for ${CC:-cc, gcc, clang}). Install one" \
+        "(Debian, Ubuntu: apt install build-essential; Fedora: dnf install gcc gcc-c++; macOS: xcode-select --install)"
 }
 
 check_disk() { # check_disk GB
@@ -101,7 +111,8 @@ check_disk() { # check_disk GB
     while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
     free=$(df -Pk "$folder" | awk 'NR == 2 { printf "%d", $4 / 1048576 }')
     [ "$free" -ge "$1" ] ||
-        problem "$free GB of disk are free under $(cd "$folder" && pwd); $1 GB are needed. Free some, or put the environment on another disk: make setup VENV=/path/to/venv"
+        problem "$free GB of disk are free under $(cd "$folder" && pwd); $1 GB are needed. Free some, or put the" \
+            "environment on another disk: make setup VENV=/path/to/venv"
 }
 
 problems=0
@@ -110,7 +121,7 @@ problem() {
     problems=$((problems + 1))
 }
 
-# --- the install -------------------------------------------------------------------------------------------------------
+# --- the install ------------------------------------------------------------------------------------------------------
 
 make_venv() {
     if [ -f "$made" ]; then
@@ -168,7 +179,8 @@ complete_torch() {
     # that does not load without them, so they are added at the GPU lock's versions.
     [ "$LOCK" = cpu ] || return 0
     "$VENV/bin/python" -c 'import torch' >/dev/null 2>&1 && return 0
-    say "torch came as its CUDA build: adding the libraries it loads, 4 GB on disk. (To avoid them, remove $VENV and set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index first.)"
+    say "torch came as its CUDA build: adding the libraries it loads, 4 GB on disk." \
+        "(To avoid them, remove $VENV and set PIP_EXTRA_INDEX_URL to PyTorch's CPU wheel index first.)"
     check_disk 7
     [ "$problems" = 0 ] || exit 1
     pip install --constraint requirements/gpu.lock "$(grep '^torch==' "$lock")"
@@ -179,11 +191,14 @@ provide_numa() {
     # vLLM's CPU engine does not load without libnuma, which is missing on most plain machines.
     [ "$LOCK" = cpu ] && [ "$(uname)" = Linux ] || return 0
     "$VENV/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null && return 0
-    say "no libnuma here: building a substitute (on a machine with several sockets, install the real one: apt install libnuma1)"
+    say "no libnuma here: building a substitute" \
+        "(on a machine with several sockets, install the real one: apt install libnuma1)"
     folder=$(cd "$VENV" && pwd)/lib
     cat >"$folder/libnuma.map" <<'MAP'
 libnuma_1.1 { numa_available; numa_migrate_pages; numa_set_strict; };
-libnuma_1.2 { numa_bitmask_free; numa_get_mems_allowed; numa_parse_nodestring; numa_set_interleave_mask; numa_set_membind; } libnuma_1.1;
+libnuma_1.2 {
+    numa_bitmask_free; numa_get_mems_allowed; numa_parse_nodestring; numa_set_interleave_mask; numa_set_membind;
+} libnuma_1.1;
 MAP
     "$compiler" -shared -fPIC -o "$folder/libnuma.so.1" -Wl,-soname,libnuma.so.1 \
         -Wl,--version-script="$folder/libnuma.map" deployments/libnuma.c
