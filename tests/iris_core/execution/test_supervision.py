@@ -254,7 +254,7 @@ def test_termination_waits_for_the_end_or_its_timeout() -> None:
         assert [supervision.lives(each) for each in both] == [True, False]
         assert both[1].status() == psutil.STATUS_ZOMBIE
         stubborn.kill()
-        supervision.terminate(both, timeout_s=1000)
+        supervision.terminate(both, timeout_s=20)
         assert not any(map(supervision.lives, both))
     finally:
         for each in (stubborn, obedient):
