@@ -1,4 +1,4 @@
-"""The command `iris`: run a recipe, the demo, the report, a look at the machine, the services.
+"""The command `iris`: runs a recipe or the demo, writes the report, checks the machine, starts and stops the services.
 
 iris run deployments/recipes/demo.yaml --set training.epochs=1
 iris demo --seed 1
@@ -34,9 +34,9 @@ app = typer.Typer(
 console = Console(emoji=False)
 
 SET_HELP = (
-    "Change a setting, as in training.epochs=1. VALUE is one number, true, false, null or text, kept as it is, # and : included; "
-    "where it starts with [, {, \" or ' it is YAML: a list, a mapping, quoted text. A mapping changes the keys it names, the "
-    "others stay."
+    "Change a setting, as in training.epochs=1. VALUE is a number, true, false, null or text, which may contain # "
+    "and :. If it starts with [, {, \" or ' it is YAML: a list, a mapping, quoted text. A mapping changes only the "
+    "keys it names."
 )
 Settings = Annotated[
     list[str] | None,
@@ -116,12 +116,12 @@ def up(
     from deployments import credentials, services
     from deployments import demo as inputs
 
-    say = functools.partial(console.print, style="dim")
+    echo = functools.partial(console.print, style="dim")
     try:
         inputs.make_inputs(seed=0)  # the deployments' default parameters name them
     except ModelError as error:
-        say(f"the deployments' default parameters will not run: {error}", markup=False)
-    running = services.up(store, prefect_port, mlflow_port, say=say)
+        echo(f"the deployments' default parameters will not run: {error}", markup=False)
+    running = services.up(store, prefect_port, mlflow_port, echo=echo)
     credentials.link(services.CHECKOUT)
     shown = running.login if console.is_terminal else f"{running.prefect}  (credentials: below)"
     for line in (
@@ -140,7 +140,7 @@ def down() -> None:
     """Stop what `iris up` started, its flow runs included."""
     from deployments import services
 
-    services.down(say=functools.partial(console.print, style="dim"))
+    services.down(echo=functools.partial(console.print, style="dim"))
 
 
 def run_loop(experiment: Experiment) -> None:
@@ -155,8 +155,8 @@ def run_loop(experiment: Experiment) -> None:
 
     outage = Outage(experiment.tracking.patience, ends.echo, ends.end_with)
     ends.end_on_signals(lambda: outage.lasts)
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display says it better
-    logging.raiseExceptions = False  # what cannot be sent to Prefect is no fault of the loop
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display shows it
+    logging.raiseExceptions = False  # a log line that cannot be sent to Prefect is not an error of the loop
     store = check_services(experiment)
     explained = ends.explained(store.root, lambda: os.environ.get("PREFECT_API_URL", "its server"))
     with explained, prefect_api(store.root, outage):

@@ -1,10 +1,11 @@
-"""The credentials of this user's Prefect server: made once, kept in a file that only this user can read.
+"""The credentials of this user's Prefect server: created once, kept in a file that only this user can read.
 
-    keep("http://127.0.0.1:4200/api")    # makes them, or takes those from before, so that a browser stays logged in
+    keep("http://127.0.0.1:4200/api")    # creates them, or takes the earlier ones, so that a browser stays logged in
     client("http://127.0.0.1:4200/api")  # a client that has them
 
-The file is a Prefect profile. `prefect`, typed in the checkout, reads it by the link that `prefect.toml` names; from any
-other folder by the variable PREFECT_PROFILES_PATH. Credentials are never arguments of a command: others could list them.
+The file is a Prefect profile. In the checkout, the command `prefect` finds it by the link that `prefect.toml` names; in
+other folders, by the variable PREFECT_PROFILES_PATH. Credentials are never arguments of a command: other users could
+list them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def make() -> str:
 
 
 def keep(api: str) -> str:
-    """The credentials of the server at `api`, kept for its clients: those kept before, else new ones."""
+    """Keeps credentials of the server at `api` for its clients, and returns them: the earlier ones, else new ones."""
     profile = _profile()
     credentials = profile.get(AUTH_VARIABLE) or make()
     wanted = {API_VARIABLE: api, AUTH_VARIABLE: credentials}
@@ -47,14 +48,14 @@ def keep(api: str) -> str:
 
 
 def of(api: str) -> str | None:
-    """What a client of `api` sends: the kept credentials if they are that server's, else PREFECT_API_AUTH_STRING."""
+    """The credentials for `api`: the kept ones if they are that server's, else PREFECT_API_AUTH_STRING."""
     profile = _profile()
     own = profile.get(API_VARIABLE) == api.rstrip("/")
     return profile.get(AUTH_VARIABLE) if own else os.environ.get(AUTH_VARIABLE)
 
 
 def check(api: str) -> None:
-    """Finds out whether the server of `iris up` takes the credentials that are kept.
+    """Checks that the server of `iris up` accepts the kept credentials.
 
     Raises:
         ConfigError: it was started with others.
@@ -63,8 +64,8 @@ def check(api: str) -> None:
     answer = httpx.get(f"{api}/admin/version", auth=(user, password), timeout=5)
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         raise ConfigError(
-            f"the Prefect server that runs at {api} was started with other credentials than those in {path()}, which has "
-            "changed since: type `iris down`, then `iris up`"
+            f"the Prefect server that runs at {api} was started with other credentials than those in {path()}, which "
+            "has changed since: type `iris down`, then `iris up`"
         )
 
 
@@ -76,7 +77,7 @@ def client(api: str) -> SyncPrefectClient:
 
 
 def login(prefect: str, credentials: str) -> str:
-    """A link that logs a browser in. What follows # stays in the browser."""
+    """A link that logs a browser in; what follows the # is not sent to a server."""
     return f"{prefect}/iris-login#{base64.b64encode(credentials.encode()).decode()}"
 
 
@@ -86,7 +87,7 @@ def path() -> Path:
 
 
 def link(checkout: Path) -> None:
-    """Lets `prefect`, typed in `checkout`, find the profile; not where `checkout` cannot be written."""
+    """Links the profile into `checkout` for the command `prefect`; does nothing if `checkout` cannot be written."""
     place = checkout / LINK
     with suppress(OSError):
         place.parent.mkdir(exist_ok=True)

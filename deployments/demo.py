@@ -1,4 +1,4 @@
-"""What `iris demo` and the default parameters of the deployment need: the demo's model and annotated set in the cache."""
+"""Makes the demo's model and annotated set, for `iris demo` and the default parameters of the deployments."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def data_folder(seed: int) -> Path:
 
 
 def make_inputs(seed: int) -> dict[str, object]:
-    """Makes the demo's model and annotated set where they are missing.
+    """Makes the demo's model and annotated set.
 
     Returns:
-        The settings of `recipes/demo.yaml` that depend on the place and the seed.
+        The settings of `recipes/demo.yaml` that depend on the cache folder and the seed.
     """
     folder = data_folder(seed)
     folder.mkdir(parents=True, exist_ok=True)

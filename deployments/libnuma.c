@@ -1,4 +1,4 @@
-/* A stand-in for libnuma.so.1 on machines without it, built by setup.sh.
+/* A substitute for libnuma.so.1 on machines without it, built by setup.sh.
  *
  * vLLM's CPU engine links against libnuma and uses it only if numa_available() says that the machine has NUMA nodes to
  * choose from. This one says that it has none. The other functions exist for the linker and are never called. */

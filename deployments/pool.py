@@ -1,4 +1,4 @@
-"""The work pool `iris` on a Prefect server: made with a limit of one run at a time, freed of runs that were lost."""
+"""The work pool `iris` on a Prefect server: creates it with a limit of one run at a time, and frees it of lost runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LOST = "its worker ended; run again to resume"
 
 
 def worker_name() -> str:
-    """This machine's worker."""
+    """The name of this machine's worker."""
     return f"iris-{socket.gethostname()}"
 
 
-def make(api: str) -> None:
-    """Makes the pool if there is none. One there is stays as it is: its limit may have been changed on purpose.
+def get_or_create(api: str) -> None:
+    """Creates the pool if there is none; an existing pool keeps its limit, which the user may have changed.
 
-    The server is to mark runs that are lost, too: workers on other machines may be lost with theirs.
+    It also lets the server mark lost runs, because workers on other machines may be lost with their runs.
     """
     wanted = WorkPoolCreate(
         name=NAME,
@@ -50,7 +50,7 @@ def make(api: str) -> None:
 
 
 def online(api: str, since: datetime.datetime) -> bool:
-    """Whether this machine's worker has reported itself after `since`."""
+    """Whether this machine's worker has sent a heartbeat after `since`."""
     with credentials.client(api) as client:
         return any(
             worker.name == worker_name() and (worker.last_heartbeat_time or since) > since
@@ -66,9 +66,9 @@ def ready(api: str) -> bool:
 
 
 def end_lost_runs(api: str) -> int:
-    """Marks runs as crashed that no worker carries any more, so that they do not hold the pool's only place.
+    """Marks runs as crashed that no worker runs any more, so that they do not occupy the pool's only slot.
 
-    To be called before this machine's worker starts. Where another machine has a worker, nothing is done.
+    Call it before this machine's worker starts. If another machine has a worker, nothing is done.
 
     Returns:
         How many there were.
@@ -79,15 +79,15 @@ def end_lost_runs(api: str) -> int:
         if any(worker.name != worker_name() for worker in workers):
             return 0
         pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[NAME]))
-        found = client.read_flow_runs(work_pool_filter=pool, flow_run_filter=lost.under_way())
-        lost.crash(client, [*found, *_parts(client, found)], LOST)
+        found = client.read_flow_runs(work_pool_filter=pool, flow_run_filter=lost.unfinished())
+        lost.crash(client, [*found, *_sub_runs(client, found)], LOST)
     return len(found)
 
 
-def _parts(client: SyncPrefectClient, runs: list[FlowRun]) -> list[FlowRun]:
-    """The sub-flow runs under way of `runs`, and theirs."""
+def _sub_runs(client: SyncPrefectClient, runs: list[FlowRun]) -> list[FlowRun]:
+    """The unfinished sub-flow runs of `runs`, and theirs."""
     if not runs:
         return []
     of = FlowRunFilterParentFlowRunId(any_=[run.id for run in runs])
-    parts = client.read_flow_runs(flow_run_filter=lost.under_way(parent_flow_run_id=of))
-    return [*parts, *_parts(client, parts)]
+    found = client.read_flow_runs(flow_run_filter=lost.unfinished(parent_flow_run_id=of))
+    return [*found, *_sub_runs(client, found)]

@@ -1,10 +1,14 @@
 """Prefect's API and UI for names of this machine only: `uvicorn --factory deployments.prefect_app:create`.
 
-Prefect itself checks credentials, CSRF tokens and origins (`processes.prefect_environment`). Two things it does not do: it
-answers to every Host header, so that a page whose name is made to point here counts as its own origin; and it lets other
-pages show it in a frame. A page that logs a browser in by a link is added.
+Prefect itself checks credentials, CSRF tokens and origins (`processes.prefect_environment`). This app adds three
+things:
 
-Needs nothing but Prefect: `docker/compose.yaml` gives this file alone to Prefect's own image.
+- It checks the Host header. Otherwise a site could let its own name point to this machine (DNS rebinding), and its
+  pages would count as Prefect's own origin.
+- It forbids other pages to show Prefect in a frame.
+- It serves a page that logs a browser in by a link.
+
+It imports nothing but Prefect: `docker/compose.yaml` mounts only this file into Prefect's own image.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-HOSTS_VARIABLE = "IRIS_PREFECT_HOSTS"  # names that the server answers to, separated by commas
+HOSTS_VARIABLE = "IRIS_PREFECT_HOSTS"  # allowed names in the Host header, separated by commas
 LOGIN = """<!doctype html><title>Prefect</title><script>
 const key = location.hash.slice(1);
 fetch("/api/admin/version", { headers: { Authorization: `Basic ${key}` } }).then((answer) => {
@@ -33,7 +37,7 @@ fetch("/api/admin/version", { headers: { Authorization: `Basic ${key}` } }).then
 
 
 def create() -> Starlette:
-    """The app, around Prefect's own: the server's automations call that by another name, without a network."""
+    """The app around Prefect's own app. Prefect's automations call the inner one directly, by another host name."""
     prefect = create_app(final=True)
 
     @asynccontextmanager
@@ -53,9 +57,10 @@ def create() -> Starlette:
 
 
 async def _log_in(request: Request) -> Response:
-    """The UI keeps credentials in the browser's storage; they come behind the # of a link, which no server sees.
+    """Logs a browser in: stores the credentials where the UI keeps them.
 
-    Any page can send a browser here: what the server refuses does not replace what the browser has.
+    They follow the # of a link, which no server sees.
+    Any page can send a browser here, so credentials that the server refuses do not replace those in the browser.
     """
     return HTMLResponse(LOGIN)
 

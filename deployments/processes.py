@@ -1,4 +1,4 @@
-"""The commands of the servers and the worker, what they are started with, and how to tell that they answer."""
+"""The commands of the servers and the worker, their environment and ports, and how to find out whether they answer."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LOG_LINES = 15
 
 
 def home() -> Path:
-    """Where state, logs and credentials of the services lie."""
+    """The folder for logs and credentials of the services."""
     return cache_folder() / "services"
 
 
 def private_folder(folder: Path) -> Path:
-    """Makes `folder`, for this user only.
+    """Creates `folder`, readable by this user only.
 
     Raises:
-        ConfigError: it cannot be made, or is another user's.
+        ConfigError: it cannot be created, or belongs to another user.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,8 @@ def private_folder(folder: Path) -> Path:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ConfigError(
-            f"{folder} cannot be made a folder of your own ({error.strerror}): choose another store, or set IRIS_CACHE to a "
-            "folder that can be written"
+            f"{folder} cannot be made a folder of your own ({error.strerror}): choose another store, or set IRIS_CACHE "
+            "to a folder that can be written"
         ) from error
     return folder
 
@@ -58,7 +58,7 @@ def prefect_environment(store: Path, api: str, credentials: str) -> dict[str, st
     Args:
         store: the store.
         api: the server's address.
-        credentials: as `user:password`; without them the server answers nothing but that it lives.
+        credentials: as `user:password`; without them the server answers only whether it is healthy.
     """
     home = store / ".prefect"
     port = urlsplit(api).port
@@ -70,7 +70,7 @@ def prefect_environment(store: Path, api: str, credentials: str) -> dict[str, st
         "PREFECT_SERVER_API_AUTH_STRING": credentials,
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
-        "PREFECT_SERVER_UI_API_URL": "/api",  # by whichever of these names the UI was opened
+        "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that it works for each of these names
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
         "DO_NOT_TRACK": "1",
@@ -86,7 +86,7 @@ def prefect_server(port: int) -> list[str]:
 
 def mlflow_server(port: int, store: Path) -> list[str]:
     """The command that serves MLflow on `port` from the database in `store`."""
-    # MLflow's own list has patterns for private addresses: 10.* also fits a name like 10.example.com
+    # MLflow's default list has patterns for private addresses: 10.* also matches a name like 10.example.com
     names = f"{HOST}:{port},localhost:{port}"
     return [
         *_python("mlflow"),
@@ -107,7 +107,7 @@ def mlflow_server(port: int, store: Path) -> list[str]:
 
 
 def worker() -> list[str]:
-    """The command of the worker that runs this project's deployments as processes of this machine."""
+    """The command of the worker, which runs this project's deployments as processes on this machine."""
     return _python("deployments.worker")
 
 
@@ -150,12 +150,9 @@ def wait_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path)
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
-    said = end_of(log.read_text())
-    raise ServiceError(
-        f"{name} did not start; {log} ends with:\n{said}"
-        if said
-        else f"{name} did not start and said nothing: try again"
-    )
+    last = end_of(log.read_text())
+    reason = f"did not start; {log} ends with:\n{last}" if last else "did not start and wrote no log: try again"
+    raise ServiceError(f"{name} {reason}")
 
 
 def end_of(text: str) -> str:
@@ -168,7 +165,7 @@ def _python(module: str) -> list[str]:
 
 
 def _holder(port: int) -> str:
-    """Who listens on `port`, as far as this user may know."""
+    """Which process listens on `port`, in words; empty if this user may not know."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:

@@ -1,14 +1,13 @@
-"""A Prefect API for `iris run`: the one that is there already, or a server of its own for as long as the loop runs.
+"""Gives `iris run` a Prefect API: one that exists, or a server that is started for as long as the loop runs.
 
-The server keeps its runs in the store (`.prefect/`), where `iris up` shows them later. A server of its own that dies is
-started again; another one that goes away is waited for (`deployments.outage`).
+The server that is started keeps its runs in the store (`.prefect/`), where `iris up` shows them later, and is started
+again if it dies. If another server stops answering, the loop waits for it (`deployments.outage`).
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,26 +15,28 @@ from pathlib import Path
 import filelock
 import httpx
 
-from deployments import credentials, processes, services
+from deployments import credentials, processes
 from deployments.outage import Outage
+from deployments.running import Services, running
+from deployments.services import MANY_RETRIES
 from iris_core.common.errors import ServiceError
 from iris_core.execution import supervision
-from iris_core.execution.launch import LAUNCH_VARIABLE, TELEMETRY_OFF
+from iris_core.execution.launch import TELEMETRY_OFF
 
-STARTS = 4
+MAX_STARTS = 4
 
 
 @contextmanager
 def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
-    """Sets this process's Prefect settings; to be entered before Prefect is imported.
+    """Sets this process's Prefect settings; enter it before Prefect is imported.
 
     Args:
         store: the experiment's store.
-        outage: what happens when the API no longer answers.
+        outage: watches whether the API answers.
 
     Yields:
-        The address of the API: PREFECT_API_URL where it is set, that of `iris up` where it runs on `store`, else that
-        of a server which ends with this context.
+        The address of the API: PREFECT_API_URL if it is set, that of `iris up` if it runs on `store`, else that of a
+        server which ends with this context.
 
     Raises:
         ServiceError: PREFECT_API_URL is set and does not answer, or the server does not start.
@@ -44,61 +45,79 @@ def prefect_api(store: Path, outage: Outage) -> Iterator[str]:
     store = store.expanduser().absolute()
     os.environ.update(TELEMETRY_OFF)
     os.environ.setdefault("PREFECT_LOCAL_STORAGE_PATH", str(store / ".prefect" / "storage"))
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", services.PATIENT)
-    given = os.environ.get("PREFECT_API_URL")
-    if given:
-        _check(given, _set_credentials(given))
-        with outage.watched(given):
-            _watch(given)
-            _end_lost_runs(store, given)
-            yield given
-        return
-    shared = services.running()
-    if shared and shared.store == store:
-        credentials.check(shared.api)
-        known = credentials.keep(shared.api)
-        os.environ.update(processes.prefect_environment(store, shared.api, known))
-        with outage.watched(shared.api):
-            _end_lost_runs(store, shared.api)
-            yield shared.api
-        return
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", MANY_RETRIES)
+    if given := os.environ.get("PREFECT_API_URL"):
+        server = _given(given, outage)
+    elif (services := running()) and services.store == store:
+        server = _shared(services, outage)
+    else:
+        server = _own(store, outage)
+    with server as api:
+        _end_lost_runs(store, api)
+        yield api
+
+
+@contextmanager
+def _given(api: str, outage: Outage) -> Iterator[str]:
+    """The server that PREFECT_API_URL names."""
+    _check(api, _set_credentials(api))
+    with outage.watched(api):
+        _watch(api)
+        yield api
+
+
+@contextmanager
+def _shared(services: Services, outage: Outage) -> Iterator[str]:
+    """The server of `iris up`."""
+    api = services.api
+    credentials.check(api)
+    os.environ.update(processes.prefect_environment(services.store, api, credentials.keep(api)))
+    with outage.watched(api):
+        yield api
+
+
+@contextmanager
+def _own(store: Path, outage: Outage) -> Iterator[str]:
+    """A server of this process, which ends with the block."""
     api = f"http://{processes.HOST}:{processes.free_port()}/api"
     os.environ.update(processes.prefect_environment(store, api, credentials.make()))
     server = _Server(store, api)
     try:
         server.start()
         with outage.watched(api, server.revive):
-            _end_lost_runs(store, api)
             yield api
     finally:
         server.end()
 
 
 class _Server:
-    """A Prefect server of this process.
+    """A Prefect server that this process starts and ends.
 
     Args:
         store: where it keeps its runs.
-        api: its address, at a port that is free.
+        api: its address, with a free port.
     """
 
     def __init__(self, store: Path, api: str):
         self.home, self.api = store / ".prefect", api
-        self.launch_id = uuid.uuid4().hex
+        self.label = supervision.Label.new()
         self.process: subprocess.Popen[str] | None = None
         self.starts = 0
 
     def start(self) -> None:
-        """Starts it and waits until it answers; raises ServiceError if it does not."""
+        """Starts it and waits until it answers.
+
+        Raises:
+            ServiceError: it does not answer.
+        """
         self.starts += 1
         processes.private_folder(self.home)
         log, port = self.home / "server.log", int(httpx.URL(self.api).port or 0)
-        with filelock.FileLock(self.home / "start.lock"):  # two at once would both make the tables
+        with filelock.FileLock(self.home / "start.lock"):  # two at once would both create the tables
             with log.open("a") as file:
-                # in a session of its own: Ctrl-C is for the loop, which still has to report its end
-                environment = {**os.environ, LAUNCH_VARIABLE: self.launch_id}
+                # in a session of its own: Ctrl-C must end the loop only, which still has to report its end
                 command = processes.prefect_server(port)
-                self.process = supervision.start("prefect-server", command, environment, file)
+                self.process = supervision.start("prefect-server", command, os.environ, file, self.label)
             processes.wait_healthy("the Prefect server", f"{self.api}/health", self.process, log)
 
     def revive(self) -> bool:
@@ -109,27 +128,27 @@ class _Server:
         """
         if self.process is None or self.process.poll() is None:
             return False
-        if self.starts == STARTS:
+        if self.starts == MAX_STARTS:
             log = self.home / "server.log"
-            raise ServiceError(f"the Prefect server has ended {STARTS} times ({log} says why): run again to resume")
+            raise ServiceError(f"the Prefect server has ended {MAX_STARTS} times ({log} says why): run again to resume")
         self.end()
         self.start()
         return True
 
     def end(self) -> None:
-        """Ends it and whatever it has left."""
+        """Ends it and whatever it has started."""
         if self.process is not None:
-            supervision.end(self.process, LAUNCH_VARIABLE, self.launch_id)
+            supervision.end(self.process, self.label)
 
 
 def _watch(api: str) -> None:
-    from deployments import lost  # imports Prefect, which reads its settings then
+    from deployments import lost  # imports Prefect, which then reads its settings
 
     lost.watch(api)
 
 
 def _end_lost_runs(store: Path, api: str) -> None:
-    from deployments import lost  # imports Prefect, which reads its settings then
+    from deployments import lost  # imports Prefect, which then reads its settings
 
     lost.end_lost_runs(store, api)
 
@@ -150,8 +169,8 @@ def _check(url: str, login: tuple[str, str] | None) -> None:
         answer = httpx.get(f"{url.rstrip('/')}/admin/version", auth=login, timeout=5)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
-            f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the variable, "
-            "or unset it to run with a server of its own"
+            f"PREFECT_API_URL: no Prefect server answers at {url} ({error}): start it (`iris up`), correct the "
+            "variable, or unset it: then `iris run` starts a server"
         ) from error
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         raise ServiceError(

@@ -1,8 +1,8 @@
 """The worker, which runs the deployments of prefect.yaml and nothing else: `python -m deployments.worker`.
 
-A deployment says where its code comes from and may run shell commands to get it; a run, a deployment and the pool may
-set command, environment and folder. Whoever can write to the server could so run anything here. This worker refuses runs
-of other deployments, and runs what prefect.yaml names, from this checkout, whatever the server says.
+In Prefect, a deployment says where its code comes from and may run shell commands to get it; a run, a deployment and
+the pool may set command, environment and folder. So anyone who can write to the server could run anything here. This
+worker refuses runs of other deployments, and runs only what prefect.yaml names, from this checkout.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from deployments import pool
 from iris_core.common.errors import ConfigError
 
 CHECKOUT = Path(__file__).parents[1]
-CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, from Secret blocks say
+CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, for example from Secret blocks
     "HF_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
     "PGPASSWORD",
 }
-ENTRYPOINT_VARIABLE = "PREFECT__FLOW_ENTRYPOINT"  # goes before the deployment's own, pull steps included
+ENTRYPOINT_VARIABLE = "PREFECT__FLOW_ENTRYPOINT"  # replaces the deployment's own, pull steps included
 
 
 class OwnRun(ProcessJobConfiguration):
-    """How a run of one of this project's deployments is started; other runs are refused."""
+    """Starts a run of one of this project's deployments; refuses other runs."""
 
     def prepare_for_flow_run(
         self,
@@ -50,10 +50,10 @@ class OwnRun(ProcessJobConfiguration):
         worker_name: str | None = None,
         worker_id: UUID | None = None,
     ) -> None:
-        """Sets command, folder and environment, those of the pool, the deployment and the run left aside, but for credentials.
+        """Sets command, folder and environment; of those of pool, deployment and run, only credentials are used.
 
         Raises:
-            ConfigError: the run is not of a deployment as prefect.yaml has it.
+            ConfigError: the run does not belong to a deployment as prefect.yaml has it.
         """
         entrypoint = own_entrypoint(flow_run, deployment)
         self.env = {name: value for name, value in self.env.items() if name in CREDENTIALS}
@@ -66,13 +66,13 @@ def own_entrypoint(flow_run: FlowRun, deployment: DeploymentResponse | None) -> 
     """The flow to run, as `file:function` in this checkout.
 
     Raises:
-        ConfigError: the run is not of a deployment as prefect.yaml has it.
+        ConfigError: the run does not belong to a deployment as prefect.yaml has it.
     """
     if deployment is None:
         raise ConfigError(f"run {flow_run.name}: {_refusal('it has no deployment')}")
     entrypoint = own_deployments().get(deployment.name)
     if not entrypoint or entrypoint != deployment.entrypoint or not _goes_here(deployment):
-        raise ConfigError(f"deployment {deployment.name}: {_refusal('its code is another')}")
+        raise ConfigError(f"deployment {deployment.name}: {_refusal('its code differs from prefect.yaml')}")
     for variables in (deployment.job_variables, flow_run.job_variables):
         if not _only_credentials(variables or {}):
             reason = f"it sets job variables other than env: {', '.join(sorted(CREDENTIALS))}"
@@ -88,7 +88,7 @@ def own_deployments() -> dict[str, str]:
 
 
 def _goes_here(deployment: DeploymentResponse) -> bool:
-    """Whether all that a deployment's pull steps do is to enter this checkout."""
+    """Whether the only pull step of a deployment is to enter this checkout."""
     match deployment.pull_steps:
         case [{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}]:
             only = [{"prefect.deployments.steps.set_working_directory": {"directory": folder}}]
@@ -109,9 +109,9 @@ async def _without_hooks(*args: object, **kwargs: object) -> Flow[[], None]:
 
 
 async def work() -> None:
-    """Runs until it is told to stop by a signal."""
-    # When a run is cancelled or has crashed, the runner would load its code into this process, pull steps included, to
-    # look for hooks. This project's flows have none.
+    """Runs until a signal stops it."""
+    # When a run was cancelled or crashed, the runner would load the run's code into this process to look for hooks, and
+    # run its pull steps. This project's flows have no hooks.
     runner.load_flow_from_flow_run = _without_hooks
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
     worker = ProcessWorker(

@@ -36,7 +36,7 @@ def compare(spec: CompareSpec, out: Path) -> Outcome:
 
 def log_comparison(spec: CompareSpec, found: Sequence[Trajectory], out: Path) -> str:
     """The comparison as a run of the MLflow experiment of its name; returns the run's id."""
-    client = tracking.connect(spec.tracking_uri, spec.patience)
+    client = tracking.connect(spec.tracking_uri, spec.execution.patience)
     now = int(time.time() * 1000)
     with tracking.service_errors(spec.tracking_uri):
         folder = tracking.artifact_folder(spec.tracking_uri, otherwise=out)

@@ -121,7 +121,7 @@ def _run(
     tasks = harness.load_tasks([item.name for item in pending], spec.data)
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
-    batch_size = int(spec.execution.get("batch_size", harness.BATCH_SIZE))
+    batch_size = spec.execution.batch_size or harness.BATCH_SIZE
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(

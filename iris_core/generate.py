@@ -5,7 +5,7 @@
 A shard is written whole or not at all. Its responses depend on its own prompts and seeds alone: a resumed run gives the
 responses of an uninterrupted one, and eight GPUs give those of one. Each GPU has a process with an engine of its own
 and a share of the missing shards. Rank 0 writes the shares down before it starts the others
-(`iris_core.execution.team`).
+(`iris_core.execution.distributed`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iris_core.common.files import make_folder, write_atomic
 from iris_core.common.progress import Progress
 from iris_core.config import GenerationPart
 from iris_core.data.pairs import load_pairs
-from iris_core.execution import engine_process, team
+from iris_core.execution import distributed, engine_process
 from iris_core.execution.stage import main
 from iris_core.generation.engines import open_engine
 from iris_core.generation.responses import Shards, count_tokens, divide, prompt_seed, write_shard
@@ -44,7 +44,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     """Samples a response to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all."""
     folder = out / "responses"
     shards = divide(load_pairs(spec.pairs), spec.generation.shard_size, folder)
-    if team.rank():
+    if distributed.rank():
         _sample_share(spec, shards, out)
         return Outcome(outputs={})
     loading.verify(spec.policy)
@@ -96,12 +96,12 @@ def warnings(generation: GenerationPart, truncated: int, responses: int) -> list
 def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Path) -> None:
     """Divides the `missing` shards among the ranks and waits until all are written; no rank is without a shard."""
     make_folder(out / WORK)
-    count = min(team.wanted(spec), len(missing))
+    count = min(distributed.requested_ranks(spec), len(missing))
     names = [path.name for path in missing]
     shares = [names[number::count] for number in range(count)]
     write_atomic(out / WORK / SHARES, json.dumps(shares))
     total = sum(map(len, shards.values()))
-    with _reported(missing, total), team.members(spec, out, count):
+    with _reported(missing, total), distributed.ranks(spec, out, count):
         _sample_share(spec, shards, out)
 
 
@@ -109,11 +109,11 @@ def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Pa
 def _sample_share(spec: GenerateSpec, shards: Shards, out: Path) -> None:
     """Samples and writes the shards that are this rank's share."""
     work, units = out / WORK, Units(out, spec.key())
-    share = json.loads((work / SHARES).read_text(encoding="utf-8"))[team.rank()]
+    share = json.loads((work / SHARES).read_text(encoding="utf-8"))[distributed.rank()]
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     # The longest of all prompts, not of this share: engines with the same settings give the same responses.
     longest = max(len(pair.prompt_ids) for shard in shards.values() for pair in shard)
-    sample = open_engine(spec, longest, work / f"rank-{team.rank()}")
+    sample = open_engine(spec, longest, work / f"rank-{distributed.rank()}")
     for path, shard in shards.items():
         if path.name in share:
             seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]

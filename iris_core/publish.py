@@ -17,7 +17,7 @@ from iris_core.tracking.client import Client
 
 def publish(spec: PublishSpec, out: Path) -> Outcome:
     """Uploads the files; those of an earlier report are replaced."""
-    client = tracking.connect(spec.tracking_uri, spec.patience)
+    client = tracking.connect(spec.tracking_uri, spec.execution.patience)
     with tracking.service_errors(spec.tracking_uri):
         for file in spec.files:
             client.log_artifact(spec.run_id, str(file.path))

@@ -94,7 +94,7 @@ def register(spec: RegisterSpec, out: Path) -> Outcome:
     measures = measures_of(manifests, spec.pairs.intact())
     if spec.policy.adapter:
         spec.policy.adapter.intact()
-    client = tracking.connect(spec.tracking_uri, spec.patience)
+    client = tracking.connect(spec.tracking_uri, spec.execution.patience)
     with tracking.service_errors(spec.tracking_uri):
         record = claim_runs(client, spec, manifests, out)
         log_params(client, record.child, recipe_params(spec) | stage_params(manifests))

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from transformers import set_seed
 
 from iris_core.common.files import make_folder, write_atomic
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.execution.stage import main
 from iris_core.modeling import loading
 from iris_core.pipeline.specs import TrainSpec
@@ -36,7 +36,7 @@ from iris_core.training.setup import build_trainer
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; with several GPUs, on all of them."""
     make_folder(out / WORK)
-    with team.team(spec, out, team.wanted(spec)):
+    with distributed.process_group(spec, out, distributed.requested_ranks(spec)):
         return _train(spec, out)
 
 
@@ -51,7 +51,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], units)
     trainer.train(resume_from_checkpoint=trainer.resume())
-    if team.rank():
+    if distributed.rank():
         return Outcome(outputs={})
     model.eval()
     round_weights(spec, model)

@@ -264,7 +264,7 @@ def _level(line: str) -> int:
 def _eased(spec: Spec, folder: Path) -> Spec:
     """`spec` with the smaller micro-batch that an earlier try without enough memory has asked for."""
     wish = read_sealed(folder / EXECUTION) or {}  # a damaged one costs a try without enough memory
-    return spec.model_copy(update={"execution": {**spec.execution, **wish}})
+    return spec.model_copy(update={"execution": spec.execution.model_copy(update=wish)})
 
 
 def _ease(spec: Spec, folder: Path) -> None:
@@ -275,7 +275,7 @@ def _ease(spec: Spec, folder: Path) -> None:
         name, first = "tokens_per_batch", training.tokens_per_batch
     else:
         return
-    size = _eased(spec, folder).execution.get(name, first)
+    size = getattr(_eased(spec, folder).execution, name) or first
     write_atomic(folder / EXECUTION, seal({name: max(1, size // 2)}))
 
 

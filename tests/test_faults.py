@@ -16,15 +16,12 @@ from tests.faults.loop import ALONE, BARE, PLACES, SERVED
 from tests.faults.outcome import differences
 from tests.faults.servers import Proxy
 
-SEED, FAULTS = (
-    14601,
-    6,
-)  # damaged files, a lost reply, a locked database, a rank and a starter killed
+SEED, FAULTS = 14601, 6  # damaged files, a lost reply, a locked database, a rank and a parent killed
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(1500)
-def test_a_few_faults_leave_what_none_leave(tmp_path: Path) -> None:
+def test_a_loop_with_a_few_faults_leaves_what_one_without_leaves(tmp_path: Path) -> None:
     lines: list[str] = []
     campaign = Campaign(tmp_path / "campaign", SEED, lines.append)
     result = campaign.disturbed(0, FAULTS, campaign.reference())
@@ -48,11 +45,11 @@ def test_every_kind_of_fault_strikes_somewhere() -> None:
 
 @pytest.mark.unit
 def test_differences_name_the_place() -> None:
-    undisturbed = {"runs": {"a": 1, "b": 1}, "status": "FINISHED"}
-    assert differences(undisturbed, undisturbed) == []
-    assert differences({"runs": {"a": 2}, "status": "FINISHED"}, undisturbed) == [
-        "runs: a: 2, undisturbed 1",
-        "runs: b: null, undisturbed 1",
+    without_faults = {"runs": {"a": 1, "b": 1}, "status": "FINISHED"}
+    assert differences(without_faults, without_faults) == []
+    assert differences({"runs": {"a": 2}, "status": "FINISHED"}, without_faults) == [
+        "runs: a: 2, without faults 1",
+        "runs: b: null, without faults 1",
     ]
 
 
@@ -91,7 +88,7 @@ def counted() -> Iterator[HTTPServer]:
 
 
 @pytest.mark.unit
-def test_the_proxy_loses_the_reply_to_what_was_done(counted: HTTPServer) -> None:
+def test_the_proxy_loses_the_reply_to_a_request_that_was_done(counted: HTTPServer) -> None:
     lines: list[str] = []
     proxy = Proxy(f"http://127.0.0.1:{counted.server_address[1]}", lines.append)
     proxy.lose_replies(after=1, count=1)

@@ -1,1 +1,4 @@
-"""How a stage runs: its command line, the process that launches it, ranks, and that no process outlives its parent."""
+"""How a stage runs: its command line, its launch as a subprocess, its ranks, and how processes end with their parent.
+
+`supervision` decides that no process outlives its parent; a change there is followed by `python -m tests.faults`.
+"""

@@ -1,36 +1,34 @@
-"""vLLM's engine as a process of its own, as on GPUs: a stage whose engine is gone ends instead of waiting for answers.
+"""Ends a stage when vLLM's engine, a process of its own on GPUs, has ended: the stage would wait for it forever.
 
-vLLM's synchronous client waits for ever for an engine that was killed while it sampled, by the out-of-memory killer say.
+vLLM's synchronous client goes on waiting when the engine is killed while it samples, for example where memory runs out.
 
     @watched("generate")
-    def sample(): ...  # opens the engine and uses it; where the engine runs inside the stage there is nothing to watch
+    def sample(): ...  # opens the engine and uses it; an engine inside the stage's process needs no watching
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 
-from iris_core.common import progress
 from iris_core.common.errors import StageFailed
-from iris_core.execution.launch import signal_name
+from iris_core.execution.failure import abort
+from iris_core.execution.supervision import how_ended
 
-ENGINE = "EngineCore"  # how names of its processes begin
+ENGINE = "EngineCore"  # how the names of its processes begin
 LOOK_EVERY_S = 0.2
-GRACE_S = 3.0  # for vLLM to raise an error of its own, and to end an engine that nobody needs any longer
+GRACE_S = 3.0  # for vLLM to raise an error of its own, and to end an engine that is no longer needed
 
 
 @contextmanager
 def watched(stage: str) -> Iterator[None]:
-    """Ends this process with a StageFailed, which a retry can help, if an engine ends that was started inside.
+    """Ends this process with a retryable StageFailed if an engine that was started inside the block ends.
 
     Raises:
-        StageFailed: the engine was killed, and vLLM itself found out.
+        StageFailed: the engine was killed, and vLLM itself noticed.
     """
     engines: set[BaseProcess] = set()
     over = threading.Event()
@@ -50,10 +48,7 @@ def _watch(stage: str, engines: set[BaseProcess], over: threading.Event) -> None
         found = multiprocessing.active_children()
         engines.update(process for process in found if process.name.startswith(ENGINE))
         if (code := _exit_code(engines)) is not None and not over.wait(GRACE_S):
-            error = _failed(stage, code)
-            progress.emit("error", kind="StageFailed", message=str(error), exit_code=error.exit_code)
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(error.exit_code)
+            abort(_failed(stage, code))
 
 
 def _exit_code(engines: set[BaseProcess]) -> int | None:
@@ -63,5 +58,4 @@ def _exit_code(engines: set[BaseProcess]) -> int | None:
 
 
 def _failed(stage: str, code: int) -> StageFailed:
-    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    return StageFailed(f"{stage}: vLLM's engine {how}: run again to resume")
+    return StageFailed(f"{stage}: vLLM's engine {how_ended(code)}: run again to resume")

@@ -1,7 +1,7 @@
-"""Starts a stage as a subprocess and leaves no descendant of it alive.
+"""Launches a stage as a subprocess, and leaves none of its descendants alive.
 
-Three things end a stage: its own end, an exception in the starter (cancel, Ctrl-C), and the starter's death. Whatever
-the way, nothing below it is left afterwards (`iris_core.execution.supervision`).
+A stage ends by itself, by an exception in its parent (cancel, Ctrl-C), or by the parent's death. In each case nothing
+below it is left afterwards (`iris_core.execution.supervision`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +25,6 @@ from iris_core.common.progress import FD_VARIABLE
 from iris_core.execution import logs, supervision
 from iris_core.store import Manifest, Spec, read_manifest
 
-LAUNCH_VARIABLE = "IRIS_LAUNCH"
 READ_S = 10.0  # for the last lines of a stage that has ended
 LOOK_S = 0.2
 TELEMETRY_OFF = {
@@ -38,14 +35,14 @@ TELEMETRY_OFF = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 CPU_SETTINGS = {
-    # threads that wait spin for a moment: sleeping at once costs a tenth to a sixth of a training step, spinning on
-    # makes a shared machine three times slower
+    # threads that wait spin for a moment: sleeping at once costs a tenth to a sixth of a training step, and longer
+    # spinning makes a shared machine three times slower
     "GOMP_SPINCOUNT": "30000",
-    # freed tensors stay with the process: giving pages back and taking them again costs a sixth of a training step;
-    # without caches of small blocks, which keep large ones apart, they are found again
+    # freed tensors stay in the process: to give pages back and take them again costs a sixth of a training step; caches
+    # of small blocks are off, because they lie between large blocks and keep those from being merged and reused
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
     "glibc.malloc.trim_threshold=4294967296:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
-    # oneDNN keeps code for every shape of product it has seen, half a megabyte each: enough for the rows of one batch
+    # oneDNN keeps code for every shape of matmul it has seen, half a megabyte each: enough for the rows of one batch
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
 }
@@ -63,13 +60,14 @@ def launch(
 ) -> Manifest:
     """Runs `python -m iris_core.<stage>` on `spec` in `folder` and waits for it.
 
+    An exception in a listener is logged once. What the listener was called with is lost; the stage goes on.
+
     Args:
         spec: the stage's spec.
         folder: the output folder; the stage resumes what it finds there.
         on_progress: called with each progress event, on the calling thread.
-        on_log: called with each line the stage prints, and with what it reports and is no event; on whichever thread read it.
-
-    An exception in a listener is logged once and costs what it was called with, never the stage.
+        on_log: called with each line the stage prints, and with each line of the progress pipe that is not an event; on
+            the thread that read it.
 
     Returns:
         The manifest. Its `reused` is set by `completed`, not here.
@@ -92,21 +90,24 @@ def launch(
 def supervise(
     stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None], pass_fds: Sequence[int] = ()
 ) -> IrisError | None:
-    """Runs `command` to its end and ends whatever it leaves behind; the error it reported, if it did."""
-    launch_id = uuid.uuid4().hex
+    """Runs `command` to its end, and ends whatever it leaves behind.
+
+    Args:
+        stage: the stage's name.
+        command: program and arguments.
+        on_progress: as of `launch`.
+        on_log: as of `launch`.
+        pass_fds: file descriptors the command gets.
+
+    Returns:
+        The error it reported, StageFailed if it was killed or crashed, or None.
+    """
+    label = supervision.Label.new()
     to_log = _Guarded(f"the log of {stage}", on_log)
     events = _Events(stage, _Guarded(f"the progress of {stage}", on_progress), to_log)
     with _pipe() as (progress_in, progress_out):
-        environment = {
-            **TELEMETRY_OFF,
-            **CPU_SETTINGS,
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
-            "TQDM_DISABLE": "1",
-            FD_VARIABLE: str(progress_out),
-            LAUNCH_VARIABLE: launch_id,
-        }
-        process = supervision.start(stage, command, environment, subprocess.PIPE, pass_fds=[progress_out, *pass_fds])
+        environment, descriptors = _environment(progress_out), [progress_out, *pass_fds]
+        process = supervision.start(stage, command, environment, subprocess.PIPE, label, pass_fds=descriptors)
         assert process.stdout is not None
         readers = [
             _read(progress_in, events.lines.put),
@@ -117,23 +118,34 @@ def supervise(
                 events.take(timeout=LOOK_S)
             code = process.wait()
         finally:
-            supervision.end(process, LAUNCH_VARIABLE, launch_id)
+            supervision.end(process, label)
             os.close(progress_out)
             for reader in readers:
                 reader.join(timeout=READ_S)
     events.take_rest()
     if code != 0 and events.error is None:
-        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        return StageFailed(f"{stage} {how}: run again to resume")
+        return StageFailed(f"{stage} {supervision.how_ended(code)}: run again to resume")
     return events.error
 
 
+def _environment(progress_out: int) -> dict[str, str]:
+    """A stage's environment; the user's settings for CPUs and telemetry replace the defaults."""
+    return {
+        **TELEMETRY_OFF,
+        **CPU_SETTINGS,
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+        FD_VARIABLE: str(progress_out),
+    }
+
+
 class _Guarded:
-    """A listener whose exceptions stop nobody: the first is logged, and it goes on being called, one thread at a time.
+    """Calls a listener, one thread at a time, and goes on after its exceptions; the first one is logged.
 
     Args:
-        what: it listens to.
-        listener: what is called.
+        what: what it listens to, for the log.
+        listener: the function to call.
     """
 
     def __init__(self, what: str, listener: Callable[[Any], None]):
@@ -151,12 +163,12 @@ class _Guarded:
 
 
 class _Events:
-    """What a stage reports: progress goes to one listener, what is no event to the log, the error is kept.
+    """Handles the lines of a stage's progress pipe: events go to a listener, other lines to the log, an error is kept.
 
     Args:
-        stage: its name.
-        on_progress: gets the progress.
-        on_log: gets the other lines.
+        stage: the stage's name.
+        on_progress: gets the progress events.
+        on_log: gets the lines that are not events.
     """
 
     def __init__(self, stage: str, on_progress: Listener, on_log: Callable[[str], None]):
@@ -165,7 +177,7 @@ class _Events:
         self.error: IrisError | None = None
 
     def take(self, timeout: float) -> None:
-        """Passes on the next line, if there is one in time."""
+        """Handles the next line, if one comes within `timeout` seconds."""
         with suppress(queue.Empty):
             line = self.lines.get(timeout=timeout)
             event = progress.parse(line)
@@ -177,14 +189,14 @@ class _Events:
                 self.on_progress(event)
 
     def take_rest(self) -> None:
-        """Passes on all lines that were read."""
+        """Handles all lines that were read."""
         while not self.lines.empty():
             self.take(timeout=0)
 
 
 @contextmanager
 def _in_memory(text: str) -> Iterator[int]:
-    """A descriptor of a file with `text` that is on no disk: nothing of it is left, however this process ends."""
+    """A descriptor of a file in memory that holds `text`: none is left behind, whatever ends this process."""
     descriptor = os.memfd_create("spec")
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
@@ -194,14 +206,14 @@ def _in_memory(text: str) -> Iterator[int]:
 
 @contextmanager
 def _pipe() -> Iterator[tuple[TextIO, int]]:
-    """Both ends of the progress pipe."""
+    """The progress pipe: a file to read from, and the descriptor to write to."""
     progress_read, progress_write = os.pipe()
     with os.fdopen(progress_read, encoding="utf-8", errors="replace") as progress_in:
         yield progress_in, progress_write
 
 
 def _read(lines: Iterable[str], to: Callable[[str], None]) -> threading.Thread:
-    """Hands each of `lines` to `to`, on a thread of its own."""
+    """Starts a thread that calls `to` with each of `lines`."""
 
     def run() -> None:
         for line in lines:
@@ -219,9 +231,3 @@ def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
         crash.retryable = False
         return crash
     return kind(event["message"])
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9; real-time signals have a number only."""
-    known = {one.value: one.name for one in signal.Signals}
-    return known.get(number, f"signal {number}")

@@ -1,9 +1,9 @@
-"""Log files and log lines that stay small: files are rotated, huge lines cut.
+"""Log files and log lines that stay small: files are rotated, very long lines are cut.
 
     for line in lines(process.stdout): ...    # "[[0.1, 0.2 … 48,120 more characters"
     with closing(LogFile(path)) as log: log.write(line)
 
-Files that other processes append to are kept small by the supervisor above them (`iris_core.execution.supervision`).
+A file that a service appends to is kept small by the service's supervisor (`iris_core.execution.supervision`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ PARTIAL_WORD = re.compile(r"\S{1,2000}\Z")  # may be the first half of a secret
 
 
 class LogFile(RotatingFileHandler):
-    """A log file of at most `LOG_BYTES`, and an older one beside it.
+    """A log file of at most `LOG_BYTES`; an older one is kept beside it.
 
     Args:
-        path: of the file; it is appended to.
+        path: the file; lines are appended to it.
     """
 
     def __init__(self, path: Path):
@@ -36,22 +36,22 @@ class LogFile(RotatingFileHandler):
         """Appends a line.
 
         Raises:
-            OSError: the disk is full, say.
+            OSError: it cannot be written, for example on a full disk.
         """
         self.handle(makeLogRecord({"msg": line}))
 
     def close(self) -> None:
-        """Closes the file; what a full disk did not take was an error of `write` already."""
+        """Closes the file; `write` has already raised an error for what a full disk did not take."""
         with suppress(OSError):
             super().close()
 
     def handleError(self, record: LogRecord) -> None:  # noqa: N802
-        """Lets `write` raise what it is called for; `logging` would print it and go on."""
+        """Raises the error from `write`; `logging` would print it and go on."""
         raise
 
 
 def lines(stream: IO[str]) -> Iterator[str]:
-    """The lines of `stream` without their ends. Of what is longer than `LONGEST_LINE`, the beginning and a count."""
+    """The lines of `stream` without their ends; of a line over `LONGEST_LINE`, the beginning and a count."""
     while line := stream.readline(LONGEST_LINE):
         more = 0
         while not line.endswith("\n") and (rest := stream.readline(LONGEST_LINE)):

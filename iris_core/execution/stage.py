@@ -1,7 +1,7 @@
 """The command line that every stage shares: `python -m iris_core.<stage> --spec spec.json --out DIR`.
 
-Errors end the process with one line that says what to do and the exit code of `iris_core.common.errors`. What a stage forks or
-spawns ends with it, however it ends, also where it was started by hand.
+An error ends the process with one line that says what to do, and with the exit code of `iris_core.common.errors`. What
+a stage forks or spawns ends with it, whatever ends the stage, also when it was started by hand.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
-from iris_core.execution import supervision, team
+from iris_core.config.explain import explain
+from iris_core.execution import distributed, supervision
+from iris_core.execution.failure import report
 from iris_core.store import Outcome, Spec, run_stage
 
 S = TypeVar("S", bound=Spec)
 
 if multiprocessing.current_process().name != "MainProcess":
-    # a process that a stage spawned, such as vLLM's engine: it imports the stage's module before it begins
+    # a process that a stage spawned, such as vLLM's engine: it imports the stage's module before its own work
     supervision.end_with_parent(os.getppid())
-    supervision.tie_forks()
+    supervision.end_forks_with_parent()
 
 
 def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
@@ -42,24 +44,24 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    supervision.tie_forks()
+    supervision.end_forks_with_parent()
     out = arguments.out.absolute()
     try:
         spec = read_spec(spec_type, arguments.spec)
-        if team.rank():  # rank 0 alone keeps the store
-            team.end_with_rank_0()
+        if distributed.rank():  # rank 0 alone writes to the store
+            distributed.end_with_rank_0()
             with full_disk_errors(out):
                 work(spec, out)
             return
         manifest = run_stage(spec, out, work)
     except IrisError as error:
-        sys.exit(_report(error))
+        sys.exit(report(error))
     except Exception as error:
         if not _is_out_of_memory(error):
             message = redact(str(error))
             progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
-        sys.exit(_report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
+        sys.exit(report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
     logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, manifest.folder)
 
 
@@ -74,8 +76,8 @@ def read_spec(spec_type: type[S], path: Path) -> S:
     except FileNotFoundError as error:
         raise ConfigError(f"--spec: there is no file {path}") from error
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        first, *_ = explain(error, spec_type, lambda location: str(path)).splitlines()
+        raise ConfigError(first) from error
 
 
 class _Clean(logging.Formatter):
@@ -83,12 +85,6 @@ class _Clean(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(redact(super().format(record)))
-
-
-def _report(error: IrisError) -> int:
-    progress.emit("error", kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
 
 
 def _is_out_of_memory(error: Exception) -> bool:

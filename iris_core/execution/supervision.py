@@ -1,18 +1,28 @@
-"""Supervision of processes: a command ends with the process that started it, and nothing it started outlives it.
+"""Process supervision: a command ends with the process that started it, and nothing it started outlives it.
 
-    supervisor = start("generate", command, {**os.environ, "IRIS_LAUNCH": launch_id}, stdout)
-    supervisor.wait()                          # the command's exit code; nothing below it is left
-    end(supervisor, "IRIS_LAUNCH", launch_id)  # the same at once, for whatever reason
+    label = Label.new()
+    supervisor = start("generate", command, environment, stdout, label)
+    supervisor.wait()       # the command's exit code; nothing below it is left
+    end(supervisor, label)  # ends it now, for whatever reason
 
-A supervisor (this file, run as a small process) stands between the two. It relies on the kernel, not on what processes
-say about themselves: they change their titles, sessions and environments.
+Stages, ranks, vLLM's engine, the servers and the worker use this module. It relies on what the kernel knows, not on
+what processes say about themselves: they change their titles, sessions and environments.
 
-- It is a subreaper: whatever loses its parent below it becomes its child. It ends when it has no child left.
-- Its input is a pipe that closes when the process that started it is gone, however that came about.
-- The command gets SIGTERM when the supervisor is gone, and a stage's forks, such as vLLM's engine, SIGKILL when the
-  stage is gone (`tie_forks`): where all of them are killed at once, nobody else is left to do it.
-- Where a supervisor was killed, its starter looks for the launch id in the environment that processes got at their
-  start. The kernel shows those bytes even where a new title has replaced their beginning.
+A supervisor (this file, run as a small process) stands between a command and its parent, the process that called
+`start`. It is a subreaper: a process below it that loses its parent becomes its child. It ends when it has no child
+left. Each of its two tasks needs a second mechanism, for the case that the supervisor itself was killed:
+
+- To notice that the parent died, the supervisor reads a pipe, which closes with the parent. If the supervisor was
+  killed, the kernel sends the command SIGTERM, and SIGKILL to what a stage forked (`end_with_parent`,
+  `end_forks_with_parent`). The kernel's signal cannot replace the pipe: it follows the thread that started the process,
+  and Prefect runs tasks in threads.
+- To find descendants, the supervisor walks its process tree. If the supervisor was killed, its parent looks for the
+  label in the environment that each process got at its start (`Label`). Labels cannot replace the tree: a process may
+  be started with an empty environment.
+
+Ranks (`iris_core.execution.distributed`) run below their stage's supervisor; the kernel ends them with rank 0. Whether
+the process of a Prefect flow run lives is another question, which other processes ask later: `deployments.lost` answers
+it with a file lock.
 """
 
 from __future__ import annotations
@@ -28,19 +38,71 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import psutil
 
+LAUNCH_VARIABLE = "IRIS_LAUNCH"
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
-ORPHAN_GRACE_S = 2.0  # the same where the starter is gone and nobody waits for a clean end
+ORPHAN_GRACE_S = 2.0  # the same when the parent is gone
 LOOK_EVERY_S = 0.05
 LOG_BYTES = 10_000_000  # of a log; an older one, `<name>.1`, is kept beside it
 LOG_EVERY_S = 10.0  # between looks at its size
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Label:
+    """An environment variable with a unique value: it finds every process that was started with it.
+
+    The kernel keeps the environment that a process got at its start, also where a new title replaced its beginning.
+
+    Attributes:
+        variable: its name.
+        value: its value, which no other label has.
+    """
+
+    variable: str
+    value: str
+
+    @classmethod
+    def new(cls) -> Label:
+        """The label of a new launch."""
+        return cls(LAUNCH_VARIABLE, uuid.uuid4().hex)
+
+    def processes(self) -> list[psutil.Process]:
+        """This user's live processes with the label."""
+        return labelled(self.variable).get(self.value, [])
+
+    def kill(self) -> None:
+        """Kills every process with the label, until there is none."""
+        while processes := self.processes():
+            send(processes, signal.SIGKILL)
+            time.sleep(LOOK_EVERY_S)
+
+
+def labelled(variable: str) -> dict[str, list[psutil.Process]]:
+    """This user's live processes that were started with `variable` set, by its value.
+
+    Processes of other users are left out: they may set any variable.
+    """
+    start = f"{variable}=".encode()
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        place = Path(f"/proc/{process.pid}")
+        with suppress(OSError, psutil.NoSuchProcess):
+            if place.stat().st_uid != os.geteuid():
+                continue
+            for entry in (place / "environ").read_bytes().split(b"\0"):
+                if entry.startswith(start):
+                    value = entry.removeprefix(start).decode(errors="replace")
+                    found.setdefault(value, []).append(process)
+    return found
 
 
 def start(
@@ -48,6 +110,7 @@ def start(
     command: Sequence[str],
     environment: Mapping[str, str],
     stdout: int | IO[Any],
+    label: Label,
     *,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
@@ -56,21 +119,22 @@ def start(
     """Starts `command` below a supervisor, in a session of its own.
 
     Args:
-        name: what the supervisor is called in lists of processes.
+        name: the last word of the supervisor's command line.
         command: program and arguments.
-        environment: of the command; a variable with a value of its own in it lets `end` find all that belongs to it.
-        stdout: where its output and errors go, as `subprocess.Popen` takes it; a file that is open for appending is kept
-            small for as long as the command runs.
+        environment: of the command.
+        stdout: where its output and errors go, as `subprocess.Popen` takes it. A file that is open for appending is
+            kept small for as long as the command runs.
+        label: is added to the environment.
         cwd: where it runs.
         pass_fds: file descriptors it gets.
-        outlives: it goes on when this process ends.
+        outlives: whether it goes on when this process ends.
 
     Returns:
-        The supervisor, which ends as the command did once nothing below it is left.
+        The supervisor, which ends with the command's exit code or signal once nothing below it is left.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", __file__, name],
-        env=environment,
+        env={**environment, label.variable: label.value},
         cwd=cwd,
         stdin=subprocess.PIPE,
         stdout=stdout,
@@ -89,66 +153,72 @@ def start(
     return process
 
 
-def end(supervisor: subprocess.Popen[str], variable: str, value: str) -> None:
+def end(supervisor: subprocess.Popen[str], label: Label) -> None:
     """Ends what a supervisor was started for, and waits until nothing is left of it.
 
     Args:
         supervisor: from `start`.
-        variable: the environment variable by which what belongs to it is found where the supervisor was killed.
-        value: its value.
+        label: what it was started with; finds what is left where the supervisor was killed.
     """
     supervisor.terminate()
     supervisor.wait()
-    end_marked(variable, value)
+    label.kill()
 
 
-def marked(variable: str, value: str) -> list[psutil.Process]:
-    """Every live process that was started with `variable` set to `value`, whatever it has become since."""
-    return by_value(variable).get(value, [])
+def supervisors(processes: Iterable[psutil.Process]) -> dict[psutil.Process, str]:
+    """Those of `processes` that are supervisors, with their names."""
+    return {process: words[-1] for process in processes if (words := command_line(process))[-2:-1] == [__file__]}
 
 
-def by_value(variable: str) -> dict[str, list[psutil.Process]]:
-    """This user's live processes that were started with `variable` set, by its value: others' may claim anything."""
-    start = f"{variable}=".encode()
-    found: dict[str, list[psutil.Process]] = {}
-    for process in psutil.process_iter():
-        place = Path(f"/proc/{process.pid}")
-        with suppress(OSError, psutil.NoSuchProcess):
-            if place.stat().st_uid != os.geteuid():
-                continue
-            for entry in (place / "environ").read_bytes().split(b"\0"):
-                if entry.startswith(start):
-                    value = entry.removeprefix(start).decode(errors="replace")
-                    found.setdefault(value, []).append(process)
-    return found
-
-
-def end_marked(variable: str, value: str) -> None:
-    """Kills every process that was started with `variable` set to `value`."""
-    while processes := marked(variable, value):
-        send(processes, signal.SIGKILL)
-        time.sleep(LOOK_EVERY_S)
-
-
-def end_tree(pid: int) -> None:
-    """Kills a process and all below it."""
+def command_line(process: psutil.Process) -> list[str]:
+    """The words of a process's command line; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        send([*process.children(recursive=True), process], signal.SIGKILL)
+        return process.cmdline()
+    return []
 
 
-def send(processes: Sequence[psutil.Process], number: int) -> None:
+def lives(process: psutil.Process) -> bool:
+    """Whether a process has not ended; a zombie, which waits for its parent to read its exit code, has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def send(processes: Iterable[psutil.Process], number: int) -> None:
     """Sends a signal to those of the processes that still live."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
 
 
+def terminate(processes: Sequence[psutil.Process], timeout_s: float) -> None:
+    """Sends SIGTERM to the processes and waits until all have ended, `timeout_s` seconds at most."""
+    send(processes, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while any(map(lives, processes)) and time.monotonic() < deadline:
+        time.sleep(LOOK_EVERY_S)
+
+
+def kill_tree(pid: int) -> None:
+    """Kills a process and all below it."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        send([*process.children(recursive=True), process], signal.SIGKILL)
+
+
+def how_ended(code: int) -> str:
+    """An exit code of `subprocess` in words: "was killed by SIGKILL", "ended with exit code 1"."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    known = {one.value: one.name for one in signal.Signals}  # real-time signals have a number only
+    return f"was killed by {known.get(-code, f'signal {-code}')}"
+
+
 def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """Has the kernel send this process a signal when the thread that has started it ends.
+    """From now on the kernel sends this process a signal when the thread that started it ends.
 
     Args:
-        parent: its process id; if it is gone already, this process ends at once.
+        parent: process id of the parent; if it is gone already, this process ends at once.
         number: the signal.
     """
     _prctl(PR_SET_PDEATHSIG, number)
@@ -156,19 +226,19 @@ def end_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), number)
 
 
-def tie_forks() -> None:
-    """From now on whatever the main thread forks ends when this process does, as do forks of forks."""
+def end_forks_with_parent() -> None:
+    """From now on processes that the main thread forks are killed when this process ends, and so are their forks."""
     main = threading.main_thread().ident  # a fork from another thread would end with that thread
 
-    def tie() -> None:
+    def in_fork() -> None:
         if threading.get_ident() == main:
             _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    os.register_at_fork(after_in_child=tie)
+    os.register_at_fork(after_in_child=in_fork)
 
 
 class _Tree:
-    """A command and all below it, seen from the process that is to end after them.
+    """A command and all below it, seen from the supervisor.
 
     Args:
         command: program and arguments.
@@ -186,7 +256,7 @@ class _Tree:
         )
 
     def lives(self) -> bool:
-        """Collects what has ended. Returns whether anything is left."""
+        """Reaps what has ended. Returns whether anything is left."""
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.command.pid:
@@ -206,7 +276,7 @@ class _Tree:
 
 
 def main() -> NoReturn:
-    """The supervisor: reads its request, starts the command, ends after it and as it did."""
+    """The supervisor: reads its request, starts the command, ends after it and with its exit code."""
     signals = _catch_signals()
     request = json.loads(sys.stdin.readline())
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -229,7 +299,7 @@ def main() -> NoReturn:
 
 
 def _catch_signals() -> int:
-    """Where the number of each signal can be read that this process gets, a byte each; none of them ends it."""
+    """A descriptor to read the number of each signal from that this process gets, a byte each; none of them ends it."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -239,9 +309,9 @@ def _catch_signals() -> int:
 
 
 def _keep_small(descriptor: int, log: str) -> None:
-    """Moves what is in a log that is open for appending to `<log>.1` once it is large; a line written just then may go."""
+    """Moves a large log that is open for appending to `<log>.1`; a line that is written meanwhile may be lost."""
     if os.fstat(descriptor).st_size > LOG_BYTES:
-        with suppress(OSError):  # a full disk, which the log is not to fill further
+        with suppress(OSError):  # a full disk, which the log must not fill further
             shutil.copyfile(log, f"{log}.1")
         os.ftruncate(descriptor, 0)
 

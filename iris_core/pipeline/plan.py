@@ -37,7 +37,7 @@ from iris_core.pipeline.specs import (
     ScheduleSpec,
     TrainSpec,
 )
-from iris_core.store import Artifact, Manifest, Policy, Store, versions
+from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
 from iris_core.store.places import place_of
 
 SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
@@ -224,7 +224,7 @@ def register_spec(
     """MLflow's record of one iteration (None: of the initial model)."""
     return RegisterSpec(
         experiment=experiment.name,
-        execution={"patience": experiment.tracking.patience},
+        execution=Execution(patience=experiment.tracking.patience),
         tracking_uri=experiment.tracking_uri,
         registered_model=experiment.registered_model,
         iteration=iteration,
@@ -239,7 +239,7 @@ def register_spec(
 def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
     """The report, and the data beside it, as files of a run in MLflow."""
     return PublishSpec(
-        execution={"patience": experiment.tracking.patience},
+        execution=Execution(patience=experiment.tracking.patience),
         tracking_uri=experiment.tracking_uri,
         run_id=run_id,
         files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
@@ -272,7 +272,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
     """
     return CompareSpec(
         experiment=experiment.name,
-        execution={"patience": experiment.tracking.patience},
+        execution=Execution(patience=experiment.tracking.patience),
         tracking_uri=experiment.tracking_uri,
         members=[_member(loop) for loop in members],
         versions=versions("mlflow"),

@@ -14,25 +14,36 @@ if TYPE_CHECKING:
     from iris_core.store.manifest import Manifest
 
 
+class Execution(Strict):
+    """How a stage runs, never what it computes.
+
+    Attributes:
+        processes: ranks, one a device; None: one for each GPU.
+        tokens_per_batch: tokens in a micro-batch of training; None: as the spec's `training` says.
+        batch_size: requests in a batch of the evaluation; None: the stage's default.
+        patience: seconds for which an outage of a service that the stage needs is waited out.
+    """
+
+    processes: int | None = Field(default=None, ge=1)
+    tokens_per_batch: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    patience: float = Field(default=0.0, ge=0)
+
+
 class Spec(Strict):
     """Everything that determines a stage's output. Subclasses name the stage and add fields.
 
-    `execution` changes how the stage runs (devices, micro-batches, threads), not its output. It is not in the key.
+    `execution` says how the stage runs (devices, micro-batches, threads), not what it produces. It is not in the key.
     """
 
     stage: ClassVar[str]
     versions: dict[str, str] = Field(default_factory=dict)
-    execution: dict[str, Any] = Field(default_factory=dict)
+    execution: Execution = Execution()
 
     def key(self) -> str:
         """SHA-256 of the canonical spec, artifacts by digest."""
         content = self.model_dump(mode="json", exclude={"execution"})
         return json_digest({"stage": self.stage, **_without_paths(content)})
-
-    @property
-    def patience(self) -> float:
-        """How many seconds the stage waits for a service that does not answer."""
-        return float(self.execution.get("patience", 0.0))
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether what the stage wrote outside its folder according to `manifest`, as an MLflow run, still exists."""

@@ -60,7 +60,7 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
         ServiceError: a service with records of the stage does not answer.
     """
     with full_disk_errors(folder), _locked(folder):
-        if manifest := wait_out(spec.patience, lambda: completed(folder, spec)):
+        if manifest := wait_out(spec.execution.patience, lambda: completed(folder, spec)):
             log.info("%s: reused %s", spec.stage, folder)
             folders.tidy(folder, manifest.files)
             return manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris_core.common.files import write_atomic
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.store.units import Units
 
 HISTORY = "history.jsonl"  # JSON Lines, a row for each optimiser step
@@ -26,12 +26,12 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_checkpoint(work: Path, units: Units) -> Path | None:
     """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
-    if team.rank() == 0:
+    if distributed.rank() == 0:
         found = checkpoints(work)
         while found and not units.holds(found[-1]):
             found.pop()
         history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
         write_atomic(work / HISTORY, history)
-    team.wait()  # until rank 0 has deleted what is not complete
+    distributed.barrier()  # until rank 0 has deleted what is not complete
     complete = checkpoints(work)
     return complete[-1] if complete else None

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from iris_core.common.parquet import write_parquet
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.modeling import loading
 from iris_core.modeling.scoring import score
 from iris_core.pipeline.specs import TrainSpec
@@ -27,7 +27,7 @@ OPPONENT = "opponent_logprobs.parquet"
 def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
     """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
     path = units.folder / OPPONENT
-    if team.rank() == 0 and not units.holds(path):
+    if distributed.rank() == 0 and not units.holds(path):
         model = loading.load_policy(spec.opponent, weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
         progress = Progress("train: opponent", sum(map(len, groups.values())))
         tables = []
@@ -38,7 +38,7 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
             tables.append(pa.table(columns))
         with units.writing(path) as place:
             write_parquet(place, pa.concat_tables(tables))
-    team.wait()
+    distributed.barrier()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
     return {split: torch.tensor(rows[SUMS].to_numpy()) for split, rows in by_split.items()}

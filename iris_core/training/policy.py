@@ -49,7 +49,7 @@ def precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[objec
 
 def tokens_per_row(spec: TrainSpec) -> int:
     """The packing budget."""
-    return int(spec.execution.get("tokens_per_batch", spec.training.tokens_per_batch))
+    return spec.execution.tokens_per_batch or spec.training.tokens_per_batch
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.folders import WORK
@@ -84,7 +84,7 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         logging_steps=1,
-        save_strategy="no" if team.rank() else "steps",
+        save_strategy="no" if distributed.rank() else "steps",
         save_steps=training.checkpoint_every,
         seed=spec.seed,
         use_cpu=not torch.cuda.is_available(),

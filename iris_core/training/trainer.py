@@ -1,7 +1,7 @@
 """The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 An item of its data set is a whole optimiser batch, packed into rows under a token budget. `training_step` computes the
-rows, or this rank's share of them (`iris_core.execution.team`; the `Trainer` itself sees a single process). So a batch
+rows, or this rank's share of them (`iris_core.execution.distributed`; the `Trainer` itself sees a single process). So a batch
 is the same set of pairs for every row budget, the normaliser sees all of it, and a resumed run skips exactly the
 batches that are done.
 """
@@ -28,7 +28,7 @@ from iris_core.common.errors import TrainingError
 from iris_core.common.progress import Progress
 from iris_core.config.experiment import Packing
 from iris_core.data.packing import Group, Row, build_rows
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.modeling.scoring import response_logprobs
 from iris_core.objectives.losses import (
     Normalizer,
@@ -186,10 +186,10 @@ class SelfPlayTrainer(Trainer):
         shape = (sum(len(row.pairs) for row in rows), rows[0].lengths.shape[1])
         found, start = torch.zeros(shape, device=self.args.device), 0
         for number, row in enumerate(rows):
-            if number % team.size() == team.rank():
+            if number % distributed.world_size() == distributed.rank():
                 found[start : start + len(row.pairs)] = work(row.to(self.args.device))
             start += len(row.pairs)
-        team.add_up([found])
+        distributed.all_reduce([found])
         return found
 
     def compute_loss(
@@ -250,7 +250,7 @@ class SelfPlayTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Appends the step's row to the history and reports progress."""
         super().log(logs, *args, **kwargs)
-        if "grad_norm" not in logs or team.rank():
+        if "grad_norm" not in logs or distributed.rank():
             return
         row = {
             "step": self.state.global_step,
@@ -285,13 +285,15 @@ class SelfPlayTrainer(Trainer):
 
 def _sum_gradients(model: PreTrainedModel) -> None:
     """Adds up the gradients of all ranks, on each of them."""
-    if team.size() == 1:
+    if distributed.world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    team.add_up([reached])  # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
+    distributed.all_reduce(
+        [reached]
+    )  # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
     moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
     for parameter in moved:
         if parameter.grad is None:  # a rank without a row
             parameter.grad = torch.zeros_like(parameter)
-    team.add_up([parameter.grad for parameter in moved])
+    distributed.all_reduce([parameter.grad for parameter in moved])

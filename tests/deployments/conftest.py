@@ -1,4 +1,4 @@
-"""Services that the tests of this folder share; those of `test_services` run last and end them."""
+"""The services that the tests of this folder share; tests of `test_services` run last and end them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from deployments import pool, processes, services
-from deployments.services import CHECKOUT, Services
+from deployments.running import Services
+from deployments.services import CHECKOUT
 
 
 @pytest.fixture(scope="package")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """The services on ports and a store of their own, of a checkout by another name: `down` finds no others."""
+    """Services with their own ports and store, in a checkout by another name, so that `down` finds no others."""
     folder = tmp_path_factory.mktemp("services")
     (folder / "checkout").symlink_to(CHECKOUT)
     with pytest.MonkeyPatch.context() as patch:
@@ -22,7 +23,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         patch.setattr(services, "CHECKOUT", folder / "checkout")
         ports = processes.free_port(), processes.free_port()
         try:
-            with ThreadPoolExecutor(2) as both:  # one set of services, though asked for twice at once
+            with ThreadPoolExecutor(2) as both:  # started twice at once: only one set of services runs
                 found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)
                 first, second = found
             assert first == second

@@ -1,4 +1,4 @@
-"""The command `iris`: one line and exit code 2 for what a user can get wrong, before anything heavy starts."""
+"""The command `iris`: a user's error is one line and exit code 2, before anything heavy starts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_value_out_of_range(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["training.epochs", "training.epochs=[1", "=1"])
-def test_setting_that_is_none(recipe: Path, setting: str) -> None:
+def test_malformed_setting(recipe: Path, setting: str) -> None:
     key = setting.partition("=")[0]
     assert f"--set {key}" in run("run", str(recipe), "--set", setting)
 
@@ -82,7 +82,7 @@ def test_setting_that_is_none(recipe: Path, setting: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_named_before_a_server_starts(
+def test_a_wrong_setting_is_named_before_a_server_starts(
     recipe: Path, tmp_path: Path, setting: str, message: str
 ) -> None:
     assert message in run("run", str(recipe), "--set", setting)
@@ -122,7 +122,7 @@ def test_report_shows_the_table(tmp_path: Path) -> None:
 
 def test_down_with_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
-    monkeypatch.setattr(services, "CHECKOUT", tmp_path)  # this one's may be up
+    monkeypatch.setattr(services, "CHECKOUT", tmp_path)  # services of this checkout may be up
     assert "nothing is running" in run("down", code=0)
 
 
@@ -142,7 +142,7 @@ def test_store_of_services_that_cannot_be_written(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])
-def test_port_that_is_none(port: str) -> None:
+def test_invalid_port(port: str) -> None:
     for option in ("--prefect-port", "--mlflow-port"):
         assert f"Invalid value for '{option}'" in run("up", option, port)
 

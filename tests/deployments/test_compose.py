@@ -1,4 +1,4 @@
-"""The compose file guards its servers as `iris up` does."""
+"""The compose file protects its servers as `iris up` does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_ports_are_bound_to_this_machine(compose: dict[str, Any]) -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_prefect_wants_credentials_and_tokens_from_its_own_origin(compose: dict[str, Any]) -> None:
+def test_prefect_requires_credentials_and_csrf_tokens(compose: dict[str, Any]) -> None:
     settings = compose["prefect"]["environment"]
     assert settings["PREFECT_SERVER_API_AUTH_STRING"].startswith("iris:${PREFECT_PASSWORD:?")
     assert settings["PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED"] == "true"

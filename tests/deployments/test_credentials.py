@@ -1,4 +1,4 @@
-"""Credentials lie where only their owner can read them, stay the same, and go to no other server."""
+"""Only their owner can read credentials; they stay the same, and no other server gets them."""
 
 from __future__ import annotations
 

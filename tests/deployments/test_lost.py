@@ -1,4 +1,4 @@
-"""Flow runs of a process that was killed, beside one that lives, in the history of real servers."""
+"""Lost flow runs on real servers: runs of a killed process are marked, those of a live process are not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def server(folder: Path) -> Iterator[str]:
 
 
 def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
-    """A process in the middle of its flow's sub-flow's task."""
+    """Starts a process, and waits until it is inside a task of a sub-flow."""
     (store / "loop.py").write_text(LOOP)
     environment = {**os.environ, **processes.prefect_environment(store, api, CREDENTIALS)}
     environment["PYTHONPATH"] = str(ROOT)
@@ -90,7 +90,7 @@ def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
 
 
 def states(api: str, name: str) -> dict[str, str]:
-    """By name: of the flow run `name`, its sub-flow run, and the task runs of both."""
+    """The states of the flow run `name`, its sub-flow run, and the task runs of both, by name."""
     with credentials.client(api) as client:
         flows, tasks = client.read_flow_runs(), client.read_task_runs()
     tag = next(run.tags for run in flows if run.name == name)
@@ -149,7 +149,7 @@ def test_the_lock_of_a_run_that_never_was_goes_after_a_day(api: str, tmp_path: P
 
 @task
 def stage_of_a_run() -> None:
-    """As `named`."""
+    """A task whose runs only have the states that a test gives them."""
 
 
 @flow(name="iris")
@@ -169,7 +169,7 @@ def state_of(client: SyncPrefectClient, run: UUID) -> str:
 
 
 def beat(api: str, runs: list[UUID]) -> None:
-    """Heartbeats of flow runs, as their processes send them."""
+    """Sends heartbeats of flow runs, as their processes do."""
     for run in runs:
         related = {"prefect.resource.id": "prefect.flow.x", "prefect.resource.role": "flow"}
         event = {
@@ -184,7 +184,7 @@ def beat(api: str, runs: list[UUID]) -> None:
 
 
 def test_the_server_marks_a_run_whose_heartbeat_stops(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lost, "SILENT", datetime.timedelta(seconds=20))
+    monkeypatch.setattr(lost, "MAX_SILENCE", datetime.timedelta(seconds=20))
     lost.watch(api)
     lost.watch(api)
     with credentials.client(api) as client:
@@ -201,17 +201,17 @@ def test_the_server_marks_a_run_whose_heartbeat_stops(api: str, monkeypatch: pyt
 
 
 def test_a_run_that_waits_for_its_server_is_not_taken_for_lost() -> None:
-    """A heartbeat just before an outage; the next one falls due just before its end; one to spare, which may be late."""
+    """A heartbeat may come just before an outage, the next just before its end; one more may be late."""
     patience = TrackingPart().patience
     beats = get_current_settings().flows.heartbeat_frequency
     assert beats is not None
-    assert datetime.timedelta(seconds=patience + 3 * beats) < lost.SILENT
+    assert datetime.timedelta(seconds=patience + 3 * beats) < lost.MAX_SILENCE
 
 
 def test_a_cancelled_run_that_is_lost_ends_as_cancelled_and_tasks_end_with_their_run(
     api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lost, "REPORTED", datetime.timedelta())
+    monkeypatch.setattr(lost, "TASK_DELAY", datetime.timedelta())
     with credentials.client(api) as client:
         cancelled = run_in(client, Cancelling())
         lost.crash(client, [client.read_flow_run(cancelled)], "lost")

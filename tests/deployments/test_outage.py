@@ -1,4 +1,4 @@
-"""A Prefect API that goes away: what is said, when it is over, and a real server that is started again."""
+"""Outages of a Prefect API: the messages, their end, and a real server that is started again."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(st
     def loop():
         for process in psutil.Process().children(recursive=True):
             process.kill()
-        create_markdown_artifact("told", key="after")
+        create_markdown_artifact("done", key="after")
 
     loop()
 """
@@ -56,7 +56,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.unit
-def test_an_api_that_stays_away_is_waited_for_and_then_given_up(hasty: None) -> None:
+def test_a_long_outage_is_waited_for_and_then_given_up(hasty: None) -> None:
     said: list[str] = []
     given_up: list[IrisError] = []
     api = f"http://{processes.HOST}:{processes.free_port()}/api"
@@ -72,7 +72,7 @@ def test_an_api_that_stays_away_is_waited_for_and_then_given_up(hasty: None) -> 
 
 
 @pytest.mark.unit
-def test_an_api_that_comes_back_is_said_to(hasty: None) -> None:
+def test_the_end_of_an_outage_is_echoed(hasty: None) -> None:
     said: list[str] = []
     port = processes.free_port()
     away = Outage(600, said.append, said.append)
@@ -91,7 +91,7 @@ class _Healthy(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
 
 @pytest.mark.integration

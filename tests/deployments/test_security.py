@@ -1,4 +1,4 @@
-"""Pages of other sites, callers without credentials and foreign deployments against the real servers and worker."""
+"""Real servers and the worker refuse pages of other sites, callers without credentials and foreign deployments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlflow.tracking import MlflowClient
 from deployments import credentials, pool, processes, server, services
 from deployments.outage import Outage
 from deployments.processes import AUTH_VARIABLE
-from deployments.services import Services
+from deployments.running import Services
 from iris_core.common.errors import ConfigError, ServiceError
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ needs_browser = pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 
 
 class Site(ThreadingHTTPServer):
-    """Another site: serves the attacking page. It lets everybody read and write, so that it shows what attacks can do."""
+    """Another site, which serves the attacking page. All may read and write it, so it shows which attacks work."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -133,7 +133,7 @@ def mlflow_targets(up: Services) -> dict[str, Any]:
 
 
 def stored(up: Services) -> set[str]:
-    """The names of what a page can have written."""
+    """The names of everything that a page may have written."""
     answer = httpx.post(f"{up.api}/flows/filter", headers=tokens(up), json={})
     flows = {flow["name"] for flow in answer.raise_for_status().json()}
     return flows | {found.name for found in MlflowClient(up.mlflow).search_experiments()}
@@ -196,7 +196,7 @@ def test_the_link_logs_a_browser_in_and_it_stays_so(up: Services, tmp_path: Path
 
 
 def check_guarded(api: str) -> None:
-    """Nobody without credentials gets or changes anything; with them, no change without a CSRF token."""
+    """Checks that reading needs credentials, and that writing needs a CSRF token, too."""
     assert httpx.get(f"{api}/health").json() is True
     login = tuple(credentials.of(api).split(":"))
     for auth in (None, ("iris", "wrong")):
@@ -214,11 +214,11 @@ def check_guarded(api: str) -> None:
     assert page.headers["x-frame-options"] == "DENY"
 
 
-def test_the_server_of_up_wants_credentials(up: Services) -> None:
+def test_the_server_of_up_requires_credentials(up: Services) -> None:
     check_guarded(up.api)
 
 
-def test_the_server_of_run_wants_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_of_run_requires_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.delitem(os.environ, "PREFECT_API_URL", raising=False)
     with server.prefect_api(tmp_path, Outage(60, print, print)) as api:
@@ -273,13 +273,13 @@ def test_prefect_finds_them_by_the_profile_and_no_list_of_processes_or_log_has_t
     assert "flows/iris.py:iris" in done.stdout, done.stderr
     secret = credentials.keep(up.api).partition(":")[2]
     assert all(secret not in " ".join(each.cmdline()) for each in up.processes())
-    assert all(secret not in log.read_text() for log in services.home().glob("*.log"))
+    assert all(secret not in log.read_text() for log in processes.home().glob("*.log"))
 
 
 @pytest.mark.parametrize("kind", ["pull step", "job variable"])
 def test_the_worker_refuses_foreign_code(up: Services, tmp_path: Path, kind: str) -> None:
-    mark = tmp_path / "ran"
-    shell = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {mark}"}}
+    ran = tmp_path / "ran"
+    shell = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {ran}"}}
     with credentials.client(up.api) as client:
         own = client.read_deployment_by_name("iris/full-loop")
         if kind == "pull step":
@@ -293,7 +293,7 @@ def test_the_worker_refuses_foreign_code(up: Services, tmp_path: Path, kind: str
             )
             run = client.create_flow_run_from_deployment(deployment)
         else:
-            command = {"command": f"touch {mark}"}
+            command = {"command": f"touch {ran}"}
             run = client.create_flow_run_from_deployment(own.id, job_variables=command)
         until = time.monotonic() + 120
         while (state := client.read_flow_run(run.id).state) and not state.is_final():
@@ -302,4 +302,4 @@ def test_the_worker_refuses_foreign_code(up: Services, tmp_path: Path, kind: str
     assert state is not None
     assert state.type.value == "CRASHED"
     assert "runs only what deployments/prefect.yaml holds" in str(state.message)
-    assert not mark.exists()
+    assert not ran.exists()

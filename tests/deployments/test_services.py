@@ -19,10 +19,11 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Running, State
 
 from deployments import credentials, pool, processes, services
-from deployments.services import CHECKOUT, MARK_VARIABLE, Services
+from deployments.running import SERVICES_VARIABLE, Services, running
+from deployments.services import CHECKOUT
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
-from iris_core.execution.launch import LAUNCH_VARIABLE
+from iris_core.execution.supervision import LAUNCH_VARIABLE
 from iris_core.pipeline.stages import OF_LOOP
 
 
@@ -87,22 +88,22 @@ def written(store: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in shards}
 
 
-def marked(up: Services) -> list[psutil.Process]:
-    """Processes that belong to any launch of a stage under these services."""
+def launched(up: Services) -> list[psutil.Process]:
+    """Processes that belong to the launch of a stage under these services."""
     found = []
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
-        if LAUNCH_VARIABLE in environment and environment.get(MARK_VARIABLE) == up.label:
+        if LAUNCH_VARIABLE in environment and environment.get(SERVICES_VARIABLE) == up.label.value:
             found.append(process)
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def stages(up: Services) -> list[psutil.Process]:
     """The stages that generate."""
-    return [process for process in marked(up) if "iris_core.generate" in process.cmdline()]
+    return [process for process in launched(up) if "iris_core.generate" in process.cmdline()]
 
 
 def flow_of(stage: psutil.Process) -> psutil.Process:
@@ -164,16 +165,16 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(up: Services, tiny_
     with credentials.client(up.api) as client:
         first = start(client, parameters)
         wait_for(lambda: written(up.store), 180)
-        assert marked(up)
+        assert launched(up)
         client.set_flow_run_state(first.id, Cancelling())
         state = wait_for(lambda: ended(client, first), 60).state
         assert state.type.value == "CANCELLED"
-        assert marked(up) == []
+        assert launched(up) == []
         shards = written(up.store)
         assert 0 < len(shards) < 12
         second = start(client, parameters)
         assert wait_for(lambda: ended(client, second), 600).state.name == "Completed"
-        assert shards.items() <= written(up.store).items()  # none was made again
+        assert shards.items() <= written(up.store).items()  # none was generated again
         assert stages_of(client, second)["prepare"] == "Reused"
         assert stages_of(client, second)["generate · iteration 0"] == "Completed"
 
@@ -192,7 +193,7 @@ def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=[shell]))
         flow_of(stage).kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
-        wait_for(lambda: not marked(up), 60)
+        wait_for(lambda: not launched(up), 60)
         time.sleep(2)  # the worker looks for hooks after that
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
     assert not (tmp_path / "ran").exists()
@@ -229,17 +230,17 @@ def test_runs_of_a_lost_worker_do_not_hold_the_pool(up: Services, tiny_model: Pa
 def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
-    """The flow's process is held, as on a machine too busy to let it report its end before it is killed."""
+    """The flow's process is suspended, as on a machine too busy to let it report its end before it is killed."""
     slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
     parameters = small(up.store, tiny_model, pairs_file, name="orphaned", generation=slow)
     with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
-        above = next(each for each in up.supervisors() if each.cmdline()[-1] == "worker")
+        above = next(each for each, name in up.supervisors().items() if name == "worker")
         (worker,) = above.children()
         flow_of(stage).suspend()
         worker.kill()
-        wait_for(lambda: not marked(up) and services.running() is None, 120)
+        wait_for(lambda: not launched(up) and running() is None, 120)
         services.up(up.store, up.prefect_port, up.mlflow_port)
         found = ended(client, run)
         assert found is not None
@@ -248,13 +249,13 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
 
 
 @pytest.mark.integration
-def test_down_leaves_nothing_even_where_settings_have_changed(
+def test_down_leaves_nothing_even_if_settings_have_changed(
     up: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logs, last = services.home(), services.running()
+    logs, last = processes.home(), running()
     assert last is not None
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
-    assert services.running() is None
+    assert running() is None
     assert services.down()
     assert up.processes() == []
     assert last.processes() == []

@@ -1,4 +1,4 @@
-"""The worker runs this project's deployments as they are, and starts nothing that server, deployment or run ask for."""
+"""The worker runs this project's deployments unchanged, and no code that server, deployment or run name."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_credentials_may_come_from_secret_blocks() -> None:
     assert how.env.get("LD_PRELOAD") == os.environ.get("LD_PRELOAD")
 
 
-def test_what_the_pool_asks_for_is_left_aside() -> None:
+def test_settings_of_the_pool_are_ignored() -> None:
     how = OwnRun(command="touch /tmp/x", env={"PYTHONPATH": "/tmp"}, working_dir="/tmp")
     how.prepare_for_flow_run(run(), deployment())
     assert how.command is not None

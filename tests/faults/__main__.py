@@ -1,12 +1,12 @@
-"""Random faults over whole loops on a tiny model: whatever strikes, the loop ends as the undisturbed one does.
+"""Random faults in whole loops on a tiny model: each loop must end as the loop without faults does.
 
     python -m tests.faults --kills 100 --minutes 60 --seed 0
     python -m tests.faults --kills 10 --seed 0 --only 3      # the 10 faults of loop 3 again
 
-After each fault the same command is typed again until the loop is complete. Then the digests of all stages, MLflow's
+After each fault the same command is started again until the loop is complete. Then the digests of all stages, MLflow's
 runs, points, versions and aliases, Prefect's states, files and processes are compared with those of a loop without
-faults. Which fault strikes at which stage, and how far into it, depends on the seed alone, loop by loop; what a stage
-does in that instant depends on the machine.
+faults. The seed alone decides which fault strikes at which stage, and how far into it, loop by loop. What a stage does
+at that moment depends on the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.faults.campaign import FAULTS_A_LOOP, Campaign, Result
 
 
 def main() -> None:
-    """Runs a campaign; exits with 1 if anything was lost, doubled or left behind."""
+    """Runs a campaign; exits with 1 if anything was lost, duplicated or left behind."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,11 +37,11 @@ def main() -> None:
     console, begun = Console(soft_wrap=True, highlight=False, markup=False), time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="iris-faults-"))
 
-    def say(line: str) -> None:
+    def echo(line: str) -> None:
         console.print(f"{time.monotonic() - begun:7.1f}  {line}")
 
-    say(f"seed {arguments.seed}, in {folder}")
-    campaign = Campaign(folder, arguments.seed, say)
+    echo(f"seed {arguments.seed}, in {folder}")
+    campaign = Campaign(folder, arguments.seed, echo)
     until = begun + 60 * arguments.minutes
     results = run(campaign, arguments.kills, until, arguments.only)
     console.print(table(results))
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(campaign: Campaign, kills: int, until: float, only: int | None) -> dict[int, Result]:
-    """Runs loops until there were `kills` faults or it is later than `until`; by number what came of each."""
+    """Runs loops until there were `kills` faults or `until` has passed; returns the results by number of the loop."""
     reference, results = campaign.reference(), {}
     number, left = only or 0, kills
     while left > 0 and time.monotonic() < until:

@@ -2,7 +2,7 @@
 
     python -m tests.faults.bare recipe.yaml
 
-It costs a fraction of `iris run`, so that most faults can strike here.
+It takes a fraction of the time of `iris run`, so most faults strike here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iris_core.store.places import place_of
 
 
 def run(experiment: Experiment) -> None:
-    """Runs the loop, or what is left of it."""
+    """Runs the loop, or the rest of it."""
     store = check_services(experiment)
     checked = perform(store, "prepare", plan.prepare_spec(experiment))
     prepared = Prepared.of(checked)
@@ -45,7 +45,7 @@ def run(experiment: Experiment) -> None:
 
 
 def iteration(experiment: Experiment, store: Store, prepared: Prepared, state: LoopState) -> LoopState:
-    """Turns p_t into p_{t+1}."""
+    """Runs one iteration: from policy p_t to p_{t+1}."""
     stages: dict[str, Manifest] = {}
 
     def stage(spec: Spec) -> Manifest:
@@ -73,7 +73,7 @@ def perform(store: Store, place: str, spec: Spec) -> Manifest:
 
 
 def main() -> None:
-    """One line and exit code 2 where something is wrong, as `iris run`."""
+    """Runs the recipe; an error is one line and exit code 2, as in `iris run`."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run(load_recipe(Path(sys.argv[1])))

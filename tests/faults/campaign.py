@@ -1,4 +1,4 @@
-"""A campaign: one loop without faults, then loops with them, each resumed until it is complete and compared with the first."""
+"""A campaign: one loop without faults, then loops with faults, each resumed until complete and compared with it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 import psutil
 
 from tests.faults.faults import Fault, plan
-from tests.faults.loop import BARE, PLACES, SETUPS, Loop, Say, Setup, make_inputs
+from tests.faults.loop import BARE, PLACES, SETUPS, Echo, Loop, Setup, make_inputs
 from tests.faults.outcome import Tree, differences, outcome
 
 FAULTS_A_LOOP = 10
 LOOK_EVERY_S = 0.1
-HANGS_S = 600.0  # no start takes so long
+HANGS_S = 600.0  # no start takes longer
 GONE_S = 60.0  # until nothing is left of a complete loop
 TRIES = 3  # of a loop that fails by itself
 
 
 @dataclass
 class Result:
-    """What came of a loop: how often it was disturbed and started, and every difference to the undisturbed one."""
+    """The result of a loop: its faults and starts, and every difference from the loop without faults."""
 
     setup: Setup
     faults: int = 0
@@ -35,7 +35,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Reference:
-    """The loop without faults: what it left, and how long it was at each place, in seconds."""
+    """The loop without faults: its outcome, and how long it took at each place, in seconds."""
 
     outcome: Tree
     seconds: dict[str, float]
@@ -45,23 +45,23 @@ class Campaign:
     """Loops in `folder`, with faults by `seed`.
 
     Args:
-        folder: for everything; the inputs are made there.
+        folder: holds everything; the inputs are made there.
         seed: of all faults.
-        say: told what happens.
+        echo: called with each message.
     """
 
-    def __init__(self, folder: Path, seed: int, say: Say):
-        self.folder, self.seed, self.say = folder, seed, say
+    def __init__(self, folder: Path, seed: int, echo: Echo):
+        self.folder, self.seed, self.echo = folder, seed, echo
         self.inputs = folder / "inputs"
         self.inputs.mkdir(parents=True)
         make_inputs(self.inputs)
 
     def reference(self) -> Reference:
         """Runs the loop without faults."""
-        with Loop(self.folder / "undisturbed", self.inputs, BARE, self.say) as loop:
+        with Loop(self.folder / "undisturbed", self.inputs, BARE, self.echo) as loop:
             loop.start()
             seconds = watch(loop)
-            if loop.starter.returncode:
+            if loop.parent.returncode:
                 raise RuntimeError(f"the loop fails without faults:\n{loop.last_lines(15)}")
         return Reference(outcome(loop.store), seconds)
 
@@ -70,11 +70,11 @@ class Campaign:
         setup, begun = SETUPS[number % len(SETUPS)], time.monotonic()
         faults = plan(self.seed, number, setup, count)
 
-        def say(line: str) -> None:
-            self.say(f"loop {number}: {line}")
+        def echo(line: str) -> None:
+            self.echo(f"loop {number}: {line}")
 
-        say(f"{setup.name}, {count} faults")
-        with Loop(self.folder / f"loop-{number}", self.inputs, setup, say) as loop:
+        echo(f"{setup.name}, {count} faults")
+        with Loop(self.folder / f"loop-{number}", self.inputs, setup, echo) as loop:
             result = Result(setup)
             seconds = reference.seconds | {PLACES[0]: setup.start_s}
             complete = Resumed(loop, faults, seconds, result).run(until)
@@ -87,10 +87,10 @@ class Campaign:
 
 
 def watch(loop: Loop) -> dict[str, float]:
-    """How long the loop is at each place until it ends, in seconds."""
+    """How long the loop takes at each place until it ends, in seconds."""
     seconds = dict.fromkeys(PLACES, 0.0)
     seen = time.monotonic()
-    while loop.starter.poll() is None:
+    while loop.parent.poll() is None:
         time.sleep(LOOK_EVERY_S)
         place, now = loop.place(), time.monotonic()
         seconds[place] += now - seen
@@ -99,13 +99,13 @@ def watch(loop: Loop) -> dict[str, float]:
 
 
 class Resumed:
-    """A loop that is started until it is complete, with faults that strike meanwhile.
+    """A loop that is started again until it is complete, while faults strike.
 
     Args:
         loop: the loop.
         faults: in the order of its stages.
-        seconds: how long it is at each place without faults.
-        result: gets what happens.
+        seconds: how long each place takes without faults.
+        result: is filled in.
     """
 
     def __init__(self, loop: Loop, faults: Sequence[Fault], seconds: dict[str, float], result: Result):
@@ -114,8 +114,8 @@ class Resumed:
         self._start()
 
     def run(self, until: float) -> bool:
-        """Returns whether it became complete; no fault strikes after `until`."""
-        while (code := self.loop.starter.poll()) != 0:
+        """Runs it; no fault strikes after `until`. Returns whether it became complete."""
+        while (code := self.loop.parent.poll()) != 0:
             hangs = code is None and time.monotonic() - self.loop.since > HANGS_S
             if (code is not None or hangs) and not self._again(code):
                 return False
@@ -126,12 +126,12 @@ class Resumed:
 
     def _start(self) -> None:
         self.struck = False
-        self.reached: float | None = None  # when it came where the next fault is to strike
+        self.reached: float | None = None  # when it reached the place of the next fault
         self.loop.start()
 
     def _again(self, code: int | None) -> bool:
-        """Types the command again, unless it has failed by itself too often."""
-        self.loop.say(f"ended with {code}: {self.loop.last_lines(1)}")
+        """Starts the command again, unless it has failed by itself too often."""
+        self.loop.echo(f"ended with {code}: {self.loop.last_lines(1)}")
         if code is None:
             self.loop.kill_all()
         if not self.struck:
@@ -142,7 +142,7 @@ class Resumed:
         return self.failures < TRIES
 
     def _strike(self, fault: Fault) -> None:
-        """Lets the fault strike if it is time and there is something to strike."""
+        """Lets the fault strike if it is time and its target exists."""
         if self.reached is None and self._is_at(fault.place):
             self.reached = time.monotonic()
         wait = fault.share * self.seconds[fault.place]
@@ -153,7 +153,7 @@ class Resumed:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has ended just now
             hit = fault.strike(self.loop)
         if hit is not None:
-            self.loop.say(f"{fault.kind} ({hit}) in {at}")
+            self.loop.echo(f"{fault.kind} ({hit}) in {at}")
             self.waiting.pop(0)
             self.result.faults += 1
             self.struck, self.reached = True, None
@@ -164,11 +164,11 @@ class Resumed:
         return now > wanted or place == PLACES[0] or (now == wanted and self._works(place))
 
     def _works(self, place: str) -> bool:
-        return place == PLACES[-1] or bool(self.loop.members("stage"))
+        return place == PLACES[-1] or bool(self.loop.with_role("stage"))
 
 
 def leftovers(loop: Loop) -> list[str]:
-    """The processes of a complete loop that do not end."""
+    """The processes that do not end after the loop is complete."""
     until = time.monotonic() + GONE_S
     while (left := loop.processes()) and time.monotonic() < until:
         time.sleep(LOOK_EVERY_S)
@@ -176,7 +176,7 @@ def leftovers(loop: Loop) -> list[str]:
 
 
 def tracebacks(log: Path) -> list[str]:
-    """What the command printed a traceback of; Ctrl-C while Python still imports is nobody's fault."""
+    """The errors that the command printed a traceback of, but not Ctrl-C while Python imports modules."""
     text = log.read_text(errors="replace")
     found = re.findall(r"^Traceback.*?\n(?=\w)([^\n]*)", text, re.DOTALL | re.MULTILINE)
     return [f"traceback: {error}" for error in found if not error.startswith("KeyboardInterrupt")]

@@ -1,4 +1,4 @@
-"""The faults: what each does to a loop, where it can strike, and how a seed decides which strike and when."""
+"""The faults: what each does to a loop, where it can strike, and how a seed decides which faults strike when."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from iris_core.pipeline.stages import OF_LOOP
 from iris_core.store.manifest import MANIFEST
 from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
 
-MOST_LOCKED_S = 15.0
+MAX_LOCKED_S = 15.0
 WRITES = 30  # requests that write, in one stage `register`
-MOST_LOST = 5  # more than MLflow's client tries by itself
+MAX_LOST = 5  # more than MLflow's client tries by itself
 
 Strike = Callable[[Loop, random.Random], str | None]
 
@@ -28,9 +28,9 @@ class Kind:
     """A kind of fault.
 
     Attributes:
-        strike: does it to a loop that runs; says to what, or returns None where there is nothing to do it to as yet.
+        strike: strikes a running loop; returns what it hit, or None if there is no target yet.
         stages: where it can strike: names of stages, "start" and "end".
-        setups: in which setups.
+        setups: the setups it can strike in.
     """
 
     strike: Strike
@@ -48,9 +48,9 @@ class Fault:
 
     Attributes:
         kind: a name in `KINDS`.
-        place: what the loop is at when it strikes.
-        share: how far into that place, as a share of the time that it took without faults.
-        seed: of everything else that is drawn.
+        place: where the loop is when it strikes.
+        share: how far into that place, as a share of the time it takes without faults.
+        seed: of its other random choices.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Fault:
     seed: str
 
     def strike(self, loop: Loop) -> str | None:
-        """As `Kind.strike`."""
+        """Strikes; see `Kind.strike`."""
         return KINDS[self.kind].strike(loop, random.Random(self.seed))
 
 
@@ -77,13 +77,13 @@ def _draw(draw: random.Random, setup: Setup, seed: str) -> Fault:
 
 
 def _signal(number: signal.Signals, *roles: str) -> Strike:
-    """A signal to one process of each role."""
+    """Sends a signal to one process of each role."""
 
     def strike(loop: Loop, draw: random.Random) -> str | None:
-        found = [loop.members(role) for role in roles]
+        found = [loop.with_role(role) for role in roles]
         if not all(found):
             return None
-        hit = [draw.choice(members) for members in found]
+        hit = [draw.choice(processes) for processes in found]
         for process in hit:
             process.send_signal(number)
         return ", ".join(str(process.pid) for process in hit)
@@ -92,13 +92,13 @@ def _signal(number: signal.Signals, *roles: str) -> Strike:
 
 
 def interrupt(loop: Loop, _draw: random.Random) -> str:
-    """Ctrl-C in the terminal."""
-    os.killpg(loop.starter.pid, signal.SIGINT)
+    """Ctrl-C in the terminal, which signals the process group."""
+    os.killpg(loop.parent.pid, signal.SIGINT)
     return "its group"
 
 
 def _lose_power(damage: Callable[[bytearray, random.Random], None]) -> Strike:
-    """All processes die at once, and a file of the store is found damaged."""
+    """Kills all processes at once and damages a file of the store."""
 
     def strike(loop: Loop, draw: random.Random) -> str:
         loop.kill_all()
@@ -141,7 +141,7 @@ def _flip_bit(content: bytearray, draw: random.Random) -> None:
 
 
 def restart_mlflow(loop: Loop, _draw: random.Random) -> str:
-    """The MLflow server is killed and comes back as soon as it can."""
+    """Kills the MLflow server and starts it again at once."""
     assert loop.mlflow is not None
     loop.mlflow.kill()
     loop.mlflow.start()
@@ -149,7 +149,7 @@ def restart_mlflow(loop: Loop, _draw: random.Random) -> str:
 
 
 def restart_prefect(loop: Loop, _draw: random.Random) -> str:
-    """The given Prefect server is killed and comes back as soon as it can."""
+    """Kills the given Prefect server and starts it again at once."""
     assert loop.prefect is not None
     loop.prefect.kill()
     loop.prefect.start()
@@ -161,22 +161,22 @@ def _seconds_since(when: float) -> str:
 
 
 def lose_replies(loop: Loop, draw: random.Random) -> str:
-    """MLflow does what it is asked, and the reply is lost; those to what is tried again, too."""
+    """MLflow does what a request asks, and the reply is lost; replies to repeated requests, too."""
     assert loop.proxy is not None
-    after, count = draw.randrange(WRITES), draw.randint(1, MOST_LOST)
+    after, count = draw.randrange(WRITES), draw.randint(1, MAX_LOST)
     loop.proxy.lose_replies(after, count)
     return f"{count} after {after} others"
 
 
 def lock_database(loop: Loop, draw: random.Random) -> str | None:
-    """Another program holds MLflow's SQLite database for some seconds."""
-    file, seconds = loop.store / "mlflow.db", draw.uniform(1, MOST_LOCKED_S)
+    """Locks MLflow's SQLite database for some seconds, as another program may."""
+    file, seconds = loop.store / "mlflow.db", draw.uniform(1, MAX_LOCKED_S)
     if not file.exists():
         return None
     with closing(sqlite3.connect(file, isolation_level=None)) as database:
         try:
             database.execute("begin exclusive")
-        except sqlite3.OperationalError:  # somebody else had it for long
+        except sqlite3.OperationalError:  # another program held the lock for too long
             return None
         time.sleep(seconds)
         database.execute("rollback")
@@ -186,14 +186,14 @@ def lock_database(loop: Loop, draw: random.Random) -> str | None:
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 ANYWHERE = ("start", *OF_LOOP, "end")
 KINDS = {
-    "kill the starter": Kind(_signal(KILL, "starter"), ANYWHERE),
+    "kill the parent": Kind(_signal(KILL, "parent"), ANYWHERE),
     "kill the stage": Kind(_signal(KILL, "stage"), OF_LOOP),
     "kill a rank": Kind(_signal(KILL, "rank"), ("generate", "train")),
     "kill the supervisor": Kind(_signal(KILL, "supervisor"), OF_LOOP),
-    "kill starter and stage": Kind(_signal(KILL, "starter", "stage"), OF_LOOP),
-    "kill starter and supervisor": Kind(_signal(KILL, "starter", "supervisor"), OF_LOOP),
+    "kill parent and stage": Kind(_signal(KILL, "parent", "stage"), OF_LOOP),
+    "kill parent and supervisor": Kind(_signal(KILL, "parent", "supervisor"), OF_LOOP),
     "terminate the stage": Kind(_signal(TERM, "stage"), OF_LOOP),
-    "terminate the starter": Kind(_signal(TERM, "starter"), ANYWHERE),
+    "terminate the parent": Kind(_signal(TERM, "parent"), ANYWHERE),
     "interrupt": Kind(interrupt, ANYWHERE),
     "lose power, empty": Kind(_lose_power(_empty), ANYWHERE),
     "lose power, cut": Kind(_lose_power(_cut), ANYWHERE),

@@ -1,4 +1,4 @@
-"""A loop in a folder of its own: the command that runs and resumes it, its servers, and what is seen of it meanwhile."""
+"""A loop in a folder of its own: the command that runs and resumes it, its servers, and its processes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.faults.servers import Proxy, Server
 ROOT = Path(__file__).parents[2]
 NAME = "faults"
 ITERATIONS = 2
-RANKS = "2"  # of generation and training, so that stages have workers
-MARK = "IRIS_FAULTS"  # the environment variable that every process of a loop is known by
+RANKS = "2"  # of generation and training
+LABEL = "IRIS_FAULTS"  # an environment variable that every process of a loop is started with
 PLACES = ("start", *loop_places(range(ITERATIONS)), "end")
 
-Say = Callable[[str], None]
+Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Setup:
     """How a loop is run.
 
     Attributes:
-        name: what it is called.
-        command: the module that is started with the recipe, and its arguments before that.
-        start_s: how long it takes until the first stage begins, about.
-        prefect: it gets the address of a Prefect server that is there already.
-        mlflow: it gets the address of an MLflow server, behind a proxy; else MLflow is a file in the store.
+        name: its name in messages.
+        command: the module to run, and its arguments before the recipe.
+        start_s: about how long it takes until the first stage begins, in seconds.
+        prefect: whether it gets the address of a Prefect server that runs already.
+        mlflow: whether it gets the address of an MLflow server, behind a proxy; else MLflow is a file in the store.
     """
 
     name: str
@@ -60,7 +60,7 @@ SETUPS = (BARE, ALONE, BARE, SERVED)  # of the first loop, the second, …; agai
 
 
 def make_inputs(folder: Path) -> None:
-    """A tiny random chat model and 18 annotated pairs."""
+    """Makes a tiny random chat model and 18 annotated pairs."""
     build_model(folder / "model")
     rows = [
         {"prompt": f"What is {a} + {b}?", "response": f"It is {a + b}.\nAnswer: {a + b}"}
@@ -71,7 +71,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, object]:
-    """A loop of seconds in which every stage has several units."""
+    """The settings of a loop that takes seconds; every stage has several units."""
     return {
         "name": NAME,
         "iterations": ITERATIONS,
@@ -96,24 +96,24 @@ def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, obj
     }
 
 
-def _take_interrupts() -> None:
-    """Ctrl-C reaches the command, also where this process was started with SIGINT ignored."""
+def _handle_interrupts() -> None:
+    """Lets Ctrl-C end the command, also if this process was started with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Loop:
-    """The loop, which is started again until it is complete.
+    """A loop that can be started again until it is complete.
 
     Args:
         folder: for its store, its servers' files and its logs.
         inputs: from `make_inputs`.
         setup: how it is run.
-        say: told what happens.
+        echo: called with each message.
     """
 
-    def __init__(self, folder: Path, inputs: Path, setup: Setup, say: Say):
+    def __init__(self, folder: Path, inputs: Path, setup: Setup, echo: Echo):
         folder.mkdir(parents=True)
-        self.folder, self.setup, self.say = folder, setup, say
+        self.folder, self.setup, self.echo = folder, setup, echo
         self.store = folder / "store"
         self.home = self.store / NAME
         self.log = folder / "run.log"
@@ -142,38 +142,38 @@ class Loop:
                 server.kill()
 
     def start(self) -> None:
-        """Types the command."""
+        """Starts the command."""
         self.starts += 1
         self.since = time.monotonic()
         with self.log.open("ab") as log:
-            self.starter = subprocess.Popen(
+            self.parent = subprocess.Popen(
                 [sys.executable, "-m", *self.setup.command, str(self.recipe)],
-                env={**self.environment, MARK: f"{self.folder} {self.starts}"},
+                env={**self.environment, LABEL: f"{self.folder} {self.starts}"},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_take_interrupts,
+                preexec_fn=_handle_interrupts,
             )
 
     def place(self) -> str:
-        """What it is at: the first stage without an output."""
+        """Where it is: the first stage without an output."""
         stages = PLACES[1:-1]
         return next((stage for stage in stages if not (self.home / stage / "manifest.json").exists()), "end")
 
     def processes(self, start: int | None = None) -> list[psutil.Process]:
         """Every live process of the loop, or of its start with this number."""
-        mark = f"{MARK}={self.folder} {start or ''}".encode()
+        label = f"{LABEL}={self.folder} {start or ''}".encode()
         found = []
         for process in psutil.process_iter():
             with suppress(OSError, psutil.NoSuchProcess):
                 entries = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-                if any(entry == mark or (not start and entry.startswith(mark)) for entry in entries):
+                if any(entry == label or (not start and entry.startswith(label)) for entry in entries):
                     found.append(process)
         return found
 
-    def members(self, role: str) -> list[psutil.Process]:
+    def with_role(self, role: str) -> list[psutil.Process]:
         """The live processes of the last start with this role."""
         found = []
         for process in self.processes(self.starts):
@@ -183,12 +183,12 @@ class Loop:
         return found
 
     def kill_all(self) -> None:
-        """Every process at once, as when the power fails."""
+        """Kills every process at once, as a power failure does."""
         while processes := self.processes():
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            self.starter.poll()
+            self.parent.poll()
             time.sleep(0.05)
 
     def last_lines(self, count: int) -> str:
@@ -196,8 +196,8 @@ class Loop:
         return "\n".join(self.log.read_text(errors="replace").strip().splitlines()[-count:])
 
     def _role(self, process: psutil.Process) -> str | None:
-        if process.pid == self.starter.pid:
-            return "starter"
+        if process.pid == self.parent.pid:
+            return "parent"
         line = " ".join(process.cmdline())
         if "supervision.py" in line:
             return "supervisor"
@@ -226,7 +226,7 @@ class Loop:
             command = processes.mlflow_server(port, self.store)
             log = self.folder / "mlflow.log"
             self.mlflow = Server(command, self.environment, f"{url}/health", log)
-            self.proxy = Proxy(url, self.say)
+            self.proxy = Proxy(url, self.echo)
         if self.setup.prefect:
             port, home = processes.free_port(), self.store / ".prefect"
             api = f"http://{processes.HOST}:{port}/api"

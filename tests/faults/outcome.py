@@ -1,4 +1,4 @@
-"""What a complete loop leaves, in a form that is equal for equal loops, however often they were disturbed."""
+"""What a complete loop leaves, in a form that is equal for equal loops, whatever faults they had."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from iris_core.common.uris import sqlite_uri
 from iris_core.store import Manifest, read_manifest
 from tests.faults.loop import NAME, PLACES
 
-TIMED = re.compile(r"seconds|tokens_per_second|memory_gb|^time$")  # numbers that no two runs share
+TIMED = re.compile(r"seconds|tokens_per_second|memory_gb|^time$")  # numbers that differ between runs
 OWN_PARAMS = ("store", "tracking.uri")  # what differs between the loops of one campaign
-UNDER_WAY = ("RUNNING", "PENDING", "SCHEDULED", "CANCELLING")
+UNFINISHED = ("RUNNING", "PENDING", "SCHEDULED", "CANCELLING")
 
 Tree = Mapping[str, Any]
 
 
 def outcome(store: Path) -> dict[str, Any]:
-    """What the loop in `store` has left, by where it is found."""
+    """What the loop in `store` has left, by place."""
     return {
         "stages": stages(store / NAME),
         "MLflow": mlflow(store / "mlflow.db"),
-        "Prefect": {"under way": under_way(store / ".prefect" / "prefect.db")},
+        "Prefect": {"unfinished": unfinished(store / ".prefect" / "prefect.db")},
         "files": files(store),
     }
 
 
 def differences(found: Tree, wanted: Tree, where: str = "") -> list[str]:
-    """Each value of one tree that the other has not, as a line."""
+    """A line for each value that differs between the trees."""
     lines = []
     for name in sorted({*found, *wanted}):
         one, other = found.get(name), wanted.get(name)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += differences(one, other, f"{where}{name}: ")
         elif one != other:
-            lines.append(f"{where}{name}: {_short(one)}, undisturbed {_short(other)}")
+            lines.append(f"{where}{name}: {_short(one)}, without faults {_short(other)}")
     return lines
 
 
 def stages(home: Path) -> dict[str, Any]:
-    """The digest of every output of every stage; of what holds times, what else it holds."""
+    """The digest of every output of every stage; outputs that hold times are compared without them."""
     found: dict[str, Any] = {}
     for place in PLACES[1:-1]:
         manifest = read_manifest(home / place)
@@ -75,7 +75,7 @@ def _untimed(numbers: Tree) -> dict[str, Any]:
 
 
 def mlflow(database: Path) -> dict[str, Any]:
-    """Experiments, runs with all they hold, logged models, versions and aliases."""
+    """Experiments, runs with all their content, logged models, versions and aliases."""
     uri = sqlite_uri(database)
     client = MlflowClient(uri, uri)
     experiments = client.search_experiments()
@@ -125,8 +125,8 @@ def _version(version: ModelVersion, names: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def under_way(database: Path) -> dict[str, int]:
-    """How many runs Prefect takes for not ended, by kind and state; nothing where there is no Prefect."""
+def unfinished(database: Path) -> dict[str, int]:
+    """How many runs are unfinished in Prefect, by kind and state; nothing without a Prefect database."""
     if not database.exists():
         return {}
     with closing(sqlite3.connect(database)) as connection:
@@ -134,7 +134,7 @@ def under_way(database: Path) -> dict[str, int]:
             f"{kind} {state}"
             for kind in ("flow_run", "task_run")
             for (state,) in connection.execute(f"select state_type from {kind}")
-            if state in (None, *UNDER_WAY)
+            if state in (None, *UNFINISHED)
         )
 
 

@@ -1,4 +1,4 @@
-"""Servers that can be killed and come back, and a proxy that can lose a reply."""
+"""Servers that can be killed and started again, and a proxy that can lose replies."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Server:
     """A server in a process group of its own, on a port that stays the same.
 
     Args:
-        command: what starts it.
+        command: program and arguments.
         environment: its environment.
-        health: a URL that answers once it is there.
-        log: where its output goes.
+        health: a URL that answers once it runs.
+        log: the file for its output.
     """
 
     def __init__(self, command: list[str], environment: Mapping[str, str], health: str, log: Path):
@@ -45,7 +45,7 @@ class Server:
         processes.wait_healthy("the server", self.health, self.process, self.log)
 
     def kill(self) -> None:
-        """SIGKILL to all its processes."""
+        """Kills all its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -53,22 +53,22 @@ class Server:
 
 
 class Proxy(LossyProxy):
-    """Loses the replies that it is told to lose.
+    """A proxy that loses replies when asked to.
 
     Args:
         target: URL of the server behind it.
-        say: told of each lost reply.
+        echo: called with a message for each lost reply.
     """
 
-    def __init__(self, target: str, say: Callable[[str], None]):
+    def __init__(self, target: str, echo: Callable[[str], None]):
         super().__init__(target)
-        self.say, self.loses = say, self._loses
-        self.kept, self.lost = 0, 0  # replies to come: so many are sent, then so many lost
+        self.echo, self.loses = echo, self._loses
+        self.kept, self.lost = 0, 0  # of the replies to come: how many are sent first, then how many are lost
         self.counting = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def lose_replies(self, after: int, count: int) -> None:
-        """The replies to `count` writing requests are lost, once `after` others have had theirs."""
+        """Loses the replies to `count` writing requests, after `after` others got theirs."""
         with self.counting:
             self.kept, self.lost = after, count
 
@@ -87,5 +87,5 @@ class Proxy(LossyProxy):
                 self.kept -= 1
                 return False
             self.lost -= 1
-        self.say(f"lost the reply to {request.method} {request.path.partition('?')[0]}")
+        self.echo(f"lost the reply to {request.method} {request.path.partition('?')[0]}")
         return True

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from iris_core.execution.launch import LAUNCH_VARIABLE
+from iris_core.execution.supervision import LAUNCH_VARIABLE
 from iris_core.store import Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]

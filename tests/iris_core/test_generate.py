@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGe
 from iris_core import generate as generate_module
 from iris_core.common.errors import DataError, ModelError, StageFailed
 from iris_core.config import GenerationPart, parse_experiment
-from iris_core.execution import team
+from iris_core.execution import distributed
 from iris_core.execution.launch import launch
-from iris_core.execution.supervision import marked
+from iris_core.execution.supervision import Label
 from iris_core.generate import generate, summarize, warnings
 from iris_core.generation import engines
 from iris_core.modeling import loading
 from iris_core.pipeline import plan
 from iris_core.prepare import prepare
-from iris_core.store import Artifact, Policy, run_stage
+from iris_core.store import Artifact, Execution, Policy, run_stage
 from tests.conftest import build_model
 from tests.iris_core.small_tokenizers import CHATML, byte_level
 
@@ -59,7 +59,7 @@ def responses(manifest):
 
 
 def on(spec, processes):
-    return spec.model_copy(update={"execution": {"processes": processes}})
+    return spec.model_copy(update={"execution": Execution(processes=processes)})
 
 
 def shards(folder):
@@ -68,7 +68,7 @@ def shards(folder):
 
 
 def rank_1(folder):
-    return [each for each in marked(team.RANK, "1") if str(folder) in each.cmdline()]
+    return [each for each in Label(distributed.RANK, "1").processes() if str(folder) in each.cmdline()]
 
 
 def wait_for(condition, seconds=120.0):
@@ -139,7 +139,7 @@ def test_a_rank_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file
             process.kill()
 
     threading.Thread(target=kill).start()
-    with pytest.raises(StageFailed, match="rank 1 of the stage generate ended with code -9"):
+    with pytest.raises(StageFailed, match="rank 1 of the stage generate was killed by SIGKILL"):
         launch(spec, folder)
     kept = shards(folder)
     assert 1 <= len(kept) < 12
@@ -156,9 +156,9 @@ def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, 
     (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
     rank = f"import time; time.sleep({seconds}); raise SystemExit(76)"
     code = (
-        "import subprocess, sys; from iris_core.execution import stage, team\n"
+        "import subprocess, sys; from iris_core.execution import distributed, stage\n"
         "from iris_core.generate import generate; from iris_core.pipeline.specs import GenerateSpec\n"
-        f"team._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
+        f"distributed._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
         "stage.main(GenerateSpec, generate)"
     )
     command = [sys.executable, "-c", code, "--spec", tmp_path / "spec.json", "--out", out]
@@ -199,7 +199,7 @@ def test_no_more_processes_than_shards(tiny_model, pairs_file, tmp_path, monkeyp
         raise AssertionError(f"rank {number} has nothing to do")
 
     spec = on(spec_of(experiment(tiny_model, pairs_file, shard_size=24), tmp_path), 2)
-    monkeypatch.setattr(team, "_start", start)
+    monkeypatch.setattr(distributed, "_start", start)
     assert run_stage(spec, tmp_path / "out", generate).metrics["prompts"] == 24
 
 

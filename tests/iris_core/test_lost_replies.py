@@ -17,7 +17,7 @@ from iris_core.common import outages
 from iris_core.common.errors import ConfigError, OutageError, ServiceError
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.register import register
-from iris_core.store import Manifest, read_manifest, run_stage
+from iris_core.store import Execution, Manifest, read_manifest, run_stage
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
 from iris_core.tracking.runs import claim_run, log_points, points
@@ -41,7 +41,7 @@ def proxy(mlflow_server: str) -> Iterator[LossyProxy]:
 
 
 def at(spec: RegisterSpec, uri: str, patience: float = 600.0) -> RegisterSpec:
-    return spec.model_copy(update={"tracking_uri": uri, "execution": {"patience": patience}})
+    return spec.model_copy(update={"tracking_uri": uri, "execution": Execution(patience=patience)})
 
 
 def do(small: SmallExperiment, spec: RegisterSpec) -> Manifest:

@@ -22,7 +22,7 @@ from iris_core.data.packing import Group
 from iris_core.generate import generate
 from iris_core.pipeline import plan
 from iris_core.prepare import prepare
-from iris_core.store import Manifest, run_stage
+from iris_core.store import Execution, Manifest, run_stage
 from iris_core.train import train
 from iris_core.training import trainer as trainer_module
 from iris_core.training.opponent import measured_pairs
@@ -192,7 +192,7 @@ def test_two_processes_take_the_steps_of_one(inputs, tiny_model, pairs_file, tmp
     found = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
-        asked = spec.model_copy(update={"execution": {"processes": processes}})
+        asked = spec.model_copy(update={"execution": Execution(processes=processes)})
         found[processes] = run_stage(asked, folder, train)
     assert len(compared(found[2])) == len(compared(found[1])) == 3
     for one, other in zip(compared(found[1]), compared(found[2]), strict=True):
@@ -205,8 +205,8 @@ def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
     reached, other = model.transformer.wpe.weight, model.transformer.wte.weight
     reached.grad = torch.ones_like(reached)
-    monkeypatch.setattr(trainer_module.team, "size", lambda: 2)
-    monkeypatch.setattr(trainer_module.team, "add_up", lambda tensors: None)
+    monkeypatch.setattr(trainer_module.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(trainer_module.distributed, "all_reduce", lambda tensors: None)
     trainer_module._sum_gradients(model)
     assert other.grad is None
     assert (reached.grad == 1).all()
@@ -216,12 +216,12 @@ def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_pa
     """Rank 1 cannot be started on this spec; rank 0 does not wait for it for ever."""
     prepared, state, generated = inputs
     spec = plan.train_spec(experiment(tiny_model, pairs_file), prepared, state, generated)
-    asked = spec.model_copy(update={"execution": {"processes": 2}})
+    asked = spec.model_copy(update={"execution": Execution(processes=2)})
     code = (
-        "import sys; from pathlib import Path; from iris_core.execution import team\n"
-        "from iris_core.train import train\n"
+        "import subprocess, sys; from pathlib import Path\n"
+        "from iris_core.execution import distributed; from iris_core.train import train\n"
         "from iris_core.pipeline.specs import TrainSpec\n"
-        "team._start = lambda *a: __import__('subprocess').Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
+        "distributed._start = lambda *a: subprocess.Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
         "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
     )
     (tmp_path / "spec.json").write_text(asked.model_dump_json())
@@ -368,7 +368,7 @@ def test_separate_rows_take_the_same_steps(inputs, whole, tiny_model, pairs_file
     separate = prepared.model_copy(update={"packing": "separate"})
     config = experiment(tiny_model, pairs_file, **training)
     spec = plan.train_spec(config, separate, state, generated)
-    asked = spec.model_copy(update={"execution": {"processes": processes}})
+    asked = spec.model_copy(update={"execution": Execution(processes=processes)})
     manifest = run_stage(asked, tmp_path / "train", train)
     for one, other in zip(compared(manifest), compared(whole), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)

@@ -1,4 +1,4 @@
-"""With this folder on PYTHONPATH, `python -m iris_core.slow` runs the test stage `slow.py` like one of the house's own."""
+"""With this folder on PYTHONPATH, `python -m iris_core.slow` runs the test stage `slow.py` like a real stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stage for tests of what launches stages: it does what its spec says. It is run as a real stage is, as a process."""
+"""A stage for tests of launching: it does what its spec says, in a process like that of a real stage."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class SlowSpec(Spec):
 def work(spec: SlowSpec, out: Path) -> Outcome:
     print(f"doing {spec.action}")
     tries = out / "tries"
-    tries.write_text(f"{tries.read_text() if tries.exists() else ''}{spec.execution}\n")
+    tries.write_text(f"{tries.read_text() if tries.exists() else ''}{spec.execution!r}\n")
     if spec.action == "refuse":
         raise DataError("data.path: no rows: give some")
     if spec.action == "crash":
         raise ZeroDivisionError("of a bug")
-    if spec.action == "need" and spec.execution.get("tokens_per_batch", 200) > FITS:
+    if spec.action == "need" and (spec.execution.tokens_per_batch or 200) > FITS:
         raise MemoryError("no more")
     if spec.action == "reconnect" and len(tries.read_text().splitlines()) == 1:
         raise ServiceError("no answer: try later")
@@ -55,7 +55,7 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
         go_on()
     if spec.action == "engines":
         sample()
-    subprocess.Popen(ENDLESS, start_new_session=True)  # ends well, and leaves a process behind
+    subprocess.Popen(ENDLESS, start_new_session=True)  # the stage succeeds, and leaves a process behind
     warned = {"warnings": ["mind <this>", "and [that]"]} if spec.action == "warn" else {}
     progress = Progress("slow", total=2)
     for _ in range(2):
@@ -64,7 +64,7 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
 
 
 def go_on() -> None:
-    """With a family of processes, two of them in sessions of their own and one deaf to SIGTERM."""
+    """Runs forever with three child processes: two in sessions of their own, one of which ignores SIGTERM."""
     subprocess.Popen(ENDLESS)
     subprocess.Popen(ENDLESS, start_new_session=True)
     subprocess.Popen(STUBBORN, start_new_session=True)
@@ -73,7 +73,7 @@ def go_on() -> None:
 
 
 def sample() -> None:
-    """With processes like vLLM's, forked and spawned; one with a title of its own; one without an environment."""
+    """Runs forever with processes like vLLM's, forked and spawned, one with a title, and one without an environment."""
     for method in ("fork", "spawn"):
         multiprocessing.get_context(method).Process(target=engine, daemon=True).start()
     subprocess.Popen([sys.executable, "-c", TITLED], start_new_session=True)
@@ -82,7 +82,7 @@ def sample() -> None:
 
 
 def engine() -> None:
-    """Two processes in a session of their own, under a title that hides what they were started with."""
+    """Two processes in a session of their own, with titles that overwrite the start of their environment."""
     from setproctitle import setproctitle
 
     os.setsid()
@@ -92,7 +92,7 @@ def engine() -> None:
 
 
 def report() -> None:
-    """Progress without an end."""
+    """Reports progress forever."""
     progress = Progress("slow", total=1000)
     while True:
         progress.advance(1, pid=str(os.getpid()))

@@ -25,7 +25,7 @@ from prefect.serializers import JSONSerializer
 
 from iris_core.common.errors import DataError, StageFailed
 from iris_core.config import Experiment, parse_experiment
-from iris_core.store import Store
+from iris_core.store import Execution, Store
 from iris_core.store.folders import EXECUTION
 from tasks.stage import (
     Finished,
@@ -153,8 +153,9 @@ def test_out_of_memory_is_tried_again_with_half_the_batch(experiment: Experiment
     _, finished = one(experiment, "need")
     assert isinstance(finished, Finished)
     tries = (finished.folder / "tries").read_text().splitlines()
-    assert tries == ["{}", "{'tokens_per_batch': 100}"]
-    assert finished.manifest().spec["execution"] == {"tokens_per_batch": 100}
+    halved = Execution(tokens_per_batch=100)
+    assert tries == [repr(Execution()), repr(halved)]
+    assert finished.manifest().spec["execution"] == halved.model_dump()
     assert finished.key == SlowSpec(action="need").key()
 
 
@@ -162,11 +163,11 @@ def test_out_of_memory_is_tried_again_with_half_the_batch(experiment: Experiment
 def test_damaged_wish_for_a_smaller_batch_is_not_read(tmp_path: Path, kind: str) -> None:
     spec = SlowSpec(action="need")
     _ease(spec, tmp_path)
-    assert _eased(spec, tmp_path).execution == {"tokens_per_batch": 100}
+    assert _eased(spec, tmp_path).execution == Execution(tokens_per_batch=100)
     damage(tmp_path / EXECUTION, kind)
-    assert _eased(spec, tmp_path).execution == {}
+    assert _eased(spec, tmp_path).execution == Execution()
     _ease(spec, tmp_path)
-    assert _eased(spec, tmp_path).execution == {"tokens_per_batch": 100}
+    assert _eased(spec, tmp_path).execution == Execution(tokens_per_batch=100)
 
 
 def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:

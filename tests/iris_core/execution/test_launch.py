@@ -1,4 +1,4 @@
-"""The launcher against real processes: errors come back, and nothing it started outlives it."""
+"""Launches of real processes: errors come back, and nothing that was started outlives the launch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from iris_core.common.errors import DataError, IrisError, OutOfMemoryError, Stag
 from iris_core.common.intervals import Interval
 from iris_core.config import SchedulePart
 from iris_core.execution import supervision
-from iris_core.execution.launch import LAUNCH_VARIABLE, launch, signal_name, supervise
+from iris_core.execution.launch import launch, supervise
+from iris_core.execution.supervision import LAUNCH_VARIABLE, how_ended
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.pipeline.specs import ScheduleSpec
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Marks every process of one test; none may be left when the test has ended."""
+    """Labels every process of one test; none may be left when the test has ended."""
     name = str(tmp_path)
     monkeypatch.setenv(FAMILY_VARIABLE, name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -132,7 +133,7 @@ def test_crash_is_not_tried_again_and_its_traceback_is_in_the_log(tmp_path: Path
     assert any("Traceback" in line for line in lines)
 
 
-def test_stage_that_dies_takes_its_children_along(tmp_path: Path, family: str) -> None:
+def test_children_end_with_a_stage_that_dies(tmp_path: Path, family: str) -> None:
     error, _ = run(tmp_path, "die")
     assert isinstance(error, StageFailed)
     assert "SIGABRT" in str(error)
@@ -144,7 +145,7 @@ def test_stage_that_dies_takes_its_children_along(tmp_path: Path, family: str) -
 def test_a_listener_that_fails_is_named_once_and_the_stage_goes_on(
     family: str, caplog: pytest.LogCaptureFixture, listener: str
 ) -> None:
-    """More than a pipe holds: whoever stops reading blocks the stage."""
+    """The stage writes more than a pipe holds: it would block if nothing read on."""
     calls: dict[str, list[object]] = {"log": [], "progress": []}
 
     def called(name: str, value: object) -> None:
@@ -180,7 +181,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("line", MALFORMED)
-def test_a_malformed_event_is_a_line_of_the_log(family: str, line: bytes) -> None:
+def test_a_malformed_event_goes_to_the_log(family: str, line: bytes) -> None:
     code = f"import os; os.write(int(os.environ['IRIS_PROGRESS_FD']), {line!r} + b'\\n')\n{TALK}"
     lines: list[str] = []
     events: list[object] = []
@@ -190,7 +191,7 @@ def test_a_malformed_event_is_a_line_of_the_log(family: str, line: bytes) -> Non
     assert len(events) == LINES
 
 
-def test_an_error_of_a_kind_that_is_none_of_ours_is_a_crash(family: str) -> None:
+def test_an_error_of_an_unknown_kind_is_a_crash(family: str) -> None:
     code = "from iris_core.common.progress import emit; emit('error', kind='first_line', message='of a bug')"
     error = supervise("talk", [sys.executable, "-c", code], lambda event: None, lambda line: None)
     assert isinstance(error, StageFailed)
@@ -198,7 +199,7 @@ def test_an_error_of_a_kind_that_is_none_of_ours_is_a_crash(family: str) -> None
 
 
 def test_a_launch_leaves_no_file_of_its_own(tmp_path: Path, family: str) -> None:
-    """Not even where everything is killed at once: its request is on no disk."""
+    """Not even if everything is killed at once: its request lies in memory."""
     launch(schedule_spec(), tmp_path)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / ".spec.json.123").write_text("of a stage that was killed")
@@ -215,14 +216,14 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_what_a_finished_stage_leaves_behind_is_ended(tmp_path: Path, family: str) -> None:
+def test_what_a_finished_stage_leaves_behind_is_killed(tmp_path: Path, family: str) -> None:
     error, _ = run(tmp_path, "leave")
     assert error is None
     assert none_left(family, within_s=0)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, TerminationSignal])
-def test_exception_in_the_starter_ends_every_descendant(
+def test_exception_in_the_parent_ends_every_descendant(
     tmp_path: Path,
     family: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,26 +243,26 @@ def test_exception_in_the_starter_ends_every_descendant(
     assert none_left(family, within_s=0)
 
 
-def test_death_of_the_starter_ends_every_descendant(tmp_path: Path, family: str) -> None:
-    """SIGKILL gives the starter no chance: the supervisor must notice."""
+def test_death_of_the_parent_ends_every_descendant(tmp_path: Path, family: str) -> None:
+    """The parent cannot handle SIGKILL: the supervisor must notice."""
     code = (
         "import sys; from iris_core.execution.launch import supervise\n"
         "supervise('slow', sys.argv[1:], lambda event: print(event, flush=True), lambda line: None)"
     )
-    starter = subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", code, *command(tmp_path, "endless")],
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert starter.stdout is not None
-    assert "progress" in starter.stdout.readline()
+    assert parent.stdout is not None
+    assert "progress" in parent.stdout.readline()
     assert len(alive(family)) == 6
-    starter.send_signal(signal.SIGKILL)
-    starter.wait()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
     assert none_left(family, within_s=5)
 
 
-def test_mark_differs_from_launch_to_launch(tmp_path: Path, family: str) -> None:
+def test_each_launch_has_a_label_of_its_own(tmp_path: Path, family: str) -> None:
     """Ending one launch leaves another alone."""
     other = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(1000)"],
@@ -288,6 +289,10 @@ def test_a_stage_has_the_settings_for_cpus_and_the_users_own_before_them(
     assert "glibc.malloc.tcache_count=0" in found["GLIBC_TUNABLES"].split(":")
 
 
-def test_signals_have_names_where_the_system_has_them():
-    assert signal_name(9) == "SIGKILL"
-    assert signal_name(35) == "signal 35"
+def test_exit_codes_in_words() -> None:
+    """Real-time signals have a number only."""
+    assert [how_ended(code) for code in (3, -9, -35)] == [
+        "ended with exit code 3",
+        "was killed by SIGKILL",
+        "was killed by signal 35",
+    ]

@@ -1,4 +1,4 @@
-"""Logs stay small: files are rotated, by us and by the supervisor of a service; huge lines are cut, with a count."""
+"""Logs stay small: files are rotated, a service's by its supervisor; very long lines are cut, with a count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from iris_core.execution import supervision
 from iris_core.execution.logs import LONGEST_LINE, LogFile, lines
-from iris_core.execution.supervision import LOG_BYTES
+from iris_core.execution.supervision import LOG_BYTES, Label
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +67,7 @@ time.sleep(1)
 print("last", flush=True)
 """
     with log.open("a") as file:
-        process = supervision.start("service", [sys.executable, "-c", code], {}, file)
+        process = supervision.start("service", [sys.executable, "-c", code], {}, file, Label.new())
     until = time.monotonic() + 120
     while process.poll() is None:
         assert time.monotonic() < until

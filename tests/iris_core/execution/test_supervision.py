@@ -1,5 +1,6 @@
-"""Nothing that was started outlives the deaths of starter, supervisor and stage, in any combination: vLLM's processes
-least of all. They are followed by what was seen below the starter, not by marks, which a process can hide."""
+"""No process outlives the deaths of parent, supervisor and stage, in any combination; vLLM's processes are included.
+
+The tests follow what they saw below the parent, not labels, which a process can lack."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from tests.stages.slow import STRAY
 
 ROOT = Path(__file__).parents[3]
 SLOW = ROOT / "tests" / "stages" / "slow.py"
-STARTER = """
+PARENT = """
 import signal, sys
 from iris_core.execution.launch import supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # these may be ignored where the tests run
@@ -34,7 +35,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 error = supervise("stage", sys.argv[1:], print, print)
 print(type(error).__name__, error is not None and error.retryable)
 """
-ROLES = ("starter", "supervisor", "stage")
+ROLES = ("parent", "supervisor", "stage")
 START_S, END_S = 400.0, 120.0
 
 Signals = dict[str, signal.Signals]
@@ -42,21 +43,21 @@ Start = Callable[[list[str]], "Family"]
 
 
 class Family:
-    """A starter of a stage, and all that was ever seen below it."""
+    """A process that launches a stage, and all that was ever seen below it."""
 
     def __init__(self, command: list[str], log: Path):
         self.log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", STARTER, *command], stdout=file, stderr=subprocess.STDOUT
+                [sys.executable, "-c", PARENT, *command], stdout=file, stderr=subprocess.STDOUT
             )
-        self.starter = psutil.Process(self.process.pid)
+        self.parent = psutil.Process(self.process.pid)
         self.seen: dict[psutil.Process, str] = {}
 
     def look(self) -> dict[psutil.Process, str]:
-        """All that was seen until now, with its command line or title."""
+        """All processes seen until now, with their command lines or titles."""
         with suppress(psutil.NoSuchProcess):
-            for process in [self.starter, *self.starter.children(recursive=True)]:
+            for process in [self.parent, *self.parent.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     self.seen[process] = " ".join(process.cmdline()).strip()
         return self.seen
@@ -65,17 +66,17 @@ class Family:
         return [process for process, name in self.look().items() if name == title]
 
     def role(self, name: str) -> psutil.Process:
-        """Each is the other's only child."""
-        process = self.starter
+        """The process of that role; each is the only child of the one before."""
+        process = self.parent
         for _ in range(ROLES.index(name)):
             (process,) = process.children()
         return process
 
     def left(self) -> list[psutil.Process]:
-        return [process for process in self.seen if lives(process)]
+        return [process for process in self.seen if supervision.lives(process)]
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """While the starter lives."""
+        """Waits for `condition`, while the parent lives."""
         until = time.monotonic() + START_S
         while not condition():
             assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -83,14 +84,14 @@ class Family:
             time.sleep(0.1)
 
     def wait_for_end(self) -> None:
-        """Of all of them."""
+        """Waits until all have ended."""
         until = time.monotonic() + END_S
         while left := self.left():
             assert time.monotonic() < until, {process: self.seen[process] for process in left}
             time.sleep(0.1)
 
     def strike(self, deaths: Signals) -> None:
-        """Sends each its signal, as nearly at once as can be."""
+        """Sends each role its signal, all at once."""
         targets = [(self.role(name), number) for name, number in deaths.items()]
         for process, number in targets:
             supervision.send([process], number)
@@ -98,12 +99,6 @@ class Family:
     def end(self) -> None:
         supervision.send(self.left(), signal.SIGKILL)
         self.process.wait()
-
-
-def lives(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.fixture
@@ -130,9 +125,9 @@ EVERY_DEATH = [
     *(killed(*names) for count in (1, 2, 3) for names in combinations(ROLES, count)),
     {"stage": signal.SIGTERM},
     {"supervisor": signal.SIGTERM},
-    {"starter": signal.SIGTERM},
-    {"starter": signal.SIGINT},
-    {"starter": signal.SIGHUP},
+    {"parent": signal.SIGTERM},
+    {"parent": signal.SIGINT},
+    {"parent": signal.SIGHUP},
 ]
 
 
@@ -143,7 +138,7 @@ def title(deaths: Signals) -> str:
 @pytest.mark.unit
 @pytest.mark.parametrize("deaths", EVERY_DEATH, ids=title)
 def test_no_death_leaves_a_process(deaths: Signals, tmp_path: Path, start: Start) -> None:
-    """Engines in sessions of their own whose titles hide their environment; and two that nothing ties to the stage."""
+    """Engines in sessions of their own, with titles that hide their environment; and two orphans in other sessions."""
     spec = tmp_path / "spec.json"
     spec.write_text('{"action": "engines"}')
     family = start([str(SLOW), "--spec", str(spec), "--out", str(tmp_path / "out")])
@@ -151,9 +146,9 @@ def test_no_death_leaves_a_process(deaths: Signals, tmp_path: Path, start: Start
     family.wait_until(lambda: all(len(family.named(title)) == n for title, n in count.items()))
     assert not any(process.environ() for process in family.named("VLLM::Worker"))
     family.strike(deaths)
-    if deaths.get("supervisor") == signal.SIGKILL:  # nobody is left who could know of this one
+    if deaths.get("supervisor") == signal.SIGKILL:  # nothing is left that knows of this process
         supervision.send(family.named(" ".join(STRAY)), signal.SIGKILL)
-        if "starter" in deaths:  # nor of this one
+        if "parent" in deaths:  # nor of this one
             supervision.send(family.named("titled"), signal.SIGKILL)
     family.wait_for_end()
 
@@ -189,12 +184,12 @@ def specs(tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathF
     ("stage", "unit", "deaths"),
     [
         ("generate", "responses/shard-*", killed("stage")),
-        ("generate", None, killed("starter")),  # while the engine loads
-        ("generate", "responses/shard-*", killed("starter", "stage")),
-        ("generate", "responses/shard-*", {"starter": signal.SIGINT}),
+        ("generate", None, killed("parent")),  # while the engine loads
+        ("generate", "responses/shard-*", killed("parent", "stage")),
+        ("generate", "responses/shard-*", {"parent": signal.SIGINT}),
         ("evaluate", "scores/*.json", killed("stage")),
     ],
-    ids=["stage-sampling", "starter-loading", "both-sampling", "interrupt-sampling", "evaluation"],
+    ids=["stage-sampling", "parent-loading", "both-sampling", "interrupt-sampling", "evaluation"],
 )
 def test_no_death_leaves_vllm(
     stage: str,
@@ -223,10 +218,10 @@ def test_no_death_leaves_vllm(
     [("generate", "responses/shard-*"), ("evaluate", None)],
     ids=["sampling", "loading"],
 )
-def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
+def test_a_stage_ends_with_its_engine_and_is_retryable(
     stage: str, unit: str | None, specs: dict[str, Spec], tmp_path: Path, start: Start
 ) -> None:
-    """The engine alone is killed, as by the kernel where memory runs out; vLLM's client would wait for it for ever."""
+    """Only the engine is killed, as by the kernel when memory runs out; vLLM's client would wait for it forever."""
     pytest.importorskip("vllm")
     spec, out = tmp_path / "spec.json", tmp_path / "out"
     spec.write_text(specs[stage].model_dump_json())
@@ -243,14 +238,52 @@ def test_a_stage_ends_with_its_engine_and_a_retry_can_help(
     assert not (out / "manifest.json").exists()
 
 
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+
+
 @pytest.mark.unit
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what others' processes claim")
-def test_a_process_of_another_user_is_nobodys_whatever_it_claims() -> None:
+def test_termination_waits_for_the_end_or_its_timeout() -> None:
+    """A zombie has ended: the parent of a process that was killed may not have asked for its exit code."""
+    stubborn = subprocess.Popen([sys.executable, "-c", IGNORES], stdout=subprocess.PIPE)
+    obedient = subprocess.Popen(["sleep", "60"])
+    assert stubborn.stdout is not None
+    stubborn.stdout.readline()
+    both = [psutil.Process(each.pid) for each in (stubborn, obedient)]
+    try:
+        supervision.terminate(both, timeout_s=0.5)
+        assert [supervision.lives(each) for each in both] == [True, False]
+        assert both[1].status() == psutil.STATUS_ZOMBIE
+        stubborn.kill()
+        supervision.terminate(both, timeout_s=20)
+        assert not any(map(supervision.lives, both))
+    finally:
+        for each in (stubborn, obedient):
+            each.kill()
+            each.wait()
+    assert supervision.command_line(both[0]) == []
+
+
+@pytest.mark.unit
+def test_supervisors_are_told_from_what_they_started() -> None:
+    label = supervision.Label("LABEL", "supervised")
+    supervisor = supervision.start("service", ["sleep", "60"], {}, subprocess.DEVNULL, label)
+    try:
+        while len(found := label.processes()) < 2:
+            time.sleep(0.05)
+        assert {each.pid: name for each, name in supervision.supervisors(found).items()} == {supervisor.pid: "service"}
+    finally:
+        supervision.end(supervisor, label)
+    assert label.processes() == []
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the environment of other users' processes")
+def test_a_label_finds_no_process_of_another_user() -> None:
     own, other = (
-        subprocess.Popen(["sleep", "60"], env={"CLAIM": "mine"}, cwd="/", user=user) for user in (None, 65534)
+        subprocess.Popen(["sleep", "60"], env={"LABEL": "mine"}, cwd="/", user=user) for user in (None, 65534)
     )
     try:
-        assert [each.pid for each in supervision.marked("CLAIM", "mine")] == [own.pid]
+        assert [each.pid for each in supervision.Label("LABEL", "mine").processes()] == [own.pid]
     finally:
         for each in (own, other):
             each.kill()

@@ -15,8 +15,10 @@ from typing import ClassVar
 import pytest
 
 from iris_core.common.errors import StoreError
+from iris_core.common.files import read_sealed, seal
 from iris_core.store import (
     Artifact,
+    Execution,
     Manifest,
     Outcome,
     Spec,
@@ -58,12 +60,23 @@ def never(spec: CountSpec, out: Path) -> Outcome:
 
 def test_the_key_is_of_content_not_of_places(spec, tmp_path):
     shutil.copy(tmp_path / "text", tmp_path / "other")
-    moved = CountSpec(text=Artifact.of(tmp_path / "other"), execution={"threads": 2})
+    moved = CountSpec(text=Artifact.of(tmp_path / "other"), execution=Execution(processes=2))
     assert moved.key() == spec.key()
     assert spec.model_copy(update={"times": 2}).key() != spec.key()
     assert spec.model_copy(update={"versions": {"torch": "2"}}).key() != spec.key()
     (tmp_path / "other").write_text("changed")
     assert CountSpec(text=Artifact.of(tmp_path / "other")).key() != spec.key()
+
+
+def test_how_a_stage_ran_earlier_does_not_matter(spec, tmp_path):
+    """A store of an earlier version, where `execution` held any mapping: its output is read, and reused."""
+    run_stage(spec, tmp_path / "out", work)
+    manifest = tmp_path / "out" / "manifest.json"
+    content = read_sealed(manifest)
+    content["spec"]["execution"] = {"threads": 2, "tokens_per_batch": 100}
+    manifest.write_text(seal(content))
+    assert read_manifest(tmp_path / "out").spec["execution"]["threads"] == 2
+    assert run_stage(spec, tmp_path / "out", never).reused
 
 
 def test_runs_once_and_is_reused(spec, tmp_path):

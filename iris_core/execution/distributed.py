@@ -1,9 +1,9 @@
-"""A stage on several devices of one machine: a process each, which work on the same spec.
+"""A stage on several devices of one machine: one process a device, called a rank; all work on the same spec.
 
-The stage's own process is rank 0. It starts the others, ends when all have ended, and alone keeps the store and reports;
-no rank outlives it. Generation needs no more (`members`). Training is data-parallel (`team`): all hold the same weights
-and take the same steps, each with its share of an optimiser batch's rows; log-probabilities and gradients are added up
-over the ranks, so that a batch, its normaliser and its metrics are those of one process.
+The stage's own process is rank 0. It starts the others, ends when all have ended, and alone writes to the store and
+reports; no rank outlives it. Generation needs no more (`ranks`). Training is data-parallel (`process_group`): all ranks
+hold the same weights and take the same steps, each with its share of an optimiser batch's rows. Log-probabilities and
+gradients are summed over the ranks, so that a batch, its normaliser and its metrics are those of one process.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iris_core.common import progress
+from iris_core.common.errors import StageFailed
 from iris_core.common.files import remove, write_atomic
 from iris_core.common.progress import FD_VARIABLE
 from iris_core.execution import supervision
+from iris_core.execution.failure import abort
 from iris_core.store import Spec
 from iris_core.store.folders import WORK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RANK, SIZE, LEADER = "IRIS_RANK", "IRIS_RANKS", "IRIS_RANK_0"  # the last is rank 0's process id
-PATIENCE = datetime.timedelta(days=1)  # ranks wait for rank 0 while it scores and saves
+RANK, WORLD_SIZE, RANK_0 = "IRIS_RANK", "IRIS_RANKS", "IRIS_RANK_0"  # the last is rank 0's process id
+TIMEOUT = datetime.timedelta(days=1)  # ranks wait for rank 0 while it scores and saves
 
 
 def rank() -> int:
-    """This process's number in its team; 0 where there is no team."""
+    """This process's rank; 0 where there are no others."""
     return int(os.environ.get(RANK, "0"))
 
 
-def size() -> int:
-    """How many processes train together."""
+def world_size() -> int:
+    """How many ranks the process group has; 1 without one."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wanted(spec: Spec) -> int:
-    """How many processes the spec asks for: `execution.processes`, else one for each GPU."""
+def requested_ranks(spec: Spec) -> int:
+    """How many ranks to run: the variable IRIS_RANKS, else `execution.processes`, else one for each GPU."""
     import torch
 
-    asked = os.environ.get(SIZE) or spec.execution.get("processes") or torch.cuda.device_count()
-    return max(1, int(asked))
+    requested = os.environ.get(WORLD_SIZE) or spec.execution.processes or torch.cuda.device_count()
+    return max(1, int(requested))
 
 
 @contextmanager
-def members(spec: Spec, out: Path, count: int) -> Iterator[None]:
-    """Starts the other ranks where this is rank 0; ends when all have ended, and none is left if the block raises.
+def ranks(spec: Spec, out: Path, count: int) -> Iterator[None]:
+    """Starts the other ranks if this is rank 0; ends when all have ended. If the block raises, none is left.
 
-    A rank that fails ends this process with its code.
+    A rank that fails ends this process with its exit code.
 
     Args:
         spec: what all of them work on.
@@ -79,29 +80,29 @@ def members(spec: Spec, out: Path, count: int) -> Iterator[None]:
         over.set()
         for process in others:
             if process.poll() is None:
-                supervision.end_tree(process.pid)
+                supervision.kill_tree(process.pid)
                 process.wait()
 
 
 @contextmanager
-def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
-    """Joins this process with the other `members` in a group whose tensors can be added up."""
+def process_group(spec: Spec, out: Path, count: int) -> Iterator[None]:
+    """Runs the block on `count` ranks that can exchange tensors (torch.distributed); arguments as of `ranks`."""
     if count == 1:
         yield
         return
     import torch
     import torch.distributed as dist
 
-    meeting = out / WORK / "meeting"
+    rendezvous = out / WORK / "rendezvous"
     if rank() == 0:
-        remove(meeting)
-    with members(spec, out, count):
+        remove(rendezvous)
+    with ranks(spec, out, count):
         dist.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"file://{meeting}",
+            init_method=f"file://{rendezvous}",
             rank=rank(),
             world_size=count,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         try:
             yield
@@ -110,24 +111,28 @@ def team(spec: Spec, out: Path, count: int) -> Iterator[None]:
 
 
 def end_with_rank_0() -> None:
-    """From now on this process ends as soon as rank 0 is gone, however it went."""
-    supervision.end_with_parent(int(os.environ[LEADER]))
+    """From now on this process is killed as soon as rank 0 is gone, whatever ended it."""
+    supervision.end_with_parent(int(os.environ[RANK_0]))
 
 
-def wait() -> None:
-    """Until every rank is here."""
+def barrier() -> None:
+    """Waits until every rank is here."""
     import torch.distributed as dist
 
-    if size() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor by its sum over the ranks, all of them in one exchange."""
+def all_reduce(tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor by its sum over the ranks, in one exchange.
+
+    Args:
+        tensors: of any shapes, of one dtype; the same shapes on every rank.
+    """
     import torch
     import torch.distributed as dist
 
-    if size() == 1:
+    if world_size() == 1:
         return
     parts = list(tensors)
     flat = torch.cat([part.flatten() for part in parts])
@@ -137,11 +142,11 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 
 
 def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    """Starts rank `number` on its own device, with nothing to report to."""
-    request = out / WORK / "team.json"
+    """Starts rank `number` on its own device, without the progress pipe."""
+    request = out / WORK / "ranks.json"
     write_atomic(request, spec.model_dump_json())
     environment = {name: value for name, value in os.environ.items() if name != FD_VARIABLE}
-    environment |= {RANK: str(number), SIZE: str(count), LEADER: str(os.getpid())}
+    environment |= {RANK: str(number), WORLD_SIZE: str(count), RANK_0: str(os.getpid())}
     environment["CUDA_VISIBLE_DEVICES"] = _device(number)
     command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]
     return subprocess.Popen(command, env=environment)
@@ -157,11 +162,9 @@ def _device(number: int) -> str:
 
 
 def _watch(stage: str, number: int, process: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """Ends this process, which would wait for ever, with the code of a rank that failed before all was `over`."""
+    """Ends this process, which would wait forever, with the exit code of a rank that failed before all was `over`."""
     code = process.wait()
     if code and not over.is_set():
-        message = (
-            f"rank {number} of the stage {stage} ended with code {code}: the log has its error; run again to resume"
-        )
-        progress.emit("error", kind="StageFailed", message=message, exit_code=code)
-        os._exit(code if code > 0 else 70)
+        message = f"rank {number} of the stage {stage} {supervision.how_ended(code)}"
+        error = StageFailed(f"{message}: the log has its error; run again to resume")
+        abort(error, code if code > 0 else error.exit_code)
