@@ -64,7 +64,7 @@ def wait_out(patience: float, step: Callable[[], T]) -> T:
 
 @contextmanager
 def notify_if_slow(text: str) -> Iterator[None]:
-    """Reports `text` once if the block takes long: a server that accepts a request and is silent holds it for minutes."""
+    """Reports `text` once if the block takes long: a server that accepts a request may stay silent for minutes."""
     timer = threading.Timer(SLOW_S, notify, [text])
     timer.daemon = True
     timer.start()
