@@ -50,7 +50,7 @@ def experiment(model: Path, pairs: Path, **lora: Any) -> Experiment:
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"dropout": 0.1}, r"training.lora: dropout is not supported: policy and opponent are scored in one mode"),
+        ({"dropout": 0.1}, r"training.lora: dropout is not supported: policy and opponent are scored in the same mode"),
         ({"use_dora": True}, r"training.lora: use_dora is not supported: vLLM serves no adapter with it"),
         ({"modules_to_save": ["lm_head"]}, r"training.lora: modules_to_save is not supported: vLLM serves"),
         ({"bias": "all"}, r"training.lora: bias is not supported"),
