@@ -212,7 +212,7 @@ def sampled(store: Store) -> list[Answers]:
 def stage_of(place: str, manifest: Manifest | None) -> Stage:
     """The lineage of one stage: its key, everything in its spec, its outputs."""
     if manifest is None:
-        return Stage(place=place)
+        return Stage(place=place, finished=False)
     spec = json.loads(redact(json.dumps({name: value for name, value in manifest.spec.items() if name != "recipe"})))
     return Stage(
         place=place,

@@ -1,13 +1,18 @@
-"""What the report of an experiment holds: `report.json` is a `Report` as JSON, and the page is drawn from it."""
+"""What the report of an experiment holds: `report.json` is a `Report` as JSON, and the page is drawn from it.
+
+In JSON, an interval is the list value, low, high, and a gap the list value, ESS, pairs.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
+from iris_core.common.intervals import Interval
 from iris_core.common.strict import Strict
 from iris_core.config import ObjectivePart
+from iris_core.objectives.gap import Gap
 from iris_core.pipeline.metrics import GenerateMetrics, RegisterMetrics
 from iris_core.reporting.summary import Champion, Row
 
@@ -64,6 +69,18 @@ class Model(Row):
     reason: str | None = None
     generated: GenerateMetrics | None = None
 
+    @field_serializer("logprob", "exact_match")
+    def _interval(self, found: Interval | None) -> list[float] | None:
+        return [found.value, found.low, found.high] if found else None
+
+    @field_serializer("gap")
+    def _gap(self, found: Gap | None) -> list[float] | None:
+        return [found.value, found.ess, found.pairs] if found else None
+
+    @field_serializer("generated")
+    def _generated(self, found: GenerateMetrics | None) -> dict[str, Any] | None:
+        return found.model_dump(exclude_unset=True) if found else None
+
 
 class Steps(Strict):
     """The training histories one after another: a column for each quantity, and the index of each iteration's start."""
@@ -96,10 +113,10 @@ class Answers(Strict):
 
 
 class Stage(Strict):
-    """The lineage of one stage; only `place` is known of a stage that is not finished."""
+    """The lineage of one stage; a stage that is not finished has a place only."""
 
     place: str
-    finished: bool = False
+    finished: bool
     key: str | None = None
     seed: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
@@ -151,3 +168,7 @@ class Report(Strict):
     samples: list[Answers]
     stages: list[Stage]
     recipe: str
+
+    @field_serializer("stages")
+    def _stages(self, found: list[Stage]) -> list[dict[str, Any]]:
+        return [stage.model_dump(mode="json", exclude_unset=True) for stage in found]
