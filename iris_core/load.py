@@ -40,10 +40,10 @@ def load_model(
 
     Args:
         uri: `models:/<name>@champion`, `models:/<name>@latest` or `models:/<name>/<version>`.
-        tracking_uri: where MLflow is; none: the environment variable MLFLOW_TRACKING_URI.
-        base: folder of the base model, if it is no longer where training found it.
-        dtype: "bfloat16" or "float32"; none: as in training.
-        trust_remote_code: run Python code that the base model's folder brings along.
+        tracking_uri: where MLflow is; None: the environment variable MLFLOW_TRACKING_URI.
+        base: folder of the base model, if it has moved since training.
+        dtype: "bfloat16" or "float32"; None: as in training.
+        trust_remote_code: run Python code from the folder of the base model.
 
     Returns:
         The model, on this machine's accelerator if it has one, in evaluation mode; the tokenizer with its chat
@@ -51,7 +51,7 @@ def load_model(
 
     Raises:
         ConfigError: no tracking URI, or there is no such version.
-        ModelError: the base model or the adapter is missing, or is not the recorded one.
+        ModelError: the base model or the adapter is missing, or differs from the recorded one.
         ServiceError: MLflow does not answer.
     """
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")

@@ -1,4 +1,4 @@
-"""Objectives side by side, each with several seeds, on one model and data: a table and a page.
+"""Objectives compared, each with several seeds, on one model and one data set: a table and a page.
 
 Every number is a mean over seeds; its 95 % interval counts seeds and held-out prompts as samples (`intervals.crossed`).
 """
