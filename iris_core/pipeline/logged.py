@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import yaml
 
+from iris_core.common.markup import plain
+from iris_core.common.redaction import redact
 from iris_core.pipeline.lineage import spread
 from iris_core.pipeline.metrics import EvaluateMetrics, GenerateMetrics, TrainMetrics
 from iris_core.pipeline.specs import RegisterSpec, TrainSpec
 from iris_core.store import Artifact, Manifest, Spec
-from iris_core.tracking.connection import flatten
 
 
 class Input(NamedTuple):
@@ -62,6 +65,18 @@ def iteration_metrics(manifests: dict[str, Manifest]) -> dict[str, float]:
     numbers |= {f"generate/{name}": value for name, value in _generated(manifests).items()}
     numbers |= {f"seconds/{name}": manifest.seconds for name, manifest in manifests.items()}
     return _numbers(numbers)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            flat[prefix + name] = plain(redact(text))
+    return flat
 
 
 def _training(trained: Manifest) -> dict[str, Any]:

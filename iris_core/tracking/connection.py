@@ -10,7 +10,6 @@ fails, a database is locked) is a ServiceError. What a person must change is a C
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import socket
@@ -26,7 +25,6 @@ import httpx
 
 from iris_core.common import uris
 from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
-from iris_core.common.markup import plain
 from iris_core.common.outages import wait_out
 from iris_core.common.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
 
@@ -101,7 +99,7 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
 
 
 def holds(uri: str, runs: Sequence[str], tag: tuple[str, str] | None = None) -> bool:
-    """Whether MLflow at `uri` still has `runs`, none of them deleted, none with another value of `tag` (name and value).
+    """Whether MLflow at `uri` still has `runs`: none is deleted, and each has `tag` (name and value), if one is given.
 
     Missing model versions do not count: old ones are deleted on purpose, and would come back as the latest. Databases
     other than SQLite cannot be asked without MLflow, and count as having lost the runs: to record the same once more
@@ -187,18 +185,6 @@ def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any
         raise ServiceError(
             f"tracking.uri: {file} is in use by another process ({error}): wait for it, or stop it"
         ) from error
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat[prefix + name] = plain(redact(text))
-    return flat
 
 
 def artifact_folder(uri: str, otherwise: Path) -> Path:
@@ -327,8 +313,8 @@ def _check_sqlite(uri: str) -> None:
             query(file, "rw", "pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
-            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, and what the "
-            f"store holds is registered anew; else {_remedy(uri)}"
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, and what "
+            f"the store holds is registered again; else {_remedy(uri)}"
         ) from error
 
 

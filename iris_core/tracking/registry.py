@@ -178,11 +178,11 @@ def read_measures(client: Client, version: ModelVersion) -> Measures | None:
 
 
 def _measures_in(file: Path) -> Measures | None:
-    """The measures in `file`; None where it is missing or damaged. Those of earlier versions have no digest of themselves."""
+    """The measures in `file`; None if it is missing or damaged. Earlier versions wrote them without a digest."""
     content = read_sealed(file)
     try:
         return Measures.model_validate_json(file.read_text("utf-8")) if content is None else Measures(**content)
-    except (OSError, ValueError):  # with a digest that is not its own it is no measures either
+    except (OSError, ValueError):  # a file with a wrong digest is refused, too: that field is unknown
         return None
 
 

@@ -231,10 +231,17 @@ def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, w
     assert len(client.get_metric_history(manifest.metrics["parent_run_id"], "gap")) == 1
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("train/adapter/adapter_model.safetensors", "flipped"), ("train/history.jsonl", "cut"), ("train/heldout.parquet", "empty"),
-    ("evaluate/scores/gsm8k.json", "flipped"), ("evaluate/heldout.parquet", "missing"), ("generate/responses/0.parquet", "missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("train/adapter/adapter_model.safetensors", "flipped"),
+        ("train/history.jsonl", "cut"),
+        ("train/heldout.parquet", "empty"),
+        ("evaluate/scores/gsm8k.json", "flipped"),
+        ("evaluate/heldout.parquet", "missing"),
+        ("generate/responses/0.parquet", "missing"),
+    ],
+)
 def test_what_has_changed_since_its_stage_wrote_it_is_not_registered(root, name, kind):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()

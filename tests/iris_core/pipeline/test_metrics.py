@@ -11,7 +11,7 @@ import pytest
 
 from iris_core.common.errors import StoreError
 from iris_core.common.files import read_sealed, seal
-from iris_core.pipeline.logged import iteration_metrics
+from iris_core.pipeline.logged import flatten, iteration_metrics
 from iris_core.pipeline.metrics import OF_STAGE, EvaluateMetrics, TrainMetrics, stage_metrics
 from iris_core.pipeline.specs import EvaluateSpec, TrainSpec
 from iris_core.reporting.page import write_report
@@ -99,3 +99,12 @@ def test_a_spec_with_another_type_is_named(small: SmallExperiment) -> None:
     rewrite(found, spec={**found.spec, "order": "high"})
     with pytest.raises(StoreError, match=r"manifest\.json: spec\.order: .*another version of IRIS"):
         TrainSpec.of(manifest(small, "train"))
+
+
+def test_a_recipe_is_flat_parameters_without_credentials() -> None:
+    assert flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
+        "a.b": "1",
+        "a.c": '[1, "x"]',
+        "d": "null",
+        "e": "http://***@h",
+    }

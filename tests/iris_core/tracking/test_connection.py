@@ -131,15 +131,6 @@ def test_redact(text, shown):
     assert connection.redact(text) == shown
 
 
-def test_flatten():
-    assert connection.flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
-        "a.b": "1",
-        "a.c": '[1, "x"]',
-        "d": "null",
-        "e": "http://***@h",
-    }
-
-
 def test_a_run_is_found_again_and_the_older_of_two_wins(sqlite, tmp_path):
     _, client = sqlite
     experiment = get_or_create_experiment(client, "runs", tmp_path)
