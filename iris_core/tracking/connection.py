@@ -313,8 +313,8 @@ def _check_sqlite(uri: str) -> None:
             query(file, "rw", "pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
-            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, and what "
-            f"the store holds is registered again; else {_remedy(uri)}"
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, "
+            f"and what the store holds is registered again; else {_remedy(uri)}"
         ) from error
 
 
