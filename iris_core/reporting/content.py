@@ -162,10 +162,10 @@ def benchmark_settings(store: Store) -> list[BenchmarkSettings]:
     """How each benchmark was run, from the newest evaluation that there is."""
     last = max(iterations(store), default=-1)
     newest_first = [*range(last, -1, -1), None]
-    found = next((scores for iteration in newest_first if (scores := _scores(store, iteration))), {})
+    newest = next((t for t in newest_first if store.manifest(place_of(t, "evaluate"))), None)
     return [
         BenchmarkSettings(name=name, **score.model_dump(exclude={"value", "stderr", "recorded"}))
-        for name, score in found.items()
+        for name, score in _scores(store, newest).items()
     ]
 
 
