@@ -17,6 +17,8 @@ from typing import Any
 
 from benchmarks.interleaved import Rounds, RunFailed, alone
 from benchmarks.table import Line, Result
+from iris_core.pipeline.metrics import EvaluateMetrics
+from iris_core.store import require_manifest
 
 NEW_TOKENS = 32
 AN_HOUR = 3600.0
@@ -51,9 +53,8 @@ def ours(spec: Any, out: Path) -> tuple[float, Scores]:
     request.write_text(spec.model_dump_json())
     command = ["-m", "iris_core.evaluate", "--spec", str(request), "--out", str(out)]
     seconds = _seconds(command, cwd=Path.cwd(), settings={})
-    manifest = json.loads((out / "manifest.json").read_text())
-    found = manifest["metrics"]["benchmarks"]
-    return seconds, {name: found[name]["value"] for name in spec.evaluation.benchmarks}
+    found = EvaluateMetrics.of(require_manifest(out)).benchmarks
+    return seconds, {name: found[name].value for name in spec.evaluation.benchmarks}
 
 
 def peer(spec: Any, out: Path) -> tuple[float, Scores]:

@@ -189,7 +189,7 @@ def _run_flow(experiment: Experiment, store: Store) -> Path:
             errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:
-        terminal.send_the_rest()
+        terminal.flush_prefect()
 
 
 if __name__ == "__main__":

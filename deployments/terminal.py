@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while the loop runs, and at its end."""
+"""What the terminal shows while the loop runs, and at its end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,15 @@ from rich.text import Text
 
 from iris_core.common.markup import one_line, plain
 from iris_core.common.redaction import redact
+from iris_core.pipeline.metrics import (
+    EvaluateMetrics,
+    GenerateMetrics,
+    PrepareMetrics,
+    RegisterMetrics,
+    ScheduleMetrics,
+    TrainMetrics,
+    stage_metrics,
+)
 from iris_core.reporting.summary import (
     OTHER,
     Warned,
@@ -29,13 +38,13 @@ from iris_core.reporting.summary import (
     samples,
     warnings,
 )
-from iris_core.store import Store
+from iris_core.store import Metrics, Store
 from iris_core.store.places import iteration_name
 from tasks.stage import Finished, describe
 
-SAY_EVERY_S = 20.0  # where there is no terminal to draw in
+ECHO_EVERY_S = 20.0  # progress lines, where the output is no terminal
 LOG_LINES = 15
-NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for 80 columns
+NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for a width of 80
     "iter.",
     "α",
     "gap D̂\n(ESS)",
@@ -63,17 +72,17 @@ class Display:
             disable=not console.is_terminal,
         )
         self.bar: TaskID | None = None
-        self.begun = self.said = 0.0
+        self.begun = self.echoed = 0.0
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Draws while inside."""
+        """Draws the bar while the block runs."""
         with self.progress:
             yield
 
     def started(self, place: str) -> None:
         """A bar appears."""
-        self.begun = self.said = time.monotonic()
+        self.begun = self.echoed = time.monotonic()
         self.bar = self.progress.add_task(place_name(place), total=None, text="starting")
 
     def progressed(self, place: str, event: dict[str, Any]) -> None:
@@ -83,16 +92,16 @@ class Display:
         if self.bar is not None:
             shown = f"{phase} {text}".strip()
             self.progress.update(self.bar, total=event["total"], completed=event["done"], text=shown)
-        if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
-            self.said = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self.echoed > ECHO_EVERY_S:
+            self.echoed = time.monotonic()
             show(self.console, f"  … {place_name(place)}  {phase} {text}")
 
     def noticed(self, place: str, text: str) -> None:
-        """What it waits for, in a line that stays."""
+        """What the stage waits for, in a line that stays."""
         show(self.console, "  ", (f"… {place_name(place)}  {one_line(redact(text))}", "yellow"))
 
     def ended(self, place: str, finished: Finished | None) -> None:
-        """The bar gives way to a line that stays."""
+        """A line that stays replaces the bar."""
         if self.bar is not None:
             self.progress.remove_task(self.bar)
             self.bar = None
@@ -100,32 +109,31 @@ class Display:
             self.failed = place
             return
         seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
-        mark, numbers = ("✓", "green"), (one_line(gist(finished)), "dim")
+        mark, numbers = ("✓", "green"), (one_line(summary_line(finished)), "dim")
         show(self.console, mark, f" {place_name(place):<24} {seconds:>7}  ", numbers)
-        for text in finished.metrics.get("warnings", []):
+        for text in Metrics.of(finished).warnings:
             show(self.console, "  ", (f"! {one_line(redact(text))}", "yellow"))
 
 
-def gist(finished: Finished) -> str:
-    """A finished stage's most telling numbers."""
-    found = finished.metrics
-    if finished.stage == "prepare":
-        return f"{found['train_pairs']} pairs to train on, {found['heldout_pairs']} held out"
-    if finished.stage == "generate":
-        cut = f", {found['truncated'] / found['prompts']:.0%} truncated" if found["truncated"] else ""
-        return f"{found['prompts']} answers, {found['mean_tokens']:.0f} tokens each{cut}"
-    if finished.stage == "train":
-        margin = found["heldout"]["reward_margin"]
-        return f"gap {found['gap']['value']:.3f}, held-out reward margin {margin:.3f}"
-    if finished.stage == "evaluate":
-        match = found.get("heldout", {}).get("exact_match")
-        exact = f", exact match {match['value']:.2f}" if match else ""
-        average = found.get("average")
-        return f"average {100 * average['value']:.1f} %{exact}" if average else exact.lstrip(", ")
-    if finished.stage == "schedule":
-        return f"next α {found['next_order']:.3g}: {found['reason']}"
-    version, won = found.get("version"), ", champion" if found.get("champion") else ""
-    return f"model version {version}{won}" if version else ""
+def summary_line(finished: Finished) -> str:
+    """A finished stage's most important numbers."""
+    match stage_metrics(finished.stage, finished):
+        case PrepareMetrics() as found:
+            return f"{found.train_pairs} pairs to train on, {found.heldout_pairs} held out"
+        case GenerateMetrics() as found:
+            cut = f", {found.truncated / found.prompts:.0%} truncated" if found.truncated else ""
+            return f"{found.prompts} answers, {found.mean_tokens:.0f} tokens each{cut}"
+        case TrainMetrics() as found:
+            return f"gap {found.gap.value:.3f}, held-out reward margin {found.heldout.reward_margin:.3f}"
+        case EvaluateMetrics() as found:
+            average = [f"average {100 * found.average.value:.1f} %"] if found.average else []
+            exact = [f"exact match {found.heldout.exact_match.value:.2f}"] if found.heldout else []
+            return ", ".join([*average, *exact])
+        case ScheduleMetrics() as found:
+            return f"next α {found.next_order:.3g}: {found.reason}"
+        case RegisterMetrics(version=int(version)) as found:
+            return f"model version {version}{', champion' if found.champion else ''}"
+    return ""
 
 
 def show_result(console: Console, store: Store) -> None:
@@ -154,7 +162,7 @@ def show_result(console: Console, store: Store) -> None:
 
 
 def show_warnings(console: Console, found: list[Warned]) -> None:
-    """Each stage with what it warned of; nothing where there is nothing."""
+    """The warnings, each with its stage; nothing if there are none."""
     if not found:
         return
     show(console, ("warnings", "bold yellow"), f" ({len(found)})")
@@ -165,7 +173,7 @@ def show_warnings(console: Console, found: list[Warned]) -> None:
 
 
 def show_places(console: Console, store: Store, report: Path, again: str) -> None:
-    """Where the report and the UIs are, and what to type."""
+    """Where the report and the UIs are, and what to type next."""
     up = (
         "iris up"
         if store.root == Path("iris-store").absolute()
@@ -181,12 +189,12 @@ def show_places(console: Console, store: Store, report: Path, again: str) -> Non
 
 
 def show(console: Console, *parts: str | tuple[str, str]) -> None:
-    """A line of parts, plain or with a style, in which nothing is rich's markup or emoji; the terminal wraps it."""
+    """Prints a line of parts, plain or with a style, without rich's markup and emoji. The terminal wraps it."""
     console.print(Text.assemble(*parts), soft_wrap=True)
 
 
-def send_the_rest() -> None:
-    """Sends the log lines and states that Prefect still holds, before its server may end."""
+def flush_prefect() -> None:
+    """Sends the log lines and states that Prefect still holds, before its server ends."""
     APILogHandler().flush()
     EventsWorker.drain_all()
 
@@ -199,7 +207,7 @@ def end_of_log(log: Path) -> str:
 
 
 def _narrow(text: str) -> str:
-    """A cell on two lines: the value, and below it the interval or the second value."""
+    """A cell on two lines: the value, and the interval or second value below it."""
     if text == OTHER:
         return text.replace(" ", "\n")
     for mark in (" [", " (", " / ", " ± "):

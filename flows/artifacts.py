@@ -1,4 +1,4 @@
-"""What a flow run shows in the Prefect UI: the iteration table, one iteration's numbers, the report."""
+"""What a flow run shows in the Prefect UI: the table of iterations, the numbers of one iteration, the report."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def report_text(store: Store, report: Path, link: str | None) -> str:
     """The table, some answers before and after, and where the whole report lies, in Markdown.
 
     Args:
-        store: whose report it is.
+        store: the experiment's.
         report: the file in the store.
-        link: where MLflow shows the same; None: nowhere.
+        link: the page of MLflow with the report; None without a server.
     """
     parts = [table(store), "## Before and after"]
     for sample in samples(store):
@@ -83,7 +83,7 @@ def table(store: Store) -> str:
 
 
 def _without_markup(cell: dict[str, str]) -> dict[str, str]:
-    """A quantity for Prefect's table, which takes cells for Markdown; only warnings quote what others wrote."""
+    """A quantity for Prefect's table, which reads cells as Markdown; only warnings quote text of others."""
     if cell["quantity"] != WARNING:
         return cell
     return {**cell, "value": markup.markdown(cell["value"])}

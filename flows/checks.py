@@ -1,4 +1,4 @@
-"""What is checked before anything heavy starts: places that are written, engines, services, the hub, and whose store it is."""
+"""Checks before anything heavy starts: folders, engines, services, the hub, and the experiment's place in the store."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from iris_core.store import Store
 from iris_core.tracking.model_name import check_registered_model
 
 RECIPE = "recipe.yaml"
-HOME_FOLDERS = {  # what libraries keep below HOME, by the variable that says where else
+HOME_FOLDERS = {  # caches below HOME, by the variable that moves them
     "HF_HOME": ".cache/huggingface",
     "IRIS_CACHE": ".cache/iris",
     "PREFECT_HOME": ".prefect",
     "TRITON_CACHE_DIR": ".triton/cache",
     "XDG_CACHE_HOME": ".cache",
 }
-ANSWER_S = 12.0  # what all services together may take
+ANSWER_S = 12.0  # the limit for all services together
 
 Check = Callable[[], object]
 
 
 def check_services(experiment: Experiment) -> Store:
-    """Finds out within seconds whether what the loop needs is there: nothing of it is loaded.
+    """Checks within seconds that what the loop needs is there, without loading any of it.
 
     Returns:
         The experiment's store.
@@ -46,7 +46,7 @@ def check_services(experiment: Experiment) -> Store:
         StoreError: the store cannot be written, or its disk is full.
         ConfigError: a cache cannot be written, an engine is missing, or MLflow cannot be used at `tracking.uri`, or for
             `tracking.registered_model`.
-        ModelError, DataError, EvaluationError: the model, the data or a benchmark's data is missing, or the hub refuses it.
+        ModelError, DataError, EvaluationError: the model, the data or a benchmark is missing, or the hub refuses it.
         ServiceError: MLflow or the hub does not answer.
     """
     store = Store(Path(experiment.store), experiment.name)
@@ -60,14 +60,17 @@ def check_services(experiment: Experiment) -> Store:
 
 
 def keep_caches(root: Path) -> None:
-    """Lets caches lie in the store `root` whose folder below HOME cannot be written, as in containers; for stages, too."""
+    """Moves caches into the store `root` if their folder below HOME cannot be written, as in containers.
+
+    Stages inherit the environment variables that say so.
+    """
     for variable, folder in HOME_FOLDERS.items():
         if variable not in os.environ and not _can_write(Path.home() / folder):
             os.environ[variable] = str(root / folder)
 
 
 def check_caches() -> None:
-    """Raises ConfigError for a folder of downloads that cannot be written; names it and the variable that sets it."""
+    """Raises ConfigError for a folder of downloads that cannot be written, with the variable that sets it."""
     from huggingface_hub import constants
 
     for variable, folder in (
@@ -80,7 +83,8 @@ def check_caches() -> None:
                 raise PermissionError(0, "no permission")
         except OSError as error:
             raise ConfigError(
-                f"{variable}: the cache {folder} cannot be written ({error.strerror}): set {variable} to a folder that can be"
+                f"{variable}: the cache {folder} cannot be written ({error.strerror}): set {variable} to a folder that "
+                "can be"
             ) from error
 
 
@@ -88,11 +92,11 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
     """Runs `checks` side by side and raises the first error in their order.
 
     Args:
-        checks: by what answers.
-        seconds: what all of them together may take. A name server that is gone outlasts the limits of single requests.
+        checks: by the name of what must answer.
+        seconds: the limit for all of them together. Without a name server, single requests exceed their own limits.
 
     Raises:
-        ServiceError: one has no answer in time.
+        ServiceError: one of them does not answer in time.
     """
     found: dict[str, Exception | None] = {}
 
@@ -100,7 +104,7 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
         try:
             check()
             found[name] = None
-        except Exception as error:  # raised below, where it is waited for
+        except Exception as error:  # raised below, in the calling thread
             found[name] = error
 
     threads = {name: threading.Thread(target=run, args=(name, check), daemon=True) for name, check in checks.items()}
@@ -112,7 +116,8 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
         error = found.get(
             name,
             ServiceError(
-                f"{name} gives no answer within {seconds:g} s: is there a network? With HF_HUB_OFFLINE=1 the hub is not asked"
+                f"{name} gives no answer within {seconds:g} s: is there a network? With HF_HUB_OFFLINE=1 the hub is "
+                "not asked"
             ),
         )
         if error is not None:
@@ -120,7 +125,7 @@ def at_once(checks: dict[str, Check], seconds: float = ANSWER_S) -> None:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether `folder` can be written, or made where it is missing."""
+    """Whether `folder` can be written, or created if it is missing."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -130,10 +135,10 @@ def _can_write(folder: Path) -> bool:
 
 
 def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
-    """Takes the experiment's folder for this model and this data, and keeps the recipe in it.
+    """Claims the experiment's folder for this model and this data, and keeps the recipe in it.
 
-    Where an earlier run of the name had other settings, its links go: the folder shows one recipe's iterations only.
-    What those stages produced stays in the store and is found again by content.
+    If an earlier run with this name had another recipe, its links are removed: the folder shows the iterations of one
+    recipe only. The output of those stages stays in the store and is found again by content.
 
     Raises:
         StoreError: the folder belongs to another model or other data.
@@ -172,8 +177,8 @@ def _check_mirror(experiment: Experiment) -> None:
         assert folder is not None
         if not (folder / BENCHMARKS[name].data).is_dir():
             raise EvaluationError(
-                f"evaluation.data_dir: {folder} has no data set {BENCHMARKS[name].data}: add it where there is a network "
-                f"(`python -m iris_core.mirror --out {folder} --benchmarks {name}`), or take {name} out of "
+                f"evaluation.data_dir: {folder} has no data set {BENCHMARKS[name].data}: add it where there is a "
+                f"network (`python -m iris_core.mirror --out {folder} --benchmarks {name}`), or take {name} out of "
                 "evaluation.benchmarks"
             )
 

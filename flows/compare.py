@@ -1,4 +1,4 @@
-"""Objectives compared as the Prefect flow `iris-compare`: the loop once for each objective and seed, then one table.
+"""The Prefect flow `iris-compare`: the loop once for each objective and seed, then one table.
 
 prefect deployment run iris-compare/objectives --watch
 """
@@ -15,9 +15,10 @@ from flows.iris import iris
 from iris_core.common.markup import markdown
 from iris_core.config import Experiment, ObjectiveName
 from iris_core.config.objective import COMPARED
+from iris_core.pipeline.metrics import CompareMetrics
 from iris_core.pipeline.plan import member
 from tasks.compare import compare as compare_stage
-from tasks.stage import artifact_key
+from tasks.stage import Finished, artifact_key
 
 SEEDS = [0, 1, 2]
 
@@ -26,12 +27,12 @@ SEEDS = [0, 1, 2]
 def compare(experiment: Experiment, objectives: list[ObjectiveName] = COMPARED, seeds: list[int] = SEEDS) -> Path:
     """Runs the loop for every objective and seed, and gives one table and one plot.
 
-    Loops share a store, so that work with equal inputs, such as the first iteration's responses, is done once.
+    The loops share a store, so that stages with equal inputs run once, such as the sampling of iteration 0.
 
     Args:
         experiment: model, data and settings of all loops; `objective.name` and `seed` are set for each.
-        objectives: which objectives, each with its published reward scale unless it is the experiment's own.
-        seeds: one loop of every objective with each.
+        objectives: to compare, each with its published reward scale; the experiment's own keeps that of the recipe.
+        seeds: of the loops of every objective.
 
     Returns:
         The page with table and plot.
@@ -42,6 +43,13 @@ def compare(experiment: Experiment, objectives: list[ObjectiveName] = COMPARED, 
         iris(loop)
     compared = compare_stage(experiment, members)
     page = compared.manifest().artifact("page").path
-    text = f"# {markdown(experiment.name)}\n\n{compared.metrics['table']}\n\nThe page, with the plot: {markdown(str(page))}"
-    create_markdown_artifact(text, key=artifact_key(store.home.name, "comparison"), description="comparison")
+    create_markdown_artifact(
+        _text(experiment, compared, page), key=artifact_key(store.home.name, "comparison"), description="comparison"
+    )
     return page
+
+
+def _text(experiment: Experiment, compared: Finished, page: Path) -> str:
+    """The table, and where the page is, in Markdown."""
+    table = CompareMetrics.of(compared).table
+    return f"# {markdown(experiment.name)}\n\n{table}\n\nThe page, with the plot: {markdown(str(page))}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
 from flows.artifacts import show_row
 from flows.checks import check_services
 from iris_core.config import Experiment
+from iris_core.pipeline.metrics import EvaluateMetrics
 from iris_core.pipeline.plan import Prepared
 from iris_core.reporting.summary import rows
 from tasks.evaluate import evaluate
@@ -16,8 +15,8 @@ from tasks.prepare import prepare
 
 
 @flow(name="iris-evaluate", flow_run_name="{experiment.name}")
-def evaluation(experiment: Experiment) -> dict[str, Any]:
-    """Scores the experiment's initial model; a later run of the loop finds the scores and does not repeat them.
+def evaluation(experiment: Experiment) -> EvaluateMetrics:
+    """Scores the experiment's initial model. A later run of the loop reuses the scores.
 
     Args:
         experiment: model, data and evaluation settings; the others are not used.
@@ -29,4 +28,4 @@ def evaluation(experiment: Experiment) -> dict[str, Any]:
     prepared = Prepared.of(prepare(experiment).manifest())
     evaluated = evaluate(experiment, prepared, prepared.initial, None)
     show_row(store, rows(store)[0])
-    return evaluated.metrics
+    return EvaluateMetrics.of(evaluated)

@@ -27,7 +27,7 @@ from tasks.stage import Finished
 def iris(experiment: Experiment) -> Path:
     """Improves a supervised fine-tuned model by self-play, iteration after iteration.
 
-    What an earlier run has finished is taken from the store, so running again resumes.
+    Stages that an earlier run has finished are reused, so that running again resumes.
 
     Args:
         experiment: model, data, and every setting of the loop.

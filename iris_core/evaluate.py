@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +29,7 @@ from iris_core.evaluation.records import Record, is_current, protocol_settings, 
 from iris_core.execution import engine_process
 from iris_core.execution.stage import main
 from iris_core.modeling import loading
+from iris_core.pipeline.metrics import Average, EvaluateMetrics, ExactMatch, Score
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only
@@ -59,43 +59,41 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     if pending or unanswered:
         _run(spec, out, pending, settings, unanswered, total=len(chosen) + bool(pairs))
     keep_only(out / SCORES, {_file(out, name).name for name in settings})
-    metrics = summarize({name: read_record(_file(out, name)) for name in settings})
-    outputs = {"scores": out / SCORES}
-    if pairs:
-        outputs["heldout"] = out / HELDOUT
-        metrics["heldout"] = exact_match(out / HELDOUT)
-    return Outcome(outputs=outputs, metrics=metrics)
+    records = {name: read_record(_file(out, name)) for name in settings}
+    outputs = {"scores": out / SCORES, **({"heldout": out / HELDOUT} if pairs else {})}
+    return Outcome(outputs=outputs, metrics=summarize(records, outputs.get("heldout")))
 
 
-def summarize(records: dict[str, Record]) -> dict[str, Any]:
-    """The metrics of the stage: a score for each benchmark, and their plain mean with its standard error."""
+def summarize(records: dict[str, Record], heldout: Path | None) -> EvaluateMetrics:
+    """The metrics of the stage: a score for each benchmark, their average, and exact match in the file `heldout`."""
     scores = {
-        name: {key: record[key] for key in ("value", "stderr", "n", "metric", "shots", "task", "protocol")}
-        | {"recorded": record["recorded"]}
+        name: Score(**{key: value for key, value in record.items() if key in Score.model_fields})
         for name, record in records.items()
     }
-    values = [record["value"] for record in records.values()]
-    errors = [record["stderr"] for record in records.values()]
-    metrics: dict[str, Any] = {
-        "benchmarks": scores,
-        "label": next((r["label"] for r in records.values()), None),
-    }
-    if values:
-        known = [error for error in errors if error is not None]
-        metrics["average"] = {
-            "value": float(np.mean(values)),
-            "stderr": float(np.sqrt(np.square(known).sum()) / len(values)) if len(known) == len(values) else None,
-            "benchmarks": len(values),
-            "protocol": json_digest(sorted(record["protocol"] for record in records.values())),
-        }
-    return metrics
+    return EvaluateMetrics(
+        benchmarks=scores,
+        label=next((record["label"] for record in records.values()), None),
+        average=_average(list(scores.values())) if scores else None,
+        heldout=exact_match(heldout) if heldout else None,
+    )
 
 
-def exact_match(path: Path) -> dict[str, Any]:
+def _average(scores: list[Score]) -> Average:
+    """The plain mean of the scores with its standard error, which is None if one of theirs is."""
+    known = [score.stderr for score in scores if score.stderr is not None]
+    error = float(np.sqrt(np.square(known).sum()) / len(scores)) if len(known) == len(scores) else None
+    return Average(
+        value=float(np.mean([score.value for score in scores])),
+        stderr=error,
+        benchmarks=len(scores),
+        protocol=json_digest(sorted(score.protocol for score in scores)),
+    )
+
+
+def exact_match(path: Path) -> ExactMatch:
     """The share of correct held-out answers, with its exact 95 % interval."""
     correct = pq.read_table(path, columns=["correct"])["correct"].to_pylist()
-    found = intervals.proportion(sum(correct), len(correct))
-    return {"exact_match": found.model_dump(), "n": len(correct)}
+    return ExactMatch(exact_match=intervals.proportion(sum(correct), len(correct)), n=len(correct))
 
 
 @engine_process.watched("evaluate")

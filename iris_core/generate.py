@@ -30,6 +30,7 @@ from iris_core.execution.stage import main
 from iris_core.generation.engines import open_engine
 from iris_core.generation.responses import Shards, count_tokens, divide, prompt_seed, write_shard
 from iris_core.modeling import loading
+from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Outcome
 from iris_core.store.folders import WORK
@@ -56,24 +57,25 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
         _sample_missing(spec, shards, missing, out)
     keep_only(folder, {path.name for path in shards})
     seconds = time.monotonic() - started
-    metrics = summarize([row for path in shards for row in pq.read_table(path).to_pylist()])
-    metrics["warnings"] = warnings(spec.generation, metrics["truncated"], metrics["prompts"])
-    if missing:
-        metrics["tokens_per_second"] = sum(map(count_tokens, missing)) / seconds
-    return Outcome(outputs={"responses": folder}, metrics=metrics)
+    rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
+    rate = sum(map(count_tokens, missing)) / seconds if missing else None
+    return Outcome(outputs={"responses": folder}, metrics=summarize(spec.generation, rows, rate))
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over responses: how many, how long, how they ended, how many are empty."""
+def summarize(generation: GenerationPart, rows: list[dict[str, Any]], rate: float | None) -> GenerateMetrics:
+    """Counts over responses: how many, how long, how they ended, how many are empty. `rate` is in tokens per second."""
     tokens = sum(len(row["token_ids"]) for row in rows)
-    return {
-        "prompts": len(rows),
-        "tokens": tokens,
-        "mean_tokens": tokens / len(rows),
-        "truncated": sum(row["finish_reason"] == "length" for row in rows),
-        "empty": sum(not row["response"].strip() for row in rows),
-        "finish_reasons": dict(Counter(row["finish_reason"] for row in rows)),
-    }
+    truncated = sum(row["finish_reason"] == "length" for row in rows)
+    return GenerateMetrics(
+        prompts=len(rows),
+        tokens=tokens,
+        mean_tokens=tokens / len(rows),
+        truncated=truncated,
+        empty=sum(not row["response"].strip() for row in rows),
+        finish_reasons=dict(Counter(row["finish_reason"] for row in rows)),
+        tokens_per_second=rate,
+        warnings=warnings(generation, truncated, len(rows)),
+    )
 
 
 def warnings(generation: GenerationPart, truncated: int, responses: int) -> list[str]:

@@ -3,8 +3,8 @@
     from iris_core.load import load_model
     model, tokenizer = load_model("models:/demo@champion")
 
-The version's tags say which base model it was trained on, where that was and what it held. A base whose content is not
-what was recorded is refused: an adapter on another base gives plausible nonsense.
+The version's tags name the base model that it was trained on: its path and its digest. A base with another digest is
+refused, because an adapter on another base gives wrong answers that look right.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from iris_core import tracking
 from iris_core.common.errors import ConfigError, ModelError
 from iris_core.common.redaction import redact
+from iris_core.common.uris import sqlite_file
 from iris_core.modeling import loading
 from iris_core.store import Artifact, Policy
-from iris_core.uris import sqlite_file
 
 ADAPTER_FILES = {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME}
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -40,17 +40,18 @@ def load_model(
 
     Args:
         uri: `models:/<name>@champion`, `models:/<name>@latest` or `models:/<name>/<version>`.
-        tracking_uri: where MLflow is; none: the environment variable MLFLOW_TRACKING_URI.
-        base: folder of the base model, if it is no longer where training found it.
-        dtype: "bfloat16" or "float32"; none: as in training.
-        trust_remote_code: run Python code that the base model's folder brings along.
+        tracking_uri: where MLflow is; None: the environment variable MLFLOW_TRACKING_URI.
+        base: folder of the base model, if it has moved since training.
+        dtype: "bfloat16" or "float32"; None: as in training.
+        trust_remote_code: run Python code from the folder of the base model.
 
     Returns:
-        The model, on this machine's accelerator if it has one, in evaluation mode; the tokenizer with its chat template.
+        The model, on this machine's accelerator if it has one, in evaluation mode; the tokenizer with its chat
+        template.
 
     Raises:
         ConfigError: no tracking URI, or there is no such version.
-        ModelError: the base model or the adapter is missing, or is not the recorded one.
+        ModelError: the base model or the adapter is missing, or differs from the recorded one.
         ServiceError: MLflow does not answer.
     """
     where = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -60,8 +61,8 @@ def load_model(
     with tempfile.TemporaryDirectory() as folder:
         adapter = _adapter(uri, where, tags, Path(folder))
         policy = Policy(model=_base(tags, base), adapter=adapter)
-        number_format = dtype or loading.resolve_dtype(tags.get("dtype", "auto"))
-        model = loading.load_policy(policy, number_format, trust_remote_code=trust_remote_code)
+        dtype = dtype or loading.resolve_dtype(tags.get("dtype", "auto"))
+        model = loading.load_policy(policy, dtype, trust_remote_code=trust_remote_code)
     return model, loading.load_tokenizer(policy.model.path, trust_remote_code)
 
 
@@ -117,8 +118,8 @@ def _base(tags: dict[str, str], given: Path | None) -> Artifact:
     found = Artifact.of(folder)
     if found.digest != tags["model_digest"]:
         raise ModelError(
-            f"{folder} is not the base model this version was trained on: its digest is {found.digest[:16]}…, recorded is "
-            f"{tags['model_digest'][:16]}…: give the folder of the recorded one as `base`"
+            f"{folder} is not the base model this version was trained on: its digest is {found.digest[:16]}…, recorded "
+            f"is {tags['model_digest'][:16]}…: give the folder of the recorded one as `base`"
         )
     return found
 
@@ -129,7 +130,7 @@ def _adapter(uri: str, tracking_uri: str, tags: dict[str, str], folder: Path) ->
         return None
     from mlflow.artifacts import download_artifacts
 
-    again = f"delete the run {tags.get('run')} in MLflow and run the recipe again, which registers it anew"
+    again = f"delete the run {tags.get('run')} in MLflow and run the recipe again, which registers it again"
     with tracking.service_errors(tracking_uri):
         path = Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri, registry_uri=tracking_uri))
     if missing := sorted(ADAPTER_FILES - {file.name for file in path.glob("*")}):

@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from iris_core.common.digest import model_digest
 from iris_core.common.errors import DataError
@@ -24,6 +23,7 @@ from iris_core.execution.stage import main
 from iris_core.modeling import fit, loading
 from iris_core.modeling.lora import check_targets
 from iris_core.modeling.weights import check_model, check_vocabulary
+from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.specs import PrepareSpec
 from iris_core.store import Outcome
 
@@ -59,19 +59,21 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     train = sum(pair.split == "train" for pair in pairs)
     return Outcome(
         outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"},
-        metrics={
-            "train_pairs": train,
-            "heldout_pairs": len(pairs) - train,
-            **found,
-            "warnings": [*found["warnings"], *rows.warnings],
-            "packing": rows.packing,
-            "packing_reason": rows.reason,
-        },
+        metrics=PrepareMetrics(
+            train_pairs=train,
+            heldout_pairs=len(pairs) - train,
+            format=", ".join(dict.fromkeys(source["format"] for source in found.sources)),
+            sources=found.sources,
+            dropped=dict(found.dropped),
+            packing=rows.packing,
+            packing_reason=rows.reason,
+            warnings=[*found.warnings, *rows.warnings],
+        ),
     )
 
 
-def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
-    """The pairs of both splits, and the metrics that describe them: format, sources, dropped pairs, warnings."""
+def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Reading]:
+    """The pairs of both splits, and what was read in all: sources, dropped pairs, warnings."""
     data, heldout, near = spec.data, None, set[str]()
     readings = []
     if data.heldout_path is not None:
@@ -83,17 +85,11 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], dict[str, Any]]:
     pairs = split_pairs(usable, heldout, data, spec.seed, where)
     unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
     readings.append(reading)
-    formats = dict.fromkeys(source["format"] for each in readings for source in each.sources)
-    return pairs, {
-        "format": ", ".join(formats),
-        "sources": [source for each in readings for source in each.sources],
-        "dropped": dict(sum((each.dropped for each in readings), Counter())),
-        "warnings": [
-            *chat.warnings,
-            *(warning for each in readings for warning in each.warnings),
-            *unchecked,
-        ],
-    }
+    return pairs, Reading(
+        sources=[source for each in readings for source in each.sources],
+        dropped=sum((each.dropped for each in readings), Counter()),
+        warnings=[*chat.warnings, *(warning for each in readings for warning in each.warnings), *unchecked],
+    )
 
 
 def _usable(

@@ -1,4 +1,4 @@
-"""Stage `publish`: the report as files of the experiment's parent run in MLflow, for those who do not see the store.
+"""Stage `publish`: uploads the report to MLflow, for people without access to the store.
 
 python -m iris_core.publish --spec spec.json --out DIR
 """
@@ -10,24 +10,25 @@ from pathlib import Path
 from iris_core import tracking
 from iris_core.common.uris import redact
 from iris_core.execution.stage import main
+from iris_core.pipeline.metrics import PublishMetrics
 from iris_core.pipeline.specs import PUBLISHED, PublishSpec
 from iris_core.store import Outcome
 from iris_core.tracking.client import Client
 
 
 def publish(spec: PublishSpec, out: Path) -> Outcome:
-    """Uploads the files; those of an earlier report are replaced."""
+    """Uploads the files. They replace those of an earlier report."""
     client = tracking.connect(spec.tracking_uri, spec.execution.patience)
     with tracking.service_errors(spec.tracking_uri):
         for file in spec.files:
             client.log_artifact(spec.run_id, str(file.path))
         client.set_tag(spec.run_id, PUBLISHED, spec.key())
         link = page_of(client, spec.run_id, spec.files[0].path.name)
-    return Outcome(outputs={}, metrics={"run_id": spec.run_id, "link": link})
+    return Outcome(outputs={}, metrics=PublishMetrics(run_id=spec.run_id, link=link))
 
 
 def page_of(client: Client, run_id: str, file: str) -> str | None:
-    """The page of MLflow's UI that shows a file of a run; None where no server does."""
+    """The page of MLflow's UI that shows a file of a run; None without a server."""
     uri = client.tracking_uri
     if not uri.startswith("http"):
         return None

@@ -60,8 +60,8 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
     after = {split: pair_logprobs(spec, model, [items[i] for i in pairs[split]]) for split, items in groups.items()}
     name, folder = save_policy(spec, model, out)
     write_atomic(out / HISTORY, (out / WORK / HISTORY).read_text(encoding="utf-8"))
-    metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet")
-    steps = summary(out / HISTORY)
+    steps = summary(out / HISTORY, counts)
+    metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet", steps)
     return Outcome(
         outputs={
             name: folder,
@@ -69,7 +69,7 @@ def _train(spec: TrainSpec, out: Path) -> Outcome:
             "heldout": out / "heldout.parquet",
             "opponent_logprobs": out / OPPONENT,
         },
-        metrics={**metrics, "train": {**steps, "synthetic": dict(counts)}},
+        metrics=metrics,
     )
 
 

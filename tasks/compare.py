@@ -9,5 +9,5 @@ from tasks.stage import Result, perform, stage_task
 
 @stage_task("compare")
 def compare(experiment: Experiment, members: list[Experiment]) -> Result:
-    """Reads what the loops of `members` left in the store and logs the comparison to MLflow."""
+    """Compares the finished loops of `members` and logs that to MLflow."""
     return perform(compare_spec(experiment, members), experiment, "comparison")

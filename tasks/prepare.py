@@ -9,5 +9,5 @@ from tasks.stage import Result, perform, stage_task
 
 @stage_task("prepare")
 def prepare(experiment: Experiment) -> Result:
-    """Finds out everything that can be wrong with the inputs."""
+    """Checks the inputs, before any stage that costs time."""
     return perform(prepare_spec(experiment), experiment, "prepare")

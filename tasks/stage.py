@@ -1,7 +1,7 @@
-"""What every stage task shares: reuse before launch, progress, log lines, and the retries that can help.
+"""What every stage task shares: reuse before launch, progress, log lines, and retries where they can help.
 
-The work happens in `python -m iris_core.<stage>`, a subprocess; this process never imports torch. A stage whose output
-is already in the store ends in the state `Reused`. Only small JSON passes between tasks: `Finished`.
+The work happens in `python -m iris_core.<stage>`, a subprocess; this process never imports torch. If the store has the
+output already, the task ends in the state `Reused`. Only small JSON passes between tasks: `Finished`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from iris_core.config import Experiment
 from iris_core.execution.launch import launch
 from iris_core.execution.logs import LogFile
 from iris_core.pipeline.specs import EvaluateSpec
-from iris_core.store import Manifest, Spec, Store, completed, require_manifest, tidy
+from iris_core.store import Manifest, Metrics, Spec, Store, completed, require_manifest, tidy
 from iris_core.store.folders import EXECUTION
 
 UPDATE_EVERY_S = 1.0
-EVALUATION_BATCH = 16  # iris_core.evaluation.harness.BATCH_SIZE, whose module needs torch
+EVALUATION_BATCH = 16  # as iris_core.evaluation.harness.BATCH_SIZE: that module needs torch
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "WARNING": logging.WARNING,
@@ -50,7 +50,7 @@ LEVELS = {
 
 
 class Finished(Strict):
-    """What passes between tasks: where a stage's output lies and its numbers. Its manifest has the rest."""
+    """What passes between tasks: where a stage's output lies, and its metrics. Its manifest has the rest."""
 
     stage: str
     folder: Path
@@ -78,7 +78,7 @@ Result = Finished | State[Finished]
 
 
 class Watcher(Protocol):
-    """Sees what the stages of this process do; the terminal's progress display is one."""
+    """Is called with what the stages of this process do, such as the progress display of the terminal."""
 
     def started(self, place: str) -> None:
         """The stage at `place` ("iteration-0/train") was launched."""
@@ -87,7 +87,7 @@ class Watcher(Protocol):
         """It reported progress."""
 
     def noticed(self, place: str, text: str) -> None:
-        """It says what it waits for."""
+        """It reported what it waits for."""
 
     def ended(self, place: str, finished: Finished | None) -> None:
         """It completed, or failed (None)."""
@@ -98,7 +98,7 @@ _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextmanager
 def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Stages run inside report to `watcher`."""
+    """Stages that run inside report to `watcher`."""
     token = _WATCHER.set(watcher)
     try:
         yield
@@ -107,11 +107,11 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
 
 
 def stage_task(stage: str, gpu: bool = False) -> Callable[[Callable[P, Result]], Callable[P, Finished]]:
-    """Makes a function that performs a stage a Prefect task; calling it gives what the stage finished.
+    """Turns a function that performs a stage into a Prefect task. Calling it gives what the stage finished.
 
     Args:
         stage: its name.
-        gpu: it wants the accelerator; the tag `gpu` lets a concurrency limit count such tasks.
+        gpu: it uses the accelerator; the tag `gpu` lets a concurrency limit count such tasks.
     """
 
     def run_name(parameters: dict[str, Any]) -> str:
@@ -142,7 +142,7 @@ def stage_task(stage: str, gpu: bool = False) -> Callable[[Callable[P, Result]],
 
 
 def can_help(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether running the stage again without a change by the user can succeed."""
+    """Whether the stage can succeed when it runs again without a change by the user."""
     return isinstance(state.data, IrisError) and state.data.retryable
 
 
@@ -151,11 +151,11 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
 
     Args:
         spec: the stage's spec.
-        experiment: whose store it is.
+        experiment: the experiment with the store.
         place: where in the experiment's folder the output is linked, as "iteration-0/train".
 
     Raises:
-        IrisError: the stage's own.
+        IrisError: the stage failed.
     """
     store = Store(Path(experiment.store), experiment.name)
     folder = store.folder(spec)
@@ -174,7 +174,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
 
 
 def _found(spec: Spec, folder: Path) -> Manifest | None:
-    """What the store has of `spec`; None too where a service cannot be asked: the stage waits for it, and says so."""
+    """What the store has of `spec`. Also None if a service does not answer: the stage then waits for it."""
     try:
         return completed(folder, spec)
     except ServiceError:
@@ -182,12 +182,12 @@ def _found(spec: Spec, folder: Path) -> Manifest | None:
 
 
 def log_file(store: Store, place: str) -> Path:
-    """Where the log lines of the stage at `place` go."""
+    """The log file of the stage at `place`."""
     return store.home / "logs" / f"{place.replace('/', '-')}.log"
 
 
 def artifact_key(experiment: str, name: str) -> str:
-    """Under what an experiment's artifact appears in the Prefect UI: lower case, digits and dashes."""
+    """The key of an experiment's artifact in the Prefect UI: lower case, digits and dashes."""
     return re.sub("[^a-z0-9]+", "-", f"{experiment}-{name}".lower()).strip("-")
 
 
@@ -211,8 +211,8 @@ def _where(parameters: dict[str, Any]) -> list[str]:
 
 
 def _warn(place: str, finished: Finished) -> None:
-    """A stage's warnings in the task's log, those of a reused stage, too."""
-    for text in finished.metrics.get("warnings", []):
+    """Logs a stage's warnings, also those of a reused stage."""
+    for text in Metrics.of(finished).warnings:
         get_run_logger().warning("%s: %s", place, one_line(redact(text)))
 
 
@@ -240,7 +240,7 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
     try:
         with closing(LogFile(log)) as file:
 
-            def on_log(line: str) -> None:  # on a thread of its own
+            def on_log(line: str) -> None:  # called on another thread
                 text = plain(redact(line))
                 file.write(text)
                 logger.log(_level(text), "%s", text)
@@ -256,19 +256,19 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
 
 
 def _level(line: str) -> int:
-    """The level that a log line of a stage names, near its start."""
+    """The level of a log line of a stage, which is named near its start."""
     found = re.search(r"\b(DEBUG|WARNING|ERROR|CRITICAL)\b", line[:60])
     return LEVELS[found[1]] if found else logging.INFO
 
 
 def _eased(spec: Spec, folder: Path) -> Spec:
-    """`spec` with the smaller micro-batch that an earlier try without enough memory has asked for."""
-    wish = read_sealed(folder / EXECUTION) or {}  # a damaged one costs a try without enough memory
+    """`spec` with the smaller micro-batch that an earlier try asked for when it ran out of memory."""
+    wish = read_sealed(folder / EXECUTION) or {}  # a damaged file costs one more try
     return spec.model_copy(update={"execution": spec.execution.model_copy(update=wish)})
 
 
 def _ease(spec: Spec, folder: Path) -> None:
-    """Asks the next try for half the micro-batch. It lies beside the spec, so a later run starts with it, too."""
+    """Asks the next try for half the micro-batch. The file lies beside the spec, so that later runs use it, too."""
     if isinstance(spec, EvaluateSpec):
         name, first = "batch_size", EVALUATION_BATCH
     elif training := getattr(spec, "training", None):
@@ -280,7 +280,7 @@ def _ease(spec: Spec, folder: Path) -> None:
 
 
 class ProgressArtifact:
-    """The stage's bar in the Prefect UI, moved once a second at most; a bar that cannot move stops no stage."""
+    """The stage's bar in the Prefect UI. It moves once a second at most; errors of Prefect stop no stage."""
 
     def __init__(self, store: Store, place: str):
         self.key = artifact_key(store.home.name, f"{place}-progress")
@@ -289,13 +289,13 @@ class ProgressArtifact:
         self.event: dict[str, Any] | None = None
 
     def move(self, event: dict[str, Any]) -> None:
-        """To what `event` says."""
+        """Moves the bar to what `event` says."""
         self.event = event
         if time.monotonic() - self.moved > UPDATE_EVERY_S:
             self._show(100 * event["done"] / max(1, event["total"]))
 
     def end(self) -> None:
-        """To the end, if it ever moved."""
+        """Moves the bar to the end, if it ever moved."""
         if self.event is not None:
             self._show(100.0)
 
@@ -309,4 +309,4 @@ class ProgressArtifact:
             else:
                 update_progress_artifact(self.id, percent, text)
         except httpx.HTTPError as error:
-            get_run_logger().warning("the progress bar could not be moved: %s", error)
+            get_run_logger().warning("cannot move the progress bar: %s", error)

@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from iris_core.common.strict import Strict
+from iris_core.common.strict import Number, Strict
 
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
@@ -29,9 +29,17 @@ Floats = NDArray[np.float64]
 class Interval(Strict):
     """A value with its 95 % confidence interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
+
+    def scaled(self, factor: float) -> Interval:
+        """The interval of the value times a positive `factor`."""
+        return Interval(value=factor * self.value, low=factor * self.low, high=factor * self.high)
+
+    def __format__(self, spec: str) -> str:
+        """ "0.30 [0.20, 0.40]" for the format `.2f`, which each number gets."""
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
 
 
 def mean(values: Floats, seed: int) -> Interval:

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from iris_core.common.intervals import Floats, Interval
-from iris_core.common.strict import Strict
+from iris_core.common.strict import Number, Strict
 
 
 class Gap(Strict):
@@ -23,8 +23,8 @@ class Gap(Strict):
         confirmed: whether it is positive and the interval of the mean held-out margin is above 0.
     """
 
-    value: float
-    ess: float
+    value: Number
+    ess: Number
     pairs: int
     confirmed: bool
 

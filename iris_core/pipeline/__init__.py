@@ -1,4 +1,5 @@
-"""The loop as data: the spec of every stage, which stage needs what, and what a version says about where it comes from.
+"""The loop as data: the spec and the metrics of every stage, which stage needs what, and what MLflow keeps of them.
 
-Light to import: flows build specs without torch.
+Light to import: flows build specs without torch. The fields of a spec decide its key, which every store and MLflow
+hold: a field that is added or renamed here makes finished work run again.
 """

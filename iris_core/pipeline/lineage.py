@@ -1,4 +1,4 @@
-"""What a registered model tells about itself: what it is recognised by, its tags and its description."""
+"""What a registered model says about itself: the key that identifies it, its tags and its description."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from mlflow.entities.model_registry import ModelVersion
 from iris_core.common.digest import json_digest
 from iris_core.common.markup import markdown, plain
 from iris_core.common.redaction import redact
-from iris_core.pipeline.specs import RegisterSpec
-from iris_core.store import Manifest
+from iris_core.pipeline.metrics import EvaluateMetrics, TrainMetrics
+from iris_core.pipeline.specs import RegisterSpec, TrainSpec
+from iris_core.store import Manifest, Metrics, Policy
 from iris_core.tracking import registry
 from iris_core.tracking.measures import policy_digest
 
@@ -24,10 +25,10 @@ model, tokenizer = load_model("models:/{name}@champion")
 
 
 def content_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
-    """What an iteration is recognised by: its place, its model and the keys of the stages that made and scored it.
+    """Identifies an iteration: its place, its model and the keys of the stages that made and scored it.
 
-    Not by paths, nor by the schedule, whose key changes when iterations are added, nor by what was prepared, which the
-    other stages build on.
+    Paths do not count. Nor does the schedule, whose key changes when iterations are added, nor what was prepared, which
+    the keys of the other stages contain.
     """
     policy = spec.policy
     return json_digest(
@@ -43,7 +44,7 @@ def content_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
 
 
 def version_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
-    """What a version is recognised by; the initial model by its weights alone, however and whenever it was scored."""
+    """Identifies a version. The initial model counts by its weights alone, however and whenever it was scored."""
     if spec.iteration is None:
         return json_digest({"initial": spec.policy.model.digest})
     return content_key(spec, manifests)
@@ -52,32 +53,24 @@ def version_key(spec: RegisterSpec, manifests: dict[str, Manifest]) -> str:
 def version_tags(
     spec: RegisterSpec, manifests: dict[str, Manifest], run: str, known: Sequence[ModelVersion]
 ) -> dict[str, str]:
-    """What a version tells about itself: scores, order, gap, lineage, digests. The most telling come first.
+    """The tags of a version: scores, order, gap, lineage, digests. The most important come first.
 
     Args:
         spec: of the stage `register`.
         manifests: the stages behind it.
         run: the id of its MLflow run.
-        known: the versions that there are, oldest first.
+        known: the versions that exist, oldest first.
     """
-    trained, evaluated = manifests.get("train"), manifests.get("evaluate")
-    average = (evaluated.metrics.get("average") if evaluated else None) or {}
-    gap = trained.metrics["gap"] if trained else {}
     tags = {
         "iteration": registry.INITIAL if spec.iteration is None else spec.iteration,
-        "average": average.get("value"),
-        "average_stderr": average.get("stderr"),
-        "label": evaluated.metrics.get("label") if evaluated else None,
-        "order": trained.spec["order"] if trained else None,
-        **{name: f"{value:.6g}" for name, value in spread("gap", gap).items()},
-        "warnings": warnings_of(manifests) or None,
-        "parent_version": _version_of(trained.spec["policy"], known) if trained else None,
+        **_score_tags(manifests.get("evaluate")),
+        **_training_tags(manifests.get("train"), known),
+        "warnings": all_warnings(manifests) or None,
         "experiment": spec.experiment,
         "dtype": spec.dtype,
         "model_path": spec.policy.model.path,
         "model_digest": spec.policy.model.digest,
         "adapter_digest": spec.policy.adapter.digest if spec.policy.adapter else None,
-        registry.OPPONENT: _weights(trained.spec["opponent"]) if trained else None,
         registry.RUN: run,
         registry.KEY: version_key(spec, manifests),
     }
@@ -94,32 +87,49 @@ def describe(name: str, tags: dict[str, str]) -> str:
     return f"{first if tags['iteration'] == registry.INITIAL else trained}\n\n{USE.format(name=name)}"
 
 
-def warnings_of(manifests: dict[str, Manifest]) -> str:
-    """The warnings of the stages, a line each, as far as a tag can hold them; the manifests have all."""
-    lines = [
-        f"{stage}: {text}" for stage, manifest in manifests.items() for text in manifest.metrics.get("warnings", [])
-    ]
+def all_warnings(manifests: dict[str, Manifest]) -> str:
+    """The warnings of the stages, a line each, as many as a tag can hold. The manifests have all."""
+    lines = [f"{stage}: {text}" for stage, manifest in manifests.items() for text in Metrics.of(manifest).warnings]
     text = plain(redact("\n".join(lines)))
     return text if len(text) <= LONGEST_TAG else f"{text[:LONGEST_TAG]} …"
 
 
 def spread(name: str, value: Any) -> dict[str, Any]:
-    """{"gap": {"value": 1, "low": 0}} as gap, gap_low; a plain number as itself."""
+    """{"gap": {"value": 1, "low": 0}} as gap, gap_low; a plain number under its name."""
     if not isinstance(value, dict):
         return {name: value}
     return {name if key == "value" else f"{name}_{key}": number for key, number in value.items()}
 
 
-def _version_of(policy: dict[str, Any], known: Sequence[ModelVersion]) -> str:
-    """The version that holds `policy` (from a spec), by its content; its digest where there is none."""
+def _score_tags(evaluated: Manifest | None) -> dict[str, Any]:
+    if evaluated is None:
+        return {}
+    found = EvaluateMetrics.of(evaluated)
+    average = {"average": found.average.value, "average_stderr": found.average.stderr} if found.average else {}
+    return {**average, "label": found.label}
+
+
+def _training_tags(trained: Manifest | None, known: Sequence[ModelVersion]) -> dict[str, Any]:
+    if trained is None:
+        return {}
+    spec = TrainSpec.of(trained)
+    gap = spread("gap", TrainMetrics.of(trained).gap.model_dump())
+    return {
+        "order": spec.order,
+        **{name: f"{value:.6g}" for name, value in gap.items()},
+        "parent_version": _version_of(spec.policy, known),
+        registry.OPPONENT: _weights(spec.opponent),
+    }
+
+
+def _version_of(policy: Policy, known: Sequence[ModelVersion]) -> str:
+    """The newest version that holds `policy`, by its content; the digest of `policy` if there is none."""
     wanted = _weights(policy)
-    digest = (policy["adapter"] or policy["model"])["digest"]
     return next(
-        (str(v.version) for v in reversed(known) if registry.weights_of(v) == wanted),
-        f"sha256:{digest}",
+        (str(version.version) for version in reversed(known) if registry.weights_of(version) == wanted),
+        f"sha256:{(policy.adapter or policy.model).digest}",
     )
 
 
-def _weights(policy: dict[str, Any]) -> str:
-    adapter = policy["adapter"]
-    return policy_digest(policy["model"]["digest"], adapter["digest"] if adapter else None)
+def _weights(policy: Policy) -> str:
+    return policy_digest(policy.model.digest, policy.adapter.digest if policy.adapter else None)

@@ -1,4 +1,4 @@
-"""The loop as specs: which stage needs what, from an experiment and what the stages before it produced.
+"""The loop as specs: what each stage needs, from the experiment and from the stages before it.
 
 The lineage of weights: iteration t trains from p_t, has p_t (or the initial model) as opponent, and gives p_{t+1}.
 """
@@ -25,7 +25,7 @@ from iris_core.config.objective import WITH_INITIAL_RESPONSES
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
-from iris_core.objectives.order import Movement
+from iris_core.pipeline.metrics import ScheduleMetrics, TrainMetrics
 from iris_core.pipeline.specs import (
     CompareSpec,
     EvaluateSpec,
@@ -40,7 +40,7 @@ from iris_core.pipeline.specs import (
 from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
 from iris_core.store.places import place_of
 
-SEED_STRIDE = 1000  # above the most iterations: no two seeds share one; `generate` digests it, so that it may be large
+SEED_STRIDE = 1000  # above the most iterations, so that no two pairs of seed and iteration share a sampling seed
 
 
 class LoopState(Strict):
@@ -52,7 +52,7 @@ class LoopState(Strict):
         gaps: the gaps measured by the iterations before.
         previous: the synthetic responses of iteration t-1.
         first: the synthetic responses of iteration 0, those of the initial model.
-        converged: the last iteration found nothing more to learn, and the experiment asks to stop then.
+        converged: the loop stops: the last iteration found nothing more to learn, and the experiment asks for that.
     """
 
     iteration: int
@@ -65,14 +65,14 @@ class LoopState(Strict):
 
 
 class Prepared(Strict):
-    """What the stage `prepare` found out about the experiment's inputs.
+    """The experiment's inputs, as the stage `prepare` resolved them.
 
     Attributes:
         initial: the model that self-play starts from.
         pairs: the annotated pairs, in text and tokens.
-        dtype: number format of the weights in memory.
+        dtype: of the weights in memory.
         stop_token_ids: what ends a generated response: the end of turn of the chat template, then others.
-        packing: in which rows the model is trained and scored.
+        packing: whether the model is trained and scored on packed rows.
     """
 
     initial: Policy
@@ -100,7 +100,7 @@ class Prepared(Strict):
 
 
 def prepare_spec(experiment: Experiment) -> PrepareSpec:
-    """Digests the data and a local model, and asks the hub which commit the name of another means.
+    """Digests the data and the model. Of a model on the hub, it asks for the commit.
 
     Raises:
         DataError: the data is missing, or the hub refuses it.
@@ -191,26 +191,28 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, da
 
 def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -> ScheduleSpec:
     """The next order, from the gaps up to this iteration."""
+    found = TrainMetrics.of(trained)
     return ScheduleSpec(
         schedule=experiment.schedule,
         iteration=state.iteration,
         iterations=experiment.iterations,
         order=state.order,
-        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
-        movement=Movement(**trained.metrics["movement"]),
+        gaps=[*state.gaps, found.gap],
+        movement=found.movement,
     )
 
 
 def next_state(state: LoopState, generated: Manifest, trained: Manifest, scheduled: Manifest) -> LoopState:
     """The state before the next iteration."""
+    decided = ScheduleMetrics.of(scheduled)
     return LoopState(
         iteration=state.iteration + 1,
         policy=trained_policy(state.policy, trained),
-        order=scheduled.metrics["next_order"],
-        gaps=[*state.gaps, Gap(**trained.metrics["gap"])],
+        order=decided.next_order,
+        gaps=[*state.gaps, TrainMetrics.of(trained).gap],
         previous=generated.artifact("responses"),
         first=state.first or generated.artifact("responses"),
-        converged=scheduled.metrics["stop"],
+        converged=decided.stop,
     )
 
 
@@ -237,7 +239,7 @@ def register_spec(
 
 
 def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
-    """The report, and the data beside it, as files of a run in MLflow."""
+    """The report and its data, as files of a run in MLflow."""
     return PublishSpec(
         execution=Execution(patience=experiment.tracking.patience),
         tracking_uri=experiment.tracking_uri,
@@ -247,7 +249,7 @@ def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSp
 
 
 def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
-    """The loop of a comparison that trains objective `name` from `seed`, in the same store.
+    """The loop of a comparison that trains with objective `name` and `seed`, in the same store.
 
     Raises:
         ConfigError: the seed is out of range, or the loop's name gets too long.
@@ -265,7 +267,7 @@ def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment
 
 
 def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSpec:
-    """What the loops of `members` left in the store, side by side.
+    """The loops of `members` side by side, from their manifests in the store.
 
     Raises:
         StoreError: one of them has trained nothing.

@@ -1,4 +1,4 @@
-"""The spec of every stage: what it needs, by content. Light to import, so that flows can build them without torch."""
+"""The spec of every stage: what it needs, by content. Light to import: flows build specs without torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from iris_core.config import (
 from iris_core.config.rules import ModelName, TrackingUri
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
+from iris_core.pipeline.metrics import CompareMetrics, RegisterMetrics
 from iris_core.store import Artifact, Manifest, Policy, Spec
 
 PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is kept with it
@@ -31,9 +32,9 @@ PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is 
 class PrepareSpec(Spec):
     """Resolve the model, read, check and split the annotated pairs.
 
-    Output `pairs`: Parquet of `iris_core.data.pairs.Pair`, in training order: ids, text and tokens of prompts and responses.
-    Output `model`: a JSON file with the resolved model folder, its digest, and the tokens that end its turns (see
-    `iris_core.pipeline.plan.Prepared`).
+    Output `pairs`: Parquet of `iris_core.data.pairs.Pair`, in training order: ids, text and tokens of both sides.
+    Output `model`: a JSON file with the resolved model folder, its digest, and the tokens that end its turns;
+    `iris_core.pipeline.plan.Prepared` reads it.
     """
 
     stage: ClassVar[str] = "prepare"
@@ -69,11 +70,11 @@ class GenerateSpec(Spec):
 class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
-    `synthetic` holds its responses, the newest first; `initial_synthetic` the initial model's, for T-SPIN. Both sides are
-    compared up to `max_new_tokens` tokens, as no synthetic response is longer.
+    `synthetic` holds the opponent's responses, the newest first. `initial_synthetic` holds those of the initial model,
+    for T-SPIN. Both sides are compared up to `max_new_tokens` tokens, because no synthetic response is longer.
 
-    Outputs: `adapter` (LoRA) or `model` (full), `history` (JSON Lines, a row a step), `opponent_logprobs`, `heldout`
-    (Parquet, a row a held-out pair: log-probs under opponent and policy of the responses, and of the annotated one's cut).
+    Outputs: `adapter` (LoRA) or `model` (full); `history` (JSON Lines, a row for each step); `opponent_logprobs`;
+    `heldout` (Parquet, a row for each held-out pair: log-probs of both responses under opponent and policy).
     """
 
     stage: ClassVar[str] = "train"
@@ -118,7 +119,7 @@ class EvaluateSpec(Spec):
 class ScheduleSpec(Spec):
     """Set the next order from the gaps measured so far (the last one is this iteration's), and say whether to go on.
 
-    Output `schedule`: a JSON file with order, next_order, converged and reason; the metrics hold the same.
+    Output `schedule`: the metrics (`ScheduleMetrics`) as a JSON file.
     """
 
     stage: ClassVar[str] = "schedule"
@@ -131,7 +132,7 @@ class ScheduleSpec(Spec):
 
 
 class Member(Strict):
-    """One loop of a comparison: its objective and seed, and the manifests of what it trained and scored, by iteration."""
+    """One loop of a comparison: its objective and seed, and the manifests of its trainings and evaluations in order."""
 
     objective: str
     beta: float
@@ -154,14 +155,14 @@ class CompareSpec(Spec):
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether MLflow still has the run with the figures."""
-        return tracking.holds(self.tracking_uri, [manifest.metrics["run_id"]])
+        return tracking.holds(self.tracking_uri, [CompareMetrics.of(manifest).run_id])
 
 
 class RegisterSpec(Spec):
     """Log one iteration to MLflow, register its model as a version and let it challenge the champion.
 
     `iteration` is None for the initial model, the first version and champion.
-    Output `registration`: a JSON file with run_id, parent_run_id, version, champion and champion_note.
+    Output `registration`: the metrics (`RegisterMetrics`) as a JSON file.
     """
 
     stage: ClassVar[str] = "register"
@@ -178,8 +179,10 @@ class RegisterSpec(Spec):
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether MLflow still has the runs, and no other recipe was recorded there since."""
-        run, parent = manifest.metrics["run_id"], manifest.metrics["parent_run_id"]
-        return tracking.holds(self.tracking_uri, [parent]) and tracking.holds(self.tracking_uri, [run], self.recorded)
+        found = RegisterMetrics.of(manifest)
+        if not tracking.holds(self.tracking_uri, [found.parent_run_id]):
+            return False
+        return tracking.holds(self.tracking_uri, [found.run_id], self.recorded)
 
     @property
     def recorded(self) -> tuple[str, str]:
@@ -190,7 +193,7 @@ class RegisterSpec(Spec):
 class PublishSpec(Spec):
     """Keep files with a run in MLflow; the first is what people are shown.
 
-    No output: the metrics have run_id and link, the page of MLflow's UI with the first file (None without a server).
+    No output: the metrics (`PublishMetrics`) say where MLflow shows the first file.
     """
 
     stage: ClassVar[str] = "publish"

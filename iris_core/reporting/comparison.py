@@ -1,4 +1,4 @@
-"""Objectives side by side, each with several seeds, on one model and data: a table and a page.
+"""Objectives compared, each with several seeds, on one model and one data set: a table and a page.
 
 Every number is a mean over seeds; its 95 % interval counts seeds and held-out prompts as samples (`intervals.crossed`).
 """
@@ -6,7 +6,6 @@ Every number is a mean over seeds; its 95 % interval counts seeds and held-out p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,9 @@ from markupsafe import Markup
 
 from iris_core.common import markup
 from iris_core.common.intervals import Floats, Interval, crossed, crossed_proportion
+from iris_core.common.strict import Strict
 from iris_core.objectives.gap import variational_gap
+from iris_core.pipeline.metrics import EvaluateMetrics
 from iris_core.pipeline.specs import Member
 from iris_core.reporting import figures
 from iris_core.reporting.page import pages
@@ -32,17 +33,17 @@ HEADERS = (
 )
 
 
-class Trajectory(NamedTuple):
-    """What one objective did, over its seeds.
+class Trajectory(Strict):
+    """What training with one objective did, over its seeds.
 
     Attributes:
         logprob: held-out log-prob per token of annotated answers, before and after each iteration, in nats.
         exact_match: share of held-out prompts answered exactly, the same.
-        average: mean benchmark score of the last model, over seeds.
-        label: "miniature" where the embedded benchmarks gave it.
+        average: mean benchmark score of the last model, over seeds; None if a seed has none.
+        label: "miniature" if the embedded benchmarks gave it.
         gap: D̂ of the last iteration, an estimate.
         synthetic: log-prob per token of the opponent's held-out answers under the last model.
-        minutes: wall time of its stages, over all seeds; work shared between objectives counts for each.
+        minutes: wall time of its stages, over all seeds; stages that objectives share count for each.
     """
 
     objective: str
@@ -73,8 +74,8 @@ def cells(trajectory: Trajectory) -> list[str]:
     return [
         trajectory.objective,
         f"{trajectory.beta:g}",
-        _text(trajectory.logprob[-1], 3),
-        _text(trajectory.exact_match[-1], 2) if trajectory.exact_match else "",
+        f"{trajectory.logprob[-1]:.3f}",
+        f"{trajectory.exact_match[-1]:.2f}" if trajectory.exact_match else "",
         f"{trajectory.gap:.2f}",
         f"{trajectory.synthetic.value:.2f}",
         "" if average is None else f"{100 * average:.1f}{label}",
@@ -87,9 +88,9 @@ def markdown(found: Sequence[Trajectory]) -> str:
 
 
 def render(experiment: str, found: Sequence[Trajectory]) -> str:
-    """The page."""
+    """The page, as HTML."""
     names = ["initial", *map(str, range(len(found[0].logprob) - 1))]
-    series = {trajectory.objective: [_triple(value) for value in trajectory.logprob] for trajectory in found}
+    series = {trajectory.objective: trajectory.logprob for trajectory in found}
     plot = figures.compared("logprob", names, series, "held-out log-prob, nats per token")
     return (
         pages()
@@ -98,7 +99,7 @@ def render(experiment: str, found: Sequence[Trajectory]) -> str:
             experiment=experiment,
             seeds=found[0].seeds,
             plot=Markup(plot),
-            alt="; ".join(f"{row.objective} ends at {_text(row.logprob[-1], 3)}" for row in found),
+            alt="; ".join(f"{row.objective} ends at {row.logprob[-1]:.3f}" for row in found),
             headers=HEADERS,
             rows=[cells(trajectory) for trajectory in found],
         )
@@ -118,16 +119,16 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
     after = [crossed(it["annotated_policy"], it["annotated_tokens"]) for it in heldout]
     rewards = [beta * (last[f"{side}_policy"] - last[f"{side}_opponent"]) for side in ("annotated_cut", "synthetic")]
     answered = [runs for runs in zip(*scored, strict=True) if "heldout" in runs[0].outputs]
-    averages = [(run[-1].metrics.get("average") or {}).get("value") for run in scored if run]
-    known = [average for average in averages if average is not None]
+    last_scores = [EvaluateMetrics.of(run[-1]) for run in scored if run]
+    averages = [scores.average.value for scores in last_scores if scores.average]
     return Trajectory(
         objective=members[0].objective,
         beta=beta,
         seeds=[member.seed for member in members],
         logprob=[before, *after],
         exact_match=[crossed_proportion(_heldout(runs)["correct"]) for runs in answered],
-        average=sum(known) / len(known) if known and len(known) == len(averages) else None,
-        label=next((run[-1].metrics.get("label") for run in scored if run), None),
+        average=sum(averages) / len(averages) if averages and len(averages) == len(last_scores) else None,
+        label=next((scores.label for scores in last_scores), None),
         gap=float(variational_gap(*rewards).mean()),
         synthetic=crossed(last["synthetic_policy"], last["synthetic_tokens"]),
         minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
@@ -135,16 +136,7 @@ def _trajectory(members: Sequence[Member]) -> Trajectory:
 
 
 def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
-    """The numbers in the held-out tables of one stage, a run a seed: columns of shape [seeds, prompts]."""
+    """The numbers in the held-out tables of one stage, one run for each seed: columns of shape [seeds, prompts]."""
     tables = [pq.read_table(manifest.artifact("heldout").intact()) for manifest in manifests]
     numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
     return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}
-
-
-def _triple(value: Interval) -> list[float]:
-    return [value.value, value.low, value.high]
-
-
-def _text(value: Interval, digits: int) -> str:
-    center, low, high = (f"{number:.{digits}f}" for number in _triple(value))
-    return f"{center} [{low}, {high}]"

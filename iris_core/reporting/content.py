@@ -1,14 +1,12 @@
-"""Everything the report shows, as JSON-able data read from an experiment's manifests: what `report.json` holds.
+"""Collects everything the report shows from an experiment's manifests.
 
-Unfinished experiments give what there is: a stage without a manifest is marked, and its numbers are missing.
+An unfinished experiment gives what there is: a stage without a manifest is marked, and its numbers are missing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,30 @@ import pyarrow.parquet as parquet
 import yaml
 
 from iris_core.common.redaction import redact
+from iris_core.config import ObjectivePart, Source
+from iris_core.pipeline.metrics import (
+    EvaluateMetrics,
+    GenerateMetrics,
+    PrepareMetrics,
+    RegisterMetrics,
+    ScheduleMetrics,
+    Score,
+)
 from iris_core.pipeline.plan import Prepared
+from iris_core.pipeline.specs import PrepareSpec, RegisterSpec, TrainSpec
+from iris_core.reporting.findings import sentence, tiles
+from iris_core.reporting.report import (
+    Answers,
+    BenchmarkSettings,
+    Inputs,
+    Model,
+    Report,
+    Stage,
+    StageWarnings,
+    Steps,
+    Table,
+)
 from iris_core.reporting.summary import (
-    Interval,
     Row,
     cells,
     champion,
@@ -38,37 +57,41 @@ SAMPLES = 6
 LONGEST_TEXT = 4000
 
 
-def collect(store: Store) -> dict[str, Any]:
-    """All figures of the experiment in `store`."""
-    found = rows(store)
-    manifests = stages(store)
+def collect(store: Store) -> Report:
+    """All figures of the experiment in `store`.
+
+    Raises:
+        StoreError: a manifest is of another version of IRIS.
+    """
+    found, manifests = rows(store), stages(store)
     recipe = recipe_of(store, manifests)
-    return {
-        "experiment": store.home.name,
-        "wanted": yaml.safe_load(recipe).get("iterations") if recipe else None,
-        "done": len(list(iterations(store))),
-        "stopped": any(m.metrics.get("stop", False) for m in manifests.values() if m and m.stage == "schedule"),
-        "inputs": inputs(manifests.get("prepare")),
-        "objective": objective(manifests.get(place_of(0, "train"))),
-        "result": sentence(found),
-        "warnings": warned(store),
-        "champion": best._asdict() if (best := champion(store)) else None,
-        "tiles": tiles(found),
-        "table": {"headers": headers(found), "rows": [cells(row) for row in found]},
-        "models": [model_of(store, row) for row in found],
-        "steps": steps(store),
-        "benchmarks": protocols(store),
-        "samples": answered(store) or sampled(store),
-        "stages": [stage_of(place, manifest) for place, manifest in manifests.items()],
-        "recipe": recipe,
-    }
+    return Report(
+        experiment=store.home.name,
+        wanted=yaml.safe_load(recipe).get("iterations") if recipe else None,
+        done=len(list(iterations(store))),
+        stopped=any(m and m.stage == "schedule" and ScheduleMetrics.of(m).stop for m in manifests.values()),
+        inputs=inputs(manifests.get("prepare")),
+        objective=objective(manifests.get(place_of(0, "train"))),
+        result=sentence(found),
+        warnings=stage_warnings(store),
+        champion=champion(store),
+        tiles=tiles(found),
+        table=Table(headers=headers(found), rows=[cells(row) for row in found]),
+        models=[model_of(store, row) for row in found],
+        steps=steps(store),
+        benchmarks=benchmark_settings(store),
+        samples=answered(store) or sampled(store),
+        stages=[stage_of(place, manifest) for place, manifest in manifests.items()],
+        recipe=recipe,
+    )
 
 
-def warned(store: Store) -> list[dict[str, Any]]:
-    """What each stage warned of, stage by stage."""
+def stage_warnings(store: Store) -> list[StageWarnings]:
+    """The warnings, stage by stage."""
     grouped = itertools.groupby(warnings(store), key=lambda warning: warning.place)
     return [
-        {"place": place_name(place), "texts": [redact(warning.text) for warning in found]} for place, found in grouped
+        StageWarnings(place=place_name(place), texts=[redact(warning.text) for warning in found])
+        for place, found in grouped
     ]
 
 
@@ -77,54 +100,52 @@ def recipe_of(store: Store, manifests: dict[str, Manifest | None]) -> str:
     kept = store.home / RECIPE
     if kept.is_file():
         return redact(kept.read_text(encoding="utf-8"))
-    registered = [m.spec["recipe"] for m in manifests.values() if m and m.stage == "register"]
-    return redact(registered[-1]) if registered else ""
+    registered = [manifest for manifest in manifests.values() if manifest and manifest.stage == "register"]
+    return redact(RegisterSpec.of(registered[-1]).recipe) if registered else ""
 
 
-def inputs(prepared: Manifest | None) -> dict[str, Any]:
+def inputs(prepared: Manifest | None) -> Inputs | None:
     """The model that self-play starts from, and the annotated pairs."""
     if prepared is None:
-        return {}
-    start = Prepared.of(prepared)
-    return {
-        "model": redact(str(prepared.spec["model"]["path"])),
-        "revision": prepared.spec["model_commit"],
-        "model_digest": start.initial.model.digest,
-        "dtype": start.dtype,
-        "data": redact(label_of(prepared.spec["data"]["path"])),
-        "data_digest": start.pairs.digest,
-        **{name: prepared.metrics.get(name) for name in ("train_pairs", "heldout_pairs", "dropped")},
-    }
-
-
-def label_of(path: str | list[dict[str, Any]]) -> str:
-    """The annotated data's path, or those of its sources."""
-    return path if isinstance(path, str) else ", ".join(source["path"] for source in path)
-
-
-def objective(trained: Manifest | None) -> dict[str, Any]:
-    """The settings of the objective that the experiment trains with; empty before the first training."""
-    return dict(trained.spec["objective"]) if trained else {}
-
-
-def model_of(store: Store, row: Row) -> dict[str, Any]:
-    """One row of the table as numbers, with what the table leaves out."""
-    initial = row.iteration is None
-    evaluated, scheduled, generated = (
-        store.manifest(place_of(row.iteration, stage)) for stage in ("evaluate", "schedule", "generate")
+        return None
+    start, spec, found = Prepared.of(prepared), PrepareSpec.of(prepared), PrepareMetrics.of(prepared)
+    return Inputs(
+        model=redact(spec.model.path),
+        revision=spec.model_commit,
+        model_digest=start.initial.model.digest,
+        dtype=start.dtype,
+        data=redact(label_of(spec.data.path)),
+        data_digest=start.pairs.digest,
+        train_pairs=found.train_pairs,
+        heldout_pairs=found.heldout_pairs,
+        dropped=found.dropped,
     )
-    scores = evaluated.metrics.get("benchmarks", {}) if evaluated else {}
-    return {
-        **dataclasses.asdict(row),
-        "name": "initial" if initial else str(row.iteration),
-        "errors": {name: score.get("stderr") for name, score in scores.items()},
-        "reason": scheduled.metrics["reason"] if scheduled else None,
-        "generated": generated.metrics if generated else None,
-    }
 
 
-def steps(store: Store) -> dict[str, Any]:
-    """The training histories one after another: columns, and the index at which each iteration starts."""
+def label_of(path: str | list[Source]) -> str:
+    """The path of the annotated data, or those of its sources."""
+    return path if isinstance(path, str) else ", ".join(source.path for source in path)
+
+
+def objective(trained: Manifest | None) -> ObjectivePart | None:
+    """The objective that the experiment trains with; None before the first training."""
+    return TrainSpec.of(trained).objective if trained else None
+
+
+def model_of(store: Store, row: Row) -> Model:
+    """One row of the table as numbers, with what the table leaves out."""
+    scheduled, generated = (store.manifest(place_of(row.iteration, stage)) for stage in ("schedule", "generate"))
+    return Model(
+        **dict(row),
+        name="initial" if row.iteration is None else str(row.iteration),
+        errors={name: score.stderr for name, score in _scores(store, row.iteration).items()},
+        reason=ScheduleMetrics.of(scheduled).reason if scheduled else None,
+        generated=GenerateMetrics.of(generated) if generated else None,
+    )
+
+
+def steps(store: Store) -> Steps:
+    """The training histories one after another."""
     starts: list[int] = []
     lines: list[dict[str, Any]] = []
     for t in iterations(store):
@@ -134,161 +155,84 @@ def steps(store: Store) -> dict[str, Any]:
         history = trained.artifact("history").intact().read_text(encoding="utf-8")
         lines += [json.loads(line) for line in history.splitlines()]
     names = sorted({name for line in lines for name in line} - {"time"})
-    return {
-        "starts": starts,
-        "columns": {name: [line.get(name) for line in lines] for name in names},
-    }
+    return Steps(starts=starts, columns={name: [line.get(name) for line in lines] for name in names})
 
 
-def protocols(store: Store) -> list[dict[str, Any]]:
+def benchmark_settings(store: Store) -> list[BenchmarkSettings]:
     """How each benchmark was run, from the newest evaluation that there is."""
     last = max(iterations(store), default=-1)
-    for iteration in [*range(last, -1, -1), None]:
-        if evaluated := store.manifest(place_of(iteration, "evaluate")):
-            scores = evaluated.metrics.get("benchmarks", {})
-            wanted = ("task", "shots", "metric", "n", "protocol")
-            return [{"name": name, **{key: score.get(key) for key in wanted}} for name, score in scores.items()]
-    return []
+    newest_first = [*range(last, -1, -1), None]
+    newest = next((t for t in newest_first if store.manifest(place_of(t, "evaluate"))), None)
+    return [
+        BenchmarkSettings(name=name, **score.model_dump(exclude={"value", "stderr", "recorded"}))
+        for name, score in _scores(store, newest).items()
+    ]
 
 
-def answered(store: Store) -> list[dict[str, Any]]:
+def answered(store: Store) -> list[Answers]:
     """Held-out prompts with the greedy answers of the initial and of the last evaluated model."""
     last = max(iterations(store), default=-1)
     correct = [_correct(store.manifest(place_of(iteration, "evaluate"))) for iteration in (None, last)]
     return [
-        {
-            "prompt": _clip(sample.prompt),
-            "annotated": _clip(sample.annotated),
-            "before": _clip(sample.before),
-            "after": _clip(sample.after),
-            "before_correct": correct[0].get(sample.prompt),
-            "after_correct": correct[1].get(sample.prompt),
-            "how": "greedy answers of the initial and of the last model",
-        }
+        Answers(
+            prompt=_clip(sample.prompt),
+            annotated=_clip(sample.annotated),
+            before=_clip(sample.before),
+            after=_clip(sample.after),
+            before_correct=correct[0].get(sample.prompt),
+            after_correct=correct[1].get(sample.prompt),
+            how="greedy answers of the initial and of the last model",
+        )
         for sample in samples(store, SAMPLES)
     ]
 
 
-def sampled(store: Store) -> list[dict[str, Any]]:
+def sampled(store: Store) -> list[Answers]:
     """For data without an answer pattern: what the first and the last opponent sampled for held-out prompts."""
-    made = [store.manifest(place_of(t, "generate")) for t in (0, max(iterations(store), default=-1))]
+    last = max(iterations(store), default=-1)
+    first_made, last_made = (store.manifest(place_of(t, "generate")) for t in (0, last))
     prepared = store.manifest("prepare")
-    if prepared is None or made[0] is None or made[1] is None:
+    if prepared is None or first_made is None or last_made is None:
         return []
-    before, after = (_responses(manifest.artifact("responses").intact()) for manifest in made if manifest)
+    before, after = (_responses(manifest.artifact("responses").intact()) for manifest in (first_made, last_made))
     pairs = parquet.read_table(prepared.artifact("pairs").intact()).to_pylist()
     shown = [pair for pair in pairs if pair["split"] == "heldout" and pair["prompt_id"] in before.keys() & after.keys()]
     return [
-        {
-            "prompt": _clip(pair["prompt"]),
-            "annotated": _clip(pair["response"]),
-            "before": _clip(before[pair["prompt_id"]]),
-            "after": _clip(after[pair["prompt_id"]]),
-            "before_correct": None,
-            "after_correct": None,
-            "how": f"sampled by the opponents of iterations 0 and {max(iterations(store))}",
-        }
+        Answers(
+            prompt=_clip(pair["prompt"]),
+            annotated=_clip(pair["response"]),
+            before=_clip(before[pair["prompt_id"]]),
+            after=_clip(after[pair["prompt_id"]]),
+            how=f"sampled by the opponents of iterations 0 and {last}",
+        )
         for pair in shown[:: max(1, len(shown) // SAMPLES)][:SAMPLES]
     ]
 
 
-def stage_of(place: str, manifest: Manifest | None) -> dict[str, Any]:
-    """The lineage of one stage: its key, everything in its spec, what came out."""
+def stage_of(place: str, manifest: Manifest | None) -> Stage:
+    """The lineage of one stage: its key, everything in its spec, its outputs."""
     if manifest is None:
-        return {"place": place, "finished": False}
-    spec = {name: value for name, value in manifest.spec.items() if name != "recipe"}
-    return {
-        "place": place,
-        "finished": True,
-        "key": manifest.key,
-        "seed": manifest.spec.get("seed"),
-        "versions": manifest.spec["versions"],
-        "started": manifest.started.isoformat(timespec="seconds"),
-        "seconds": manifest.seconds,
-        "bytes": sum(size for size, _ in manifest.files.values()),
-        "outputs": {name: output.digest for name, output in manifest.outputs.items()},
-        "spec": json.loads(redact(json.dumps(spec))),
-        "registered": manifest.metrics if manifest.stage == "register" else None,
-    }
+        return Stage(place=place, finished=False)
+    spec = json.loads(redact(json.dumps({name: value for name, value in manifest.spec.items() if name != "recipe"})))
+    return Stage(
+        place=place,
+        finished=True,
+        key=manifest.key,
+        seed=spec.get("seed"),
+        versions=spec.get("versions", {}),
+        started=manifest.started.isoformat(timespec="seconds"),
+        seconds=manifest.seconds,
+        bytes=sum(size for size, _ in manifest.files.values()),
+        outputs={name: output.digest for name, output in manifest.outputs.items()},
+        spec=spec,
+        registered=RegisterMetrics.of(manifest) if manifest.stage == "register" else None,
+    )
 
 
-def sentence(found: Sequence[Row]) -> str:
-    """What self-play did to the model, with intervals and without more than they allow."""
-    trained = [row for row in found if row.iteration is not None]
-    if not trained:
-        return "No iteration has finished training yet."
-    first, last = found[0], trained[-1]
-    count = len(trained)
-    parts = [
-        _change("exact match on held-out prompts", first.exact_match, last.exact_match, 2),
-        _change(
-            "the held-out log-probability of annotated answers (nats a token)",
-            first.logprob,
-            last.logprob,
-            3,
-        ),
-    ]
-    if first.average is not None and last.average is not None and first is not last:
-        label = f"{last.label} benchmark average" if last.label else "benchmark average"
-        parts.append(_change(f"the {label} (percent, ±1.96 standard errors)", _percent(first), _percent(last), 1))
-    said = "; ".join(part for part in parts if part) or "nothing was measured both before and after"
-    return f"After {count} iteration{'s' if count > 1 else ''} of self-play, {said}."
-
-
-def tiles(found: Sequence[Row]) -> list[dict[str, str]]:
-    """The most telling numbers, before and after."""
-    trained = [row for row in found if row.iteration is not None]
-    if not trained:
-        return []
-    first, last = found[0], trained[-1]
-    label = f"{last.label} average, %" if last.label else "benchmark average, %"
-    pairs = [
-        ("held-out exact match", first.exact_match, last.exact_match, 2),
-        ("held-out log-prob per token", first.logprob, last.logprob, 3),
-    ]
-    shown = [
-        _tile(name, old.value, new.value, digits, f"95 % {_range(new, digits)}")
-        for name, old, new, digits in pairs
-        if old and new
-    ]
-    if first.average is not None and last.average is not None and last.stderr is not None:
-        note = f"standard error {100 * last.stderr:.1f}"
-        shown.append(_tile(label, 100 * first.average, 100 * last.average, 1, note))
-    if len(trained) > 1 and trained[0].gap and last.gap:
-        note = f"ESS {last.gap.ess:.0f} of {last.gap.pairs}"
-        name = "gap D̂, first and last iteration"
-        shown.insert(2, _tile(name, trained[0].gap.value, last.gap.value, 3, note))
-    return shown
-
-
-def _tile(name: str, before: float, after: float, digits: int, note: str) -> dict[str, str]:
-    return {
-        "name": name,
-        "before": f"{before:.{digits}f}",
-        "after": f"{after:.{digits}f}",
-        "note": note,
-    }
-
-
-def _change(what: str, old: Interval | None, new: Interval | None, digits: int) -> str:
-    if old is None or new is None:
-        return ""
-    apart = new.low > old.high or new.high < old.low
-    verb = ("rose" if new.value > old.value else "fell") if apart else "moved within its intervals"
-    ends = [f"{i.value:.{digits}f} {_range(i, digits)}" for i in (old, new)]
-    return f"{what} {verb} from {ends[0]} to {ends[1]}"
-
-
-def _range(interval: Interval, digits: int) -> str:
-    return f"[{interval.low:.{digits}f},\u00a0{interval.high:.{digits}f}]"
-
-
-def _percent(row: Row) -> Interval | None:
-    """The average and 1.96 standard errors around it; None where the error is unknown, for then no change can be claimed."""
-    if row.average is None or row.stderr is None:
-        return None
-    center, spread = 100 * row.average, 196 * row.stderr
-    return Interval(center, max(0.0, center - spread), min(100.0, center + spread))
+def _scores(store: Store, iteration: int | None) -> dict[str, Score]:
+    """The benchmark scores of the model after an iteration (None: of the initial model); empty if it has none."""
+    evaluated = store.manifest(place_of(iteration, "evaluate"))
+    return EvaluateMetrics.of(evaluated).benchmarks if evaluated else {}
 
 
 def _correct(manifest: Manifest | None) -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """The report's plots, as SVG that takes its colours from the page: dark where the page is dark.
 
-Each plot is drawn in placeholder colours which become CSS variables, with its texts left as text. Equal data gives equal
-SVG, byte for byte.
+Each plot is drawn in placeholder colours, which become CSS variables. Text stays text. Equal data gives equal SVG,
+byte for byte.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from iris_core.common.intervals import Interval
 
 INK, MUTED, LINE = "#111213", "#818283", "#d1d2d3"
 ANNOTATED, SYNTHETIC, ACCENT = "#2162c3", "#c36221", "#118273"
@@ -50,15 +52,13 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 WIDTH, HEIGHT = 4.2, 2.7  # inches; small, so that texts stay readable on a phone
-LEAST_PERCENT = 20  # percentage points on a benchmark's axis: noise should not look like news
+LEAST_PERCENT = 20  # percentage points on a benchmark's axis, so that noise looks small
 MOST_NAMES = 12  # on an axis
 MOST_POINTS = 1500  # of a curve; a longer one is thinned
 
-Spread = Sequence[float] | None  # value, low, high
-
 
 def order_and_gap(orders: Sequence[float | None], gaps: Sequence[float]) -> str:
-    """The order α of each iteration, above the gap D̂ it measured, an estimate without an interval."""
+    """Two plots by iteration: the order α above, the gap D̂ that it measured below, without intervals."""
 
     def draw(figure: Figure) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
@@ -66,7 +66,7 @@ def order_and_gap(orders: Sequence[float | None], gaps: Sequence[float]) -> str:
         top.plot(_numbers(orders), color=INK, marker="s", markersize=5)
         top.set_ylabel("order α")
         top.margins(y=0.25)
-        _spreads(bottom, names, [(gap, gap, gap) for gap in gaps], ACCENT)
+        _intervals(bottom, names, [Interval(value=gap, low=gap, high=gap) for gap in gaps], ACCENT)
         bottom.axhline(0, color=MUTED, linewidth=0.8, linestyle=":")
         bottom.set_ylabel("gap D̂ (nats)")
         bottom.set_xlabel("iteration")
@@ -74,20 +74,20 @@ def order_and_gap(orders: Sequence[float | None], gaps: Sequence[float]) -> str:
     return _svg("gap", draw, height=HEIGHT * 1.25)
 
 
-def by_model(name: str, names: Sequence[str], values: Sequence[Spread], label: str) -> str:
+def by_model(name: str, names: Sequence[str], values: Sequence[Interval | None], label: str) -> str:
     """One quantity with its interval, for the initial model and after each iteration."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _spreads(axes, names, values, ACCENT)
+        _intervals(axes, names, values, ACCENT)
         axes.set_ylabel(label)
         axes.set_xlabel("model after iteration")
 
     return _svg(name, draw)
 
 
-def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Spread]], label: str) -> str:
-    """One quantity of several objectives, a line with intervals each, beside one another at every model."""
+def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Interval | None]], label: str) -> str:
+    """One quantity of several objectives by model: for each objective a line with intervals."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -113,12 +113,12 @@ def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Spre
     return _svg(name, draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
 
 
-def benchmark(name: str, names: Sequence[str], values: Sequence[Spread]) -> str:
-    """One benchmark's score in percent, small, with one standard error to each side."""
+def benchmark(name: str, names: Sequence[str], values: Sequence[Interval | None]) -> str:
+    """A small plot of one benchmark's score in percent."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _spreads(axes, names, [None if v is None else [100 * x for x in v] for v in values], ACCENT)
+        _intervals(axes, names, [value and value.scaled(100) for value in values], ACCENT)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.margins(x=0.12)
         low, high = axes.get_ylim()
@@ -133,7 +133,7 @@ def curves(name: str, series: Mapping[str, Sequence[float]], starts: Sequence[in
 
     Args:
         name: prefix of the SVG's ids.
-        series: a curve each; one called "annotated" or "synthetic" has that side's colour and dash.
+        series: the curves; "annotated" and "synthetic" have colours and dashes of their own.
         starts: index of each iteration's first step.
         label: of the y axis.
     """
@@ -163,8 +163,8 @@ def curves(name: str, series: Mapping[str, Sequence[float]], starts: Sequence[in
     return _svg(name, draw)
 
 
-def _spreads(axes: Axes, names: Sequence[str], values: Sequence[Spread], color: str) -> None:
-    """Points with error bars, joined; what is missing leaves a hole."""
+def _intervals(axes: Axes, names: Sequence[str], values: Sequence[Interval | None], color: str) -> None:
+    """Points with error bars, joined by lines; a missing value leaves a hole."""
     centers, bars = _bars(values)
     axes.errorbar(
         range(len(names)),
@@ -181,11 +181,11 @@ def _spreads(axes: Axes, names: Sequence[str], values: Sequence[Spread], color: 
     axes.margins(x=0.08, y=0.12)
 
 
-def _bars(values: Sequence[Spread]) -> tuple[list[float], list[list[float]]]:
+def _bars(values: Sequence[Interval | None]) -> tuple[list[float], list[list[float]]]:
     """Where the points are, and how far their error bars reach down and up."""
-    centers = _numbers([value[0] if value else None for value in values])
-    low = [center - value[1] if value else 0 for center, value in zip(centers, values, strict=True)]
-    high = [value[2] - center if value else 0 for center, value in zip(centers, values, strict=True)]
+    centers = _numbers([value.value if value else None for value in values])
+    low = [value.value - value.low if value else 0 for value in values]
+    high = [value.high - value.value if value else 0 for value in values]
     return centers, [low, high]
 
 
@@ -194,7 +194,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 
 
 def _svg(name: str, draw: Callable[[Figure], None], width: float = WIDTH, height: float = HEIGHT) -> str:
-    """What `draw` draws, as an SVG element whose ids start with `name` and whose colours are the page's."""
+    """The drawing as an SVG element: its ids start with `name`, its colours are those of the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -1,9 +1,9 @@
-"""The report of an experiment: one HTML file that needs nothing else, and its figures as data beside it.
+"""The report of an experiment: one HTML file that needs no other file, and its data as JSON.
 
     from iris_core.reporting.page import write_report
     write_report(Store(Path("iris-store"), "demo"))     # <store>/demo/report.html, report.json
 
-It works on an unfinished experiment, asks no server for anything, and is the same file for the same store.
+It works on an unfinished experiment, contacts no server, and is the same file for the same store.
 """
 
 from __future__ import annotations
@@ -17,17 +17,57 @@ import jinja2
 from markupsafe import Markup
 
 from iris_core.common.files import write_atomic
+from iris_core.common.intervals import Interval
 from iris_core.common.markup import plain
 from iris_core.evaluation.benchmarks import BENCHMARKS
 from iris_core.reporting import figures
 from iris_core.reporting.content import collect
+from iris_core.reporting.report import Model, Report, Steps
 from iris_core.store import Store
 
 TEMPLATES = Path(__file__).with_name("templates")
+OUTCOMES = (  # attribute of the model, title, unit, caption
+    (
+        "exact_match",
+        "Exact match",
+        "share of held-out prompts",
+        "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval.",
+    ),
+    (
+        "logprob",
+        "Held-out log-probability",
+        "nats per token",
+        "Held-out log-probability per token of the annotated answers, with its 95 % interval.",
+    ),
+)
+CURVES = (  # column of the history, title, unit, sides, caption
+    (
+        "reward",
+        "Rewards",
+        "reward",
+        ("annotated", "synthetic", "margin"),
+        "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides. "
+        "Every iteration starts at 0, where policy and opponent are the same.",
+    ),
+    (
+        "ess",
+        "Effective sample size",
+        "share of the batch",
+        ("annotated", "synthetic"),
+        "How many samples the exponential weights of each side really use: 1 is all of the batch alike.",
+    ),
+    (
+        "logprob",
+        "Log-probabilities in training",
+        "nats per token",
+        ("annotated", "synthetic"),
+        "Log-probability per token of both sides' responses under the policy, on each step's pairs.",
+    ),
+)
 
 
 class Plot(NamedTuple):
-    """A plot of the report: its picture, what it shows, and the same in words for those who do not see it."""
+    """A plot of the report: the picture, its caption, and the same in words for screen readers."""
 
     title: str
     svg: Markup
@@ -37,14 +77,14 @@ class Plot(NamedTuple):
 
 def write_report(store: Store) -> Path:
     """Writes `report.html` and `report.json` into the experiment's folder and returns the former."""
-    data = collect(store)
-    write_atomic(store.home / "report.json", json.dumps(_finite(data), indent=1, ensure_ascii=False))
-    write_atomic(store.home / "report.html", render(data))
+    report = collect(store)
+    write_atomic(store.home / "report.json", report.model_dump_json(indent=1))
+    write_atomic(store.home / "report.html", render(report))
     return store.home / "report.html"
 
 
 def pages() -> jinja2.Environment:
-    """The templates of pages, in which all that is put is text, without control characters."""
+    """The templates of pages. Values are inserted as text: escaped, without control characters."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -55,8 +95,8 @@ def pages() -> jinja2.Environment:
     )
 
 
-def render(data: dict[str, Any]) -> str:
-    """The page, from the data alone."""
+def render(report: Report) -> str:
+    """The page."""
     environment = pages()
     environment.filters |= {
         "minutes": _minutes,
@@ -65,11 +105,11 @@ def render(data: dict[str, Any]) -> str:
     }
     page = environment.get_template("report.html.j2")
     return page.render(
-        **data,
-        outcome=outcome_plots(data),
-        training=training_plots(data),
-        scores=benchmark_plots(data),
-        label=_label(data),
+        **dict(report),
+        outcome=outcome_plots(report.models),
+        training=training_plots(report.steps),
+        scores=benchmark_plots(report.models),
+        label=_label(report.models),
     )
 
 
@@ -78,69 +118,24 @@ def _as_text(value: Any) -> Any:
     return value if markup else plain(value)
 
 
-def outcome_plots(data: dict[str, Any]) -> list[Plot]:
+def outcome_plots(models: list[Model]) -> list[Plot]:
     """What the iterations did to the model: exact match, log-prob, order and gap."""
-    models = data["models"]
-    trained = [model for model in models if model["iteration"] is not None]
-    names = [model["name"] for model in models]
+    names = [model.name for model in models]
     plots = []
-    for key, title, unit, caption in (
-        (
-            "exact_match",
-            "Exact match",
-            "share of held-out prompts",
-            "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval.",
-        ),
-        (
-            "logprob",
-            "Held-out log-probability",
-            "nats per token",
-            "Held-out log-probability per token of the annotated answers, with its 95 % interval.",
-        ),
-    ):
-        values = [model[key] for model in models]
+    for key, title, unit, caption in OUTCOMES:
+        values = [getattr(model, key) for model in models]
         if any(values):
             svg = figures.by_model(f"heldout-{key}", names, values, unit)
-            plots.append(Plot(title, Markup(svg), caption, f"{title} by model: {_say(names, values)}"))
-    if trained:
-        orders, gaps = [model["order"] for model in trained], [model["gap"][0] for model in trained]
-        alt = "; ".join(f"iteration {m['name']}: order {m['order']:.3g}, gap {m['gap'][0]:.3g}" for m in trained)
-        caption = (
-            "The order of each iteration's objective (above) and the gap between data and opponent that the iteration "
-            "estimated on held-out pairs (below). It has no interval: n pairs show no gap above ln n nats."
-        )
-        plots.append(Plot("Order α and gap D̂", Markup(figures.order_and_gap(orders, gaps)), caption, alt))
-    return plots
+            plots.append(Plot(title, Markup(svg), caption, f"{title} by model: {_by_name(names, values)}"))
+    trained = [model for model in models if model.order is not None and model.gap is not None]
+    return [*plots, _order_and_gap(trained)] if trained else plots
 
 
-def training_plots(data: dict[str, Any]) -> list[Plot]:
+def training_plots(steps: Steps) -> list[Plot]:
     """What happened inside the iterations, step by step."""
-    columns, starts = data["steps"]["columns"], data["steps"]["starts"]
+    columns, starts = steps.columns, steps.starts
     plots = []
-    for name, title, unit, sides, caption in (
-        (
-            "reward",
-            "Rewards",
-            "reward",
-            ("annotated", "synthetic", "margin"),
-            "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides. Every "
-            "iteration starts at 0, where policy and opponent are the same.",
-        ),
-        (
-            "ess",
-            "Effective sample size",
-            "share of the batch",
-            ("annotated", "synthetic"),
-            "How many samples the exponential weights of each side really use: 1 is all of the batch alike.",
-        ),
-        (
-            "logprob",
-            "Log-probabilities in training",
-            "nats per token",
-            ("annotated", "synthetic"),
-            "Log-probability per token of both sides' responses under the policy, on each step's pairs.",
-        ),
-    ):
+    for name, title, unit, sides, caption in CURVES:
         series = {side: _gapless(columns[f"{name}/{side}"]) for side in sides if f"{name}/{side}" in columns}
         if starts and series:
             svg = figures.curves(name, series, starts, unit)
@@ -150,49 +145,59 @@ def training_plots(data: dict[str, Any]) -> list[Plot]:
     return plots
 
 
-def benchmark_plots(data: dict[str, Any]) -> list[Plot]:
-    """The average, then each benchmark, by model."""
-    models = [model for model in data["models"] if model["benchmarks"] or model["average"] is not None]
-    names = [model["name"] for model in models]
-    label = f" ({_label(data)})" if _label(data) else ""
-    shown = {"average": [_around(model["average"], model["stderr"]) for model in models]}
-    for benchmark in dict.fromkeys(name for model in models for name in model["benchmarks"]):
-        shown[benchmark] = [_around(m["benchmarks"].get(benchmark), m["errors"].get(benchmark)) for m in models]
+def benchmark_plots(models: list[Model]) -> list[Plot]:
+    """The average, then each benchmark, by model. Intervals are one standard error to each side."""
+    scored = [model for model in models if model.benchmarks or model.average is not None]
+    names = [model.name for model in scored]
+    label = f" ({_label(models)})" if _label(models) else ""
+    shown = {"average": [_around(model.average, model.stderr) for model in scored]}
+    for benchmark in dict.fromkeys(name for model in scored for name in model.benchmarks):
+        shown[benchmark] = [_around(m.benchmarks.get(benchmark), m.errors.get(benchmark)) for m in scored]
     return [
         Plot(
             f"{_title(name)}{label}",
             Markup(figures.benchmark(name, names, values)),
-            _last(values),
-            f"{_title(name)}{label}: {_say(names, values)}",
+            _first_to_last(values),
+            f"{_title(name)}{label}: {_by_name(names, values)}",
         )
         for name, values in shown.items()
         if any(values)
     ]
 
 
+def _order_and_gap(trained: list[Model]) -> Plot:
+    orders, gaps = [model.order for model in trained], [model.gap.value for model in trained if model.gap]
+    alt = "; ".join(
+        f"iteration {model.name}: order {order:.3g}, gap {gap:.3g}"
+        for model, order, gap in zip(trained, orders, gaps, strict=True)
+    )
+    caption = (
+        "The order of each iteration's objective (above) and the gap between data and opponent that the iteration "
+        "estimated on held-out pairs (below). It has no interval: n pairs show no gap above ln n nats."
+    )
+    return Plot("Order α and gap D̂", Markup(figures.order_and_gap(orders, gaps)), caption, alt)
+
+
 def _title(name: str) -> str:
     return BENCHMARKS[name].title if name in BENCHMARKS else name
 
 
-def _label(data: dict[str, Any]) -> str | None:
-    return next((model["label"] for model in data["models"] if model["label"]), None)
+def _label(models: list[Model]) -> str | None:
+    return next((model.label for model in models if model.label), None)
 
 
-def _around(value: float | None, error: float | None) -> tuple[float, float, float] | None:
-    return None if value is None else (value, value - (error or 0), value + (error or 0))
+def _around(value: float | None, error: float | None) -> Interval | None:
+    return None if value is None else Interval(value=value, low=value - (error or 0), high=value + (error or 0))
 
 
-def _last(values: list[tuple[float, float, float] | None]) -> str:
-    known = [value[0] for value in values if value]
-    return f"{100 * known[0]:.1f} → {100 * known[-1]:.1f} %" if len(known) > 1 else f"{100 * known[0]:.1f} %"
+def _first_to_last(values: list[Interval | None]) -> str:
+    known = [f"{100 * value.value:.1f}" for value in values if value]
+    return f"{known[0]} → {known[-1]} %" if len(known) > 1 else f"{known[0]} %"
 
 
-def _say(names: list[str], values: list[Any]) -> str:
-    return "; ".join(f"{name} {_interval(value)}" for name, value in zip(names, values, strict=True))
-
-
-def _interval(value: Any) -> str:
-    return f"{value[0]:.3g} [{value[1]:.3g}, {value[2]:.3g}]" if value else "not measured"
+def _by_name(names: list[str], values: list[Interval | None]) -> str:
+    texts = (f"{value:.3g}" if value else "not measured" for value in values)
+    return "; ".join(f"{name} {text}" for name, text in zip(names, texts, strict=True))
 
 
 def _gapless(values: list[float | None]) -> list[float]:
@@ -209,12 +214,3 @@ def _size(count: float) -> str:
             break
         count /= 1000
     return f"{count:.3g} {unit}"
-
-
-def _finite(value: Any) -> Any:
-    """`value` with numbers that JSON cannot write (NaN, infinity) as None."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

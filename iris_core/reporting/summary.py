@@ -1,28 +1,29 @@
-"""The experiment in one table: what each iteration did to the model, read from the manifests in the store.
+"""The experiment in one table: what each iteration did to the model, from the manifests in the store.
 
     store = Store(Path("iris-store"), "demo")
     for row in rows(store):
         print(cells(row))
 
-The same rows go to the terminal, the Prefect UI and the report.
+Terminal, Prefect UI and report show the same rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from pydantic import Field
+
 from iris_core.common import markup
-from iris_core.common.digest import json_digest
+from iris_core.common.intervals import Interval
+from iris_core.common.strict import Strict
+from iris_core.objectives.gap import Gap
+from iris_core.pipeline.comparable import evaluation_protocols, training_protocols
+from iris_core.pipeline.metrics import EvaluateMetrics, RegisterMetrics, TrainMetrics
+from iris_core.pipeline.specs import RegisterSpec, TrainSpec
 from iris_core.pipeline.stages import loop_places
-from iris_core.store import Manifest, Store
+from iris_core.store import Manifest, Metrics, Store
 from iris_core.store.places import PREFIX, iterations_in, place_of
-from iris_core.tracking.comparable import (
-    benchmark_protocols,
-    exact_match_settings,
-    logprob_settings,
-)
 
 OTHER = "other settings"
 HEADERS = (
@@ -37,25 +38,8 @@ HEADERS = (
 )
 
 
-class Interval(NamedTuple):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Gap(NamedTuple):
-    """An estimate without an interval: D̂, and of how many held-out pairs its weights effectively are."""
-
-    value: float
-    ess: float
-    pairs: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """The model after one iteration; before the first where `iteration` is None.
+class Row(Strict):
+    """The model after one iteration; the initial model where `iteration` is None.
 
     Attributes:
         order: α of the iteration.
@@ -67,8 +51,8 @@ class Row:
         exact_match: share of held-out prompts answered exactly.
         average: plain mean of the benchmarks, with its standard error.
         label: "miniature" where the embedded benchmarks gave the scores.
-        settings: what a score was measured with, by its name here or a benchmark's.
-        other: scores that were left out, as they were measured with other settings than the newest model's.
+        settings: a digest of what a score was measured with, by its name here or a benchmark's.
+        other: scores that are left out, because they were measured with other settings than the newest model's.
     """
 
     iteration: int | None
@@ -82,13 +66,13 @@ class Row:
     average: float | None = None
     stderr: float | None = None
     label: str | None = None
-    benchmarks: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, str] = field(default_factory=dict)
-    other: list[str] = field(default_factory=list)
+    benchmarks: dict[str, float] = Field(default_factory=dict)
+    settings: dict[str, str] = Field(default_factory=dict)
+    other: list[str] = Field(default_factory=list)
 
 
-class Champion(NamedTuple):
-    """The version that took the alias `champion` last: whose it is, its number, and why."""
+class Champion(Strict):
+    """The version that got the alias `champion` last: its iteration, its number, and why."""
 
     iteration: int | None
     version: int
@@ -126,58 +110,54 @@ def stages(store: Store) -> dict[str, Manifest | None]:
 
 
 def warnings(store: Store) -> list[Warned]:
-    """What the finished stages warned of, in their order."""
+    """The warnings of the finished stages, in their order."""
     return [
         Warned(place, text)
         for place, manifest in stages(store).items()
-        for text in (manifest.metrics.get("warnings", []) if manifest else [])
+        for text in (Metrics.of(manifest).warnings if manifest else [])
     ]
 
 
 def rows(store: Store) -> list[Row]:
-    """One row for the initial model, where something is known of it, and one for each iteration that trained.
+    """One row for the initial model, if something is known of it, and one for each iteration that trained.
 
-    A column has scores of one kind only: those that were measured as the newest model's were.
+    The scores of a column were all measured with the settings of the newest model's score.
     """
     trained = [store.manifest(place_of(t, "train")) for t in iterations(store)]
     initial = _scores(store.manifest(place_of(None, "evaluate")))
     if trained and trained[0] is not None:
-        held = trained[0].metrics["heldout"]
-        initial["logprob"] = _interval(held.get("opponent_annotated_logprob_per_token"))
-        initial["settings"] = initial.get("settings", {}) | _logprob_settings(trained[0])
+        initial["logprob"] = TrainMetrics.of(trained[0]).heldout.opponent_annotated_logprob_per_token
+        initial["settings"] = initial.get("settings", {}) | training_protocols(trained[0])
     found = [Row(iteration=None, **initial)] if initial else []
     for t, manifest in enumerate(trained):
         assert manifest is not None
         scores = _scores(store.manifest(place_of(t, "evaluate")))
-        settings = scores.pop("settings", {}) | _logprob_settings(manifest)
+        settings = scores.pop("settings", {}) | training_protocols(manifest)
         found.append(Row(iteration=t, **_training(manifest), **scores, settings=settings))
     newest = {name: value for row in found for name, value in row.settings.items()}
     return [_in_one_column(row, newest) for row in found]
 
 
 def champion(store: Store) -> Champion | None:
-    """The champion as the stage `register` left it; a person may have chosen another since."""
-    taken = [
-        Champion(
-            manifest.spec["iteration"],
-            manifest.metrics["version"],
-            manifest.metrics["champion_note"].removeprefix("champion: "),
-        )
-        for place, manifest in stages(store).items()
-        if manifest and place.endswith("/register") and manifest.metrics.get("champion")
-    ]
-    return taken[-1] if taken else None
+    """The champion as the stage `register` chose it; a person may have chosen another one since."""
+    registered = [manifest for manifest in stages(store).values() if manifest and manifest.stage == "register"]
+    for manifest in reversed(registered):
+        found = RegisterMetrics.of(manifest)
+        if found.champion and found.version is not None:
+            note = found.champion_note.removeprefix("champion: ")
+            return Champion(iteration=RegisterSpec.of(manifest).iteration, version=found.version, note=note)
+    return None
 
 
 def cells(row: Row) -> list[str]:
     """The row as text, a cell for each of `HEADERS`."""
-    sizes = (row.ess_annotated, row.ess_synthetic)
-    ess = "" if None in sizes else " / ".join(f"{size:.2f}" for size in sizes)
+    sizes = [size for size in (row.ess_annotated, row.ess_synthetic) if size is not None]
+    ess = " / ".join(f"{size:.2f}" for size in sizes)
     error = "" if row.stderr is None else f" ± {100 * row.stderr:.1f}"
     average = "" if row.average is None else f"{100 * row.average:.1f}{error}"
     shown = {
-        "logprob": _text(row.logprob, 2),
-        "exact_match": _text(row.exact_match, 2),
+        "logprob": f"{row.logprob:.2f}" if row.logprob else "",
+        "exact_match": f"{row.exact_match:.2f}" if row.exact_match else "",
         "average": average,
     }
     shown |= {name: OTHER for name in row.other if name in shown}
@@ -230,52 +210,38 @@ def place_name(place: str) -> str:
 
 
 def _training(manifest: Manifest) -> dict[str, Any]:
-    held, train = manifest.metrics["heldout"], manifest.metrics["train"]
-    gap = manifest.metrics["gap"]
+    found = TrainMetrics.of(manifest)
     return {
-        "order": manifest.spec["order"],
-        "gap": Gap(gap["value"], gap["ess"], gap["pairs"]),
-        "ess_annotated": train["ess_annotated"],
-        "ess_synthetic": train["ess_synthetic"],
-        "reward_margin": held["reward_margin"],
-        "logprob": _interval(held["annotated_logprob_per_token"]),
+        "order": TrainSpec.of(manifest).order,
+        "gap": found.gap,
+        "ess_annotated": found.train.ess_annotated,
+        "ess_synthetic": found.train.ess_synthetic,
+        "reward_margin": found.heldout.reward_margin,
+        "logprob": found.heldout.annotated_logprob_per_token,
     }
 
 
 def _in_one_column(row: Row, newest: dict[str, str]) -> Row:
-    """The row without scores that were measured with other settings than those of the newest row that has them."""
+    """The row without scores whose settings differ from those of the newest row with that score."""
     other = [name for name, value in row.settings.items() if value != newest[name]]
     benchmarks = {name: value for name, value in row.benchmarks.items() if name not in other}
     left_out: dict[str, Any] = {name: None for name in other if name not in row.benchmarks}
     if "average" in other:
         left_out |= {"stderr": None, "label": None}
-    return replace(row, **left_out, benchmarks=benchmarks, other=other)
-
-
-def _logprob_settings(manifest: Manifest) -> dict[str, str]:
-    return {"logprob": json_digest(logprob_settings(manifest))}
-
-
-def _score_settings(manifest: Manifest) -> dict[str, str]:
-    settings = benchmark_protocols(manifest)
-    if average := manifest.metrics.get("average"):
-        settings["average"] = average["protocol"]
-    if "heldout" in manifest.metrics:
-        settings["exact_match"] = json_digest(exact_match_settings(manifest))
-    return settings
+    return row.model_copy(update={**left_out, "benchmarks": benchmarks, "other": other})
 
 
 def _scores(manifest: Manifest | None) -> dict[str, Any]:
     if manifest is None:
         return {}
-    average = manifest.metrics.get("average") or {}
+    found = EvaluateMetrics.of(manifest)
     return {
-        "average": average.get("value"),
-        "stderr": average.get("stderr"),
-        "label": manifest.metrics.get("label"),
-        "benchmarks": {name: score["value"] for name, score in manifest.metrics["benchmarks"].items()},
-        "exact_match": _interval(manifest.metrics.get("heldout", {}).get("exact_match")),
-        "settings": _score_settings(manifest),
+        "average": found.average.value if found.average else None,
+        "stderr": found.average.stderr if found.average else None,
+        "label": found.label,
+        "benchmarks": {name: score.value for name, score in found.benchmarks.items()},
+        "exact_match": found.heldout.exact_match if found.heldout else None,
+        "settings": evaluation_protocols(manifest),
     }
 
 
@@ -283,18 +249,7 @@ def _answers(manifest: Manifest | None) -> dict[str, dict[str, str]]:
     """The rows of an evaluation's held-out answers, by prompt."""
     if manifest is None or "heldout" not in manifest.outputs:
         return {}
-    import pyarrow.parquet as parquet  # only here: the table needs the standard library alone
+    import pyarrow.parquet as parquet  # only here: the table does not need it
 
     table = parquet.read_table(manifest.artifact("heldout").intact())
     return {row["prompt"]: row for row in table.to_pylist()}
-
-
-def _interval(found: dict[str, float] | None) -> Interval | None:
-    return Interval(found["value"], found["low"], found["high"]) if found else None
-
-
-def _text(interval: Interval | None, digits: int) -> str:
-    if interval is None:
-        return ""
-    value, low, high = (f"{number:.{digits}f}" for number in interval)
-    return f"{value} [{low}, {high}]"

@@ -18,6 +18,8 @@ from iris_core.store.manifest import Outcome as Outcome
 from iris_core.store.manifest import named_manifest as named_manifest
 from iris_core.store.manifest import read_manifest as read_manifest
 from iris_core.store.manifest import require_manifest as require_manifest
+from iris_core.store.recorded import Metrics as Metrics
+from iris_core.store.recorded import Recorded as Recorded
 from iris_core.store.spec import Execution as Execution
 from iris_core.store.spec import Spec as Spec
 from iris_core.store.spec import versions as versions

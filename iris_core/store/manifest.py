@@ -12,6 +12,7 @@ from iris_core.common.errors import StoreError
 from iris_core.common.files import read_sealed
 from iris_core.common.strict import Strict
 from iris_core.store.artifacts import Artifact
+from iris_core.store.recorded import Metrics
 
 MANIFEST = "manifest.json"
 
@@ -29,7 +30,7 @@ class Manifest(Strict):
     Attributes:
         files: size and SHA-256 of each file, by name relative to the folder.
         outputs: the parts that later stages take.
-        metrics: numbers and small values worth showing.
+        metrics: what the stage measured, as JSON; `iris_core.pipeline.metrics` has its classes.
         seconds: wall time of the run that completed it.
         reused: whether an earlier run has completed it.
     """
@@ -55,7 +56,7 @@ class Outcome(Strict):
     """What the function of a stage returns: its outputs by name, and its metrics."""
 
     outputs: dict[str, Path]
-    metrics: dict[str, Any] = Field(default_factory=dict)
+    metrics: Metrics = Field(default_factory=Metrics)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
 from iris_core.common.digest import json_digest
 from iris_core.common.strict import Strict
+from iris_core.store.recorded import lenient, read_recorded
 
 if TYPE_CHECKING:
     from iris_core.store.manifest import Manifest
@@ -39,6 +40,15 @@ class Spec(Strict):
     stage: ClassVar[str]
     versions: dict[str, str] = Field(default_factory=dict)
     execution: Execution = Execution()
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """The spec that `manifest` records. Fields that its version did not have yet are None.
+
+        Raises:
+            StoreError: it does not fit this class.
+        """
+        return read_recorded(lenient(cls), manifest.spec, manifest.folder, "spec")
 
     def key(self) -> str:
         """SHA-256 of the canonical spec, artifacts by digest."""

@@ -158,7 +158,7 @@ def _manifest(spec: Spec, folder: Path, outcome: Outcome, started: datetime.date
             name: Output(path=str(path.relative_to(folder)), digest=Artifact.of(path).digest)
             for name, path in outcome.outputs.items()
         },
-        metrics=outcome.metrics,
+        metrics=outcome.metrics.model_dump(mode="json"),
         started=started,
         seconds=seconds,
         folder=folder,

@@ -1,7 +1,8 @@
-"""MLflow: where it is, how to talk to it, and what is logged and registered there, each thing exactly once.
+"""MLflow: where it is, how to talk to it, and how runs and model versions are written there exactly once.
 
-Every write is found again by a key of its content when a reply is lost, and outages are waited out. MLflow's client takes
-seconds to import, so only `connect` and what works with a client import it.
+A change here must keep that: each write is found again by a key of its content when a reply was lost, and outages are
+waited out. MLflow's client takes seconds to import, so that only `connect` and modules that work with a client import
+it.
 """
 
 from iris_core.tracking.connection import artifact_folder as artifact_folder

@@ -1,16 +1,16 @@
 """Which of two versions is the champion, the best so far: a rule over what was measured, without any server.
 
-The initial model is a version and the first champion. A later one takes its place where it is better:
+The initial model is a version and the first champion. A later version replaces it if it is better:
 
-- The measure that decides is the first that the champion has: the average of real benchmarks, then held-out exact
-  match, then held-out log-probability per token of the annotated responses. Scores with a label ("miniature") are no
-  measure of a model and never decide.
-- Better means: on the same items, asked in the same way, the mean of the paired differences is above 0. The note of
-  the challenger has the difference with its 95 % interval and says where that contains 0, which is within noise. On a
-  tie the earlier version stays.
+- One measure decides: the first of these that the champion has. They are the average of real benchmarks, held-out exact
+  match, and held-out log-probability per token of the annotated responses. Scores with a label ("miniature") never
+  decide.
+- Better means: on the same items, asked in the same way, the mean of the paired differences is above 0. The note of the
+  challenger has the difference with its 95 % interval, and says "within noise" if that contains 0. On a tie the earlier
+  version stays.
 - A version that lacks the deciding measure, or has a value that is not a number, never becomes champion.
 - Measures with other settings or other held-out pairs are not compared: the champion stays, and the note says why.
-- A champion that a person chose is replaced under the same rule only.
+- A champion that a person chose is replaced by the same rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from iris_core.common.intervals import Interval
 from iris_core.tracking.measures import Measure, Measures, paired_difference
 
 CRITERIA = {
@@ -27,7 +26,7 @@ CRITERIA = {
     "logprob": "held-out log-prob per token",
 }
 CHAMPION = "champion"
-# how notes begin
+# the first words of notes
 FORMER, LOST, UNCOMPARED = "champion until", "not better than the champion", "not compared"
 
 
@@ -45,7 +44,7 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
     Args:
         challenger: what the new version scored.
         champion: what the champion scored; None: that is no longer known.
-        holder: how the champion is called in the note, as "version 3".
+        holder: the name of the champion in the note, such as "version 3".
     """
     criterion = next((name for name in CRITERIA if getattr(champion, name, None)), None)
     if champion is None or criterion is None:
@@ -57,8 +56,7 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
     if not ours.same_items(theirs):
         return _not_compared(f"the champion, {holder}, has its {named} from {_difference(theirs, ours)}")
     change = paired_difference(ours, theirs)
-    items = sum(map(len, ours.values.values()))
-    found = f"{named} {_signed(change)} against {holder}, {items} items"
+    found = f"{named} {change:+.3f} against {holder}, {ours.items} items"
     if change.value > 0:
         noise = ", within noise" if change.low <= 0 else ""
         return Verdict(True, f"champion: {found}{noise}")
@@ -66,7 +64,7 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
 
 
 def first_champion(challenger: Measures, initial: bool) -> Verdict:
-    """Where there is no champion yet: the initial model in any case, another version if something was measured."""
+    """The verdict without a champion: the initial model wins in any case, another version if something was measured."""
     if initial:
         return Verdict(True, "champion: the initial model, which iterations have to beat")
     if not any(getattr(challenger, name) for name in CRITERIA):
@@ -93,7 +91,3 @@ def _difference(champion: Measure, challenger: Measure) -> str:
     if old.get("protocol") != new.get("protocol"):
         return "another protocol (items, shots or templates of the benchmarks)"
     return "other held-out pairs"
-
-
-def _signed(change: Interval) -> str:
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"

@@ -1,7 +1,8 @@
-"""MLflow's client, made to wait out outages, and the mark of steps that may be repeated for that.
+"""MLflow's client with repeated calls: it waits out outages.
 
-A reply that is lost leaves it open whether MLflow did what it was asked. Calls that set something can just be made again.
-What makes something new (a run, a model, a version) is a step that looks first: `repeatable`, and repeated whole.
+After a lost reply it is unknown whether MLflow did what was asked. Calls that set a value can be made again. A step
+that creates something (a run, a model, a version) looks for it first, is marked as `repeatable`, and is repeated as a
+whole.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Client(MlflowClient):
 def repeatable(
     step: Callable[Concatenate[Client, P], R],
 ) -> Callable[Concatenate[Client, P], R]:
-    """A step that may be done again after it failed anywhere: it is, until MLflow answers or the client's patience is over.
+    """A step that may be repeated after a failure: it is, until MLflow answers or the client's patience is over.
 
     Raises:
         ServiceError, OutageError: as `wait_out`. MLflow's other errors stay as they are.

@@ -1,16 +1,15 @@
-"""Where MLflow is: whether it can be used, and how to talk to it. What is logged there is in `mlflow_runs`.
+"""Where MLflow is, whether it can be used, and how to talk to it. `iris_core.tracking.runs` logs to it.
 
     check("http://localhost:5000")                  # answers within seconds, or says what to do
     client = connect("sqlite:////data/mlflow.db")
 
-MLflow is imported only by `connect` (it takes seconds): `check` and `holds` are cheap. An outage (nothing answers, a
-server that fails, a database that is locked) is a ServiceError; what a person must change is a ConfigError.
+`check` and `holds` are fast: only `connect` imports MLflow, which takes seconds. An outage (nothing answers, a server
+fails, a database is locked) is a ServiceError. What a person must change is a ConfigError.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import socket
@@ -26,7 +25,6 @@ import httpx
 
 from iris_core.common import uris
 from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
-from iris_core.common.markup import plain
 from iris_core.common.outages import wait_out
 from iris_core.common.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from iris_core.tracking.client import Client
 
 CHECK_TIMEOUT_S = 3.0
-OTHER_HOST = "Invalid Host header"  # how MLflow begins its refusal of a name that it was not told
+OTHER_HOST = "Invalid Host header"  # MLflow refuses host names that are not among its --allowed-hosts
 AWAY = (408, 429, *range(500, 600))  # statuses of a server that may answer later
 
 
@@ -42,8 +40,8 @@ def check(uri: str) -> None:
     """Finds out within seconds whether MLflow can be used at `uri`, before anything heavy starts.
 
     Raises:
-        ConfigError: the URI is none that MLflow can use (see `uris.problem`), or the server refuses the credentials.
-        ServiceError: nothing answers there, or what answers is not MLflow.
+        ConfigError: MLflow cannot use the URI (see `uris.problem`), or the server refuses the credentials.
+        ServiceError: nothing answers there, or not MLflow.
     """
     if problem := uris.problem(uri):
         raise ConfigError(f"tracking.uri: {problem}")
@@ -72,14 +70,14 @@ def connect(uri: str, patience: float | None = None) -> Client:
         # MLflow's 7 take minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     else:
-        # MLflow repeats a POST whose answer was lost, which makes two of what it makes; the client repeats whole steps
+        # MLflow would repeat a POST after a lost reply, which creates a thing twice; our client repeats whole steps
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     return wait_out(patience or 0.0, lambda: _connect(uri, patience or 0.0))
 
 
 @contextmanager
 def service_errors(uri: str) -> Iterator[None]:
-    """Turns MLflow's errors into ours: an outage into a ServiceError that may be retried, others into what to change."""
+    """Turns MLflow's errors into ours: outages into a ServiceError that may be retried, others into a ConfigError."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -91,7 +89,7 @@ def service_errors(uri: str) -> Iterator[None]:
 
 
 def outage(uri: str, error: Exception) -> ServiceError | None:
-    """`error` as a ServiceError if MLflow at `uri` raised it because something is away for a while, else None."""
+    """`error` as a ServiceError if MLflow at `uri` raised it during an outage, else None."""
     text = redact(str(error))
     away = "is locked" in text if uri.startswith("sqlite:") else _status(error) in AWAY
     if not away or "out-of-date database schema" in text:
@@ -101,11 +99,11 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
 
 
 def holds(uri: str, runs: Sequence[str], tag: tuple[str, str] | None = None) -> bool:
-    """Whether MLflow at `uri` still has `runs`, none of them deleted, none with another value of `tag` (name and value).
+    """Whether MLflow at `uri` still has `runs`: none is deleted, and each has `tag` (name and value), if one is given.
 
-    A model version that is gone does not count: old ones are deleted on purpose, and would come back as the latest. Where
-    only MLflow itself can ask (databases other than SQLite), it is taken to have lost the runs: to record the same once
-    more takes seconds and changes nothing.
+    Missing model versions do not count: old ones are deleted on purpose, and would come back as the latest. Databases
+    other than SQLite cannot be asked without MLflow, and count as having lost the runs: to record the same once more
+    takes seconds and changes nothing.
 
     Raises:
         ServiceError: the server does not answer, or the database is locked.
@@ -144,7 +142,8 @@ def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET")
         return _although_replies_are_lost(request)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServiceError(
-            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): {_remedy(uri)}"
+            f"tracking.uri: no MLflow server answers at {redact(uri)} ({redact(str(error)) or type(error).__name__}): "
+            f"{_remedy(uri)}"
         ) from error
 
 
@@ -171,7 +170,7 @@ def answered(uri: str, answer: httpx.Response, name: str) -> dict[str, Any]:
 
 
 def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any, ...]]:
-    """The rows that SQLite answers.
+    """The rows that SQLite gives.
 
     Raises:
         ServiceError: another process keeps the database locked.
@@ -188,20 +187,8 @@ def query(file: Path, mode: str, statement: str, *values: str) -> list[tuple[Any
         ) from error
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names and texts: {"training": {"epochs": 2}} gives {"training.epochs": "2"}."""
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat[prefix + name] = plain(redact(text))
-    return flat
-
-
 def artifact_folder(uri: str, otherwise: Path) -> Path:
-    """Where artifacts of runs at `uri` lie when no server keeps them: beside a SQLite file, else `otherwise`."""
+    """Where artifacts of runs at `uri` are kept without a server: beside a SQLite file, else in `otherwise`."""
     return (sqlite_file(uri).parent if uri.startswith("sqlite:") else otherwise) / "mlflow-artifacts"
 
 
@@ -234,7 +221,7 @@ def _status(error: Exception) -> int:
 
 
 def _refusal(uri: str, error: Exception) -> IrisError:
-    """What a person must change, where MLflow at `uri` answers and does not do what it is asked."""
+    """The error for a request that MLflow at `uri` refuses: it says what a person must change."""
     text = redact(str(error))
     if "out-of-date database schema" in text:
         return ConfigError(
@@ -255,18 +242,17 @@ def _refused_login(uri: str, status: int) -> ConfigError:
 
 
 def _remedy(uri: str) -> str:
-    if uri.startswith("http"):
-        return "start the server (`make up`), correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
-    return "correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
+    start = "start the server (`make up`), " if uri.startswith("http") else ""
+    return f"{start}correct tracking.uri, or leave it out to keep runs in SQLite inside the store"
 
 
 def _check_server(uri: str) -> None:
-    """Asks for the experiment `Default`: a server that knows it, or says it does not, is MLflow."""
+    """Asks for the experiment `Default`: MLflow knows it, or says in its own form that it does not."""
     answer = ask(uri, "experiments/get-by-name", {"experiment_name": "Default"})
     if answer.status_code == 403 and OTHER_HOST in answer.text:
         raise ConfigError(
-            f"tracking.uri: the MLflow server at {redact(uri)} does not answer to this name: use the name that it knows, or "
-            "start it with that one among its --allowed-hosts"
+            f"tracking.uri: the MLflow server at {redact(uri)} does not answer to this name: use the name that it "
+            "knows, or start it with that one among its --allowed-hosts"
         )
     if answer.status_code in (401, 403):
         raise _refused_login(uri, answer.status_code)
@@ -283,7 +269,7 @@ def _no_mlflow(uri: str, answer: httpx.Response) -> str:
 
 
 def _server_holds(uri: str, run: str, tag: tuple[str, str] | None) -> bool:
-    """As `holds`. What is refused counts as lost: recording it again gives the right complaint."""
+    """As `holds`, for one run. A refusal counts as lost: recording the run again then raises the right error."""
     answer = ask(uri, "runs/get", {"run_id": run})
     if answer.status_code in AWAY:
         raise ServiceError(
@@ -304,7 +290,7 @@ def _is_mlflow(answer: httpx.Response) -> bool:
 
 
 def _make_database(file: Path) -> None:
-    """Gives a missing SQLite file MLflow's tables, whole or not at all: a kill between its migrations leaves a wreck."""
+    """Creates a missing SQLite file with MLflow's tables, as a whole: a kill between migrations would damage it."""
     from mlflow import MlflowClient
 
     with filelock.FileLock(f"{file}.lock"):
@@ -327,8 +313,8 @@ def _check_sqlite(uri: str) -> None:
             query(file, "rw", "pragma schema_version")
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
-            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, and what the "
-            f"store holds is registered anew; else {_remedy(uri)}"
+            f"tracking.uri: {file} cannot be used as a SQLite database ({error}): move it away if it is damaged, "
+            f"and what the store holds is registered again; else {_remedy(uri)}"
         ) from error
 
 

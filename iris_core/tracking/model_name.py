@@ -1,7 +1,7 @@
-"""Whether the registered model of an experiment can take its versions, found out before anything is trained.
+"""Whether the registered model of an experiment can take its versions: checked before anything is trained.
 
-Asked without MLflow's client, which takes seconds to import. Databases other than SQLite only MLflow itself can ask: there
-the stage `register` of the initial model finds out.
+MLflow's client takes seconds to import, so that this works without it. Databases other than SQLite cannot be asked that
+way: there, the stage `register` of the initial model fails instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REMEDY = "give another name"
 
 
 class Registered(NamedTuple):
-    """What MLflow holds under a name: the registered model's tags, whether it has versions, and whether IRIS made one."""
+    """What MLflow holds under a name: the registered model's tags, whether it has versions, whether one is by IRIS."""
 
     tags: dict[str, str]
     used: bool = False
@@ -29,10 +29,10 @@ class Registered(NamedTuple):
 
 
 def check_registered_model(uri: str, name: str) -> None:
-    """Raises an error where versions of the registered model `name` could not be made at `uri`.
+    """Raises an error if versions of the registered model `name` cannot be created at `uri`.
 
     Raises:
-        ConfigError: the name is a prompt's, or that of models that IRIS did not make, or may not be written.
+        ConfigError: the name is that of a prompt or of models that IRIS did not make, or it may not be written.
         ServiceError: the server does not answer, or the database is locked.
     """
     if uri.startswith("sqlite:"):
@@ -54,7 +54,7 @@ def _refusal(uri: str, name: str, what: str) -> ConfigError:
 
 
 def _in_database(uri: str, name: str) -> Registered | None:
-    """What SQLite holds; a missing file or table holds nothing."""
+    """What SQLite holds; None for a missing file or table."""
     file = sqlite_file(uri)
     try:
         if not query(file, "ro", "select 1 from registered_models where name = ?", name):
@@ -81,7 +81,7 @@ def _on_server(uri: str, name: str) -> Registered | None:
 
 
 def _may_write(uri: str, name: str) -> None:
-    """Sets the tag that a registered model of IRIS has, which changes nothing where it has it."""
+    """Tries to write: sets the tag that every registered model of IRIS has, which changes nothing."""
     key, value = OURS
     asked = {"name": name, "key": key, "value": value}
     answer = ask(uri, "registered-models/set-tag", asked, "POST")

@@ -1,20 +1,19 @@
-"""Model versions in MLflow: made once per content, tagged with their lineage, and pointed to by two aliases.
+"""Model versions in MLflow: one for each content, with tags for its lineage, and two aliases.
 
-`latest` is the newest version; MLflow reserves that alias and resolves it itself (`models:/demo@latest`).
+- `latest` is the newest version. MLflow reserves that alias and resolves it itself (`models:/demo@latest`).
+- `champion` is the best version so far, by the rule of `iris_core.tracking.champion`.
 
-`champion` is the best so far by the rule of `iris_core.tracking.champion`.
+Each version is an MLflow logged model: the files of the adapter, or a reference to full weights, and an `MLmodel` file
+that names the base model by path and digest. Nothing is pickled; `iris_core.load` reads it back.
 
-Each version is an MLflow logged model: the adapter's own files, or for full weights a reference to them, and an
-`MLmodel` file that names the base by path and digest. Nothing is pickled; `iris_core.load` reads it back.
-
-Models and versions are recognised by the tag `iris.key`. Where a lost reply made two of one, the second is removed.
+The tag `iris.key` identifies models and versions. Where a lost reply led to two of one, the second is removed.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow.artifacts import download_artifacts
@@ -33,19 +32,18 @@ from iris_core.tracking.model_name import OURS
 from iris_core.tracking.runs import log_output
 
 NOTE = "champion_note"
-JUDGED = "iris.challenged"  # the tag of a version whose challenge is over: written last, after the alias has moved
+JUDGED = "iris.challenged"  # the tag of a version that has challenged: written last, after the alias has moved
 INITIAL = "initial"  # the tag `iteration` of the model that self-play starts from
 RUN = "run"  # the tag that names the run with the version's files
 OPPONENT = "opponent_digest"
-# an initial model may be scored again
-SCORE_TAGS = ("average", "average_stderr", "label", "warnings")
+SCORE_TAGS = ("average", "average_stderr", "label", "warnings")  # they may go: an initial model may be scored again
 MEASURES = "measures.json"
 MODEL_TYPE = "iris"
 DESCRIPTION = "MLmodel"
 VERSIONS_TAG = "mlflow.modelVersions"  # links a logged model to its versions in the UI
 
 
-def claim_model(
+def get_or_create_model(
     client: Client,
     experiment: str,
     run_id: str,
@@ -53,17 +51,17 @@ def claim_model(
     tags: Mapping[str, str],
     policy: Policy,
 ) -> LoggedModel:
-    """The logged model with the key in `tags`, made if it is missing, and filled if it is not whole.
+    """The logged model with the key in `tags`, created if it is missing, and completed if files are missing.
 
     Args:
         client: from `tracking.connect`.
         experiment: the id of the MLflow experiment.
         run_id: the run that it is an output of.
-        name: what a new one is called.
-        tags: its tags; `iris.key` among them is what it is recognised by.
+        name: of a new logged model.
+        tags: its tags; `iris.key` among them identifies it.
         policy: what it holds: the adapter's files, or a reference to the model's folder.
     """
-    model = _find_or_make_model(client, experiment, run_id, name, tags)
+    model = _get_or_create_logged_model(client, experiment, run_id, name, tags)
     if model.status != LoggedModelStatus.READY or not _is_whole(client, model, policy):
         for file in sorted(policy.adapter.path.iterdir()) if policy.adapter else ():
             client.log_model_artifact(model.model_id, str(file))
@@ -76,15 +74,15 @@ def claim_model(
     return model
 
 
-def claim_version(
+def get_or_create_version(
     client: Client, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
-    """The version of the registered model `name` with the key in `tags`, made if missing, with these tags.
+    """The version of the registered model `name` with the key in `tags`, created if missing, with these tags.
 
-    What a version started from never changes; where its weights lie and, for an initial model, its scores may.
+    The tag `parent_version` never changes. The path of the weights may change, and the scores of an initial model.
     """
-    claim_registered_model(client, name)
-    version = _find_or_make_version(client, name, model, tags, description)
+    get_or_create_registered_model(client, name)
+    version = _get_or_create_model_version(client, name, model, tags, description)
     _update_tags(client, version, tags)
     link = json.dumps([{"name": name, "version": int(version.version)}])
     if client.get_logged_model(model.model_id).tags.get(VERSIONS_TAG) != link:
@@ -93,8 +91,8 @@ def claim_version(
 
 
 @repeatable
-def claim_registered_model(client: Client, name: str) -> None:
-    """Makes the registered model `name` if it is missing."""
+def get_or_create_registered_model(client: Client, name: str) -> None:
+    """Creates the registered model `name` if it is missing."""
     try:
         client.create_registered_model(name, dict([OURS]))
     except MlflowException as error:
@@ -114,12 +112,23 @@ def versions(client: Client, name: str) -> list[ModelVersion]:
             return sorted(found, key=lambda version: int(version.version))
 
 
+def may_have_version(tags: Mapping[str, str], known: Sequence[ModelVersion]) -> bool:
+    """Whether a model may become a version: an initial model as the first one only, or it would be `@latest`.
+
+    Args:
+        tags: of the version.
+        known: the versions that exist.
+    """
+    keys = {version.tags.get(KEY) for version in known}
+    return tags["iteration"] != INITIAL or not known or tags[KEY] in keys
+
+
 @repeatable
 def promote_if_better(client: Client, version: ModelVersion, measures: Measures) -> Verdict:
     """Lets `version` challenge the champion; tags it with the reason and moves the alias if it wins.
 
-    The alias moves after the notes, and the tag that the challenge is over comes last: what is interrupted before is
-    repeated whole, and what is over is not, whoever is champion then. A person's choice stays.
+    The notes come first, then the alias, and last the tag that the challenge is over. An interrupted challenge is
+    repeated as a whole. One that is over is not repeated, so that the choice of a person stays.
     """
     version = client.get_model_version(version.name, version.version)
     champion, note = champion_of(client, version.name), version.tags.get(NOTE, "")
@@ -146,12 +155,12 @@ def champion_of(client: Client, name: str) -> ModelVersion | None:
 
 
 def weights_of(version: ModelVersion) -> str:
-    """What the weights of a version are recognised by."""
+    """Identifies the weights of a version."""
     return policy_digest(version.tags.get("model_digest", ""), version.tags.get("adapter_digest"))
 
 
 def read_measures(client: Client, version: ModelVersion) -> Measures | None:
-    """What a version scored, from its run; None where that is gone or damaged, or was never there."""
+    """What a version scored, from its run; None if the run or its measures are missing or damaged."""
     run = version.tags.get(RUN)
     if run is None:
         return None
@@ -169,11 +178,11 @@ def read_measures(client: Client, version: ModelVersion) -> Measures | None:
 
 
 def _measures_in(file: Path) -> Measures | None:
-    """The measures in `file`; None where it is missing or damaged. Those of earlier versions have no digest of themselves."""
+    """The measures in `file`; None if it is missing or damaged. Earlier versions wrote them without a digest."""
     content = read_sealed(file)
     try:
         return Measures.model_validate_json(file.read_text("utf-8")) if content is None else Measures(**content)
-    except (OSError, ValueError):  # with a digest that is not its own it is no measures either
+    except (OSError, ValueError):  # a file with a wrong digest is refused, too: that field is unknown
         return None
 
 
@@ -190,7 +199,10 @@ def _challenge(client: Client, version: ModelVersion, champion: ModelVersion | N
 def _champion_measures(
     client: Client, champion: ModelVersion, version: ModelVersion, measures: Measures
 ) -> Measures | None:
-    """What the champion scored. Log-probs that it did not measure (the initial model's) come from one that played it."""
+    """What the champion scored.
+
+    The initial model has no log-probs of its own: they come from a version that was trained against it.
+    """
     held = read_measures(client, champion)
     if held is None or held.logprob:
         return held
@@ -204,10 +216,10 @@ def _champion_measures(
 
 
 @repeatable
-def _find_or_make_model(
+def _get_or_create_logged_model(
     client: Client, experiment: str, run_id: str, name: str, tags: Mapping[str, str]
 ) -> LoggedModel:
-    """The logged model with the key in `tags`: a finished one, then the oldest; others, unfinished, are deleted."""
+    """The logged model with the key in `tags`: a finished one, else the oldest. Other unfinished ones are deleted."""
 
     def find() -> list[LoggedModel]:
         found = client.search_logged_models([experiment], f"tags.`{KEY}` = '{tags[KEY]}'")
@@ -225,10 +237,10 @@ def _find_or_make_model(
 
 
 @repeatable
-def _find_or_make_version(
+def _get_or_create_model_version(
     client: Client, name: str, model: LoggedModel, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
-    """The version with the key in `tags`: the champion, then the oldest; others are deleted."""
+    """The version with the key in `tags`: the champion, else the oldest. Others are deleted."""
 
     def find() -> list[ModelVersion]:
         found = [each for each in versions(client, name) if each.tags.get(KEY) == tags[KEY]]

@@ -1,12 +1,12 @@
 """Runs in MLflow, idempotently: found again by their tags; points, parameters and data sets are logged once.
 
     client = tracking.connect("sqlite:////data/mlflow.db")
-    experiment = claim_experiment(client, "demo", Path("artifacts"))
-    run_id = claim_run(client, experiment, "iteration-0", {"iris.key": "..."}, started_ms)
+    experiment = get_or_create_experiment(client, "demo", Path("artifacts"))
+    run_id = get_or_create_run(client, experiment, "iteration-0", {"iris.key": "..."}, started_ms)
     log_points(client, run_id, points({"gap": 0.7}, step=0, milliseconds=started_ms))
 
-Whatever is done here can be done again after a kill, or a lost reply, at any point and leaves what one undisturbed run
-leaves. Where a lost reply made two of a thing, the second is removed.
+Each call may be repeated after a kill or a lost reply: MLflow then holds the same as after one call. Where a lost reply
+led to two runs, the second is removed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.utils.git_utils import get_git_commit
 
 from iris_core.common.errors import ConfigError
 from iris_core.tracking.client import Client, repeatable
 
 KIND = "custom_model_development"  # the UI opens on training runs, not on traces of an application
 PARENT_TAG = "mlflow.parentRunId"
+LOOP_END = "iris.ended"  # the tag of the run that a loop ended with; its value identifies the loop
 METRICS_A_REQUEST = 1000  # MLflow's limits
 PARAMS_A_REQUEST = 100
 LONGEST_PARAM = 6000
@@ -42,8 +44,8 @@ LONGEST_DIGEST = 36
 
 
 @repeatable
-def claim_experiment(client: Client, name: str, artifacts: Path) -> str:
-    """The id of the MLflow experiment `name`, made if missing.
+def get_or_create_experiment(client: Client, name: str, artifacts: Path) -> str:
+    """The id of the MLflow experiment `name`, created if missing.
 
     Args:
         client: from `connect`.
@@ -62,23 +64,24 @@ def claim_experiment(client: Client, name: str, artifacts: Path) -> str:
                 raise
     if found.lifecycle_stage != "active":
         raise ConfigError(
-            f"the MLflow experiment {name!r} was deleted: restore it with `mlflow experiments restore -x {found.experiment_id}`, or give the IRIS experiment another name"
+            f"the MLflow experiment {name!r} was deleted: restore it with `mlflow experiments restore -x "
+            f"{found.experiment_id}`, or give the IRIS experiment another name"
         )
     return str(found.experiment_id)
 
 
 @repeatable
-def claim_run(client: Client, experiment: str, name: str, tags: Mapping[str, str], started: int) -> str:
-    """The id of the run that carries `tags`, made if there is none.
+def get_or_create_run(client: Client, experiment: str, name: str, tags: Mapping[str, str], started: int) -> str:
+    """The id of the run with `tags`, created if there is none.
 
-    Of several that one counts which holds something, then the oldest; those that hold nothing are deleted. So two
-    processes that make it at once agree on one, and what a lost reply has made twice is there once.
+    Of several runs, the oldest that holds something counts; those that hold nothing are deleted. So two processes that
+    create it at once agree on one, and a lost reply leaves one run only.
 
     Args:
         client: from `connect`.
         experiment: the id of the MLflow experiment.
         name: what a new run is called.
-        tags: what the run is recognised by.
+        tags: they identify the run.
         started: start time of a new run, in milliseconds since 1970.
     """
     found = _find_runs(client, experiment, tags)
@@ -98,7 +101,7 @@ def set_tags(client: Client, run_id: str, tags: Mapping[str, str]) -> None:
 
 
 def log_files(client: Client, run_id: str, path: Path, base: Path | None = None) -> None:
-    """Uploads a file, or all files of a folder, named relative to `base`; none: to the folder that `path` lies in."""
+    """Uploads a file, or all files of a folder, named relative to `base` (None: to the folder of `path`)."""
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     for file in sorted(files):
         below = file.parent.relative_to(base or path.parent)
@@ -108,7 +111,8 @@ def log_files(client: Client, run_id: str, path: Path, base: Path | None = None)
 def log_points(client: Client, run_id: str, points: Sequence[Metric]) -> int:
     """Logs those of `points` that the run, or the model they name, does not hold yet; returns how many.
 
-    A point is known by name, step and value. MLflow writes run and model one after the other: one may lack it alone.
+    A point is identified by name, step and value. MLflow writes to the run first and to the model then, so that the
+    model alone may lack a point.
     """
     fresh = _without_held(client, run_id, points)
     for start in range(0, len(fresh), METRICS_A_REQUEST):
@@ -118,7 +122,7 @@ def log_points(client: Client, run_id: str, points: Sequence[Metric]) -> int:
 
 @repeatable
 def log_output(client: Client, run_id: str, model_id: str, step: int) -> None:
-    """Records a logged model as what `run_id` made in `step`; once, however often called."""
+    """Records a logged model as an output of `run_id` in `step`; once, however often called."""
     outputs = client.get_run(run_id).outputs
     if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else [])}:
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=step)])
@@ -144,7 +148,7 @@ def log_dataset(
     digest: str,
     profile: Mapping[str, Any],
 ) -> None:
-    """Records a Parquet file, or a folder of them, as an input of context `train`; once, however often called."""
+    """Records a Parquet file, or a folder of them, as an input of the run with the context `train`; once."""
     dataset = Dataset(
         name=name,
         digest=digest[:LONGEST_DIGEST],
@@ -157,9 +161,9 @@ def log_dataset(
 
 
 def points(metrics: Mapping[str, Any], step: int, milliseconds: int, model_id: str | None = None) -> list[Metric]:
-    """`metrics` as MLflow points of one step; what is not a number is left out.
+    """`metrics` as MLflow points of one step; values that are no numbers are left out.
 
-    MLflow's database gives −0.0 back as 0.0, so that is what it is given.
+    MLflow's database returns −0.0 as 0.0, so that 0.0 is logged.
     """
     return [
         Metric(name, float(value) + 0.0, milliseconds, step, model_id=model_id)
@@ -168,8 +172,39 @@ def points(metrics: Mapping[str, Any], step: int, milliseconds: int, model_id: s
     ]
 
 
+def history_points(history: Path) -> list[Metric]:
+    """The rows of a training history as points, each at its own step and time."""
+    found = []
+    for line in history.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        step, milliseconds = int(row.pop("step")), int(row.pop("time") * 1000)
+        found += points(row, step, milliseconds)
+    return found
+
+
+def loop_end(client: Client, experiment: str, parent: str, loop: str) -> int | None:
+    """When a loop ended, in milliseconds since 1970; None while it runs.
+
+    Args:
+        client: from `connect`.
+        experiment: the id of the MLflow experiment.
+        parent: the id of the experiment's run.
+        loop: identifies the loop: what its last run has as the tag `LOOP_END`.
+    """
+    wanted = f"tags.`{PARENT_TAG}` = '{parent}' and tags.`{LOOP_END}` = '{loop}' and attributes.status = 'FINISHED'"
+    found = client.search_runs([experiment], wanted, max_results=1)
+    return int(found[0].info.end_time) if found else None
+
+
+def source_tags() -> dict[str, str]:
+    """The program and, in a git checkout, its commit, as MLflow shows them in its columns."""
+    tags = {"mlflow.source.name": "iris", "mlflow.source.type": "LOCAL"}
+    commit = get_git_commit(str(Path(__file__).parent))
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
 def _find_runs(client: Client, experiment: str, tags: Mapping[str, str]) -> list[Run]:
-    """The runs that carry `tags`, the one that counts first."""
+    """The runs with `tags`, the one that counts first."""
     wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
     runs = client.search_runs([experiment], wanted, max_results=100)
     return sorted(runs, key=lambda run: (_is_empty(run), run.info.start_time, run.info.run_id))
@@ -180,7 +215,7 @@ def _is_empty(run: Run) -> bool:
 
 
 def _without_held(client: Client, run_id: str, points: Sequence[Metric]) -> list[Metric]:
-    """Those of `points` that are missing. What the run holds and the model lacks has the time that the run has it at."""
+    """Those of `points` that are missing. A point that the model alone lacks gets the time that it has in the run."""
     by_name: dict[str, list[Metric]] = defaultdict(list)
     for point in points:
         by_name[point.key].append(point)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from iris_core.common.parquet import write_parquet
 from iris_core.data.packing import Group
 from iris_core.objectives.gap import gap_warnings, measure_gap
 from iris_core.objectives.order import Movement
+from iris_core.pipeline.metrics import HeldoutMetrics, StepMetrics, TrainMetrics
 from iris_core.pipeline.specs import TrainSpec
 
 SUMS = ["annotated_cut", "annotated_rest", "synthetic"]  # as `Group.sums` counts them
@@ -27,7 +28,8 @@ def measure(
     before: dict[str, Tensor],
     after: dict[str, Tensor],
     path: Path,
-) -> dict[str, Any]:
+    steps: StepMetrics,
+) -> TrainMetrics:
     """The gap and other measures on held-out pairs; the rows that they come from are written to `path`.
 
     Args:
@@ -36,6 +38,7 @@ def measure(
         before: log-probs of responses under the opponent, by split, shape [pairs, 3] in the order of `SUMS`.
         after: the same under the policy.
         path: Parquet file for the held-out rows.
+        steps: what training itself measured.
     """
     old, new = before["heldout"].double().numpy(), after["heldout"].double().numpy()
     tokens = np.array([group.first(2).sums for group in groups], np.float64)
@@ -45,18 +48,19 @@ def measure(
     _write_heldout(path, opponent=old, policy=new, tokens=tokens)
     per_token = functools.partial(ratio, counts=tokens[:, :2].sum(1), seed=spec.seed)
     before_whole, after_whole = old[:, :2].sum(1), new[:, :2].sum(1)
-    return {
-        "gap": gap.model_dump(),
-        "movement": moved.model_dump(),
-        "heldout": {
-            "annotated_logprob_per_token": per_token(after_whole).model_dump(),
-            "opponent_annotated_logprob_per_token": per_token(before_whole).model_dump(),
-            "annotated_logprob_gain_per_token": per_token(after_whole - before_whole).model_dump(),
-            "reward_margin": spec.objective.beta * moved.heldout_margin.value,
-            "synthetic_kl_per_token": float((old - new)[:, 2].sum() / tokens[:, 2].sum()),
-        },
-        "warnings": [*gap_warnings(gap), *_few_pairs(len(groups))],
-    }
+    return TrainMetrics(
+        gap=gap,
+        movement=moved,
+        heldout=HeldoutMetrics(
+            annotated_logprob_per_token=per_token(after_whole),
+            opponent_annotated_logprob_per_token=per_token(before_whole),
+            annotated_logprob_gain_per_token=per_token(after_whole - before_whole),
+            reward_margin=spec.objective.beta * moved.heldout_margin.value,
+            synthetic_kl_per_token=float((old - new)[:, 2].sum() / tokens[:, 2].sum()),
+        ),
+        train=steps,
+        warnings=[*gap_warnings(gap), *_few_pairs(len(groups))],
+    )
 
 
 def _movement(before: dict[str, Tensor], after: dict[str, Tensor], seed: int) -> Movement:
@@ -86,20 +90,22 @@ def _write_heldout(path: Path, **tables: Floats) -> None:
     write_parquet(path, pa.table(columns))
 
 
-def summary(history: Path) -> dict[str, float]:
-    """Means over the steps of an iteration, and its last loss."""
+def summary(history: Path, synthetic: Mapping[str, int]) -> StepMetrics:
+    """Means over the steps of an iteration, its last loss, and how its `synthetic` responses were used."""
     rows = [json.loads(line) for line in history.read_text().splitlines()]
 
     def mean(name: str) -> float:
         return float(sum(row[name] for row in rows) / len(rows))
 
     last = rows[-1]
-    return {
-        "steps": len(rows),
-        "loss": last["loss"],
-        "ess_annotated": mean("ess/annotated"),
-        "ess_synthetic": mean("ess/synthetic"),
-        **{f"reward_{name}": last[f"reward/{name}"] for name in ("margin", "accuracy") if f"reward/{name}" in last},
-        "tokens_per_second": mean("tokens_per_second"),
-        "memory_gb": max(row["memory_gb"] for row in rows),
-    }
+    return StepMetrics(
+        steps=len(rows),
+        loss=last["loss"],
+        ess_annotated=mean("ess/annotated"),
+        ess_synthetic=mean("ess/synthetic"),
+        reward_margin=last.get("reward/margin"),
+        reward_accuracy=last.get("reward/accuracy"),
+        tokens_per_second=mean("tokens_per_second"),
+        memory_gb=max(row["memory_gb"] for row in rows),
+        synthetic=dict(synthetic),
+    )

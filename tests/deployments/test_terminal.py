@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deployments.terminal import Display, gist, show_places, show_result
+from deployments.terminal import Display, show_places, show_result, summary_line
 from iris_core.reporting.summary import Sample, Warned
 from iris_core.store import Manifest, Store
 from tasks.stage import Finished
@@ -81,7 +81,7 @@ def test_what_models_and_users_write_is_text(small: SmallExperiment, monkeypatch
     shown = Console(file=StringIO(), width=200)
     show_result(shown, small.store)
     display = Display(shown)
-    display.said = -1000.0
+    display.echoed = -1000.0
     display.progressed("a/b", {"stage": "t: " + hostile, "done": 1, "total": 2, "name": hostile})
     assert text_of(shown).count(written) == 4 + 1 + 2
     assert "\x1b" not in text_of(shown)
@@ -89,11 +89,15 @@ def test_what_models_and_users_write_is_text(small: SmallExperiment, monkeypatch
 
 def test_what_a_generation_and_a_version_tell(small: SmallExperiment) -> None:
     done = finished(small, "iteration-0/generate")
-    assert gist(done) == "8 answers, 10 tokens each, 12% truncated"
-    register = {"version": 2, "champion": True}
-    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == ("model version 2, champion")
-    register = {"version": 3, "champion": False}
-    assert gist(done.model_copy(update={"stage": "register", "metrics": register})) == "model version 3"
+    assert summary_line(done) == "8 answers, 10 tokens each, 12% truncated"
+    ids = {"run_id": "a", "parent_run_id": "b"}
+    for version, champion, line in (
+        (2, True, "model version 2, champion"),
+        (3, False, "model version 3"),
+        (None, False, ""),
+    ):
+        metrics = {**ids, "version": version, "champion": champion}
+        assert summary_line(done.model_copy(update={"stage": "register", "metrics": metrics})) == line
 
 
 def test_the_table_is_80_columns_wide_even_with_other_settings(small: SmallExperiment) -> None:

@@ -18,6 +18,7 @@ from iris_core.config.recipe import load_recipe
 from iris_core.evaluation.folder import benchmark_folder
 from iris_core.execution.launch import launch
 from iris_core.pipeline import plan
+from iris_core.pipeline.metrics import RegisterMetrics
 from iris_core.pipeline.plan import LoopState, Prepared
 from iris_core.reporting.page import write_report
 from iris_core.store import Manifest, Spec, Store, completed
@@ -59,7 +60,7 @@ def iteration(experiment: Experiment, store: Store, prepared: Prepared, state: L
     stage(plan.evaluate_spec(experiment, prepared, policy, benchmark_folder(experiment.evaluation.data_dir)))
     scheduled = stage(plan.schedule_spec(experiment, state, trained))
     stage(plan.register_spec(experiment, prepared, state.iteration, policy, dict(stages)))
-    parent = stages["register"].metrics["parent_run_id"]
+    parent = RegisterMetrics.of(stages["register"]).parent_run_id
     perform(store, "publish", plan.publish_spec(experiment, parent, write_report(store)))
     return plan.next_state(state, generated, trained, scheduled)
 

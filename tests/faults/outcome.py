@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from iris_core.common.uris import sqlite_uri
+from iris_core.pipeline.metrics import EvaluateMetrics, RegisterMetrics
 from iris_core.store import Manifest, read_manifest
 from tests.faults.loop import NAME, PLACES
 
@@ -64,9 +65,10 @@ def _outputs(manifest: Manifest) -> dict[str, Any]:
         rows = manifest.artifact("history").path.read_text().splitlines()
         found["history"] = [_untimed(json.loads(row)) for row in rows]
     if manifest.stage == "evaluate":
-        found["scores"] = manifest.metrics["benchmarks"]
+        found["scores"] = {name: score.model_dump() for name, score in EvaluateMetrics.of(manifest).benchmarks.items()}
     if manifest.stage == "register":
-        found["version"] = [manifest.metrics[name] for name in ("version", "champion")]
+        registered = RegisterMetrics.of(manifest)
+        found["version"] = [registered.version, registered.champion]
     return found
 
 

@@ -41,8 +41,10 @@ def test_answers_and_paths_are_text_in_the_report(tmp_path: Path, monkeypatch: p
         "\n\n".join(
             [
                 r"**\!\[x\](//e/x)**",
-                "- annotated: \\[y\\](javascript:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n- after: \\`\\`\\`\\\\x1b\\[0m",
-                f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html, and [in MLflow](http://h/#/runs/1)",
+                "- annotated: \\[y\\](javascript:f())\n- before: \\<img src=//e\\> ⏎ \\# a\n"
+                "- after: \\`\\`\\`\\\\x1b\\[0m",
+                f"The whole report, with plots: {markdown(str(tmp_path))}/\\`a\\`\\|b/report.html, "
+                "and [in MLflow](http://h/#/runs/1)",
             ]
         )
     )

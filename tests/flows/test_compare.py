@@ -1,4 +1,4 @@
-"""The flow `iris-compare`: two objectives by real loops on the tiny model, what they share, and what is said of them."""
+"""The flow `iris-compare`: two objectives by real loops on the tiny model, what they share, and the comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole loop by its command, killed (SIGKILL) in the middle of each long stage: nothing is lost, nothing doubled."""
+"""The whole loop by its command, killed (SIGKILL) in each long stage: nothing is lost or done twice."""
 
 from __future__ import annotations
 

@@ -13,9 +13,24 @@ import pyarrow.parquet as pq
 from safetensors.numpy import save_file
 
 from iris_core.common.digest import json_digest
+from iris_core.common.intervals import Interval
 from iris_core.config import Experiment, parse_experiment
 from iris_core.evaluation.folder import benchmark_folder
+from iris_core.objectives.gap import Gap
+from iris_core.objectives.order import Movement
 from iris_core.pipeline import plan
+from iris_core.pipeline.metrics import (
+    Average,
+    EvaluateMetrics,
+    ExactMatch,
+    GenerateMetrics,
+    HeldoutMetrics,
+    PrepareMetrics,
+    ScheduleMetrics,
+    Score,
+    StepMetrics,
+    TrainMetrics,
+)
 from iris_core.pipeline.plan import LoopState, Prepared
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
@@ -73,7 +88,7 @@ class SmallExperiment:
         def warn(spec: Any, out: Path) -> Outcome:
             outcome: Outcome = work(spec, out)
             said = {"warnings": self.warnings[spec.stage]} if spec.stage in self.warnings else {}
-            return outcome.model_copy(update={"metrics": {**outcome.metrics, **said}})
+            return outcome.model_copy(update={"metrics": outcome.metrics.model_copy(update=said)})
 
         folder = self.store.folder(spec)
         manifest = run_stage(spec, folder, warn)
@@ -155,7 +170,7 @@ class SmallExperiment:
             "stop_token_ids": [2],
         }
         (out / "model.json").write_text(json.dumps(model))
-        metrics = {"train_pairs": 40, "heldout_pairs": PROMPTS, "dropped": {}}
+        metrics = PrepareMetrics(train_pairs=40, heldout_pairs=PROMPTS)
         return Outcome(outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"}, metrics=metrics)
 
     def generate(self, spec: Any, out: Path) -> Outcome:
@@ -165,15 +180,15 @@ class SmallExperiment:
             for i in range(PROMPTS)
         ]
         pq.write_table(pa.Table.from_pylist(rows), out / "responses" / "0.parquet")
-        metrics = {
-            "prompts": PROMPTS,
-            "tokens": 80,
-            "mean_tokens": 10.0,
-            "truncated": 1,
-            "empty": 0,
-            "tokens_per_second": 123.4,
-            "finish_reasons": {"stop": 7, "length": 1},
-        }
+        metrics = GenerateMetrics(
+            prompts=PROMPTS,
+            tokens=80,
+            mean_tokens=10.0,
+            truncated=1,
+            empty=0,
+            tokens_per_second=123.4,
+            finish_reasons={"stop": 7, "length": 1},
+        )
         return Outcome(outputs={"responses": out / "responses"}, metrics=metrics)
 
     def train(self, t: int) -> Any:
@@ -186,26 +201,24 @@ class SmallExperiment:
             gap = 0.8 / (t + 1)
             old, log = self.logprobs[t], self.logprobs[t + 1]
             pq.write_table(heldout_logprobs(old, log), out / "heldout.parquet")
-            metrics = {
-                "gap": {"value": gap, "ess": 6.0, "pairs": PROMPTS, "confirmed": True},
-                "movement": {
-                    name: {"value": 0.3, "low": 0.2, "high": 0.4} for name in ("training_margin", "heldout_margin")
-                },
-                "heldout": {
-                    "annotated_logprob_per_token": {"value": log, "low": log - 0.1, "high": log + 0.1},
-                    "opponent_annotated_logprob_per_token": {"value": old, "low": old - 0.1, "high": old + 0.1},
-                    "reward_margin": 0.3 + 0.1 * t,
-                    "synthetic_kl_per_token": 0.05,
-                },
-                "train": {
-                    "loss": -0.1,
-                    "ess_annotated": 50.0,
-                    "ess_synthetic": 40.0,
-                    "reward_margin": 0.4,
-                    "tokens_per_second": 200.0,
-                    "steps": STEPS,
-                },
-            }
+            metrics = TrainMetrics(
+                gap=Gap(value=gap, ess=6.0, pairs=PROMPTS, confirmed=True),
+                movement=Movement(training_margin=around(0.3), heldout_margin=around(0.3)),
+                heldout=HeldoutMetrics(
+                    annotated_logprob_per_token=around(log),
+                    opponent_annotated_logprob_per_token=around(old),
+                    reward_margin=0.3 + 0.1 * t,
+                    synthetic_kl_per_token=0.05,
+                ),
+                train=StepMetrics(
+                    loss=-0.1,
+                    ess_annotated=50.0,
+                    ess_synthetic=40.0,
+                    reward_margin=0.4,
+                    tokens_per_second=200.0,
+                    steps=STEPS,
+                ),
+            )
             names = {"adapter": "adapter", "history": "history.jsonl", "heldout": "heldout.parquet"}
             outputs = {name: out / file for name, file in names.items()}
             return Outcome(outputs=outputs, metrics=metrics)
@@ -244,18 +257,16 @@ class SmallExperiment:
                 for i in range(PROMPTS)
             ]
             pq.write_table(pa.Table.from_pylist(rows), out / "heldout.parquet")
-            metrics: dict[str, Any] = {
-                **({} if average is None else {"average": average_of(scores, spec)}),
-                "benchmarks": {
-                    name: {"value": score, "stderr": 0.02, "n": ITEMS, "protocol": json_digest(spec.evaluation.limit)}
-                    for name, score in scores.items()
+            protocol = json_digest(spec.evaluation.limit)
+            metrics = EvaluateMetrics(
+                average=average_of(scores, spec) if scores else None,
+                benchmarks={
+                    name: Score(value=score, stderr=0.02, n=ITEMS, protocol=protocol) for name, score in scores.items()
                 },
-                "label": self.label,
-                "heldout": {"exact_match": {"value": exact, "low": exact - 0.1, "high": exact + 0.1}, "n": PROMPTS},
-            }
-            names = ["scores"] if spec.answer_pattern is None else ["scores", "heldout.parquet"]
-            if spec.answer_pattern is None:
-                del metrics["heldout"]
+                label=self.label,
+                heldout=ExactMatch(exact_match=around(exact), n=PROMPTS) if spec.answer_pattern else None,
+            )
+            names = ["scores", "heldout.parquet"] if spec.answer_pattern else ["scores"]
             return Outcome(
                 outputs={name.removesuffix(".parquet"): out / name for name in names},
                 metrics=metrics,
@@ -265,29 +276,25 @@ class SmallExperiment:
 
     def schedule(self, spec: Any, out: Path) -> Outcome:
         (out / "schedule.json").write_text("{}")
-        metrics = {
-            "order": spec.order,
-            "next_order": max(1.0, spec.order - 0.5),
-            "converged": False,
-            "stop": False,
-            "reason": "gap fell",
-        }
+        metrics = ScheduleMetrics(
+            order=spec.order, next_order=max(1.0, spec.order - 0.5), converged=False, stop=False, reason="gap fell"
+        )
         return Outcome(outputs={"schedule": out / "schedule.json"}, metrics=metrics)
 
 
-def average_of(scores: dict[str, float], spec: Any) -> dict[str, Any]:
+def around(value: float) -> Interval:
+    return Interval(value=value, low=value - 0.1, high=value + 0.1)
+
+
+def average_of(scores: dict[str, float], spec: Any) -> Average:
     """The average as the stage `evaluate` gives it; its protocol changes with the limit."""
     value = sum(scores.values()) / len(scores)
-    return {
-        "value": value,
-        "stderr": 0.01,
-        "benchmarks": len(scores),
-        "protocol": json_digest(spec.evaluation.limit),
-    }
+    protocol = json_digest(spec.evaluation.limit)
+    return Average(value=value, stderr=0.01, benchmarks=len(scores), protocol=protocol)
 
 
 def heldout_logprobs(opponent: float, policy: float) -> pa.Table:
-    """Held-out log-probs of annotated responses of 10 tokens, with these means per token and some spread of the change."""
+    """Held-out log-probs of annotated responses of 10 tokens, with these means per token and a spread of the change."""
     spread = np.linspace(-0.1, 0.1, PROMPTS)
     columns = {
         "annotated_opponent": np.full(PROMPTS, 10 * opponent),

@@ -47,7 +47,8 @@ def test_this_machine(alone):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, iris_core.doctor as d; d.checks(); heavy = {'torch', 'vllm', 'mlflow', 'transformers', 'prefect'}; print(heavy & set(sys.modules))"
+    heavy = {"torch", "vllm", "mlflow", "transformers", "prefect"}
+    code = f"import sys, iris_core.doctor as d; d.checks(); print({heavy} & set(sys.modules))"
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

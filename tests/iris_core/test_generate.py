@@ -210,14 +210,17 @@ def test_counts_of_responses():
         {"token_ids": [2], "response": " ", "finish_reason": "stop"},
         {"token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
     ]
-    assert summarize(rows) == {
+    found = summarize(GenerationPart(max_new_tokens=3), rows, 7.5)
+    assert found.model_dump(exclude={"warnings"}) == {
         "prompts": 3,
         "tokens": 6,
         "mean_tokens": 2.0,
         "truncated": 1,
         "empty": 1,
         "finish_reasons": {"stop": 2, "length": 1},
+        "tokens_per_second": 7.5,
     }
+    assert found.warnings == warnings(GenerationPart(max_new_tokens=3), 1, 3)
 
 
 @pytest.mark.unit

@@ -22,7 +22,10 @@ from iris_core.store import Outcome, run_stage
 from tests.iris_core.small_experiment import SmallExperiment
 
 WORDS = ["<pad>", "</s>", "user", "assistant", "one", "two", "three", "four"]
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
 
 
 def save_tiny_llama(folder) -> None:

@@ -20,7 +20,7 @@ from iris_core.register import register
 from iris_core.store import Execution, Manifest, read_manifest, run_stage
 from iris_core.tracking import registry
 from iris_core.tracking.client import Client
-from iris_core.tracking.runs import claim_run, log_points, points
+from iris_core.tracking.runs import get_or_create_run, log_points, points
 from tests.iris_core.small_experiment import SmallExperiment
 from tests.lossy_proxy import LossyProxy, Request, lossy_proxy
 
@@ -117,7 +117,7 @@ def state(uri: str, name: str) -> dict[str, Any]:
 
 
 def test_every_reply_lost_once_leaves_what_an_undisturbed_run_leaves(proxy, tmp_path):
-    """The first spec is done by one process that repeats its steps, the second by one that is started again each time."""
+    """One process runs the first spec and repeats its steps; the second spec has a new process each time."""
     small = SmallExperiment(tmp_path, [0.3], name="lossy")
     initial, first = [small.initial(), *small.iterations()]
     for spec in (initial, first):
@@ -219,7 +219,7 @@ def test_empty_doubles_of_an_earlier_lost_reply_go(tmp_path):
     client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", 0.0)
     made = [client.create_run("0", tags={"iris.key": "a"}, start_time=t) for t in (1000, 2000, 3000)]
     client.log_param(made[1].info.run_id, "order", "2")
-    assert claim_run(client, "0", "x", {"iris.key": "a"}, 4000) == made[1].info.run_id
+    assert get_or_create_run(client, "0", "x", {"iris.key": "a"}, 4000) == made[1].info.run_id
     assert [run.info.run_id for run in client.search_runs(["0"])] == [made[1].info.run_id]
 
 

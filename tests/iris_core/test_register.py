@@ -54,7 +54,7 @@ def do(small: SmallExperiment, spec: RegisterSpec):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An initial model and three iterations, registered; the miniature's averages fall, exact match rises, then ties."""
+    """An initial model and three iterations, registered: the averages fall, exact match rises, then stays equal."""
     exact = [0.125, 0.25, 0.5, 0.5]
     small = SmallExperiment(tmp_path_factory.mktemp("finished"), [0.50, 0.40, 0.30], exact=exact)
     manifests = [do(small, spec) for spec in [small.initial(), *small.iterations()]]
@@ -81,6 +81,7 @@ def test_one_parent_one_child_an_iteration(finished):
         "parent_run_id": parent.info.run_id,
         "version": 1,
         "champion": True,
+        "warnings": [],
         "champion_note": "champion: the initial model, which iterations have to beat",
     }
     assert [manifest.metrics["version"] for manifest in manifests] == [1, 2, 3, 4]
@@ -208,7 +209,7 @@ def test_again_after_the_manifest_was_lost_changes_nothing(finished):
     assert everything() == before
 
 
-@pytest.mark.parametrize("where", ["claim_model", "claim_version", "promote_if_better", "champion_of"])
+@pytest.mark.parametrize("where", ["get_or_create_model", "get_or_create_version", "promote_if_better", "champion_of"])
 def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, where):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
@@ -230,10 +231,17 @@ def test_killed_between_two_steps_completes_without_doubles(root, monkeypatch, w
     assert len(client.get_metric_history(manifest.metrics["parent_run_id"], "gap")) == 1
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("train/adapter/adapter_model.safetensors", "flipped"), ("train/history.jsonl", "cut"), ("train/heldout.parquet", "empty"),
-    ("evaluate/scores/gsm8k.json", "flipped"), ("evaluate/heldout.parquet", "missing"), ("generate/responses/0.parquet", "missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("train/adapter/adapter_model.safetensors", "flipped"),
+        ("train/history.jsonl", "cut"),
+        ("train/heldout.parquet", "empty"),
+        ("evaluate/scores/gsm8k.json", "flipped"),
+        ("evaluate/heldout.parquet", "missing"),
+        ("generate/responses/0.parquet", "missing"),
+    ],
+)
 def test_what_has_changed_since_its_stage_wrote_it_is_not_registered(root, name, kind):
     small = SmallExperiment(root, [0.3])
     [spec] = small.iterations()
@@ -386,7 +394,7 @@ def test_registered_again_no_version_changes_its_note(root):
     for manifest in manifests:
         (manifest.folder / "manifest.json").unlink()
         again = do(small, RegisterSpec.model_validate(manifest.spec))
-        assert "warnings" not in again.metrics
+        assert again.metrics["warnings"] == []
     assert notes_of(small) == notes
     assert champion(small) == 4
 
@@ -413,7 +421,7 @@ def test_a_failed_evaluation_never_becomes_champion(root):
         "not compared: it has no benchmark average, which the champion, version 1, is measured by: measure both"
     )
     assert manifests[1].metrics["warnings"] == [second]
-    assert "warnings" not in manifests[2].metrics
+    assert manifests[2].metrics["warnings"] == []
     assert champion(small) == 3
 
 
@@ -548,7 +556,8 @@ def test_a_champion_whose_measures_are_gone_or_damaged_stays(root, kind):
     do(small, specs[2])
     assert champion(small) == 2
     assert notes_of(small)[2].startswith(
-        "not compared: the champion, version 2, has no measures in MLflow: measure both in the same way, or set the alias"
+        "not compared: the champion, version 2, has no measures in MLflow: measure both in the same way, or set the "
+        "alias"
     )
 
 
@@ -707,7 +716,7 @@ def test_a_server_that_dies_gives_an_error_worth_a_retry(mlflow_server, tmp_path
     def die(*args: object) -> None:
         raise requests.ConnectionError("http://me:hunter2@127.0.0.1 is gone")
 
-    monkeypatch.setattr(registry, "claim_model", die)
+    monkeypatch.setattr(registry, "get_or_create_model", die)
     with pytest.raises(ServiceError, match=r"tracking\.uri: MLflow at http://127.*\*\*\*@127") as caught:
         do(small, spec)
     assert caught.value.retryable

@@ -15,7 +15,7 @@ from iris_core.common.outages import notify
 from iris_core.common.progress import Progress
 from iris_core.config import TrainingPart
 from iris_core.execution.stage import main
-from iris_core.store import Outcome, Spec
+from iris_core.store import Metrics, Outcome, Spec
 
 FITS = 150  # tokens per batch that the action "need" has memory for
 ENDLESS = [sys.executable, "-c", "import time; time.sleep(1000)"]
@@ -32,6 +32,10 @@ class SlowSpec(Spec):
     stage: ClassVar[str] = "slow"
     action: str
     training: TrainingPart = TrainingPart(tokens_per_batch=200)
+
+
+class SlowMetrics(Metrics):
+    answer: int
 
 
 def work(spec: SlowSpec, out: Path) -> Outcome:
@@ -56,11 +60,11 @@ def work(spec: SlowSpec, out: Path) -> Outcome:
     if spec.action == "engines":
         sample()
     subprocess.Popen(ENDLESS, start_new_session=True)  # the stage succeeds, and leaves a process behind
-    warned = {"warnings": ["mind <this>", "and [that]"]} if spec.action == "warn" else {}
+    warnings = ["mind <this>", "and [that]"] if spec.action == "warn" else []
     progress = Progress("slow", total=2)
     for _ in range(2):
         progress.advance(1, loss=0.5)
-    return Outcome(outputs={"tries": tries}, metrics={"answer": 42, **warned})
+    return Outcome(outputs={"tries": tries}, metrics=SlowMetrics(answer=42, warnings=warnings))
 
 
 def go_on() -> None:

@@ -92,7 +92,7 @@ def test_stage_runs_once_and_is_reused_then(experiment: Experiment, tmp_path: Pa
     assert isinstance(first, Finished)
     assert isinstance(second, Finished)
     assert (first.reused, second.reused) == (False, True)
-    assert first.metrics == second.metrics == {"answer": 42}
+    assert first.metrics == second.metrics == {"answer": 42, "warnings": []}
     assert task_run(first_run).name == "slow · iteration 0"
     assert task_run(first_run).state_name == "Completed"
     assert task_run(second_run).state_name == "Reused"

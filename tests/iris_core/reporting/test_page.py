@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 import pytest
 
 from iris_core.common.errors import StoreError
+from iris_core.pipeline.metrics import EvaluateMetrics
 from iris_core.reporting import figures
-from iris_core.reporting.content import sentence, tiles
+from iris_core.reporting.findings import sentence, tiles
 from iris_core.reporting.page import write_report
-from iris_core.reporting.summary import Interval, Row
+from iris_core.reporting.summary import Row
 from tests.iris_core.damage import damage
-from tests.iris_core.small_experiment import STEPS, SmallExperiment
+from tests.iris_core.small_experiment import STEPS, SmallExperiment, around
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -137,28 +138,24 @@ def test_the_same_store_gives_the_same_bytes(finished):
 
 
 def test_the_result_names_both_ends_and_their_intervals(finished):
-    assert (
-        finished[2]["result"]
-        .replace("\xa0", " ")
-        .startswith(
-            "After 3 iterations of self-play, exact match on held-out prompts rose from 0.10 [0.00, 0.20] to 0.70 [0.60, 0.80]; "
-        )
-    )
+    result = finished[2]["result"].replace("\xa0", " ")
+    assert result.startswith("After 3 iterations of self-play, exact match on held-out prompts rose from ")
+    assert " rose from 0.10 [0.00, 0.20] to 0.70 [0.60, 0.80]; " in result
 
 
 def test_a_change_within_its_intervals_is_not_called_a_rise():
     rows = [
-        Row(None, exact_match=Interval(0.3, 0.2, 0.4)),
-        Row(0, exact_match=Interval(0.35, 0.25, 0.45)),
+        Row(iteration=None, exact_match=around(0.3)),
+        Row(iteration=0, exact_match=around(0.35)),
     ]
     assert "moved within its intervals from 0.30" in sentence(rows)
 
 
 def test_an_average_has_a_standard_error_and_no_interval_beyond_its_range():
     """A half and two thirds with errors of .2: 1.96 errors reach above 100 %, which is no score."""
-    found = [Row(None, average=1 / 2, stderr=0.2), Row(0, average=2 / 3, stderr=0.2)]
+    found = [Row(iteration=None, average=1 / 2, stderr=0.2), Row(iteration=0, average=2 / 3, stderr=0.2)]
     (tile,) = tiles(found)
-    assert tile["note"] == "standard error 20.0"
+    assert tile.note == "standard error 20.0"
     assert "66.7 [27.5,\u00a0100.0]" in sentence(found)
 
 
@@ -188,7 +185,7 @@ def test_without_scores_and_without_an_answer_pattern(tmp_path):
         from iris_core.store import Outcome
 
         (out / "scores").mkdir()
-        return Outcome(outputs={"scores": out / "scores"}, metrics={"benchmarks": {}, "label": None})
+        return Outcome(outputs={"scores": out / "scores"}, metrics=EvaluateMetrics())
 
     small.initial()
     small.iterations()
@@ -229,8 +226,8 @@ def test_responses_that_were_all_there_have_no_rate(tmp_path, monkeypatch):
 
     def taken_over(self, spec, out):
         outcome = sampled(self, spec, out)
-        del outcome.metrics["tokens_per_second"]
-        return outcome
+        metrics = outcome.metrics.model_copy(update={"tokens_per_second": None})
+        return outcome.model_copy(update={"metrics": metrics})
 
     monkeypatch.setattr(SmallExperiment, "generate", taken_over)
     small = SmallExperiment(tmp_path, [0.3])

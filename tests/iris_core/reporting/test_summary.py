@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from iris_core.objectives.gap import Gap
+from iris_core.pipeline.metrics import RegisterMetrics
 from iris_core.reporting.summary import (
+    Champion,
     Row,
     cells,
     champion,
@@ -18,7 +21,7 @@ from iris_core.reporting.summary import (
     warnings,
 )
 from iris_core.store import Outcome, Store
-from tests.iris_core.small_experiment import SmallExperiment
+from tests.iris_core.small_experiment import SmallExperiment, around
 
 pytestmark = pytest.mark.unit
 
@@ -36,11 +39,11 @@ def test_rows_of_initial_model_and_iterations(tmp_path: Path) -> None:
     initial, first, second = rows(small.store)
     assert list(iterations(small.store)) == [0, 1]
     assert initial.iteration is None
-    assert initial.logprob == pytest.approx((-1.7, -1.8, -1.6))  # what the opponent of iteration 0 gives
+    assert initial.logprob == around(-1.7)  # what the opponent of iteration 0 gives
     assert initial.gap is None
     assert initial.average == 0.2
     assert (first.iteration, first.order, first.label) == (0, 2.0, "miniature")
-    assert first.gap == pytest.approx((0.8, 6, 8))
+    assert first.gap == Gap(value=0.8, ess=6, pairs=8, confirmed=True)
     assert (first.ess_annotated, first.ess_synthetic) == (50.0, 40.0)
     assert second.order == 1.5
     assert second.reward_margin == pytest.approx(0.4)
@@ -87,7 +90,7 @@ def test_cells_fit_the_headers(tmp_path: Path) -> None:
 
 
 def test_scores_with_other_settings_stand_in_no_column(tmp_path: Path) -> None:
-    """The initial model scored again with another limit, as the flow `iris-evaluate` may: its exact match is comparable."""
+    """The initial model scored again with another limit, as `iris-evaluate` may: its exact match is comparable."""
     small = SmallExperiment(tmp_path, [0.3], label=None)
     small.initial()
     small.iterations()
@@ -104,7 +107,7 @@ def test_scores_with_other_settings_stand_in_no_column(tmp_path: Path) -> None:
 
 
 def test_an_average_whose_error_is_unknown_has_none(tmp_path: Path) -> None:
-    assert cells(Row(0, average=0.3, stderr=None))[-1] == "30.0"
+    assert cells(Row(iteration=0, average=0.3, stderr=None))[-1] == "30.0"
 
 
 def test_warnings_and_champion_in_the_order_of_the_stages(tmp_path: Path) -> None:
@@ -116,13 +119,14 @@ def test_warnings_and_champion_in_the_order_of_the_stages(tmp_path: Path) -> Non
     assert warnings(small.store)[:4] == [(at[0], "a"), (at[1], "b"), (at[1], "c"), (at[2], "a")]
     assert champion(small.store) is None
     for t, (spec, won) in enumerate(zip(specs, (True, False), strict=True)):
-        metrics = {"version": t + 1, "champion": won, "champion_note": f"because {t}"}
+        ids = {"run_id": "a", "parent_run_id": "b"}
+        metrics = RegisterMetrics(**ids, version=t + 1, champion=won, champion_note=f"because {t}")
         small.run(
             spec,
             f"iteration-{t}/register",
             lambda *_, found=metrics: Outcome(outputs={}, metrics=found),
         )
-    assert champion(small.store) == (0, 1, "because 0")
+    assert champion(small.store) == Champion(iteration=0, version=1, note="because 0")
 
 
 def test_samples_before_and_after(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from iris_core.store import (
     Artifact,
     Execution,
     Manifest,
+    Metrics,
     Outcome,
     Spec,
     Store,
@@ -40,6 +41,10 @@ class CountSpec(Spec):
     times: int = 1
 
 
+class CountMetrics(Metrics):
+    words: int
+
+
 @pytest.fixture
 def spec(tmp_path):
     (tmp_path / "text").write_text("one two")
@@ -51,7 +56,7 @@ def work(spec: CountSpec, out: Path) -> Outcome:
     (out / "words.json").write_text(json.dumps(words))
     (out / "work").mkdir(exist_ok=True)
     (out / "work" / "scratch").write_text("x")
-    return Outcome(outputs={"words": out / "words.json"}, metrics={"words": words})
+    return Outcome(outputs={"words": out / "words.json"}, metrics=CountMetrics(words=words))
 
 
 def never(spec: CountSpec, out: Path) -> Outcome:
@@ -81,7 +86,7 @@ def test_how_a_stage_ran_earlier_does_not_matter(spec, tmp_path):
 
 def test_runs_once_and_is_reused(spec, tmp_path):
     first = run_stage(spec, tmp_path / "out", work)
-    assert first.metrics == {"words": 2}
+    assert first.metrics["words"] == 2
     assert not first.reused
     assert set(first.files) == {"spec.json", "words.json"}
     assert not (tmp_path / "out" / "work").exists()
@@ -154,7 +159,7 @@ def test_a_folder_in_use_is_waited_for_while_its_run_lives(spec, tmp_path, caplo
         assert not made
         holder.kill()
         waiting.join()
-    assert made[0].metrics == {"words": 2}
+    assert made[0].metrics["words"] == 2
     assert run_stage(spec, tmp_path / "out", never).reused
 
 
@@ -283,7 +288,7 @@ def test_a_disk_that_gets_full_is_named_and_the_stage_resumes(spec, tmp_path):
 
     with pytest.raises(StoreError, match=r"the disk of .*out is full: free some space, then run again to resume"):
         run_stage(spec, tmp_path / "out", fills)
-    assert run_stage(spec, tmp_path / "out", work).metrics == {"words": 2}
+    assert run_stage(spec, tmp_path / "out", work).metrics["words"] == 2
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling", "loop", "parent"])

@@ -14,9 +14,8 @@ from mlflow.entities import Metric
 
 from iris_core import tracking
 from iris_core.common.errors import ConfigError, ServiceError
-from iris_core.common.redaction import redact
-from iris_core.tracking.connection import CHECK_TIMEOUT_S, flatten
-from iris_core.tracking.runs import claim_experiment, claim_run, log_params, log_points
+from iris_core.tracking import connection
+from iris_core.tracking.runs import get_or_create_experiment, get_or_create_run, log_params, log_points
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_a_server_that_accepts_and_says_nothing_is_named_within_seconds():
         started = time.monotonic()
         with pytest.raises(ServiceError, match="no MLflow server answers"):
             tracking.check(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - started < 2 * CHECK_TIMEOUT_S
+        assert time.monotonic() - started < 2 * connection.CHECK_TIMEOUT_S
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,9 @@ def test_a_missing_database_holds_nothing_and_stays_missing(tmp_path):
 
 
 def test_check_needs_no_mlflow():
-    code = "import sys, iris_core.tracking as t; t.check('sqlite:////tmp/x.db'); t.holds('sqlite:////tmp/x.db', ['a']); assert 'mlflow' not in sys.modules"
+    uri = "sqlite:////tmp/x.db"
+    asked = f"import sys, iris_core.tracking as t; t.check('{uri}'); t.holds('{uri}', ['a'])"
+    code = f"{asked}; assert 'mlflow' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == 0
 
@@ -127,31 +128,22 @@ def test_check_needs_no_mlflow():
     ],
 )
 def test_redact(text, shown):
-    assert redact(text) == shown
-
-
-def test_flatten():
-    assert flatten({"a": {"b": 1, "c": [1, "x"]}, "d": None, "e": "http://u:p@h"}) == {
-        "a.b": "1",
-        "a.c": '[1, "x"]',
-        "d": "null",
-        "e": "http://***@h",
-    }
+    assert connection.redact(text) == shown
 
 
 def test_a_run_is_found_again_and_the_older_of_two_wins(sqlite, tmp_path):
     _, client = sqlite
-    experiment = claim_experiment(client, "runs", tmp_path)
-    assert claim_experiment(client, "runs", tmp_path) == experiment
-    first = claim_run(client, experiment, "a", {"iris.key": "1"}, 1000)
-    assert claim_run(client, experiment, "a", {"iris.key": "1"}, 2000) == first
-    assert claim_run(client, experiment, "a", {"iris.key": "2"}, 2000) != first
+    experiment = get_or_create_experiment(client, "runs", tmp_path)
+    assert get_or_create_experiment(client, "runs", tmp_path) == experiment
+    first = get_or_create_run(client, experiment, "a", {"iris.key": "1"}, 1000)
+    assert get_or_create_run(client, experiment, "a", {"iris.key": "1"}, 2000) == first
+    assert get_or_create_run(client, experiment, "a", {"iris.key": "2"}, 2000) != first
 
 
 def test_points_and_params_are_logged_once(sqlite, tmp_path):
     _, client = sqlite
-    experiment = claim_experiment(client, "points", tmp_path)
-    run = claim_run(client, experiment, "a", {"iris.key": "1"}, 1000)
+    experiment = get_or_create_experiment(client, "points", tmp_path)
+    run = get_or_create_run(client, experiment, "a", {"iris.key": "1"}, 1000)
     points = [Metric("x", value, 1000 + step, step) for step, value in enumerate([0.5, float("nan"), 0.25])]
     assert log_points(client, run, points) == 3
     again = [Metric(point.key, point.value, point.timestamp + 7, point.step) for point in points]
@@ -167,9 +159,9 @@ def test_points_and_params_are_logged_once(sqlite, tmp_path):
 
 def test_a_deleted_experiment_says_how_to_restore_it(sqlite, tmp_path):
     _, client = sqlite
-    client.delete_experiment(claim_experiment(client, "gone", tmp_path))
+    client.delete_experiment(get_or_create_experiment(client, "gone", tmp_path))
     with pytest.raises(ConfigError, match="mlflow experiments restore"):
-        claim_experiment(client, "gone", tmp_path)
+        get_or_create_experiment(client, "gone", tmp_path)
 
 
 def test_a_kill_while_the_tables_are_made_leaves_no_wreck(tmp_path):

@@ -12,7 +12,7 @@ from iris_core import tracking
 from iris_core.common.errors import ConfigError, ServiceError
 from iris_core.tracking.client import Client
 from iris_core.tracking.model_name import check_registered_model
-from iris_core.tracking.registry import KEY, claim_registered_model
+from iris_core.tracking.registry import KEY, get_or_create_registered_model
 from tests.lossy_proxy import LossyProxy, lossy_proxy
 
 pytestmark = pytest.mark.integration
@@ -62,7 +62,7 @@ def fill(uri: str) -> Client:
         run = client.create_run("0").info.run_id
         source = f"runs:/{run}/model"
         client.create_registered_model("empty")
-        claim_registered_model(client, "ours")
+        get_or_create_registered_model(client, "ours")
         client.create_model_version("ours", source, run)
         for name, tags in (("foreign", {}), ("mixed", {KEY: "a"})):
             client.create_registered_model(name)
