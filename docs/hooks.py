@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the site: which files are pages, and the parts of pages that come from the code.
 
-A page has the path it has in the repository, so one link is right on GitHub, in an editor and on the site, and mkdocs checks
-it. A comment such as `<!-- generated: settings -->` is replaced by what the function of that name returns.
+A page has the path it has in the repository, so one link is right on GitHub, in an editor and on the site, and mkdocs
+checks it. A comment such as `<!-- generated: settings -->` is replaced by what the function of that name returns.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
-"""IRIS: self-play fine-tuning under a Rényi objective. The science and the machinery, usable without an orchestrator."""
+"""IRIS: self-play fine-tuning under a Rényi objective; usable without an orchestrator."""
 
 __version__ = "0.1.0"

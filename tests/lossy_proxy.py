@@ -30,7 +30,7 @@ class LossyProxy(ThreadingHTTPServer):
 
     Attributes:
         loses: whether the reply to a request is lost, after the server has done what it was asked.
-        refuses: a status that is answered in place of the server's; 0: the connection is closed unanswered; None: neither.
+        refuses: a status to answer in place of the server's; 0: the connection is closed unanswered; None: neither.
         seen: the requests so far.
     """
 

@@ -1,6 +1,7 @@
 """A store and an MLflow database of an earlier version of IRIS: they are read, loaded and gone on with as before.
 
-The fixture (`tests.fixtures.make`) is entered by what users type and by what saved files name, never by a module that may move.
+The fixture (`tests.fixtures.old_store`) is entered by what users type and by what saved files name, never by a module
+that may move.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads back what a manifest records: a stage's metrics and its spec, as objects of their classes.
 
-A manifest may be older or newer than this program. Fields that are unknown here are ignored. Whatever else does not fit is
-named in one line.
+A manifest may be older or newer than this program. Fields that are unknown here are ignored. Whatever else does not
+fit is named in one line.
 """
 
 from __future__ import annotations

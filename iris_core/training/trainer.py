@@ -1,8 +1,8 @@
 """The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 An item of its data set is a whole optimiser batch, packed into rows under a token budget. `training_step` computes the
-rows, or this rank's share of them (`iris_core.execution.distributed`; the `Trainer` itself sees a single process). So a batch
-is the same set of pairs for every row budget, the normaliser sees all of it, and a resumed run skips exactly the
+rows, or this rank's share of them (`iris_core.execution.distributed`; the `Trainer` itself sees a single process). So a
+batch is the same set of pairs for every row budget, the normaliser sees all of it, and a resumed run skips exactly the
 batches that are done.
 """
 

@@ -156,7 +156,7 @@ def check(loop: Loop, stage: str, folder: Path, name: str, kind: str) -> None:
 
 
 def damages(files: dict[str, list[str]]) -> list[tuple[str, str, str]]:
-    """Stage, file and kind of damage: every file once, every kind at least once; `test_units` has all of one with another."""
+    """Stage, file and kind of damage: every file once, every kind at least once; `test_units` has every combination."""
     cases = [(stage, name) for stage, names in files.items() for name in names]
     return [(*case, DAMAGES[number % len(DAMAGES)]) for number, case in enumerate(cases)]
 
