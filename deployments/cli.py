@@ -98,6 +98,28 @@ def report(
 
 @app.command()
 @handle_errors
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
+    gpus: Annotated[
+        str | None, typer.Option(help="Machine to plan for, as 8xH100-80GB; left out: the GPUs here.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Show what a recipe needs of a machine; exit code 2 where its training does not fit."""
+    from deployments.demo import recipe_path
+    from deployments.terminal import show
+    from iris_core.reporting import resources
+
+    experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
+    needs = resources.resources(experiment, resources.parse_machine(gpus))
+    show(console, f"{experiment.name} on {needs.machine}")
+    for part, size in resources.rows(needs):
+        show(console, f"  {part:<46} {size}")
+    needs.check()
+
+
+@app.command()
+@handle_errors
 def doctor() -> None:
     """Show what this machine has, what is missing, and what to type."""
     from iris_core import doctor as examination

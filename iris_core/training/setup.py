@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +49,15 @@ def build_trainer(
         model=model,
         args=_arguments(spec, len(batches), units.folder / WORK),
         train_dataset=batches,
-        optimizer_cls_and_kwargs=(OPTIMIZERS[training.optimizer], {"lr": spec.learning_rate}),
+        optimizer_cls_and_kwargs=(OPTIMIZERS[training.optimizer], _optimizer_settings(spec)),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _optimizer_settings(spec: TrainSpec) -> dict[str, Any]:
+    """One tensor at a time: all at once, as torch does on GPUs, needs copies as large as the trained weights."""
+    return {"lr": spec.learning_rate, "foreach": False}
 
 
 def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
