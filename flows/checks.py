@@ -6,14 +6,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from iris_core import tracking
 from iris_core.common.cache import cache_folder
 from iris_core.common.errors import ConfigError, EvaluationError, ServiceError
-from iris_core.common.files import write_atomic
 from iris_core.config import Experiment
 from iris_core.data import hub, sources
 from iris_core.evaluation.benchmarks import BENCHMARKS
@@ -23,7 +23,6 @@ from iris_core.pipeline.plan import Prepared, prepare_spec, recipe_yaml
 from iris_core.store import Store
 from iris_core.tracking.model_name import check_registered_model
 
-RECIPE = "recipe.yaml"
 HOME_FOLDERS = {  # caches below HOME, by the variable that moves them
     "HF_HOME": ".cache/huggingface",
     "IRIS_CACHE": ".cache/iris",
@@ -134,14 +133,12 @@ def _can_write(folder: Path) -> bool:
         return False
 
 
-def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
-    """Claims the experiment's folder for this model and this data, and keeps the recipe in it.
-
-    If an earlier run with this name had another recipe, its links are removed: the folder shows the iterations of one
-    recipe only. The output of those stages stays in the store and is found again by content.
+@contextmanager
+def claimed(store: Store, experiment: Experiment, prepared: Prepared) -> Iterator[None]:
+    """Reserves the experiment's folder for this model and this data, and until the block ends for this recipe.
 
     Raises:
-        StoreError: the folder belongs to another model or other data.
+        StoreError: the folder belongs to another model or other data, or a run of another recipe is under way.
     """
     asked = prepare_spec(experiment)
     identity = {
@@ -150,10 +147,8 @@ def claim(store: Store, experiment: Experiment, prepared: Prepared) -> None:
         "heldout": asked.heldout_digest or "",
     }
     store.claim(identity)
-    recipe, kept = recipe_yaml(experiment), store.home / RECIPE
-    if kept.exists() and not (kept.is_file() and kept.read_bytes() == recipe.encode()):
-        store.unlink()
-    write_atomic(kept, recipe)
+    with store.one_recipe(recipe_yaml(experiment)):
+        yield
 
 
 def _check_mlflow(experiment: Experiment) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 
 from flows.artifacts import show_row, show_table
-from flows.checks import check_services, claim
+from flows.checks import check_services, claimed
 from flows.iteration import iteration, report
 from iris_core.config import Experiment
 from iris_core.pipeline.plan import Prepared
@@ -38,14 +38,14 @@ def iris(experiment: Experiment) -> Path:
     store = check_services(experiment)
     checked = prepare(experiment)
     prepared = Prepared.of(checked.manifest())
-    claim(store, experiment, prepared)
-    registered = _register_initial(experiment, prepared, checked, store)
-    state = prepared.start(experiment)
-    while state.iteration < experiment.iterations and not state.converged:
-        state = iteration(experiment, prepared, state)
-    if state.converged:
-        get_run_logger().info("converged after iteration %d: the loop stops", state.iteration - 1)
-    return report(experiment, store, state.iteration - 1, registered)
+    with claimed(store, experiment, prepared):
+        registered = _register_initial(experiment, prepared, checked, store)
+        state = prepared.start(experiment)
+        while state.iteration < experiment.iterations and not state.converged:
+            state = iteration(experiment, prepared, state)
+        if state.converged:
+            get_run_logger().info("converged after iteration %d: the loop stops", state.iteration - 1)
+        return report(experiment, store, state.iteration - 1, registered)
 
 
 def _register_initial(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> Finished:

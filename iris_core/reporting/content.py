@@ -50,9 +50,9 @@ from iris_core.reporting.summary import (
     warnings,
 )
 from iris_core.store import Manifest, Store
+from iris_core.store.experiment import RECIPE
 from iris_core.store.places import place_of
 
-RECIPE = "recipe.yaml"
 SAMPLES = 6
 LONGEST_TEXT = 4000
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from iris_core.common.disk import check_free_space
@@ -15,6 +18,7 @@ from iris_core.store.places import iteration_name, iterations_in
 from iris_core.store.spec import Spec
 
 IDENTITY = "experiment.json"
+RECIPE = "recipe.yaml"
 OBJECTS = "objects"  # the folder of all stages' folders
 
 log = logging.getLogger(__name__)
@@ -73,6 +77,34 @@ class Store:
                 )
         write_atomic(file, seal(identity))
 
+    @contextmanager
+    def one_recipe(self, recipe: str) -> Iterator[None]:
+        """Keeps `recipe` in the experiment's folder, and runs of other recipes out of it until the block ends.
+
+        Runs of the same recipe may share the folder. If an earlier run had another recipe, its links are removed: the
+        folder shows the iterations of one recipe only. The output of those stages is found again by content.
+
+        Raises:
+            StoreError: a run of another recipe is under way.
+        """
+        folder, file = os.open(self.home, os.O_RDONLY), self.home / RECIPE
+        try:
+            alone = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = file.is_file() and file.read_bytes() == recipe.encode()
+            if not alone and not same:
+                raise StoreError(
+                    f"store: a run of experiment {self.home.name!r} with other settings is under way: wait for it to "
+                    "end, or give this one another `name`"
+                )
+            if alone and not same and os.path.lexists(file):
+                self.unlink()
+            if alone:
+                write_atomic(file, recipe)
+            _locked(folder, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(folder)
+
     def folder(self, spec: Spec) -> Path:
         """The folder for the output of `spec`, which may not exist yet."""
         return self.root / OBJECTS / f"{spec.stage}-{spec.key()[:16]}"
@@ -95,3 +127,14 @@ class Store:
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
         return read_manifest(Path(os.path.realpath(self.home / place)))
+
+
+def _locked(folder: int, kind: int) -> bool:
+    """Whether an open folder could be locked; where the file system has no locks, every run counts as alone."""
+    try:
+        fcntl.flock(folder, kind)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("runs of several recipes at once are not noticed here: %s", error.strerror)
+    return True

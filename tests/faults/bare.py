@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from flows.checks import check_services, claim
+from flows.checks import check_services, claimed
 from iris_core.common.errors import IrisError
 from iris_core.config import Experiment
 from iris_core.config.recipe import load_recipe
@@ -30,7 +30,12 @@ def run(experiment: Experiment) -> None:
     store = check_services(experiment)
     checked = perform(store, "prepare", plan.prepare_spec(experiment))
     prepared = Prepared.of(checked)
-    claim(store, experiment, prepared)
+    with claimed(store, experiment, prepared):
+        loop(experiment, store, checked, prepared)
+
+
+def loop(experiment: Experiment, store: Store, checked: Manifest, prepared: Prepared) -> None:
+    """Scores and registers the initial model, and iterates."""
     policy = prepared.initial
     scored = perform(
         store,

@@ -16,11 +16,10 @@ from huggingface_hub import constants
 
 from flows.checks import (
     HOME_FOLDERS,
-    RECIPE,
     at_once,
     check_benchmark,
     check_services,
-    claim,
+    claimed,
     keep_caches,
 )
 from iris_core.common.errors import (
@@ -34,7 +33,9 @@ from iris_core.common.errors import (
 from iris_core.config import Experiment, parse_experiment
 from iris_core.config.recipe import load_recipe
 from iris_core.generation import backends
+from iris_core.pipeline.plan import Prepared
 from iris_core.store import Policy
+from iris_core.store.experiment import RECIPE
 from tests.iris_core.fake_hub import FakeHub, fake_hub
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -232,41 +233,76 @@ def test_the_checks_are_light() -> None:
     assert done.stdout.strip() == "set()", done.stderr
 
 
+def claim(small: SmallExperiment, prepared: Prepared | None = None) -> None:
+    """What a run does that ends at once."""
+    with claimed(small.store, small.experiment, prepared or small.prepared):
+        pass
+
+
 def test_claim_keeps_the_recipe_and_the_links(small: SmallExperiment) -> None:
     for _ in range(2):
-        claim(small.store, small.experiment, small.prepared)
+        claim(small)
     assert load_recipe(small.store.home / RECIPE) == small.experiment
     assert small.store.manifest("iteration-1/train") is not None
 
 
 def test_other_settings_start_with_an_empty_view(small: SmallExperiment) -> None:
-    claim(small.store, small.experiment, small.prepared)
+    claim(small)
     before = len(list(small.store.root.glob("objects/*")))
     changed(small, iterations=1)
-    claim(small.store, small.experiment, small.prepared)
+    claim(small)
     assert small.store.manifest("iteration-0/train") is None
     assert small.store.manifest("initial/evaluate") is None
     assert small.store.manifest("prepare") is not None
     assert len(list(small.store.root.glob("objects/*"))) == before
 
 
+def test_runs_of_one_recipe_share_the_folder_and_keep_others_out(small: SmallExperiment) -> None:
+    first = small.experiment
+    with claimed(small.store, first, small.prepared):
+        claim(small)
+        changed(small, iterations=1)
+        with pytest.raises(StoreError, match="with other settings is under way: wait for it to end.*another `name`"):
+            claim(small)
+        assert load_recipe(small.store.home / RECIPE) == first
+        assert small.store.manifest("iteration-0/train") is not None
+    claim(small)
+    assert load_recipe(small.store.home / RECIPE) == small.experiment
+
+
+def test_a_run_that_is_killed_keeps_nobody_out(small: SmallExperiment) -> None:
+    hold = (
+        "import os, sys; from pathlib import Path; from iris_core.store import Store\n"
+        "with Store(Path(sys.argv[1]), 'small').one_recipe('other'): print(1, flush=True); input()"
+    )
+    command = [sys.executable, "-c", hold, str(small.store.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as run:
+        assert run.stdout
+        run.stdout.readline()
+        with pytest.raises(StoreError, match="is under way"):
+            claim(small)
+        run.kill()
+        run.wait()
+        claim(small)
+
+
 def test_folder_of_another_model(small: SmallExperiment) -> None:
-    claim(small.store, small.experiment, small.prepared)
+    claim(small)
     model = small.prepared.initial.model.model_copy(update={"digest": "other"})
     initial = Policy(model=model)
     other = small.prepared.model_copy(update={"initial": initial})
     with pytest.raises(StoreError, match="another experiment.*another `name`"):
-        claim(small.store, small.experiment, other)
+        claim(small, other)
 
 
 def test_folder_of_other_data(small: SmallExperiment, tmp_path: Path) -> None:
-    claim(small.store, small.experiment, small.prepared)
+    claim(small)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "c", "response": "d"}\n')
     with pytest.raises(StoreError, match="data was"):
-        claim(small.store, small.experiment, small.prepared)
+        claim(small)
 
 
 def test_missing_data_is_named(small: SmallExperiment, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").unlink()
     with pytest.raises(DataError, match=r"data\.path: there is no file"):
-        claim(small.store, small.experiment, small.prepared)
+        claim(small)
