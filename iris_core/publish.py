@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris_core import tracking
-from iris_core.common.uris import redact
+from iris_core.common.redaction import redact
 from iris_core.execution.stage import main
 from iris_core.pipeline.metrics import PublishMetrics
 from iris_core.pipeline.specs import PUBLISHED, PublishSpec

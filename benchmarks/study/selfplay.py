@@ -16,7 +16,7 @@ from iris_core.config import ObjectivePart, SchedulePart
 from iris_core.objectives.gap import variational_gap
 from iris_core.objectives.losses import (
     Normalizer,
-    NormalizerKind,
+    NormalizerName,
     Parameters,
     Rewards,
     effective_sample_size,
@@ -43,7 +43,7 @@ class Variant:
 
     name: str
     objective: str = "iris"
-    normalizer: NormalizerKind = "unit"
+    normalizer: NormalizerName = "unit"
     schedule: SchedulePart = field(default_factory=SchedulePart)
     clip: float = 5.0
     likelihood_weight: float = 0.0

@@ -8,13 +8,13 @@ from typing import Literal
 
 from benchmarks.study.selfplay import Variant
 from iris_core.config import SchedulePart
-from iris_core.objectives.losses import NormalizerKind
+from iris_core.config.objective import NormalizerName
 
 LEARNING_RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1)
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FACTORS = (3.0, 10.0)  # on the best learning rate, panel b
 
-NORMALIZERS: tuple[NormalizerKind, ...] = ("unit", "anchored", "running", "batch")
+NORMALIZERS: tuple[NormalizerName, ...] = ("unit", "anchored", "running", "batch")
 ORDERS = (0.5, 1.0, 1.5, 2.0)
 Rule = Literal["adaptive", "linear", "cosine"]
 MOVING: tuple[Rule, ...] = ("adaptive", "linear", "cosine")
@@ -26,14 +26,14 @@ def constant(order: float) -> SchedulePart:
     return SchedulePart(kind="constant", max_order=order, min_order=order)
 
 
-def fixed(normalizer: NormalizerKind, order: float, clip: float = 1.0, weight: float = 0.0) -> Variant:
+def fixed(normalizer: NormalizerName, order: float, clip: float = 1.0, weight: float = 0.0) -> Variant:
     """IRIS with one order α throughout."""
     name = f"iris {normalizer} α={order:g}{_suffix(clip, weight)}"
     return Variant(name, "iris", normalizer, constant(order), clip, weight)
 
 
 def moving(
-    normalizer: NormalizerKind,
+    normalizer: NormalizerName,
     rule: Rule = "adaptive",
     bounds: tuple[float, float] = (2.0, 1.0),
     clip: float = 1.0,
@@ -58,7 +58,7 @@ def _family(clip: float) -> list[Variant]:
 
 
 def _likelihood() -> list[Variant]:
-    kinds: tuple[NormalizerKind, ...] = ("unit", "anchored")
+    kinds: tuple[NormalizerName, ...] = ("unit", "anchored")
     return [
         *(fixed(kind, 1.0, clip=5.0, weight=1.0) for kind in kinds),
         *(fixed(kind, 1.0, weight=weight) for kind in kinds for weight in (0.1, 1.0)),

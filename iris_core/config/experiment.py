@@ -14,11 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from iris_core.common.errors import ConfigError
 from iris_core.common.uris import sqlite_uri
-from iris_core.config.data import DataFormat as DataFormat
 from iris_core.config.data import DataPart
-from iris_core.config.data import Source as Source
-from iris_core.config.data import SyntheticPart as SyntheticPart
-from iris_core.config.data import Turns as Turns
 from iris_core.config.explain import Place, explain
 from iris_core.config.objective import ObjectivePart
 from iris_core.config.rules import (

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from iris_core.config.rules import Part
 
+NormalizerName = Literal["unit", "anchored", "running", "batch"]
 ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
 OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
 # compared by default: all but `hinge`, which is SPIN with its other loss
@@ -37,7 +38,7 @@ class ObjectivePart(Part):
         description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, "
         "else 0.1.",
     )
-    normalizer: Literal["unit", "anchored", "running", "batch"] = Field(
+    normalizer: NormalizerName = Field(
         "anchored", description="How the weights of iris are normalised; see docs/objective.md."
     )
     weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")

@@ -17,7 +17,7 @@ from typing import Any
 
 from iris_core.common.digest import file_digest, json_digest
 from iris_core.common.errors import ConfigError, DataError
-from iris_core.common.uris import redact
+from iris_core.common.redaction import redact
 from iris_core.config import DataPart, Source
 from iris_core.data import hub, hub_files, splits
 from iris_core.data.conversations import Conversation, Unusable

@@ -21,8 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from iris_core.common.errors import ModelError, first_line
-from iris_core.config import LoraPart
-from iris_core.config.experiment import Packing
+from iris_core.config import LoraPart, Packing
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling import dropout, loading, tiny
 from iris_core.modeling.patches.lora import fuse_lora

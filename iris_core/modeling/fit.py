@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedConfig
 
 from iris_core.common.errors import DataError, ModelError
-from iris_core.config.experiment import Packing
+from iris_core.config import Packing
 from iris_core.data.pairs import Pair
 from iris_core.modeling import architectures
 from iris_core.modeling.dropout import nested_configs

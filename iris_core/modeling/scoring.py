@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from iris_core.config.experiment import Packing
+from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows, separate_sequences
 from iris_core.modeling.attention.interface import no_mask
 from iris_core.modeling.attention.layout import Layout

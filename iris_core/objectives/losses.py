@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,10 +29,10 @@ from iris_core.config.objective import (
     SPACE_RATIO,
     SPIF_CURVATURE,
     TSPIN_INITIAL_WEIGHT,
+    NormalizerName,
     ObjectivePart,
 )
 
-NormalizerKind = Literal["unit", "anchored", "running", "batch"]
 MOMENTUM = 0.1
 SERIES_BELOW = 1e-4
 
@@ -273,7 +273,7 @@ class Normalizer:
         order: α.
     """
 
-    def __init__(self, kind: NormalizerKind, order: float | Tensor):
+    def __init__(self, kind: NormalizerName, order: float | Tensor):
         self.kind, self.order = kind, order
         self.state: Tensor | None = None  # log Z of annotated and synthetic weights, shape [2, ..., 1]
 

@@ -26,7 +26,8 @@ import httpx
 from iris_core.common import uris
 from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
 from iris_core.common.outages import wait_out
-from iris_core.common.uris import DATABASE_PORTS, redact, sqlite_file, sqlite_uri
+from iris_core.common.redaction import redact
+from iris_core.common.uris import DATABASE_PORTS, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
     from iris_core.tracking.client import Client

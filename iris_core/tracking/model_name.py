@@ -10,7 +10,8 @@ import sqlite3
 from typing import NamedTuple
 
 from iris_core.common.errors import ConfigError, ServiceError
-from iris_core.common.uris import redact, sqlite_file
+from iris_core.common.redaction import redact
+from iris_core.common.uris import sqlite_file
 from iris_core.tracking.connection import AWAY, answered, ask, query
 
 KEY = "iris.key"  # the tag of every version that IRIS makes

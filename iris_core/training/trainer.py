@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, Trainer
 
 from iris_core.common.errors import TrainingError
 from iris_core.common.progress import Progress
-from iris_core.config.experiment import Packing
+from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows
 from iris_core.execution import distributed
 from iris_core.modeling.scoring import response_logprobs

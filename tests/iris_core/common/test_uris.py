@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from iris_core import tracking
-from iris_core.common.uris import redact, sqlite_file, sqlite_uri
+from iris_core.common.redaction import redact
+from iris_core.common.uris import sqlite_file, sqlite_uri
 
 pytestmark = pytest.mark.unit
 
