@@ -79,7 +79,7 @@ def peer(spec: Any, out: Path) -> tuple[float, Scores]:
 
 def _command(spec: Any, item: Any, out: Path) -> list[str]:
     """`lm_eval run` on one benchmark; with `-P` Python does not take folders of data for packages."""
-    from iris_core.evaluation.harness import BATCH_SIZE
+    from iris_core.pipeline.specs import EVALUATION_BATCH
 
     model = f"pretrained={spec.policy.model.path},dtype={spec.dtype}"
     command = [
@@ -96,7 +96,7 @@ def _command(spec: Any, item: Any, out: Path) -> list[str]:
         "--num_fewshot",
         str(item.shots),
         "--batch_size",
-        str(BATCH_SIZE),
+        str(EVALUATION_BATCH),
         "--output_path",
         str(out),
     ]

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from deployments import ends
 from deployments.ends import errors, handle_errors
-from iris_core.common.errors import ConfigError, IrisError, ModelError
+from iris_core.common.errors import ConfigError, IrisError, ModelError, StageFailed
 from iris_core.config import Experiment
 from iris_core.config.recipe import load_recipe, parse_settings
 
@@ -84,10 +84,11 @@ def report(
     """Write an experiment's report again and show its table."""
     from iris_core.reporting.page import write_report
     from iris_core.store import Store
+    from iris_core.store.experiment import IDENTITY
 
     found = Store(store, name)
     if not found.home.is_dir():
-        held = ", ".join(sorted(mark.parent.name for mark in found.root.glob("*/experiment.json")))
+        held = ", ".join(sorted(mark.parent.name for mark in found.root.glob(f"*/{IDENTITY}")))
         raise ConfigError(f"{found.root} holds no experiment {name!r}; it holds: {held or 'none'}")
     path = write_report(found)
     from deployments.terminal import show, show_result
@@ -206,7 +207,7 @@ def _run_flow(experiment: Experiment, store: Store) -> Path:
         ):
             return iris(experiment)
     except IrisError as error:
-        if display.failed and error.exit_code == 70:
+        if display.failed and isinstance(error, StageFailed):
             log = terminal.end_of_log(log_file(store, display.failed))
             errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
         raise

@@ -8,8 +8,6 @@ from iris_core.common.cache import cache_folder
 from iris_core.demo import house_style, model
 
 RECIPES = Path(__file__).parent / "recipes"
-TRAIN_PAIRS = 320
-HELDOUT_PAIRS = 80
 
 
 def recipe_path(name: str) -> Path:
@@ -31,7 +29,7 @@ def make_inputs(seed: int) -> dict[str, object]:
     """
     folder = data_folder(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    train, heldout = house_style.annotated_set(seed, TRAIN_PAIRS, HELDOUT_PAIRS)
+    train, heldout = house_style.annotated_set(seed, house_style.TRAIN_PAIRS, house_style.HELDOUT_PAIRS)
     house_style.write_jsonl(folder / "pairs.jsonl", train)
     house_style.write_jsonl(folder / "heldout.jsonl", heldout)
     return {

@@ -5,7 +5,6 @@ The code is 2 after an error, 130 after Ctrl-C, 128 + N after signal N. Only a b
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shlex
@@ -23,13 +22,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from iris_core.common.disk import FULL, NOTHING_LEFT_BYTES
 from iris_core.common.errors import IrisError, ServiceError, StoreError, first_line
 from iris_core.common.markup import plain
 from iris_core.execution.supervision import GRACE_S, terminate
 
 P = ParamSpec("P")
 ERROR = 2
-MIN_FREE_BYTES = 1 << 20  # a database cannot be written with less
 errors = Console(stderr=True, emoji=False)
 
 
@@ -61,7 +60,7 @@ def full_disk(error: BaseException, folder: Path | None = None) -> StoreError | 
         folder: a folder on that disk, for an error that names no file.
     """
     for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in FULL:
             where = cause.filename or folder or Path.cwd()
             return StoreError(f"the disk of {where} is full: free some space, then run again to resume")
     return None
@@ -94,7 +93,7 @@ def _prefect_failed(error: Exception, api: str, store: Path) -> IrisError | None
     cause = next((each for each in _causes(error) if isinstance(each, httpx.HTTPError)), None)
     if cause is None:
         return None
-    if shutil.disk_usage(store).free < MIN_FREE_BYTES:  # the server cannot write either
+    if shutil.disk_usage(store).free < NOTHING_LEFT_BYTES:  # the server cannot write either
         return StoreError(f"the disk of {store} is full: free some space, then run again to resume")
     return ServiceError(
         f"Prefect: {api} no longer answers ({first_line(cause)}): start it again, then run again to resume"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import subprocess
@@ -17,8 +16,10 @@ import httpx
 import psutil
 
 from iris_core.common.cache import cache_folder
+from iris_core.common.disk import FULL
 from iris_core.common.errors import ConfigError, ServiceError
 from iris_core.common.uris import sqlite_uri
+from iris_core.execution.launch import TELEMETRY_OFF
 
 CHECKOUT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -43,7 +44,7 @@ def private_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         raise ConfigError(
             f"{folder} cannot be made a folder of your own ({error.strerror}): choose another store, or set IRIS_CACHE "
@@ -63,6 +64,7 @@ def prefect_environment(store: Path, api: str, credentials: str) -> dict[str, st
     home = store / ".prefect"
     port = urlsplit(api).port
     return {
+        **TELEMETRY_OFF,
         "PREFECT_HOME": str(home),
         DATABASE: os.environ.get(DATABASE) or sqlite_uri(home / "prefect.db", "sqlite+aiosqlite"),
         "PREFECT_API_URL": api,
@@ -71,9 +73,7 @@ def prefect_environment(store: Path, api: str, credentials: str) -> dict[str, st
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
         "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that it works for each of these names
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
-        "DO_NOT_TRACK": "1",
     }
 
 

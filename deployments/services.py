@@ -32,7 +32,6 @@ from deployments.processes import (
 from deployments.running import Services, of_this_cache, of_this_user, running
 from iris_core.common.errors import ConfigError, ServiceError
 from iris_core.execution import supervision
-from iris_core.execution.launch import TELEMETRY_OFF
 from iris_core.execution.supervision import GRACE_S, terminate
 
 RUN_GRACE_S = 30.0
@@ -91,7 +90,6 @@ def environment(services: Services) -> dict[str, str]:
     """The environment of every service and of every command that talks to them."""
     return {
         **os.environ,
-        **TELEMETRY_OFF,
         **prefect_environment(services.store, services.api, credentials.keep(services.api)),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges and scorers: not used, and slow to start
         "PREFECT_CLIENT_MAX_RETRIES": MANY_RETRIES,

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from deployments.processes import end_of
 from iris_core.common.markup import one_line, plain
 from iris_core.common.redaction import redact
 from iris_core.pipeline.metrics import (
@@ -43,7 +44,6 @@ from iris_core.store.places import iteration_name
 from tasks.stage import Finished, describe
 
 ECHO_EVERY_S = 20.0  # progress lines, where the output is no terminal
-LOG_LINES = 15
 NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for a width of 80
     "iter.",
     "α",
@@ -139,7 +139,7 @@ def summary_line(finished: Finished) -> str:
 def show_result(console: Console, store: Store) -> None:
     """The table of iterations, and some answers before and after."""
     found = rows(store)
-    label = "miniature" if any(row.label for row in found) else "average"
+    label = next((row.label for row in found if row.label), "average")
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in (*NARROW_HEADERS, f"{label}\n%"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -203,7 +203,7 @@ def end_of_log(log: Path) -> str:
     """The last lines of a stage's log."""
     if not log.exists():
         return ""
-    return "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_LINES:])
+    return end_of(log.read_text(encoding="utf-8"))
 
 
 def _narrow(text: str) -> str:

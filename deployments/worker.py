@@ -25,9 +25,9 @@ from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
 from deployments import pool
+from deployments.processes import CHECKOUT
 from iris_core.common.errors import ConfigError
 
-CHECKOUT = Path(__file__).parents[1]
 CREDENTIALS = {  # the only variables that server, pool, deployment and run may set, for example from Secret blocks
     "HF_TOKEN",
     "MLFLOW_TRACKING_PASSWORD",

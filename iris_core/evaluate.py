@@ -30,7 +30,7 @@ from iris_core.execution import engine_process
 from iris_core.execution.stage import main
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import Average, EvaluateMetrics, ExactMatch, Score
-from iris_core.pipeline.specs import EvaluateSpec
+from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only
 
@@ -119,7 +119,7 @@ def _run(
     tasks = harness.load_tasks([item.name for item in pending], spec.data)
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
-    batch_size = spec.execution.batch_size or harness.BATCH_SIZE
+    batch_size = spec.execution.batch_size or EVALUATION_BATCH
     started = time.monotonic()
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(

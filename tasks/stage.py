@@ -35,12 +35,11 @@ from iris_core.common.strict import Strict
 from iris_core.config import Experiment
 from iris_core.execution.launch import launch
 from iris_core.execution.logs import LogFile
-from iris_core.pipeline.specs import EvaluateSpec
+from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
 from iris_core.store import Manifest, Metrics, Spec, Store, completed, require_manifest, tidy
 from iris_core.store.folders import EXECUTION
 
 UPDATE_EVERY_S = 1.0
-EVALUATION_BATCH = 16  # as iris_core.evaluation.harness.BATCH_SIZE: that module needs torch
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "WARNING": logging.WARNING,

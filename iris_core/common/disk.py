@@ -12,8 +12,8 @@ from pathlib import Path
 from iris_core.common.errors import StoreError
 
 MIN_FREE_BYTES = 1 << 30
-NOTHING_LEFT_BYTES = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT)
+NOTHING_LEFT_BYTES = 1 << 20  # a database cannot be written with less
+FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers
 # the messages of the system and of SQLite, which other libraries pass on as text
 PHRASES = ("no space left on device", "disk quota exceeded", "database or disk is full")
 

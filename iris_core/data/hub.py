@@ -9,13 +9,13 @@ cache. Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from iris_core.common.disk import FULL
 from iris_core.common.errors import (
     ConfigError,
     DataError,
@@ -29,7 +29,6 @@ from iris_core.config import ModelPart
 Kind = Literal["model", "dataset", "benchmark"]
 TIMEOUT_S = 5.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def handle_errors(kind: Kind, name: str, revision: str | None = None) -> Iterato
 def cache_error(error: OSError) -> IrisError:
     """The error for a cache of the Hugging Face libraries that cannot be written. It names the folder and HF_HOME."""
     place = error.filename or cache()
-    cause = "its disk is full" if error.errno in NO_SPACE else error.strerror or str(error)
+    cause = "its disk is full" if error.errno in FULL else error.strerror or str(error)
     return ConfigError(
         f"HF_HOME: the cache of the Hugging Face libraries cannot be written at {place} ({cause}): set HF_HOME to a "
         "folder that can be, on a disk with space"

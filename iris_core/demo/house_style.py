@@ -50,6 +50,7 @@ from iris_core.demo.phrases import (
     WEEKDAYS,
 )
 
+TRAIN_PAIRS, HELDOUT_PAIRS = 320, 80  # of the demo
 ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
 MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2029, 12, 31)
@@ -268,8 +269,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Generate the demo's annotated set.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
-    parser.add_argument("--train", type=int, default=320, help="training pairs (default 320)")
-    parser.add_argument("--heldout", type=int, default=80, help="held-out pairs (default 80)")
+    parser.add_argument("--train", type=int, default=TRAIN_PAIRS, help="training pairs (default %(default)s)")
+    parser.add_argument("--heldout", type=int, default=HELDOUT_PAIRS, help="held-out pairs (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json: print lengths in tokens")
     args = parser.parse_args(argv)

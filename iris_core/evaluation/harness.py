@@ -6,7 +6,6 @@ One model object serves every benchmark and the held-out prompts. Task definitio
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from iris_core.common.cache import cache_folder
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import EvaluationError, IrisError, ServiceError
+from iris_core.data import hub
 from iris_core.data.templates import Template
 from iris_core.evaluation.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.evaluation.mirror import in_mirror
@@ -32,7 +32,6 @@ from iris_core.store import Artifact, Policy
 
 FEWSHOT_SEED = 1234  # the harness's default, for every experiment: it chooses the examples of a prompt
 LOAD_SEED = 0  # GPQA shuffles its choices while it is loaded
-BATCH_SIZE = 16
 MAX_LENGTH = 8192  # tokens, longer than any prompt of the ten; bounds vLLM's memory
 
 Tasks = dict[str, Any]
@@ -249,10 +248,9 @@ def _data_error(name: str, data: Artifact | None, error: Exception) -> IrisError
         )
     message = f"evaluation: {name} needs {needed[0].path}, which cannot be loaded from the hub: {error}. "
     remedy = "Set evaluation.data_dir to a mirror (`python -m iris_core.mirror --out DIR` makes one) or to `miniature`"
-    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     return (
         ServiceError(message + remedy)
-        if isinstance(error, ConnectionError) and not offline
+        if isinstance(error, ConnectionError) and not hub.is_offline()
         else EvaluationError(message + remedy)
     )
 

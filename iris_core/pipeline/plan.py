@@ -233,7 +233,7 @@ def register_spec(
         policy=policy,
         pairs=prepared.pairs,
         dtype=prepared.dtype,
-        stages={name: Artifact.of(manifest.folder / "manifest.json") for name, manifest in stages.items()},
+        stages={name: manifest.as_artifact() for name, manifest in stages.items()},
         recipe=recipe_yaml(experiment),
     )
 
@@ -287,7 +287,7 @@ def _member(loop: Experiment) -> Member:
     def manifests(stage: str) -> list[Artifact]:
         places = [place_of(t, stage) for t in range(loop.iterations)]
         found = [manifest for place in places if (manifest := store.manifest(place))]
-        return [Artifact.of(manifest.folder / "manifest.json") for manifest in found]
+        return [manifest.as_artifact() for manifest in found]
 
     trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
     if not trained:
@@ -298,7 +298,7 @@ def _member(loop: Experiment) -> Member:
         seed=loop.seed,
         train=trained,
         evaluate=manifests("evaluate"),
-        initial=Artifact.of(initial.folder / "manifest.json") if initial else None,
+        initial=initial.as_artifact() if initial else None,
     )
 
 

@@ -26,6 +26,7 @@ from iris_core.objectives.order import Movement
 from iris_core.pipeline.metrics import CompareMetrics, RegisterMetrics
 from iris_core.store import Artifact, Manifest, Policy, Spec
 
+EVALUATION_BATCH = 16  # requests in a batch of the stage `evaluate`, where `execution.batch_size` says nothing
 PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is kept with it
 
 

@@ -18,7 +18,7 @@ from iris_core.store.places import iteration_name, iterations_in
 from iris_core.store.spec import Spec
 
 IDENTITY = "experiment.json"
-RECIPE = "recipe.yaml"
+RECIPE = "recipe.yaml"  # of the newest run
 OBJECTS = "objects"  # the folder of all stages' folders
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from iris_core.common.digest import file_digest
 from iris_core.common.files import remove, sync
 from iris_core.store.units import DIGESTS
 
+MANIFEST = "manifest.json"
 WORK = "work"
 LOCK = ".lock"
 EXECUTION = ".execution.json"  # execution settings for the next try of the stage

@@ -12,9 +12,8 @@ from iris_core.common.errors import StoreError
 from iris_core.common.files import read_sealed
 from iris_core.common.strict import Strict
 from iris_core.store.artifacts import Artifact
+from iris_core.store.folders import MANIFEST
 from iris_core.store.recorded import Metrics
-
-MANIFEST = "manifest.json"
 
 
 class Output(Strict):
@@ -50,6 +49,10 @@ class Manifest(Strict):
         """The output `name`, as input of another stage."""
         output = self.outputs[name]
         return Artifact(path=self.folder / output.path, digest=output.digest)
+
+    def as_artifact(self) -> Artifact:
+        """The manifest's own file, as input of another stage; `named_manifest` reads it."""
+        return Artifact.of(self.folder / MANIFEST)
 
 
 class Outcome(Strict):

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from iris_core.common.errors import StoreError
+from iris_core.store.folders import MANIFEST
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -69,7 +70,7 @@ def read_recorded(kind: type[M], content: Mapping[str, Any], folder: Path, part:
         first = error.errors()[0]
         where = ".".join(map(str, (part, *first["loc"])))
         raise StoreError(
-            f"{folder / 'manifest.json'}: {where}: {first['msg']}: it is damaged, or of another version of IRIS: "
+            f"{folder / MANIFEST}: {where}: {first['msg']}: it is damaged, or of another version of IRIS: "
             f"delete {folder} and run again"
         ) from error
 

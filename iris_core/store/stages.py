@@ -26,8 +26,8 @@ from iris_core.common.files import remove, seal, write_atomic
 from iris_core.common.outages import NOTIFY_EVERY_S, notify, wait_out
 from iris_core.store import folders
 from iris_core.store.artifacts import Artifact
-from iris_core.store.folders import LOCK
-from iris_core.store.manifest import MANIFEST, Manifest, Outcome, Output, read_manifest
+from iris_core.store.folders import LOCK, MANIFEST
+from iris_core.store.manifest import Manifest, Outcome, Output, read_manifest
 from iris_core.store.spec import Spec
 from iris_core.store.units import Units
 

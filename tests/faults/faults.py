@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iris_core.pipeline.stages import OF_LOOP
-from iris_core.store.manifest import MANIFEST
+from iris_core.store.folders import MANIFEST
 from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
 
 MAX_LOCKED_S = 15.0

@@ -182,7 +182,7 @@ def test_no_hub_and_no_mirror_is_one_message(
 ) -> None:
     import datasets
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         EvaluationError,
