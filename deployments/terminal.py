@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
@@ -19,6 +18,7 @@ from rich.text import Text
 
 from deployments.processes import end_of
 from iris_core.common.markup import one_line, plain
+from iris_core.common.progress import Advance
 from iris_core.common.redaction import redact
 from iris_core.pipeline.metrics import (
     EvaluateMetrics,
@@ -85,13 +85,13 @@ class Display:
         self.begun = self.echoed = time.monotonic()
         self.bar = self.progress.add_task(place_name(place), total=None, text="starting")
 
-    def progressed(self, place: str, event: dict[str, Any]) -> None:
+    def progressed(self, place: str, event: Advance) -> None:
         """The bar moves; without a terminal, a line now and then."""
         text = describe(event)
-        phase = one_line(event["stage"].partition(": ")[2])
+        phase = one_line(event.stage.partition(": ")[2])
         if self.bar is not None:
             shown = f"{phase} {text}".strip()
-            self.progress.update(self.bar, total=event["total"], completed=event["done"], text=shown)
+            self.progress.update(self.bar, total=event.total, completed=event.done, text=shown)
         if not self.console.is_terminal and time.monotonic() - self.echoed > ECHO_EVERY_S:
             self.echoed = time.monotonic()
             show(self.console, f"  … {place_name(place)}  {phase} {text}")

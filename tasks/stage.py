@@ -30,6 +30,7 @@ from prefect.tasks import exponential_backoff
 from iris_core.common.errors import IrisError, OutOfMemoryError, ServiceError
 from iris_core.common.files import read_sealed, seal, write_atomic
 from iris_core.common.markup import markdown, one_line, plain
+from iris_core.common.progress import Advance, Notice
 from iris_core.common.redaction import redact
 from iris_core.common.strict import Strict
 from iris_core.config import Experiment
@@ -82,7 +83,7 @@ class Watcher(Protocol):
     def started(self, place: str) -> None:
         """The stage at `place` ("iteration-0/train") was launched."""
 
-    def progressed(self, place: str, event: dict[str, Any]) -> None:
+    def progressed(self, place: str, event: Advance) -> None:
         """It reported progress."""
 
     def noticed(self, place: str, text: str) -> None:
@@ -190,14 +191,13 @@ def artifact_key(experiment: str, name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", f"{experiment}-{name}".lower()).strip("-")
 
 
-def describe(event: dict[str, Any]) -> str:
+def describe(event: Advance) -> str:
     """A progress event as text: "3 of 40, loss 0.61, tokens per second 812"."""
-    values = {name: value for name, value in event.items() if name not in ("event", "stage", "done", "total")}
     numbers = (
         f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
+        for name, value in event.values.items()
     )
-    return one_line(redact(", ".join([f"{event['done']} of {event['total']}", *numbers])))
+    return one_line(redact(", ".join([f"{event.done} of {event.total}", *numbers])))
 
 
 def _where(parameters: dict[str, Any]) -> list[str]:
@@ -227,14 +227,13 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
     if watcher:
         watcher.started(place)
 
-    def on_progress(event: dict[str, Any]) -> None:
-        if event["event"] == "notice":
+    def on_progress(event: Advance | Notice) -> None:
+        if isinstance(event, Advance):
+            bar.move(event)
             if watcher:
-                watcher.noticed(place, event["message"])
-            return
-        bar.move(event)
-        if watcher:
-            watcher.progressed(place, event)
+                watcher.progressed(place, event)
+        elif watcher:
+            watcher.noticed(place, event.message)
 
     try:
         with closing(LogFile(log)) as file:
@@ -285,13 +284,13 @@ class ProgressArtifact:
         self.key = artifact_key(store.home.name, f"{place}-progress")
         self.id: UUID | None = None
         self.moved = 0.0
-        self.event: dict[str, Any] | None = None
+        self.event: Advance | None = None
 
-    def move(self, event: dict[str, Any]) -> None:
+    def move(self, event: Advance) -> None:
         """Moves the bar to what `event` says."""
         self.event = event
         if time.monotonic() - self.moved > UPDATE_EVERY_S:
-            self._show(100 * event["done"] / max(1, event["total"]))
+            self._show(100 * event.done / max(1, event.total))
 
     def end(self) -> None:
         """Moves the bar to the end, if it ever moved."""
@@ -301,7 +300,7 @@ class ProgressArtifact:
     def _show(self, percent: float) -> None:
         assert self.event is not None
         self.moved = time.monotonic()
-        text = markdown(f"{self.event['stage']}: {describe(self.event)}")
+        text = markdown(f"{self.event.stage}: {describe(self.event)}")
         try:
             if self.id is None:
                 self.id = cast(UUID, create_progress_artifact(percent, self.key, text))

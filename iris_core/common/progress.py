@@ -22,39 +22,50 @@ LOG_EVERY_S = 5.0
 log = logging.getLogger(__name__)
 
 
-class _Advanced(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class Advance(BaseModel):
+    """A stage has done `done` of `total` steps. Other fields are values to show, such as the loss."""
 
-    event: Literal["progress"]
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    event: Literal["progress"] = "progress"
     stage: str
     done: int
     total: int
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values to show, by name."""
+        return self.model_extra or {}
 
-class _Noticed(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
 
-    event: Literal["notice"]
+class Notice(BaseModel):
+    """What a stage waits for."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    event: Literal["notice"] = "notice"
     message: str
 
 
-class _Failed(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class Failure(BaseModel):
+    """The error that ends a stage: the name of its class, and its message."""
 
-    event: Literal["error"]
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    event: Literal["error"] = "error"
     kind: str
     message: str
 
 
-_EVENT: TypeAdapter[_Advanced | _Noticed | _Failed] = TypeAdapter(
-    Annotated[_Advanced | _Noticed | _Failed, Field(discriminator="event")]
+_EVENT: TypeAdapter[Advance | Notice | Failure] = TypeAdapter(
+    Annotated[Advance | Notice | Failure, Field(discriminator="event")]
 )
 
 
-def parse(line: str) -> dict[str, Any] | None:
+def parse(line: str) -> Advance | Notice | Failure | None:
     """The event in a line of the pipe; None if the line was cut short or holds something else."""
     try:
-        return _EVENT.validate_python(json.loads(line)).model_dump()
+        return _EVENT.validate_python(json.loads(line))
     except (ValueError, RecursionError):
         return None
 

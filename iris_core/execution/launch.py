@@ -21,7 +21,7 @@ from iris_core.common import errors, progress
 from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import IrisError, StageFailed, first_line
 from iris_core.common.files import make_folder
-from iris_core.common.progress import FD_VARIABLE
+from iris_core.common.progress import FD_VARIABLE, Advance, Failure, Notice
 from iris_core.execution import logs, supervision
 from iris_core.store import Manifest, Spec, read_manifest
 
@@ -47,7 +47,7 @@ CPU_SETTINGS = {
     "LRU_CACHE_CAPACITY": "64",
 }
 
-Listener = Callable[[dict[str, Any]], None]
+Listener = Callable[[Advance | Notice], None]
 
 log = logging.getLogger(__name__)
 
@@ -180,13 +180,13 @@ class _Events:
         """Handles the next line, if one comes within `timeout` seconds."""
         with suppress(queue.Empty):
             line = self.lines.get(timeout=timeout)
-            event = progress.parse(line)
-            if event is None:
-                self.on_log(line)
-            elif event["event"] == "error":
-                self.error = _rebuild(self.stage, event)
-            else:
-                self.on_progress(event)
+            match progress.parse(line):
+                case None:
+                    self.on_log(line)
+                case Failure() as failure:
+                    self.error = _rebuild(self.stage, failure)
+                case event:
+                    self.on_progress(event)
 
     def take_rest(self) -> None:
         """Handles all lines that were read."""
@@ -224,10 +224,10 @@ def _read(lines: Iterable[str], to: Callable[[str], None]) -> threading.Thread:
     return thread
 
 
-def _rebuild(stage: str, event: dict[str, Any]) -> IrisError:
-    kind = getattr(errors, event["kind"], None)
+def _rebuild(stage: str, failure: Failure) -> IrisError:
+    kind = getattr(errors, failure.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, IrisError)):
-        crash = StageFailed(f"{stage} crashed with {event['kind']}: {event['message']} (its log has the traceback)")
+        crash = StageFailed(f"{stage} crashed with {failure.kind}: {failure.message} (its log has the traceback)")
         crash.retryable = False
         return crash
-    return kind(event["message"])
+    return kind(failure.message)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from deployments.terminal import Display, show_places, show_result, summary_line
+from iris_core.common.progress import Advance
 from iris_core.reporting.summary import Sample, Warned
 from iris_core.store import Manifest, Store
 from tasks.stage import Finished
@@ -82,7 +83,7 @@ def test_what_models_and_users_write_is_text(small: SmallExperiment, monkeypatch
     show_result(shown, small.store)
     display = Display(shown)
     display.echoed = -1000.0
-    display.progressed("a/b", {"stage": "t: " + hostile, "done": 1, "total": 2, "name": hostile})
+    display.progressed("a/b", Advance(stage="t: " + hostile, done=1, total=2, name=hostile))
     assert text_of(shown).count(written) == 4 + 1 + 2
     assert "\x1b" not in text_of(shown)
 

@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.processes import free_port, wait_healthy
 from flows.artifacts import show_report, show_row
+from iris_core.common.progress import Advance
 from iris_core.reporting.summary import Sample, rows
 from tasks.stage import ProgressArtifact
 from tests.iris_core.small_experiment import SmallExperiment
@@ -99,7 +100,7 @@ def test_answers_of_a_model_are_text(
     monkeypatch.setattr("flows.artifacts.samples", lambda store: [Sample(*hostile[:4])])
     show_report(small.store, tmp_path / "report.html", None)
     show_row(small.store, rows(small.store)[-1])
-    event = {"stage": hostile[0], "done": 1, "total": 2, "text": " ".join(hostile)}
+    event = Advance(stage=hostile[0], done=1, total=2, text=" ".join(hostile))
     ProgressArtifact(small.store, "stage").move(event)
     for key in ("small-report", "small-iteration-0", "small-stage-progress"):
         wanted = {"artifacts": {"key": {"any_": [key]}}}

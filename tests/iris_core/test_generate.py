@@ -115,7 +115,7 @@ def test_two_processes_give_the_responses_of_one(tiny_model, pairs_file, tmp_pat
     seen, done = {}, []
 
     def watch(event):
-        done.append(event["done"])
+        done.append(event.done)
         seen.update(shards(tmp_path / "two") | seen)
 
     two = launch(on(spec, 2), tmp_path / "two", watch)

@@ -24,6 +24,7 @@ from prefect.logging.handlers import APILogHandler
 from prefect.serializers import JSONSerializer
 
 from iris_core.common.errors import DataError, StageFailed
+from iris_core.common.progress import Advance
 from iris_core.config import Experiment, parse_experiment
 from iris_core.store import Execution, Store
 from iris_core.store.folders import EXECUTION
@@ -177,8 +178,8 @@ def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
         def started(self, place: str) -> None:
             seen.append(("started", place))
 
-        def progressed(self, place: str, event: dict[str, object]) -> None:
-            seen.append((event["done"], event["total"]))
+        def progressed(self, place: str, event: Advance) -> None:
+            seen.append((event.done, event.total))
 
         def noticed(self, place: str, text: str) -> None:
             seen.append(("noticed", place, text))
@@ -217,10 +218,8 @@ def test_artifact_keys_suit_prefect() -> None:
 
 
 def test_events_in_words() -> None:
-    event = {"event": "progress", "stage": "train", "done": 3, "total": 40, "loss": 0.61234}
-    assert describe({**event, "tokens_per_second": 812.3, "benchmark": "mmlu"}) == (
-        "3 of 40, loss 0.6123, tokens per second 812.3, benchmark mmlu"
-    )
+    event = Advance(stage="train", done=3, total=40, loss=0.61234, tokens_per_second=812.3, benchmark="mmlu")
+    assert describe(event) == ("3 of 40, loss 0.6123, tokens per second 812.3, benchmark mmlu")
 
 
 def test_flow_process_imports_no_torch() -> None:

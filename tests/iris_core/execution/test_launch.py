@@ -232,7 +232,7 @@ def test_exception_in_the_parent_ends_every_descendant(
     monkeypatch.setattr(supervision, "GRACE_S", 1.0)  # one descendant ignores SIGTERM
     seen = 0
 
-    def interrupt(event: dict[str, object]) -> None:
+    def interrupt(event: object) -> None:
         nonlocal seen
         seen = len(alive(family))
         raise interruption(signal.SIGTERM)
