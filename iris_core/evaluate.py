@@ -8,7 +8,6 @@ may stand in one column if their records' `protocol` is the same.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -25,11 +24,18 @@ from iris_core.data.templates import Template
 from iris_core.evaluation import folder, harness
 from iris_core.evaluation.benchmarks import Benchmark, benchmark
 from iris_core.evaluation.heldout import checkable, write_answers
-from iris_core.evaluation.records import Record, is_current, protocol_settings, read_record, score_benchmark
+from iris_core.evaluation.records import is_current, protocol_settings, score_benchmark
 from iris_core.execution import engine_process
 from iris_core.execution.stage import main
 from iris_core.modeling import loading
-from iris_core.pipeline.metrics import Average, EvaluateMetrics, ExactMatch, Score
+from iris_core.pipeline.metrics import (
+    Average,
+    BenchmarkRecord,
+    EvaluateMetrics,
+    ExactMatch,
+    ProtocolSettings,
+    Score,
+)
 from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only
@@ -59,20 +65,17 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     if pending or unanswered:
         _run(spec, out, pending, settings, unanswered, total=len(chosen) + bool(pairs))
     keep_only(out / SCORES, {_file(out, name).name for name in settings})
-    records = {name: read_record(_file(out, name)) for name in settings}
+    records = {name: BenchmarkRecord.read(_file(out, name)) for name in settings}
     outputs = {"scores": out / SCORES, **({"heldout": out / HELDOUT} if pairs else {})}
     return Outcome(outputs=outputs, metrics=summarize(records, outputs.get("heldout")))
 
 
-def summarize(records: dict[str, Record], heldout: Path | None) -> EvaluateMetrics:
+def summarize(records: dict[str, BenchmarkRecord], heldout: Path | None) -> EvaluateMetrics:
     """The metrics of the stage: a score for each benchmark, their average, and exact match in the file `heldout`."""
-    scores = {
-        name: Score(**{key: value for key, value in record.items() if key in Score.model_fields})
-        for name, record in records.items()
-    }
+    scores = {name: record.score for name, record in records.items()}
     return EvaluateMetrics(
         benchmarks=scores,
-        label=next((record["label"] for record in records.values()), None),
+        label=next((record.label for record in records.values()), None),
         average=_average(list(scores.values())) if scores else None,
         heldout=exact_match(heldout) if heldout else None,
     )
@@ -101,7 +104,7 @@ def _run(
     spec: EvaluateSpec,
     out: Path,
     pending: list[Benchmark],
-    settings: dict[str, Record],
+    settings: dict[str, ProtocolSettings],
     pairs: list[Pair],
     total: int,
 ) -> None:
@@ -135,8 +138,8 @@ def _run(
     for item in pending:
         record = score_benchmark(spec, lm, item, tasks.pop(item.name), settings[item.name])
         with units.writing(_file(out, item.name)) as temporary:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        progress.advance(benchmark=item.name, score=record["value"], seconds=record["seconds"])
+            record.write(temporary)
+        progress.advance(benchmark=item.name, score=record.value, seconds=record.seconds)
     if pairs:
         with units.writing(out / HELDOUT) as temporary:
             write_answers(temporary, spec, lm, pairs, batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pyarrow.parquet as parquet
 
 from iris_core.common.digest import json_digest
 from iris_core.pipeline.comparable import exact_match_settings, logprob_settings
-from iris_core.pipeline.metrics import EvaluateMetrics
+from iris_core.pipeline.metrics import BenchmarkRecord, EvaluateMetrics
 from iris_core.store import Manifest
 from iris_core.tracking.measures import Measure, Measures
 
-SCORE_SETTINGS = ("limit", "backend", "apply_chat_template", "chat_template", "dtype", "data", "lm_eval")
+SCORE_SETTINGS = {"limit", "backend", "apply_chat_template", "chat_template", "dtype", "data", "lm_eval"}
 
 
 def measures_of(manifests: Mapping[str, Manifest], pairs: Path) -> Measures:
@@ -41,12 +40,12 @@ def _average(evaluated: Manifest | None) -> Measure | None:
     if evaluated is None or not names:
         return None
     folder = evaluated.artifact("scores").intact()
-    records = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names]
-    if any(record["label"] for record in records):
+    records = [BenchmarkRecord.read(folder / f"{name}.json") for name in names]
+    if any(record.label for record in records):
         return None
-    settings = {name: records[0].get(name) for name in SCORE_SETTINGS}
-    settings |= {"benchmarks": names, "protocol": [record["protocol"] for record in records]}
-    return _measure(settings, {name: record["items"] for name, record in zip(names, records, strict=True)})
+    settings = records[0].model_dump(include=SCORE_SETTINGS)
+    settings |= {"benchmarks": names, "protocol": [record.protocol for record in records]}
+    return _measure(settings, {name: record.items for name, record in zip(names, records, strict=True)})
 
 
 def _exact_match(evaluated: Manifest | None, heldout: str) -> Measure | None:

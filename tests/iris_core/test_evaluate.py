@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from iris_core import evaluate
+from iris_core.common.digest import json_digest
 from iris_core.common.errors import EvaluationError
 from iris_core.config import EvaluationPart
 from iris_core.data.pairs import Pair, write_pairs
@@ -26,6 +27,7 @@ from iris_core.evaluation import harness, miniature
 from iris_core.evaluation.benchmarks import BENCHMARKS, benchmark
 from iris_core.evaluation.mirror import write_card, write_rows
 from iris_core.evaluation.records import protocol_settings
+from iris_core.pipeline.metrics import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Artifact, Manifest, Policy, run_stage
 from iris_core.store.units import Units
@@ -99,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @unit
 def test_the_protocol_differs_by_settings_not_by_model(tiny_model: Path, pairs: Artifact) -> None:
-    def of(**changes: Any) -> dict[str, Any]:
+    def of(**changes: Any) -> ProtocolSettings:
         return protocol_settings(make_spec(tiny_model, pairs, ["musr"], **changes), benchmark("musr"))
 
     other = Policy(model=Artifact(path=tiny_model, digest="another"))
@@ -111,18 +113,17 @@ def test_the_protocol_differs_by_settings_not_by_model(tiny_model: Path, pairs: 
         {"data": None},
     ):
         assert of() != of(**change)
-    assert of()["label"] == "miniature"
-    assert of(data=None)["label"] is None
-    assert of()["max_gen_tokens"] is None  # MUSR generates nothing
+    assert of().label == "miniature"
+    assert of(data=None).label is None
+    assert of().max_gen_tokens is None  # MUSR generates nothing
 
 
 @unit
 def test_the_average_is_the_plain_mean_with_its_error() -> None:
     # (0.2 + 0.5) / 2 = 0.35; sqrt(0.03^2 + 0.04^2) / 2 = 0.025
-    keys = dict.fromkeys(("n", "metric", "shots", "task", "label"))
     records = {
-        "musr": {**keys, "value": 0.2, "stderr": 0.03, "protocol": "a"},
-        "gpqa": {**keys, "value": 0.5, "stderr": 0.04, "protocol": "b"},
+        "musr": BenchmarkRecord(benchmark="musr", value=0.2, stderr=0.03, protocol="a", items=[]),
+        "gpqa": BenchmarkRecord(benchmark="gpqa", value=0.5, stderr=0.04, protocol="b", items=[]),
     }
     average = evaluate.summarize(records, None).average
     assert average.value == pytest.approx(0.35)
@@ -249,6 +250,8 @@ def test_the_stage_scores_answers_and_reports(tiny_model: Path, pairs: Artifact,
         "label": "miniature",
     }
     assert {key: record[key] for key in expected} == expected
+    decides = {*ProtocolSettings.model_fields, "task_version", "items_digest"}
+    assert record["protocol"] == json_digest({key: record[key] for key in decides})
     assert len(record["items"]) == 6
     rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
     assert [row["prompt_id"] for row in rows] == [f"id{i}" for i in range(5)]
