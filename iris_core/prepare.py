@@ -7,7 +7,6 @@ What is wrong with the inputs is found here, before any stage that takes long.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -24,7 +23,7 @@ from iris_core.modeling import fit, loading
 from iris_core.modeling.lora import check_targets
 from iris_core.modeling.weights import check_model, check_vocabulary
 from iris_core.pipeline.metrics import PrepareMetrics
-from iris_core.pipeline.specs import PrepareSpec
+from iris_core.pipeline.specs import PrepareSpec, ResolvedModel
 from iris_core.store import Outcome
 
 
@@ -46,23 +45,23 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     pairs, found = _pairs(spec, chat)
     rows = fit.choose_packing(config, proof, spec, pairs)
     write_pairs(pairs, out / "pairs.parquet")
-    resolved = {
-        "path": str(folder),
-        "digest": model_digest(folder),
-        "dtype": loading.resolve_dtype(spec.model.dtype),
-        "name": spec.model.path,
-        "revision": spec.model_commit,
-        "stop_token_ids": chat.stop_token_ids,
-        "packing": rows.packing,
-    }
-    write_atomic(out / "model.json", json.dumps(resolved, indent=1))
+    resolved = ResolvedModel(
+        path=folder,
+        digest=model_digest(folder),
+        dtype=loading.resolve_dtype(spec.model.dtype),
+        name=spec.model.path,
+        revision=spec.model_commit,
+        stop_token_ids=chat.stop_token_ids,
+        packing=rows.packing,
+    )
+    write_atomic(out / "model.json", resolved.model_dump_json(indent=1))
     train = sum(pair.split == "train" for pair in pairs)
     return Outcome(
         outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"},
         metrics=PrepareMetrics(
             train_pairs=train,
             heldout_pairs=len(pairs) - train,
-            format=", ".join(dict.fromkeys(source["format"] for source in found.sources)),
+            format=", ".join(dict.fromkeys(source.format for source in found.sources)),
             sources=found.sources,
             dropped=dict(found.dropped),
             packing=rows.packing,

@@ -1,9 +1,11 @@
-"""Annotated data after reading, independent of its format: an assistant's turn and the conversation before it."""
+"""Annotated data after reading, independent of its format: conversations, and what was read of each source."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, as chat templates take them
 
@@ -29,6 +31,26 @@ def single_turn(question: str, answer: str, place: str = "") -> Conversation:
     """A conversation with one message of the user and its answer."""
     messages = [{"role": "user", "content": question}]
     return Conversation(messages, {"role": "assistant", "content": answer}, place)
+
+
+class SourceRecord(BaseModel):
+    """What was read of one source.
+
+    Attributes:
+        path: as in the settings.
+        revision: the commit, if it is on the hub.
+        format: of its rows.
+        rows: how many it has.
+        used: how many are used.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    path: str
+    revision: str | None = None
+    format: str
+    rows: int
+    used: int
 
 
 class Unusable(Exception):

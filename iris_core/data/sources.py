@@ -20,7 +20,7 @@ from iris_core.common.errors import ConfigError, DataError
 from iris_core.common.redaction import redact
 from iris_core.config import DataPart, Source
 from iris_core.data import hub, hub_files, splits
-from iris_core.data.conversations import Conversation, Unusable
+from iris_core.data.conversations import Conversation, SourceRecord, Unusable
 from iris_core.data.formats import COLUMNS, conversations_in, format_of
 from iris_core.data.rows import READERS, read_rows, readable, suffix
 
@@ -52,13 +52,13 @@ class Reading:
 
     Attributes:
         rows: the conversations of each row, one for each annotated turn.
-        sources: of each source its path, format, rows read and rows used, and the commit if it is on the hub.
+        sources: one record for each source.
         dropped: how many rows could not be understood, by reason.
         warnings: one line each.
     """
 
     rows: list[list[Conversation]] = field(default_factory=list)
-    sources: list[dict[str, Any]] = field(default_factory=list)
+    sources: list[SourceRecord] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
 
@@ -80,17 +80,18 @@ def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str
     """
     reading, sources = Reading(), sources_of(data, path)
     found = [_read(source, data, setting, len(sources) > 1, reading) for source in sources]
-    counts = _shares([len(rows) for rows in found], [source.weight for source in sources])
-    for rows, count, record in zip(found, counts, reading.sources, strict=True):
+    counts = _shares([record.used for _, record in found], [source.weight for source in sources])
+    for (rows, whole), count in zip(found, counts, strict=True):
         if rows and not count:
             raise ConfigError(
-                f"{setting}: with the weight of {record['path']} none of its {len(rows)} rows would be drawn: raise "
-                "it, or leave it out"
+                f"{setting}: with the weight of {whole.path} none of its {len(rows)} rows would be drawn: raise it, "
+                "or leave it out"
             )
         kept = sorted(random.Random(seed).sample(range(len(rows)), count))
         reading.rows.extend(rows[number] for number in kept)
-        record["used"] = count
-        log.info("read %s", ", ".join(f"{name} {value}" for name, value in record.items()))
+        record = whole.model_copy(update={"used": count})
+        reading.sources.append(record)
+        log.info("read %s", ", ".join(f"{name} {value}" for name, value in record if value is not None))
     for warning in reading.warnings:
         log.warning(warning)
     return reading
@@ -175,8 +176,10 @@ def _pinned(setting: str, data: DataPart, path: SourcePath) -> SourcePath:
     return [source.model_copy(update={"revision": commit}) for source, commit in zip(sources, commits, strict=True)]
 
 
-def _read(source: Source, data: DataPart, setting: str, several: bool, reading: Reading) -> list[list[Conversation]]:
-    """The conversations of one source by row. Its record, dropped rows and warnings are added to `reading`."""
+def _read(
+    source: Source, data: DataPart, setting: str, several: bool, reading: Reading
+) -> tuple[list[list[Conversation]], SourceRecord]:
+    """The conversations of one source by row, and its record. Dropped rows and warnings are added to `reading`."""
     found = _find(setting, source)
     where = source.path
     known = COLUMNS | {source.prompt_column, source.response_column}
@@ -201,9 +204,10 @@ def _read(source: Source, data: DataPart, setting: str, several: bool, reading: 
     reading.warnings.extend(found.warnings)
     if unread := form.unread(columns):
         reading.warnings.append(f"{where}: {unread}")
-    commit = {"revision": source.revision} if source.revision else {}
-    reading.sources.append({"path": where, **commit, "format": form.name, "rows": len(rows)})
-    return conversations
+    record = SourceRecord(
+        path=where, revision=source.revision, format=form.name, rows=len(rows), used=len(conversations)
+    )
+    return conversations, record
 
 
 def _shares(counts: list[int], weights: list[float | None]) -> list[int]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from iris_core.common.intervals import Interval
 from iris_core.common.strict import Number
 from iris_core.config import Packing
+from iris_core.data.conversations import SourceRecord
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.store import Metrics, Recorded
@@ -35,7 +36,7 @@ class PrepareMetrics(Metrics):
         train_pairs: pairs to train on.
         heldout_pairs: pairs to measure with.
         format: the formats of the sources, separated by commas.
-        sources: path, format, rows read and rows used of each source; the commit of one on the hub.
+        sources: what was read of each source.
         dropped: pairs that are not used, by reason.
         packing: whether the model is trained on packed rows.
         packing_reason: why.
@@ -44,7 +45,7 @@ class PrepareMetrics(Metrics):
     train_pairs: int
     heldout_pairs: int
     format: str = ""
-    sources: list[dict[str, Any]] = Field(default_factory=list)
+    sources: list[SourceRecord] = Field(default_factory=list)
     dropped: dict[str, int] = Field(default_factory=dict)
     packing: Packing | None = None
     packing_reason: str | None = None

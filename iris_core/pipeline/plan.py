@@ -5,7 +5,6 @@ The lineage of weights: iteration t trains from p_t, has p_t (or the initial mod
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import Field
@@ -34,6 +33,7 @@ from iris_core.pipeline.specs import (
     PrepareSpec,
     PublishSpec,
     RegisterSpec,
+    ResolvedModel,
     ScheduleSpec,
     TrainSpec,
 )
@@ -84,14 +84,13 @@ class Prepared(Strict):
     @classmethod
     def of(cls, manifest: Manifest) -> Prepared:
         """From the manifest of the stage `prepare`."""
-        found = json.loads(manifest.artifact("model").intact().read_text())
-        model = Artifact(path=Path(found["path"]), digest=found["digest"])
+        found = ResolvedModel.model_validate_json(manifest.artifact("model").intact().read_text(encoding="utf-8"))
         return cls(
-            initial=Policy(model=model),
+            initial=Policy(model=Artifact(path=found.path, digest=found.digest)),
             pairs=manifest.artifact("pairs"),
-            dtype=found["dtype"],
-            stop_token_ids=found["stop_token_ids"],
-            packing=found["packing"],
+            dtype=found.dtype,
+            stop_token_ids=found.stop_token_ids,
+            packing=found.packing,
         )
 
     def start(self, experiment: Experiment) -> LoopState:

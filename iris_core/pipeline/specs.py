@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from iris_core import tracking
 from iris_core.common.digest import json_digest
@@ -34,8 +37,7 @@ class PrepareSpec(Spec):
     """Resolve the model, read, check and split the annotated pairs.
 
     Output `pairs`: Parquet of `iris_core.data.pairs.Pair`, in training order: ids, text and tokens of both sides.
-    Output `model`: a JSON file with the resolved model folder, its digest, and the tokens that end its turns;
-    `iris_core.pipeline.plan.Prepared` reads it.
+    Output `model`: a `ResolvedModel` as a JSON file.
     """
 
     stage: ClassVar[str] = "prepare"
@@ -50,6 +52,30 @@ class PrepareSpec(Spec):
     lora: LoraPart | None
     gradient_checkpointing: bool
     seed: int
+
+
+class ResolvedModel(BaseModel):
+    """The model that self-play starts from, as `prepare` found it.
+
+    Attributes:
+        path: its folder.
+        digest: of its weights, settings and tokenizer.
+        dtype: of the weights in memory.
+        name: as the recipe names it.
+        revision: the commit, if it is on the hub.
+        stop_token_ids: what ends a generated response: the end of turn of the chat template, then others.
+        packing: whether it is trained and scored on packed rows.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    path: Path
+    digest: str
+    dtype: str
+    name: str | None = None
+    revision: str | None = None
+    stop_token_ids: list[int]
+    packing: Packing
 
 
 class GenerateSpec(Spec):

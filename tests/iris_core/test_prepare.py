@@ -53,7 +53,7 @@ def run(tiny_model, tmp_path, rows, suffix=".jsonl", model=None, training=None, 
 
 def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD)
-    source = {"path": str(tmp_path / "pairs.jsonl"), "format": "pairs", "rows": 12, "used": 12}
+    source = {"path": str(tmp_path / "pairs.jsonl"), "revision": None, "format": "pairs", "rows": 12, "used": 12}
     assert manifest.metrics == {
         "train_pairs": 9,
         "heldout_pairs": 3,

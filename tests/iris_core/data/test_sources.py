@@ -16,6 +16,7 @@ import pytest
 
 from iris_core.common.errors import ConfigError, DataError, ServiceError
 from iris_core.config import DataPart
+from iris_core.data.conversations import SourceRecord
 from iris_core.data.sources import pin, read_conversations, source_digest
 from tests.iris_core.fake_hub import FakeHub, fake_hub
 
@@ -287,7 +288,7 @@ def test_sources_with_weights_are_mixed_in_proportion_without_repetition(tmp_pat
     assert set(pairs(*range(100))) < set(mixed)
     assert read(both) == mixed
     plain = reading_of([{"path": each["path"]} for each in both])
-    assert [source["used"] for source in plain.sources] == [100, 60]
+    assert [source.used for source in plain.sources] == [100, 60]
     assert plain.rows[100][0].place == f"{tmp_path}/b.jsonl, row 0"
     with pytest.raises(ConfigError, match="give a weight to all sources, or to none"):
         read([both[0], {"path": both[1]["path"]}])
@@ -300,7 +301,7 @@ def test_sources_have_formats_of_their_own(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps([{"instruction": "q1", "input": "", "output": "a1"}]))
     both = [str(tmp_path / "a.jsonl"), {"path": str(tmp_path / "b.json"), "format": "alpaca"}]
     assert read(both) == pairs(0, 1)
-    assert [source["format"] for source in reading_of(both).sources] == ["pairs", "alpaca"]
+    assert [source.format for source in reading_of(both).sources] == ["pairs", "alpaca"]
     with pytest.raises(ConfigError, match="data.format: alpaca has columns of its own: leave out"):
         read(both, prompt_column="prompt")
 
@@ -334,9 +335,8 @@ def test_a_data_set_on_the_hub(hub, monkeypatch):
     assert [source.revision for source in data.path] == [repository.commit]
     reading = read_conversations(data, data.path, 0)
     assert [row[0].answer["content"] for row in reading.rows] == ["a1", "007"]
-    assert reading.sources == [
-        {"path": "acme/Chat-2.5", "revision": repository.commit, "format": "pairs", "rows": 2, "used": 2}
-    ]
+    (record,) = reading.sources
+    assert record == SourceRecord(path="acme/Chat-2.5", revision=repository.commit, format="pairs", rows=2, used=2)
     before = source_digest("data.path", data, data.path)
     assert not any("[1]" in request for request in hub.requests)  # only what is read is downloaded
     assert read("acme/Chat-2.5", name="a") == pairs(0)
