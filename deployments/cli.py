@@ -1,7 +1,9 @@
-"""The command `iris`: runs a recipe or the demo, writes the report, checks the machine, starts and stops the services.
+"""The command `iris`.
 
-iris run deployments/recipes/demo.yaml --set training.epochs=1
-iris demo --seed 1
+    iris run deployments/recipes/demo.yaml --set training.epochs=1
+    iris demo --seed 1
+
+It runs a recipe or the demo, plans its memory, writes the report, checks the machine, starts and stops the services.
 """
 
 from __future__ import annotations

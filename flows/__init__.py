@@ -1,1 +1,4 @@
-"""The loop (`flows.iris`), one iteration of it (`flows.iteration`), and evaluation alone (`flows.evaluation`)."""
+"""The Prefect flows: the loop (`iris`), one iteration of it, objectives compared (`compare`), evaluation alone.
+
+`checks` and `artifacts` are what they share. Without mathematics and without torch.
+"""

@@ -1,7 +1,9 @@
-"""The self-play loop as the Prefect flow `iris`: prepare, score the initial model, iterate, report.
+"""The self-play loop as the Prefect flow `iris`.
 
-iris run deployments/recipes/demo.yaml
-prefect deployment run iris/full-loop --watch
+    iris run deployments/recipes/demo.yaml
+    prefect deployment run iris/full-loop --watch
+
+It prepares the inputs, scores the initial model, iterates and reports.
 """
 
 from __future__ import annotations

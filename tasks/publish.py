@@ -12,6 +12,6 @@ from tasks.stage import Finished, Result, perform, stage_task
 
 @stage_task("publish")
 def publish(experiment: Experiment, iteration: int, registered: Finished, report: Path) -> Result:
-    """Uploads `report` and its data to the parent run of what was registered."""
+    """Uploads `report` and its data to the parent run of what was registered; `iteration` names the task run."""
     spec = publish_spec(experiment, RegisterMetrics.of(registered).parent_run_id, report)
     return perform(spec, experiment, "publish")

@@ -1,7 +1,7 @@
 """Reads recipes: an `Experiment` in a YAML file, with settings from the command line on top.
 
-from iris_core.config.recipe import load_recipe
-experiment = load_recipe(Path("deployments/recipes/demo.yaml"), {"training.epochs": 1})
+    from iris_core.config.recipe import load_recipe
+    experiment = load_recipe(Path("deployments/recipes/demo.yaml"), {"training.epochs": 1})
 
 Recipes follow the rules of `iris_core.config.yaml12`: YAML that is ambiguous is refused.
 """

@@ -48,7 +48,7 @@ def write_answers(path: Path, spec: EvaluateSpec, lm: Any, pairs: list[Pair], ba
         spec: answer pattern, most tokens of an answer, stop tokens.
         lm: from `harness.open_model`.
         pairs: from `checkable`.
-        batch_size: half of the prompts that generate together.
+        batch_size: of the benchmarks; twice as many prompts are answered together.
     """
     assert spec.answer_pattern is not None
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)

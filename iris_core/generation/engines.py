@@ -1,7 +1,9 @@
-"""Sampling engines: token ids of prompts in, sampled responses out, by vLLM or by transformers.
+"""Sampling engines: token ids of prompts in, sampled responses out.
 
-sample = open_engine(spec, longest_prompt, work)
-samples = sample(prompts, seeds)
+    sample = open_engine(spec, longest_prompt, work)
+    samples = sample(prompts, seeds)
+
+The engine is vLLM's or transformers' (`backends`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Places: where an experiment's folder links to the output of a stage.
 
-place_of(3, "train")         # "iteration-3/train"
-place_of(None, "evaluate")   # "initial/evaluate": the initial model, before iteration 0
+    place_of(3, "train")         # "iteration-3/train"
+    place_of(None, "evaluate")   # "initial/evaluate"
+
+The initial model, before iteration 0, has the iteration None.
 """
 
 from __future__ import annotations

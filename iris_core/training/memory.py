@@ -1,9 +1,9 @@
-"""How much memory a training step takes on each device, by part: a formula, held against measured peaks.
+"""How much memory a training step takes on each device, by part: a formula, compared with measured peaks.
 
     memory = training_memory(sizes, training, dtype="bfloat16", ranks=8)
     memory.peak        # bytes
-    memory.held        # what lies there all the time, by part
-    memory.moments     # what comes on top of it, by the moment of a step
+    memory.held        # what is allocated from the first step to the last, by part
+    memory.moments     # what a step allocates in addition, by the moment at which it does
 
 Every rank holds the whole model. The bytes that a token of a row leaves in a layer were fitted to peaks measured on an
 H200 (shapes of Mistral-7B and Qwen2.5-3B, 4 to 32 layers, rows of 4,032 and 8,064 tokens: `docs/operations.md`).
@@ -20,7 +20,7 @@ from iris_core.modeling.sizes import Sizes
 FP32 = 4  # bytes
 STATES = {"rmsprop": 1, "adamw": 2}  # fp32 numbers an optimiser keeps for each trained parameter
 # numbers that a token leaves for backward in a layer, in multiples of the hidden size and of the inner width
-KEPT = {"lora": (6.9, 2.0), "full": (12.0, 4.0)}  # the LoRA layers here form some of them again
+KEPT = {"lora": (6.9, 2.0), "full": (12.0, 4.0)}  # the LoRA layers here recompute some of them
 HEAD = 14  # bytes a token, in multiples of the hidden size: final hidden states and their gradients
 
 
@@ -29,8 +29,8 @@ class Memory:
     """Bytes on one device.
 
     Attributes:
-        held: what lies there from the first step to the last, by part.
-        moments: what comes on top, by the moment of a step at which it does; they do not meet.
+        held: what is allocated from the first step to the last, by part.
+        moments: what a step allocates in addition, by the moment at which it does; only one of them is there at a time.
     """
 
     held: dict[str, float]
@@ -43,12 +43,12 @@ class Memory:
 
 
 def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int, on_gpu: bool = True) -> Memory:
-    """Memory of one rank that trains in the number format `dtype`.
+    """Memory of one rank that trains with matmuls in `dtype`.
 
     Args:
         sizes: of the model.
         training: method, optimiser, tokens in a row, gradient checkpointing.
-        dtype: "bfloat16" or "float32", of the matrix products.
+        dtype: "bfloat16" or "float32".
         ranks: how many devices train together.
         on_gpu: the tiles of the log-prob kernel are larger there.
     """
@@ -75,7 +75,7 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int
 
 
 def _activations(sizes: Sizes, training: TrainingPart, width: int) -> tuple[float, float]:
-    """What a row leaves for backward until then, and what one layer forms again in its backward pass."""
+    """What a row keeps for backward, and what one layer recomputes in its backward pass."""
     by_hidden, by_inner = KEPT[training.method]
     inside = training.tokens_per_batch * width * (by_hidden * sizes.hidden + by_inner * sizes.inner)
     if not training.gradient_checkpointing:
@@ -84,7 +84,7 @@ def _activations(sizes: Sizes, training: TrainingPart, width: int) -> tuple[floa
 
 
 def _head(sizes: Sizes, training: TrainingPart, on_gpu: bool) -> float:
-    """Final hidden states, and one tile of logits in the model's format and in fp32."""
+    """Final hidden states, and one tile of logits in the model's dtype and in fp32."""
     rows, columns = GPU_TILE if on_gpu else CPU_TILE
     tile = min(rows, training.tokens_per_batch) * columns * (2 + FP32)
     return float(HEAD * training.tokens_per_batch * sizes.hidden + tile)

@@ -289,9 +289,8 @@ def _sum_gradients(model: PreTrainedModel) -> None:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    distributed.all_reduce(
-        [reached]
-    )  # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
+    # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
+    distributed.all_reduce([reached])
     moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
     for parameter in moved:
         if parameter.grad is None:  # a rank without a row

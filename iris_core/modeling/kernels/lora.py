@@ -3,8 +3,8 @@
 PEFT's layer copies its input to the adapter's fp32, multiplies there, and scales and adds in further passes over the
 output. Here the frozen layer's matmul is accumulated onto the low-rank one. The adapter stays in fp32 for the optimiser
 and is rounded to the model's dtype once per use. Layers with the same input (q, k and v of attention) are one function
-and share their low-rank matmuls. So is a SwiGLU block of three such layers: its backward computes the block's inner
-product again instead of keeping it.
+and share their low-rank matmuls. So is a SwiGLU block of three such layers: its backward recomputes the
+block's inner product instead of keeping it.
 """
 
 from __future__ import annotations
