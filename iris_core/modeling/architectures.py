@@ -24,6 +24,7 @@ from iris_core.common.errors import ModelError, first_line
 from iris_core.config import LoraPart, Packing
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling import dropout, loading, tiny
+from iris_core.modeling.lora import not_adaptable
 from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
 from iris_core.modeling.scoring import response_logprobs
@@ -137,10 +138,7 @@ def _adapted(pair: _ModelPair, lora: LoraPart) -> _ModelPair:
         )
         plain_logprobs(reference, SHORT)
     except Exception as error:
-        raise ModelError(
-            f"training.lora.targets: {lora.targets!r} does not fit {type(pair.model).__name__}: {first_line(error)}: "
-            "name other layers, or set training.method to full"
-        ) from error
+        raise not_adaptable(pair.model, lora.targets, error) from error
     generator = torch.Generator().manual_seed(1)
     for name, parameter in reference.named_parameters():
         if "lora_" in name:

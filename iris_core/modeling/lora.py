@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter can have."""
+"""Which layers of a model can have an adapter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, ModelError, first_line
 
 
 def check_targets(model: Any, targets: str | list[str]) -> None:
@@ -34,6 +34,14 @@ def check_targets(model: Any, targets: str | list[str]) -> None:
                 f"training.lora.targets: {target!r} fits {where}; the linear layers of "
                 f"{type(model).__name__} are {names or 'none'}: give a list of these, or all-linear"
             )
+
+
+def not_adaptable(model: Any, targets: str | list[str], error: Exception) -> ModelError:
+    """The error for PEFT's refusal to adapt `model`, or for an adapted model that does not run."""
+    return ModelError(
+        f"training.lora.targets: {targets!r} does not fit {type(model).__name__}: {first_line(error)}: name other "
+        "layers, or set training.method to full"
+    )
 
 
 def _linear_layers(model: Any) -> set[str]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from iris_core.common.errors import ModelError
 from iris_core.config import LoraPart
+from iris_core.modeling.lora import check_targets, not_adaptable
+from iris_core.modeling.model_folder import one_line, quiet
 
 
 @dataclass(frozen=True)
@@ -19,50 +25,79 @@ class Sizes:
     Attributes:
         parameters: all of them; tied ones count once.
         adapter: parameters of the adapter; 0 without one.
-        linear: parameters of linear layers, the lm_head among them.
+        matrices: parameters of all weights that matmuls read, the lm_head and experts among them.
         layers: how many decoder layers.
-        linear_in_layer: parameters of the linear layers of one decoder layer, on average.
+        matrices_in_layer: the same of one decoder layer, on average.
         hidden: hidden size.
-        inner: width of the feed-forward layers.
+        inner: width of the feed-forward layers that one token passes in a layer.
     """
 
     parameters: int
     adapter: int
-    linear: int
+    matrices: int
     layers: int
-    linear_in_layer: int
+    matrices_in_layer: int
     hidden: int
     inner: int
 
 
 def sizes_of(config: PreTrainedConfig, lora: LoraPart | None, trust_remote_code: bool = False) -> Sizes:
-    """The sizes of a model of `config`, with the adapter that `lora` describes (None: without one)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    weights = {
-        module.weight: module.weight.numel() for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv1d))
-    }
-    linear = sum(weights.values())
+    """The sizes of a model of `config`, with the adapter that `lora` describes (None: without one).
+
+    Raises:
+        ConfigError: the adapter's targets match no layer.
+        ModelError: the model cannot be built, or cannot have the adapter.
+    """
+    model = _build(config, trust_remote_code)
+    head = model.get_output_embeddings()
+    lm_head = None if head is None else head.weight
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} - {lm_head}
+    matrices = _count(each for each in model.parameters() if each.ndim > 1 and each not in embeddings)
     text = config.get_text_config(decoder=True)
     layers = int(text.num_hidden_layers)
-    head = model.get_output_embeddings()
-    outside = 0 if head is None else head.weight.numel()
     return Sizes(
-        parameters=parameters,
+        parameters=_count(model.parameters()),
         adapter=_adapter(model, lora) if lora else 0,
-        linear=linear,
+        matrices=matrices,
         layers=layers,
-        linear_in_layer=(linear - outside) // layers,
+        matrices_in_layer=(matrices - (0 if lm_head is None else lm_head.numel())) // layers,
         hidden=int(text.hidden_size),
-        inner=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        inner=_inner(text),
     )
+
+
+def _build(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The model on the meta device, where tensors have no content."""
+    try:
+        with torch.device("meta"), quiet():
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    except Exception as error:  # model classes, and code from the folder, raise many kinds
+        raise ModelError(
+            f"model.path: no causal language model can be built from its configuration (model_type "
+            f"{config.model_type!r}): {one_line(error)}: fix it, or use another model"
+        ) from error
 
 
 def _adapter(model: PreTrainedModel, lora: LoraPart) -> int:
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, lora.targets)
     settings = LoraConfig(r=lora.rank, target_modules=lora.targets, task_type="CAUSAL_LM")
-    with torch.device("meta"):
-        adapted = get_peft_model(model, settings)
-    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    try:
+        with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+            adapted = get_peft_model(model, settings)
+    except Exception as error:  # PEFT raises many kinds
+        raise not_adaptable(model, lora.targets, error) from error
+    return _count(parameter for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def _inner(text: Any) -> int:
+    """The widest feed-forward layer, or the experts that a router chooses for a token side by side."""
+    dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    dense = max(dense) if isinstance(dense, list) else dense  # one number for each layer
+    expert = getattr(text, "moe_intermediate_size", None) or dense
+    return int(max(dense, expert * (getattr(text, "num_experts_per_tok", None) or 1)))
+
+
+def _count(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

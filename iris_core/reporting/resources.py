@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig
 
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, IrisError
 from iris_core.config import Experiment, TrainingPart
 from iris_core.data import hub
 from iris_core.modeling import loading
+from iris_core.modeling.model_folder import check_adapter, check_config, read_config
 from iris_core.modeling.sizes import Sizes, sizes_of
+from iris_core.objectives.losses import OBJECTIVES
 from iris_core.training.checkpoints import KEPT_CHECKPOINTS
 from iris_core.training.memory import FP32, STATES, Memory, training_memory
 
@@ -28,7 +30,7 @@ MOST = 0.9  # share of a GPU's memory that may be planned
 CONTEXT = 0.8e9  # bytes that CUDA and its libraries hold on a device, measured on an H200
 FRAGMENTS = 0.05  # of what is allocated: pieces between tensors that no other tensor fits into, assumed
 GB = 1e9
-MACHINE = re.compile(r"(?:(?P<count>[1-9]\d*)x)?(?P<name>[A-Za-z][\w.]*)-(?P<gb>[1-9]\d*)GB")
+MACHINE = re.compile(r"(?:(?P<count>[1-9]\d*)x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>[1-9]\d*)GB")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Resources:
         if self.share <= MOST:
             return
         settings = "; ".join(f"{setting} ({share:.0%})" for setting, share in self.fitting.items())
-        remedy = f"set {settings}" if settings else "no setting makes it fit: take larger GPUs or another model"
+        nothing = "no setting of training makes it fit: take larger GPUs or another model"
+        remedy = f"set {settings}" if settings else nothing
         raise ConfigError(
             f"training needs {self.needed / GB:.1f} GB on each of {self.machine}, {self.share:.0%} of it and more than "
             f"{MOST:.0%}: {remedy}"
@@ -109,23 +112,19 @@ def resources(experiment: Experiment, machine: Machine) -> Resources:
     """What `experiment` needs on `machine`.
 
     Raises:
-        ModelError: the model's configuration cannot be read.
+        ConfigError: the adapter's targets match no layer of the model.
+        ModelError: the model's configuration cannot be read, or is not one that can be trained.
         ServiceError: the hub cannot be reached for it.
     """
     training, config = experiment.training, _config(experiment)
     dtype = "bfloat16" if experiment.model.dtype == "auto" else experiment.model.dtype
     sizes = _sizes(config, experiment, training)
-    memory = training_memory(sizes, training, dtype, machine.count)
+    memory = training_memory(sizes, _with_longest_row(experiment, training), dtype, machine.count)
     full = training.method == "full"
     width = 2 if dtype == "bfloat16" else FP32
     trained = sizes.parameters if full else sizes.adapter
     state = trained * FP32 * (1 + STATES[training.optimizer])
     saved = sizes.parameters * width if full else sizes.adapter * FP32
-    fitting = {
-        text: share
-        for text, other in _alternatives(training)
-        if (share := _share(config, experiment, other, dtype, machine)) <= MOST
-    }
     return Resources(
         machine=machine,
         sizes=sizes,
@@ -134,7 +133,7 @@ def resources(experiment: Experiment, machine: Machine) -> Resources:
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
         traffic=2 * (machine.count - 1) / machine.count * trained * FP32,
         weights=sizes.parameters * width,
-        fitting=fitting if _needed(memory) > MOST * machine.memory else {},
+        fitting=_fitting(config, experiment, dtype, machine) if _needed(memory) > MOST * machine.memory else {},
     )
 
 
@@ -145,6 +144,8 @@ def _config(experiment: Experiment) -> PreTrainedConfig:
         commit = hub.resolve_revision("model", model.path, model.revision)
         code = ["*.py"] if model.trust_remote_code else []
         folder = hub.download(model.path, model.revision, commit, ["config.json", *code])
+    check_adapter(folder)
+    check_config(folder, read_config(folder), model.trust_remote_code)
     return loading.load_config(folder, model.trust_remote_code)
 
 
@@ -153,11 +154,27 @@ def _sizes(config: PreTrainedConfig, experiment: Experiment, training: TrainingP
     return sizes_of(config, lora, experiment.model.trust_remote_code)
 
 
-def _share(
-    config: PreTrainedConfig, experiment: Experiment, training: TrainingPart, dtype: str, machine: Machine
-) -> float:
-    memory = training_memory(_sizes(config, experiment, training), training, dtype, machine.count)
-    return _needed(memory) / machine.memory
+def _with_longest_row(experiment: Experiment, training: TrainingPart) -> TrainingPart:
+    """`training` with room in a row for the longest pair that the experiment takes, as it gets a row of its own."""
+    data, responses = experiment.data, OBJECTIVES[experiment.objective.name].responses
+    prompts = responses if training.packing == "separate" else 1
+    generated = (responses - 1) * experiment.generation.max_new_tokens
+    longest = prompts * data.max_prompt_tokens + data.max_response_tokens + generated
+    return training.model_copy(update={"tokens_per_batch": max(longest, training.tokens_per_batch)})
+
+
+def _fitting(config: PreTrainedConfig, experiment: Experiment, dtype: str, machine: Machine) -> dict[str, float]:
+    """The settings with which training fits, and the share of the memory that it then takes, each share once."""
+    found: dict[str, float] = {}
+    for text, training in _alternatives(experiment.training):
+        try:
+            sizes = _sizes(config, experiment, training)
+        except IrisError:  # no adapter fits this model
+            continue
+        memory = training_memory(sizes, _with_longest_row(experiment, training), dtype, machine.count)
+        if (share := _needed(memory) / machine.memory) <= MOST and share not in found.values():
+            found[text] = share
+    return found
 
 
 def _needed(memory: Memory) -> float:

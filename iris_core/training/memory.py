@@ -7,6 +7,7 @@
 
 Every rank holds the whole model. The bytes that a token of a row leaves in a layer were fitted to peaks measured on an
 H200 (shapes of Mistral-7B and Qwen2.5-3B, 4 to 32 layers, rows of 4,032 and 8,064 tokens: `docs/operations.md`).
+Experts, state-space and convolution layers were not measured.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int
     return Memory(
         held=held,
         moments={
-            "forward pass": sizes.linear * copied + inputs + head,
-            "backward pass": sizes.linear_in_layer * copied + inputs + inside + head,
+            "forward pass": sizes.matrices * copied + inputs + head,
+            "backward pass": sizes.matrices_in_layer * copied + inputs + inside + head,
             "sum of gradients over ranks": float(trained * FP32 if ranks > 1 else 0),
         },
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import MistralConfig
+from transformers import MambaConfig, MistralConfig, T5Config
 
 from deployments.demo import RECIPES
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, ModelError
 from iris_core.config.recipe import load_recipe
 from iris_core.reporting.resources import Machine, parse_machine, resources, rows
 
@@ -34,6 +34,7 @@ def zephyr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_machines_by_name() -> None:
     assert parse_machine("8xH100-80GB") == Machine(8, "H100", 80e9)
+    assert parse_machine("8xA100-SXM4-80GB") == Machine(8, "A100-SXM4", 80e9)
     assert parse_machine("L40S-48GB") == Machine(1, "L40S", 48e9)
 
 
@@ -62,8 +63,33 @@ def test_full_training_of_zephyr_does_not_fit_and_lora_does(zephyr: Path) -> Non
 
 def test_what_nothing_makes_fit_says_so(zephyr: Path) -> None:
     recipe = load_recipe(RECIPES / "zephyr-7b-ultrachat-26k.yaml", {"model.path": str(zephyr)})
-    with pytest.raises(ConfigError, match="no setting makes it fit: take larger GPUs or another model"):
+    with pytest.raises(ConfigError, match="no setting of training makes it fit: take larger GPUs or another model"):
         resources(recipe, parse_machine("T4-16GB")).check()
+
+
+def test_a_row_is_as_long_as_the_longest_pair(zephyr: Path) -> None:
+    """A pair of 16,384 + 1,024 + 256 tokens gets a row of its own, in whatever budget: half of it saves nothing."""
+    lora = {"model.path": str(zephyr), "training.method": "lora", "training.gradient_checkpointing": False}
+    long, wide = (
+        resources(
+            load_recipe(RECIPES / "zephyr-7b-ultrachat-26k.yaml", {**lora, name: tokens}), Machine(1, "GPU", 40e9)
+        )
+        for name, tokens in (("data.max_prompt_tokens", 16384), ("training.tokens_per_batch", 17664))
+    )
+    assert long.memory == wide.memory
+    assert list(long.fitting) == ["training.gradient_checkpointing: true"]
+    assert len(wide.fitting) == 2
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(tmp_path: Path) -> None:
+    settings = {"model.path": str(tmp_path), "training.method": "full"}
+    MambaConfig(num_hidden_layers=2).save_pretrained(tmp_path)
+    small = resources(load_recipe(RECIPES / "demo.yaml", settings), parse_machine("GPU-1GB"))
+    with pytest.raises(ConfigError, match="no setting of training makes it fit"):  # PEFT has no adapter for it
+        small.check()
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is no causal language model .*model_type: t5"):
+        resources(load_recipe(RECIPES / "demo.yaml", settings), parse_machine("GPU-1GB"))
 
 
 def test_every_part_is_a_row(zephyr: Path) -> None:

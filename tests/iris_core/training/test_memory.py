@@ -64,8 +64,8 @@ def test_sizes_on_paper() -> None:
     Adapters of rank 16: 16 · (8192·2 + 5120·2 + 18432·3) = 1,310,720 a layer.
     """
     sizes = sizes_of(MistralConfig(**MISTRAL, num_hidden_layers=2), LoraPart(rank=16))
-    assert sizes.linear_in_layer == 218_103_808
-    assert sizes.linear == 2 * 218_103_808 + 32768 * 4096
+    assert sizes.matrices_in_layer == 218_103_808
+    assert sizes.matrices == 2 * 218_103_808 + 32768 * 4096
     assert sizes.adapter == 2 * 1_310_720
     assert sizes.parameters == 2 * (218_103_808 + 2 * 4096) + 2 * 32768 * 4096 + 4096
 
