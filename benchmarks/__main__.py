@@ -32,7 +32,7 @@ def main() -> None:
     """Runs the requested benchmarks."""
     from iris_core.demo.model import default_path
 
-    parser = argparse.ArgumentParser(description="Measure IRIS against its peers.")
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Measure IRIS against its peers.")
     parser.add_argument("--only", default=",".join(table.ROWS), help="rows, separated by commas")
     parser.add_argument("--data", type=Path, help="folder with gsm8k/train.jsonl; without it pairs are made up")
     parser.add_argument("--model", type=Path, default=default_path(), help="a chat model's folder")

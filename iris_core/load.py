@@ -46,8 +46,8 @@ def load_model(
         trust_remote_code: run Python code from the folder of the base model.
 
     Returns:
-        The model, on this machine's accelerator if it has one, in evaluation mode; the tokenizer with its chat
-        template.
+        The model, on this machine's accelerator if it has one, in evaluation mode.
+        The tokenizer with its chat template.
 
     Raises:
         ConfigError: no tracking URI, or there is no such version.

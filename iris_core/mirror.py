@@ -19,7 +19,7 @@ from iris_core.evaluation.mirror import mirror
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Mirror the benchmarks' data sets.")
+    parser = argparse.ArgumentParser("python -m iris_core.mirror", description="Mirror the benchmarks' data sets.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the mirror")
     names = list(BENCHMARKS)
     parser.add_argument("--benchmarks", nargs="+", choices=names, default=names, metavar="NAME")

@@ -27,7 +27,9 @@ def hotter(result: Result) -> Job:
 
 def main() -> None:
     """Runs the study."""
-    parser = argparse.ArgumentParser(description="The controlled study of self-play objectives.")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.study", description="The controlled study of self-play objectives."
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of README.md and results/")
     parser.add_argument("--workers", type=int, default=2, help="processes, one core each")
     parser.add_argument("--fresh", action="store_true", help="compute everything again")

@@ -133,7 +133,9 @@ def publish(unfinished: Path, out: Path) -> None:
 
 def main() -> None:
     """The command line: convert the demo model and print its folder."""
-    parser = argparse.ArgumentParser(description="Convert the demo model (SmolLM2-135M-Instruct).")
+    parser = argparse.ArgumentParser(
+        "python -m iris_core.demo.model", description="Convert the demo model (SmolLM2-135M-Instruct)."
+    )
     parser.add_argument("--out", type=Path, default=default_path(), help="folder (default: cache)")
     args = parser.parse_args()
     try:

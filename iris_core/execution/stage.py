@@ -37,7 +37,9 @@ if multiprocessing.current_process().name != "MainProcess":
 
 def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     """Runs one stage from the command line and exits with its code."""
-    parser = argparse.ArgumentParser(description=f"Run the stage `{spec_type.stage}`.")
+    parser = argparse.ArgumentParser(
+        f"python -m iris_core.{spec_type.stage}", description=f"Run the stage `{spec_type.stage}`."
+    )
     parser.add_argument("--spec", type=Path, required=True, help="JSON file with the stage's spec")
     parser.add_argument("--out", type=Path, required=True, help="folder for the output; run again to resume")
     arguments = parser.parse_args()
