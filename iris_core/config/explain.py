@@ -27,7 +27,7 @@ _brief.maxstring = _brief.maxother = 120
 def explain(error: pydantic.ValidationError, root: type[BaseModel], place: Place) -> str:
     """What is wrong in the settings of a `root`, one line for each field."""
     return "\n".join(
-        f"{place(item['loc'])}: {_line(item, root)}"
+        f"{place(item['loc'])}: {_line(item, root).removeprefix(': ')}"  # no field where the whole is wrong
         for item in error.errors()
         if item["type"] != "default_factory_not_called"  # a consequence of another error
     )
@@ -39,7 +39,7 @@ def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         return f"{field}: unknown key; known here: {', '.join(_fields(location, root))}{_dotted(location)}"
     if kind == "missing":
-        return f"{field}: missing; add it to the recipe"
+        return f"{field}: missing; add it"
     repeated = location[:1] != SECRET and kind != "secret"
     given = f" (got {shown(item['input'])})" if repeated else ""
     if kind == "model_type":

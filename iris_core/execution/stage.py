@@ -71,12 +71,14 @@ def read_spec(spec_type: type[S], path: Path) -> S:
     """The spec in the JSON file at `path`.
 
     Raises:
-        ConfigError: the file is missing or does not fit `spec_type`.
+        ConfigError: the file is missing, cannot be read or does not fit `spec_type`.
     """
     try:
         return spec_type.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"--spec: there is no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--spec: {path} cannot be read ({error}): give a stage's spec.json") from error
     except pydantic.ValidationError as error:
         first, *_ = explain(error, spec_type, lambda location: str(path)).splitlines()
         raise ConfigError(first) from error

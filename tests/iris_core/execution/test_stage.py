@@ -36,6 +36,24 @@ def test_what_does_not_fit_is_named(tmp_path: Path, changed: dict[str, Any], mes
     assert str(error.value).startswith(f"{path}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", r"spec.json: Invalid JSON: EOF"),
+        (b"{}", r"spec.json: action: missing; add it$"),
+        (b"\xff", r"--spec: .*spec.json cannot be read \(.*invalid start byte\): give a stage's spec.json$"),
+    ],
+)
+def test_what_is_no_spec_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "spec.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_spec(SlowSpec, path)
+    assert ": :" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"--spec: .* cannot be read \(.*Is a directory"):
+        read_spec(SlowSpec, tmp_path)
+
+
 def test_a_wrong_spec_ends_a_stage_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps({"execution": {"threads": 2}}))
