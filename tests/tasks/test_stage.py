@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from uuid import UUID
 
@@ -73,10 +74,11 @@ def task_run(flow_run: UUID) -> TaskRun:
     """The flow run's only task run. Its states reach the server as events, a moment later."""
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
-        for _ in range(100):
+        for _ in range(300):
             runs = client.read_task_runs(flow_run_filter=wanted)
             if runs and runs[0].state is not None and runs[0].state.is_final():
                 return runs[0]
+            time.sleep(0.1)
     raise AssertionError(f"no finished task run: {runs}")
 
 
