@@ -37,17 +37,7 @@ FREE_DISK_GB = 8
 FREE_MEMORY_GB = 4
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 BF16_UNITS = ("avx512_bf16", "amx_tile")  # as iris_core.modeling.loading.resolve_dtype asks for
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "pyarrow",
-    "prefect",
-    "mlflow",
-    "lm-eval",
-)
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "prefect", "mlflow", "lm-eval")
 
 
 @dataclass(frozen=True)

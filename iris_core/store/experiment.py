@@ -89,18 +89,16 @@ class Store:
         """
         folder, file = os.open(self.home, os.O_RDONLY), self.home / RECIPE
         try:
-            alone = _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            same = file.is_file() and file.read_bytes() == recipe.encode()
-            if not alone and not same:
+            if _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) and not _holds(file, recipe):
+                if os.path.lexists(file):
+                    self.unlink()
+                write_atomic(file, recipe)
+            _locked(folder, fcntl.LOCK_SH)
+            if not _holds(file, recipe):  # another run was first, perhaps since the lock was changed to a shared one
                 raise StoreError(
                     f"store: a run of experiment {self.home.name!r} with other settings is under way: wait for it to "
                     "end, or give this one another `name`"
                 )
-            if alone and not same and os.path.lexists(file):
-                self.unlink()
-            if alone:
-                write_atomic(file, recipe)
-            _locked(folder, fcntl.LOCK_SH)
             yield
         finally:
             os.close(folder)
@@ -127,6 +125,10 @@ class Store:
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
         return read_manifest(Path(os.path.realpath(self.home / place)))
+
+
+def _holds(file: Path, recipe: str) -> bool:
+    return file.is_file() and file.read_bytes() == recipe.encode()
 
 
 def _locked(folder: int, kind: int) -> bool:

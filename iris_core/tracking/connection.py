@@ -100,7 +100,9 @@ def outage(uri: str, error: Exception) -> ServiceError | None:
 
 
 def holds(uri: str, runs: Sequence[str], tag: tuple[str, str] | None = None) -> bool:
-    """Whether MLflow at `uri` still has `runs`: none is deleted, and each has `tag` (name and value), if one is given.
+    """Whether MLflow at `uri` still has `runs`: none is deleted, and none has another value of `tag` (name and value).
+
+    A run without that tag is of an earlier version, and counts.
 
     Missing model versions do not count: old ones are deleted on purpose, and would come back as the latest. Databases
     other than SQLite cannot be asked without MLflow, and count as having lost the runs: to record the same once more

@@ -1,4 +1,4 @@
-"""How much memory a training step takes on each device, by part: a formula, compared with measured peaks.
+"""How much memory a training step takes on each GPU, by part: a formula, compared with measured peaks.
 
     memory = training_memory(sizes, training, dtype="bfloat16", ranks=8)
     memory.peak        # bytes
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iris_core.config import TrainingPart
-from iris_core.modeling.kernels.logprobs import CPU_TILE, GPU_TILE
+from iris_core.modeling.kernels.logprobs import GPU_TILE
 from iris_core.modeling.sizes import Sizes
 
 FP32 = 4  # bytes
@@ -43,7 +43,7 @@ class Memory:
         return sum(self.held.values()) + max(self.moments.values())
 
 
-def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int, on_gpu: bool = True) -> Memory:
+def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int) -> Memory:
     """Memory of one rank that trains with matmuls in `dtype`.
 
     Args:
@@ -51,7 +51,6 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int
         training: method, optimiser, tokens in a row, gradient checkpointing.
         dtype: "bfloat16" or "float32".
         ranks: how many devices train together.
-        on_gpu: the tiles of the log-prob kernel are larger there.
     """
     width = 2 if dtype == "bfloat16" else FP32
     full = training.method == "full"
@@ -64,7 +63,7 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, ranks: int
     }
     copied = width if full and dtype == "bfloat16" else 0  # autocast keeps a copy of every fp32 matrix during forward
     inputs, inside = _activations(sizes, training, width)
-    head = _head(sizes, training, on_gpu)
+    head = _head(sizes, training)
     return Memory(
         held=held,
         moments={
@@ -84,8 +83,8 @@ def _activations(sizes: Sizes, training: TrainingPart, width: int) -> tuple[floa
     return sizes.layers * training.tokens_per_batch * sizes.hidden * float(width), inside
 
 
-def _head(sizes: Sizes, training: TrainingPart, on_gpu: bool) -> float:
+def _head(sizes: Sizes, training: TrainingPart) -> float:
     """Final hidden states, and one tile of logits in the model's dtype and in fp32."""
-    rows, columns = GPU_TILE if on_gpu else CPU_TILE
+    rows, columns = GPU_TILE
     tile = min(rows, training.tokens_per_batch) * columns * (2 + FP32)
     return float(HEAD * training.tokens_per_batch * sizes.hidden + tile)
