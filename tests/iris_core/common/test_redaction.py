@@ -85,9 +85,10 @@ ORDINARY = [
 
 hosts = st.sampled_from(["host", "host:5000", "10.0.0.1", "[::1]:80", "a-b.example.com"])
 schemes = st.sampled_from(["http", "https", "postgresql+psycopg2", "mysql", "s3", "ftp"])
-tokens = st.text(string.ascii_letters + string.digits + "-._~", min_size=6, max_size=40)
-# a letter first: what looks like a port is one. Between other signs, so that it is found only as it was made
-passwords = st.text(string.ascii_letters + string.digits + "/@:?#%+!$*(),", min_size=3).map(lambda text: f"s3{text}S3")
+# A letter first: what looks like a port is one. Between signs that no message holds: Hypothesis draws words of the
+# source, such as "data_d", which the message about `data_dir` holds, too.
+tokens = st.text(string.ascii_letters + string.digits + "-._~", min_size=3, max_size=40).map("s3{}S3".format)
+passwords = st.text(string.ascii_letters + string.digits + "/@:?#%+!$*(),", min_size=3).map("s3{}S3".format)
 around = st.sampled_from(["{}", "x {} y", "'{}'", '"{}"', "({})", "no answer at {}: try later", "a={}"])
 
 
