@@ -98,12 +98,9 @@ def warnings(generation: GenerationPart, truncated: int, responses: int) -> list
 def _sample_missing(spec: GenerateSpec, shards: Shards, missing: Shards, out: Path) -> None:
     """Divides the `missing` shards among the ranks and waits until all are written; no rank is without a shard."""
     make_folder(out / WORK)
-    count = min(distributed.requested_ranks(spec), len(missing))
-    names = [path.name for path in missing]
-    shares = [names[number::count] for number in range(count)]
-    write_atomic(out / WORK / SHARES, json.dumps(shares))
+    write_atomic(out / WORK / SHARES, json.dumps([[path.name for path in missing]]))
     total = sum(map(len, shards.values()))
-    with _reported(missing, total), distributed.ranks(spec, out, count):
+    with _reported(missing, total):
         _sample_share(spec, shards, out)
 
 

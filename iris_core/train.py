@@ -34,13 +34,8 @@ from iris_core.training.setup import build_trainer
 
 
 def train(spec: TrainSpec, out: Path) -> Outcome:
-    """Fine-tunes the policy and measures the gap on held-out pairs; with several GPUs, on all of them."""
+    """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    with distributed.process_group(spec, out, distributed.requested_ranks(spec)):
-        return _train(spec, out)
-
-
-def _train(spec: TrainSpec, out: Path) -> Outcome:
     loading.verify(spec.policy)
     loading.verify(spec.opponent)
     units = Units(out, spec.key())

@@ -11,6 +11,7 @@ from iris_core.config.data import Source as Source
 from iris_core.config.data import SyntheticPart as SyntheticPart
 from iris_core.config.data import Turns as Turns
 from iris_core.config.experiment import EvaluationPart as EvaluationPart
+from iris_core.config.experiment import ExecutionPart as ExecutionPart
 from iris_core.config.experiment import Experiment as Experiment
 from iris_core.config.experiment import GenerationPart as GenerationPart
 from iris_core.config.experiment import LoraPart as LoraPart

@@ -155,6 +155,12 @@ class TrainingPart(Part):
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
+    sharding: Literal["auto", "none", "full", "hybrid"] = Field(
+        "auto",
+        description="What several GPUs share of the weights, gradients and optimizer states. none: nothing, each GPU "
+        "holds all; full: each holds its part; hybrid: the GPUs of a machine share, machines do not; auto: none where "
+        "that fits.",
+    )
     checkpoint_every: int = Field(
         50, ge=1, description="Optimiser steps between checkpoints; a resumed run starts from the last one."
     )
@@ -199,6 +205,38 @@ class TrackingPart(Part):
     )
 
 
+class ExecutionPart(Part):
+    """Where and on how many devices stages run. It decides no result: no key of a stage holds it."""
+
+    launcher: Literal["local", "ray"] = Field(
+        "local", description="local: on the machine of the run; ray: on the nodes of a Ray cluster (`iris[ray]`)."
+    )
+    nodes: int = Field(1, ge=1, description="Machines that one stage uses; more than 1 needs the launcher ray.")
+    gpus_per_node: int | None = Field(
+        None,
+        ge=1,
+        description="GPUs that a stage uses on each machine, one process each; left out: all of them. Without GPUs: "
+        "processes on the CPU, 1 where left out.",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that hold one sampling engine together, for models that do not fit on one."
+    )
+    ray_address: str | None = Field(
+        None, description="Of the Ray cluster, as `auto` or `host:6379`; left out: RAY_ADDRESS, or the local cluster."
+    )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> ExecutionPart:
+        if self.launcher == "local" and self.nodes > 1:
+            raise ValueError(f"nodes is {self.nodes}, but the launcher local uses one machine: set launcher to ray")
+        if self.gpus_per_node and self.gpus_per_node % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, which does not divide gpus_per_node "
+                f"{self.gpus_per_node}: choose a divisor"
+            )
+        return self
+
+
 class Experiment(Part):
     """A whole self-play experiment: model, data and everything else that decides its outcome."""
 
@@ -218,6 +256,7 @@ class Experiment(Part):
     training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
+    execution: ExecutionPart = Field(default_factory=ExecutionPart, description="Devices and machines.")
 
     @field_validator("name")
     @classmethod

@@ -1,118 +1,72 @@
-"""A stage on several devices of one machine: one process a device, called a rank; all work on the same spec.
+"""The ranks of a stage: processes that work on one spec together, each on a device of its own.
 
-The stage's own process is rank 0. It starts the others, ends when all have ended, and alone writes to the store and
-reports; no rank outlives it. Generation needs no more (`ranks`). Training is data-parallel (`process_group`): all ranks
-hold the same weights and take the same steps, each with its share of an optimiser batch's rows. Log-probabilities and
-gradients are summed over the ranks, so that a batch, its normaliser and its metrics are those of one process.
+torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
+and MASTER_PORT which one a process is. Without these variables there is one rank, and nothing here uses the network.
+
+Rank 0 alone locks the stage's folder and writes the manifest. The other ranks wait for it as long as it takes, then do
+the work with it (`all_ranks`). From then on every exchange has a time limit: a rank that waits longer fails.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from iris_core.common.errors import StageFailed
-from iris_core.common.files import remove, write_atomic
-from iris_core.common.progress import FD_VARIABLE
-from iris_core.execution import supervision
-from iris_core.execution.failure import abort
-from iris_core.store import Spec
-from iris_core.store.folders import WORK
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.distributed import Store
 
-RANK, WORLD_SIZE, RANK_0 = "IRIS_RANK", "IRIS_RANKS", "IRIS_RANK_0"  # the last is rank 0's process id
-TIMEOUT = datetime.timedelta(days=1)  # ranks wait for rank 0 while it scores and saves
+T = TypeVar("T")
+
+START = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
+EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart: one of them loads or saves a model
+DECISION = "iris/decision"  # of rank 0, in the ranks' key-value store
+WORK, DONE = b"work", b"done"
 
 
 def rank() -> int:
     """This process's rank; 0 where there are no others."""
-    return int(os.environ.get(RANK, "0"))
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """The number of this process's device on its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def world_size() -> int:
-    """How many ranks the process group has; 1 without one."""
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many ranks there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def requested_ranks(spec: Spec) -> int:
-    """How many ranks to run: the variable IRIS_RANKS, else `execution.processes`, else one for each GPU."""
-    import torch
-
-    requested = os.environ.get(WORLD_SIZE) or spec.execution.processes or torch.cuda.device_count()
-    return max(1, int(requested))
-
-
-@contextmanager
-def ranks(spec: Spec, out: Path, count: int) -> Iterator[None]:
-    """Starts the other ranks if this is rank 0; ends when all have ended. If the block raises, none is left.
-
-    A rank that fails ends this process with its exit code.
+def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -> None:
+    """Does `work` on all ranks, if rank 0 finds that there is any.
 
     Args:
-        spec: what all of them work on.
-        out: the stage's folder, which holds its `work`.
-        count: how many, this process included.
+        run: runs on rank 0; calls its argument for the work of all ranks, or not if nothing is left to do.
+        work: runs on every rank, with the process group.
     """
-    others = [_start(spec, out, number, count) for number in range(1, count)] if not rank() else []
-    over = threading.Event()
-    watches = [
-        threading.Thread(target=_watch, args=(spec.stage, number, process, over), daemon=True)
-        for number, process in enumerate(others, start=1)
-    ]
-    for watch in watches:
-        watch.start()
-    try:
-        yield
-        for watch in watches:
-            watch.join()
-    finally:
-        over.set()
-        for process in others:
-            if process.poll() is None:
-                supervision.kill_tree(process.pid)
-                process.wait()
-
-
-@contextmanager
-def process_group(spec: Spec, out: Path, count: int) -> Iterator[None]:
-    """Runs the block on `count` ranks that can exchange tensors (torch.distributed); arguments as of `ranks`."""
-    if count == 1:
-        yield
+    if world_size() == 1:
+        run(work)
         return
-    import torch
-    import torch.distributed as dist
+    store = _store()
+    if rank():
+        if store.get(DECISION) == WORK:
+            with _process_group(store):
+                work()
+        return
 
-    rendezvous = out / WORK / "rendezvous"
-    if rank() == 0:
-        remove(rendezvous)
-    with ranks(spec, out, count):
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo",
-            init_method=f"file://{rendezvous}",
-            rank=rank(),
-            world_size=count,
-            timeout=TIMEOUT,
-        )
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+    def with_others() -> T:
+        store.set(DECISION, WORK)
+        with _process_group(store):
+            return work()
 
-
-def end_with_rank_0() -> None:
-    """From now on this process is killed as soon as rank 0 is gone, whatever ended it."""
-    supervision.end_with_parent(int(os.environ[RANK_0]))
+    run(with_others)
+    if not store.check([DECISION]):
+        store.set(DECISION, DONE)
 
 
 def barrier() -> None:
@@ -123,48 +77,37 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor by its sum over the ranks, in one exchange.
+def all_reduce(tensor: Tensor) -> None:
+    """Replaces `tensor` by its sum over the ranks; it has the same shape on each of them."""
+    import torch.distributed as dist
 
-    Args:
-        tensors: of any shapes, of one dtype; the same shapes on every rank.
-    """
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+
+
+def _store() -> Store:
+    """The key-value store at MASTER_ADDR, which torchrun or rank 0 serves."""
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=START))
+    return store
+
+
+@contextmanager
+def _process_group(store: Store) -> Iterator[None]:
+    """Lets the ranks exchange tensors until the block ends: by NCCL on GPUs, by gloo on CPUs."""
     import torch
     import torch.distributed as dist
 
-    if world_size() == 1:
-        return
-    parts = list(tensors)
-    flat = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(flat)
-    for part, total in zip(parts, flat.split([part.numel() for part in parts]), strict=True):
-        part.copy_(total.view_as(part))
-
-
-def _start(spec: Spec, out: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    """Starts rank `number` on its own device, without the progress pipe."""
-    request = out / WORK / "ranks.json"
-    write_atomic(request, spec.model_dump_json())
-    environment = {name: value for name, value in os.environ.items() if name != FD_VARIABLE}
-    environment |= {RANK: str(number), WORLD_SIZE: str(count), RANK_0: str(os.getpid())}
-    environment["CUDA_VISIBLE_DEVICES"] = _device(number)
-    command = [sys.executable, "-m", f"iris_core.{spec.stage}", "--spec", str(request), "--out", str(out)]
-    return subprocess.Popen(command, env=environment)
-
-
-def _device(number: int) -> str:
-    """The device that rank `number` sees; none where this process sees none."""
-    import torch
-
-    count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return visible.split(",")[number] if count else ""
-
-
-def _watch(stage: str, number: int, process: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """Ends this process, which would wait forever, with the exit code of a rank that failed before all was `over`."""
-    code = process.wait()
-    if code and not over.is_set():
-        message = f"rank {number} of the stage {stage} {supervision.how_ended(code)}"
-        error = StageFailed(f"{message}: the log has its error; run again to resume")
-        abort(error, code if code > 0 else error.exit_code)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
+        store=dist.PrefixStore("iris", store),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=EXCHANGE,
+    )
+    yield
+    dist.destroy_process_group()  # not after an error: the other ranks may never come

@@ -50,12 +50,10 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     out = arguments.out.absolute()
     try:
         spec = read_spec(spec_type, arguments.spec)
-        if distributed.rank():  # rank 0 alone writes to the store
-            distributed.end_with_rank_0()
-            with full_disk_errors(out):
-                work(spec, out)
-            return
-        manifest = run_stage(spec, out, work)
+        if distributed.world_size() > 1:
+            supervision.end_with_parent(os.getppid())  # torchrun's agent
+        with full_disk_errors(out):
+            distributed.all_ranks(lambda all_work: run_stage(spec, out, lambda *_: all_work()), lambda: work(spec, out))
     except IrisError as error:
         sys.exit(report(error))
     except Exception as error:
@@ -64,7 +62,8 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
             progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
         sys.exit(report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
-    logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, manifest.folder)
+    if distributed.rank() == 0:
+        logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, out)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:

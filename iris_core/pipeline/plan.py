@@ -127,6 +127,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
 def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
     """The opponent answers every prompt."""
     return GenerateSpec(
+        execution=execution_of(experiment),
         policy=state.policy,
         pairs=prepared.pairs,
         generation=experiment.generation,
@@ -143,6 +144,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
     return TrainSpec(
+        execution=execution_of(experiment),
         policy=state.policy,
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
@@ -172,6 +174,7 @@ def trained_policy(policy: Policy, trained: Manifest) -> Policy:
 def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, data: Path | None) -> EvaluateSpec:
     """The benchmarks, on `policy`; `data` is the folder with theirs (`iris_core.evaluation.folder`)."""
     return EvaluateSpec(
+        execution=execution_of(experiment),
         policy=policy,
         evaluation=experiment.evaluation,
         data=Artifact.of(data) if data else None,
@@ -225,7 +228,7 @@ def register_spec(
     """MLflow's record of one iteration (None: of the initial model)."""
     return RegisterSpec(
         experiment=experiment.name,
-        execution=Execution(patience=experiment.tracking.patience),
+        execution=execution_of(experiment),
         tracking_uri=experiment.tracking_uri,
         registered_model=experiment.registered_model,
         iteration=iteration,
@@ -240,7 +243,7 @@ def register_spec(
 def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSpec:
     """The report and its data, as files of a run in MLflow."""
     return PublishSpec(
-        execution=Execution(patience=experiment.tracking.patience),
+        execution=execution_of(experiment),
         tracking_uri=experiment.tracking_uri,
         run_id=run_id,
         files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
@@ -273,7 +276,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
     """
     return CompareSpec(
         experiment=experiment.name,
-        execution=Execution(patience=experiment.tracking.patience),
+        execution=execution_of(experiment),
         tracking_uri=experiment.tracking_uri,
         members=[_member(loop) for loop in members],
         versions=versions("mlflow"),
@@ -301,6 +304,11 @@ def _member(loop: Experiment) -> Member:
     )
 
 
+def execution_of(experiment: Experiment) -> Execution:
+    """How the experiment's stages run."""
+    return Execution(**experiment.execution.model_dump(), patience=experiment.tracking.patience)
+
+
 def recipe_yaml(experiment: Experiment) -> str:
-    """The experiment as a recipe, complete with defaults."""
-    return yaml12.write(experiment.model_dump(mode="json"))
+    """The experiment as a recipe, complete with defaults, but for how it runs: it may go on with other devices."""
+    return yaml12.write(experiment.model_dump(mode="json", exclude={"execution": True, "training": {"sharding": True}}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -105,6 +105,7 @@ class TrainSpec(Spec):
     """
 
     stage: ClassVar[str] = "train"
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, "training": {"sharding": True}}
     policy: Policy
     opponent: Policy
     pairs: Artifact

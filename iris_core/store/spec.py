@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from iris_core.common.digest import json_digest
 from iris_core.common.strict import Strict
@@ -19,13 +19,23 @@ class Execution(Strict):
     """How a stage runs, never what it computes.
 
     Attributes:
-        processes: ranks, one a device; None: one for each GPU.
+        launcher: "local", or "ray" for the nodes of a Ray cluster.
+        nodes: machines that the stage uses.
+        gpus_per_node: processes on each of them, one a GPU; None: one for each GPU, or one on the CPU.
+        tensor_parallel: GPUs that hold one sampling engine together.
+        ray_address: of the Ray cluster.
         tokens_per_batch: tokens in a micro-batch of training; None: as the spec's `training` says.
         batch_size: requests in a batch of the evaluation; None: the stage's default.
         patience: seconds for which an outage of a service that the stage needs is waited out.
     """
 
-    processes: int | None = Field(default=None, ge=1)
+    model_config = ConfigDict(extra="ignore")  # of another version: a stage that it left unfinished is resumed
+
+    launcher: Literal["local", "ray"] = "local"
+    nodes: int = Field(default=1, ge=1)
+    gpus_per_node: int | None = Field(default=None, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    ray_address: str | None = None
     tokens_per_batch: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     patience: float = Field(default=0.0, ge=0)
@@ -34,10 +44,11 @@ class Execution(Strict):
 class Spec(Strict):
     """Everything that determines a stage's output. Subclasses name the stage and add fields.
 
-    `execution` says how the stage runs (devices, micro-batches, threads), not what it produces. It is not in the key.
+    `execution` says how the stage runs (devices, micro-batches), not what it produces. It is not in the key.
     """
 
     stage: ClassVar[str]
+    unkeyed: ClassVar[dict[str, Any]] = {"execution": True}  # fields that decide no output
     versions: dict[str, str] = Field(default_factory=dict)
     execution: Execution = Execution()
 
@@ -52,7 +63,7 @@ class Spec(Strict):
 
     def key(self) -> str:
         """SHA-256 of the canonical spec, artifacts by digest."""
-        content = self.model_dump(mode="json", exclude={"execution"})
+        content = self.model_dump(mode="json", exclude=self.unkeyed)
         return json_digest({"stage": self.stage, **_without_paths(content)})
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:

@@ -189,7 +189,7 @@ class SelfPlayTrainer(Trainer):
             if number % distributed.world_size() == distributed.rank():
                 found[start : start + len(row.pairs)] = work(row.to(self.args.device))
             start += len(row.pairs)
-        distributed.all_reduce([found])
+        distributed.all_reduce(found)
         return found
 
     def compute_loss(
@@ -290,9 +290,8 @@ def _sum_gradients(model: PreTrainedModel) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
     # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
-    distributed.all_reduce([reached])
-    moved = [each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks]
-    for parameter in moved:
+    distributed.all_reduce(reached)
+    for parameter in (each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks):
         if parameter.grad is None:  # a rank without a row
             parameter.grad = torch.zeros_like(parameter)
-    distributed.all_reduce([parameter.grad for parameter in moved])
+        distributed.all_reduce(parameter.grad)
