@@ -21,9 +21,9 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("untimed")
 
 WORKERS = 2  # whole loops start processes of their own: more would need more memory than most machines have
-TOGETHER = ("tests/deployments", "tests/tasks")  # their tests share servers
+TOGETHER = ("tests/deployments/", "tests/tasks/", "/test_ray")  # share servers; clusters would be too much at once
 LONGEST = (  # minutes each: begun last, one would run alone in the end
-    "tests/deployments",
+    "tests/deployments/",
     "tests/test_faults.py",
     "tests/flows/test_kill_and_resume.py",
     "tests/flows/test_compare.py",
@@ -43,7 +43,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 class WholeFiles(LoadScopeScheduling):
-    """Gives a process a file, or a folder in `TOGETHER`, at a time: what its tests share is made once."""
+    """Gives a process a file, or the files of a part in `TOGETHER`, at a time: what its tests share is made once."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
@@ -60,9 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def unit_of(nodeid: str) -> str:
-    """What is run by one process: the test's file, or its folder if that is in `TOGETHER`."""
+    """What is run by one process: the test's file, or the part of its path that is in `TOGETHER`."""
     file = nodeid.partition("::")[0]
-    return next((folder for folder in TOGETHER if file.startswith(f"{folder}/")), file)
+    return next((part for part in TOGETHER if part in file), file)
 
 
 CHAT_TEMPLATE = (
