@@ -5,6 +5,7 @@ python -m benchmarks.objective_plot
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def concentration(axes: Axes) -> None:
 
 def main() -> None:
     """Draws both panels."""
+    argparse.ArgumentParser("python -m benchmarks.objective_plot", description="Draw the plot.").parse_args()
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)

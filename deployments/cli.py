@@ -189,7 +189,7 @@ def run_loop(experiment: Experiment) -> None:
     from deployments import terminal
 
     terminal.show_result(console, store)
-    terminal.show_places(console, store, path, ends.again())
+    terminal.show_places(console, store, path, ends.again(), experiment.tracking.uri)
 
 
 def _run_flow(experiment: Experiment, store: Store) -> Path:

@@ -172,16 +172,26 @@ def show_warnings(console: Console, found: list[Warned]) -> None:
     console.print()
 
 
-def show_places(console: Console, store: Store, report: Path, again: str) -> None:
-    """Where the report and the UIs are, and what to type next."""
+def show_places(console: Console, store: Store, report: Path, again: str, tracking_uri: str | None = None) -> None:
+    """Where the report and the UIs are, and what to type next.
+
+    Args:
+        console: the terminal.
+        store: the experiment's.
+        report: its page.
+        again: the command that ran it.
+        tracking_uri: an MLflow that the recipe names; None: MLflow is a file in the store, which `iris up` serves.
+    """
     up = (
         "iris up"
         if store.root == Path("iris-store").absolute()
         else shlex.join(["iris", "up", "--store", str(store.root)])
     )
+    served = "http://127.0.0.1:5000  runs, metrics, model versions; type: " + up
+    named = tracking_uri and f"{redact(tracking_uri)}  runs, metrics, model versions"
     for line in (
         f"report   {report}",
-        f"MLflow   http://127.0.0.1:5000  runs, metrics, model versions; type: {up}",
+        f"MLflow   {named or served}",
         f"Prefect  http://127.0.0.1:4200  flow runs, logs, artifacts; type: {up}",
         f"again    {again}  (what is finished is reused)",
     ):

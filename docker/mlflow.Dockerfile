@@ -2,7 +2,7 @@
 FROM python:3.12.12-slim-bookworm
 
 COPY requirements/cpu.lock /tmp/cpu.lock
-RUN pip install --no-cache-dir --constraint /tmp/cpu.lock mlflow psycopg2-binary==2.9.13 boto3==1.44.5 \
+RUN pip install --no-cache-dir --constraint /tmp/cpu.lock mlflow psycopg2-binary==2.9.13 boto3 \
     && rm /tmp/cpu.lock \
     && useradd --create-home --uid 1000 mlflow
 

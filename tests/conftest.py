@@ -10,12 +10,60 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slower on several, and two tests run at once
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("untimed")
+
+WORKERS = 2  # whole loops start processes of their own: more would need more memory than most machines have
+TOGETHER = ("tests/deployments/", "tests/tasks/", "/test_ray")  # share servers; clusters would be too much at once
+LONGEST = (  # minutes each: begun last, one would run alone in the end
+    "tests/deployments/",
+    "tests/test_faults.py",
+    "tests/flows/test_kill_and_resume.py",
+    "tests/flows/test_compare.py",
+    "tests/iris_core/execution/test_supervision.py",
+    "tests/iris_core/test_generate.py",
+    "tests/iris_core/modeling/test_architectures.py",
+    "tests/iris_core/test_train.py",
+    "tests/iris_core/test_evaluate.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes run the suite; only this one where files are named, output is shown, or a GPU would be shared."""
+    files_named = all(".py" in argument for argument in config.args)
+    alone = files_named or config.option.capture == "no" or Path("/dev/nvidia0").exists()
+    return 0 if alone else WORKERS
+
+
+class WholeFiles(LoadScopeScheduling):
+    """Gives a process a file, or the files of a part in `TOGETHER`, at a time: what its tests share is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFiles:
+    config.option.loadscopereorder = False  # keeps the order of `pytest_collection_modifyitems`
+    return WholeFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {unit: at for at, unit in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(unit_of(item.nodeid), len(order)))
+
+
+def unit_of(nodeid: str) -> str:
+    """What is run by one process: the test's file, or the part of its path that is in `TOGETHER`."""
+    file = nodeid.partition("::")[0]
+    return next((part for part in TOGETHER if part in file), file)
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -67,5 +67,5 @@ def gap_warnings(gap: Gap) -> list[str]:
         return []
     return [
         f"the gap, {gap.value:.3g} nats, is above ln({gap.pairs}) = {most:.3g}, the most that {gap.pairs} held-out "
-        "pairs can show: read it as `large`; raise data.heldout for a finer estimate"
+        'pairs can show: read it as "large"; raise data.heldout for a finer estimate'
     ]

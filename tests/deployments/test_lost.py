@@ -100,10 +100,19 @@ def states(api: str, name: str) -> dict[str, str]:
     }
 
 
+def wait_for_states(api: str, name: str) -> None:
+    """Waits until the server knows the run, its sub-flow (also as a task) and the task, which reach it as events."""
+    until = time.monotonic() + 60
+    while list((found := states(api, name)).values()) != ["Running"] * 4:
+        assert time.monotonic() < until, found
+        time.sleep(0.1)
+
+
 def test_runs_of_a_killed_process_are_ended_and_those_of_a_live_one_are_not(api: str, tmp_path: Path) -> None:
     killed, live = start(tmp_path, api, "killed"), start(tmp_path, api, "live")
     assert lost.end_lost_runs(tmp_path, api) == 0
-    time.sleep(2)  # the task's state reaches the server as an event
+    wait_for_states(api, "killed")
+    wait_for_states(api, "live")
     killed.kill()
     killed.wait()
     assert lost.end_lost_runs(tmp_path, api) == 2

@@ -159,7 +159,9 @@ def test_deployments_show_a_described_form(up: Services) -> None:
 
 
 @pytest.mark.integration
-def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(up: Services, tiny_model: Path, pairs_file: Path) -> None:
+def test_cancelled_run_leaves_no_process_and_a_rerun_resumes_and_is_reused(
+    up: Services, tiny_model: Path, pairs_file: Path
+) -> None:
     slow = {"backend": "transformers", "max_new_tokens": 200, "shard_size": 2}
     parameters = small(up.store, tiny_model, pairs_file, name="cancelled", generation=slow)
     with credentials.client(up.api) as client:
@@ -177,6 +179,14 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes(up: Services, tiny_
         assert shards.items() <= written(up.store).items()  # none was generated again
         assert stages_of(client, second)["prepare"] == "Reused"
         assert stages_of(client, second)["generate · iteration 0"] == "Completed"
+        third = start(client, parameters)
+        assert wait_for(lambda: ended(client, third), 120).state.name == "Completed"
+        states = stages_of(client, third)
+        assert len(states) == 3 + 5  # prepare, the initial model's two, five of the iteration
+        assert set(states.values()) == {"Reused"}
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    shown = {"iterations", "report", "initial-model", "iteration-0", "iteration-0-train-progress"}
+    assert {f"cancelled-{name}" for name in shown} <= keys
 
 
 @pytest.mark.integration
@@ -197,22 +207,6 @@ def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
         time.sleep(2)  # the worker looks for hooks after that
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.integration
-def test_loop_completes_and_is_reused(up: Services, tiny_model: Path, pairs_file: Path) -> None:
-    parameters = small(up.store, tiny_model, pairs_file, iterations=2)
-    with credentials.client(up.api) as client:
-        first = start(client, parameters)
-        assert wait_for(lambda: ended(client, first), 600).state.name == "Completed"
-        second = start(client, parameters)
-        assert wait_for(lambda: ended(client, second), 120).state.name == "Completed"
-        states = stages_of(client, second)
-        assert len(states) == 3 + 2 * 5  # prepare, the initial model's two, five an iteration
-        assert set(states.values()) == {"Reused"}
-        keys = {artifact.key for artifact in client.read_artifacts()}
-    shown = {"iterations", "report", "initial-model", "iteration-1", "iteration-0-train-progress"}
-    assert {f"small-{name}" for name in shown} <= keys
 
 
 @pytest.mark.integration

@@ -116,3 +116,10 @@ def test_what_to_type_is_one_command_wherever_the_store_is() -> None:
     console = Console(file=StringIO(), width=80)
     show_places(console, Store(Path("/my store"), "e"), Path("/my store/report.html"), "iris demo")
     assert "type: iris up --store '/my store'\n" in console.file.getvalue()
+
+
+def test_another_mlflow_is_where_the_recipe_says() -> None:
+    shown = console()
+    show_places(shown, Store(Path("/s"), "e"), Path("/s/report.html"), "iris demo", "http://me:secret@mlflow:5000")
+    (line,) = (line for line in text_of(shown).splitlines() if line.startswith("MLflow"))
+    assert line == "MLflow   http://***@mlflow:5000  runs, metrics, model versions"

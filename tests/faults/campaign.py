@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.faults import Fault, plan
-from tests.faults.loop import BARE, PLACES, SETUPS, Echo, Loop, Setup, make_inputs
+from tests.faults.loop import SETUPS, Echo, Loop, Setup, make_inputs
 from tests.faults.outcome import Tree, differences, outcome
 
 FAULTS_A_LOOP = 10
@@ -48,26 +48,27 @@ class Campaign:
         folder: holds everything; the inputs are made there.
         seed: of all faults.
         echo: called with each message.
+        setups: of the first loop, which is that without faults, too, the second, …; again from the first.
     """
 
-    def __init__(self, folder: Path, seed: int, echo: Echo):
-        self.folder, self.seed, self.echo = folder, seed, echo
+    def __init__(self, folder: Path, seed: int, echo: Echo, setups: Sequence[Setup] = SETUPS):
+        self.folder, self.seed, self.echo, self.setups = folder, seed, echo, setups
         self.inputs = folder / "inputs"
         self.inputs.mkdir(parents=True)
         make_inputs(self.inputs)
 
     def reference(self) -> Reference:
         """Runs the loop without faults."""
-        with Loop(self.folder / "undisturbed", self.inputs, BARE, self.echo) as loop:
+        with Loop(self.folder / "undisturbed", self.inputs, self.setups[0], self.echo) as loop:
             loop.start()
             seconds = watch(loop)
             if loop.parent.returncode:
                 raise RuntimeError(f"the loop fails without faults:\n{loop.last_lines(15)}")
-        return Reference(outcome(loop.store), seconds)
+        return Reference(outcome(loop.store, loop.setup.stages), seconds)
 
     def disturbed(self, number: int, count: int, reference: Reference, until: float = float("inf")) -> Result:
         """Runs loop `number` with `count` faults; none begins after `until`."""
-        setup, begun = SETUPS[number % len(SETUPS)], time.monotonic()
+        setup, begun = self.setups[number % len(self.setups)], time.monotonic()
         faults = plan(self.seed, number, setup, count)
 
         def echo(line: str) -> None:
@@ -76,11 +77,11 @@ class Campaign:
         echo(f"{setup.name}, {count} faults")
         with Loop(self.folder / f"loop-{number}", self.inputs, setup, echo) as loop:
             result = Result(setup)
-            seconds = reference.seconds | {PLACES[0]: setup.start_s}
+            seconds = reference.seconds | {"start": setup.start_s}
             complete = Resumed(loop, faults, seconds, result).run(until)
             result.problems += leftovers(loop)
         if complete:
-            result.problems += differences(outcome(loop.store), reference.outcome)
+            result.problems += differences(outcome(loop.store, setup.stages), reference.outcome)
         result.problems += tracebacks(loop.log)
         result.starts, result.seconds = loop.starts, time.monotonic() - begun
         return result
@@ -88,7 +89,7 @@ class Campaign:
 
 def watch(loop: Loop) -> dict[str, float]:
     """How long the loop takes at each place until it ends, in seconds."""
-    seconds = dict.fromkeys(PLACES, 0.0)
+    seconds = dict.fromkeys(loop.setup.places, 0.0)
     seen = time.monotonic()
     while loop.parent.poll() is None:
         time.sleep(LOOK_EVERY_S)
@@ -160,11 +161,12 @@ class Resumed:
 
     def _is_at(self, place: str) -> bool:
         """Whether the loop works on the stage at `place`, or on a later one."""
-        wanted, now = PLACES.index(place), PLACES.index(self.loop.place())
-        return now > wanted or place == PLACES[0] or (now == wanted and self._works(place))
+        places = self.loop.setup.places
+        wanted, now = places.index(place), places.index(self.loop.place())
+        return now > wanted or place == "start" or (now == wanted and self._works(place))
 
     def _works(self, place: str) -> bool:
-        return place == PLACES[-1] or bool(self.loop.with_role("stage"))
+        return place == "end" or bool(self.loop.with_role("stage"))
 
 
 def leftovers(loop: Loop) -> list[str]:

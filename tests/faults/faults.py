@@ -14,7 +14,7 @@ from pathlib import Path
 
 from iris_core.pipeline.stages import OF_LOOP
 from iris_core.store.folders import MANIFEST
-from tests.faults.loop import ALONE, BARE, NAME, PLACES, SERVED, Loop, Setup
+from tests.faults.loop import ALONE, BARE, NAME, SERVED, Loop, Setup
 
 MAX_LOCKED_S = 15.0
 WRITES = 30  # requests that write, in one stage `register`
@@ -67,12 +67,12 @@ def plan(seed: int, number: int, setup: Setup, count: int) -> list[Fault]:
     """The faults of loop `number`, in the order of its stages; equal for an equal seed."""
     draw = random.Random(f"{seed}/{number}")
     faults = [_draw(draw, setup, f"{seed}/{number}/{fault}") for fault in range(count)]
-    return sorted(faults, key=lambda fault: (PLACES.index(fault.place), fault.share))
+    return sorted(faults, key=lambda fault: (setup.places.index(fault.place), fault.share))
 
 
 def _draw(draw: random.Random, setup: Setup, seed: str) -> Fault:
     kind = draw.choice([name for name, kind in KINDS.items() if setup in kind.setups])
-    place = draw.choice([place for place in PLACES if KINDS[kind].fits(place)])
+    place = draw.choice([place for place in setup.places if KINDS[kind].fits(place)])
     return Fault(kind, place, draw.random(), seed)
 
 
@@ -188,7 +188,7 @@ ANYWHERE = ("start", *OF_LOOP, "end")
 KINDS = {
     "kill the parent": Kind(_signal(KILL, "parent"), ANYWHERE),
     "kill the stage": Kind(_signal(KILL, "stage"), OF_LOOP),
-    "kill a rank": Kind(_signal(KILL, "rank"), ("generate", "train")),
+    "kill a rank or worker": Kind(_signal(KILL, "rank"), ("generate", "train")),
     "kill the supervisor": Kind(_signal(KILL, "supervisor"), OF_LOOP),
     "kill parent and stage": Kind(_signal(KILL, "parent", "stage"), OF_LOOP),
     "kill parent and supervisor": Kind(_signal(KILL, "parent", "supervisor"), OF_LOOP),

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from iris_core.common.uris import sqlite_uri
 from iris_core.pipeline.metrics import EvaluateMetrics, RegisterMetrics
 from iris_core.store import Manifest, read_manifest
-from tests.faults.loop import NAME, PLACES
+from tests.faults.loop import NAME
 
 TIMED = re.compile(r"seconds|tokens_per_second|memory_gb|^time$")  # numbers that differ between runs
 OWN_PARAMS = ("store", "tracking.uri")  # what differs between the loops of one campaign
@@ -27,10 +27,10 @@ UNFINISHED = ("RUNNING", "PENDING", "SCHEDULED", "CANCELLING")
 Tree = Mapping[str, Any]
 
 
-def outcome(store: Path) -> dict[str, Any]:
-    """What the loop in `store` has left, by place."""
+def outcome(store: Path, places: Sequence[str]) -> dict[str, Any]:
+    """What the loop in `store` has left; `places` are those of its stages."""
     return {
-        "stages": stages(store / NAME),
+        "stages": stages(store / NAME, places),
         "MLflow": mlflow(store / "mlflow.db"),
         "Prefect": {"unfinished": unfinished(store / ".prefect" / "prefect.db")},
         "files": files(store),
@@ -49,10 +49,10 @@ def differences(found: Tree, wanted: Tree, where: str = "") -> list[str]:
     return lines
 
 
-def stages(home: Path) -> dict[str, Any]:
+def stages(home: Path, places: Sequence[str]) -> dict[str, Any]:
     """The digest of every output of every stage; outputs that hold times are compared without them."""
     found: dict[str, Any] = {}
-    for place in PLACES[1:-1]:
+    for place in places:
         manifest = read_manifest(home / place)
         found[place] = _outputs(manifest) if manifest else "missing"
     return found

@@ -156,8 +156,8 @@ def test_offline_with_nothing_in_the_cache(
 def test_what_gives_no_answer_is_not_waited_for() -> None:
     started = time.monotonic()
     with pytest.raises(ServiceError, match=r"the hub for x gives no answer within 0\.2 s"):
-        at_once({"MLflow": lambda: None, "the hub for x": lambda: time.sleep(5)}, seconds=0.2)
-    assert time.monotonic() - started < 2
+        at_once({"MLflow": lambda: None, "the hub for x": lambda: time.sleep(30)}, seconds=0.2)
+    assert time.monotonic() - started < 20
 
 
 def test_the_first_error_in_order_counts() -> None:

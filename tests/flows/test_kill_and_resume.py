@@ -19,8 +19,10 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from iris_core.execution.launch import launch
 from iris_core.execution.supervision import LAUNCH_VARIABLE
-from iris_core.store import Store
+from iris_core.pipeline.specs import GenerateSpec, TrainSpec
+from iris_core.store import Manifest, Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -119,9 +121,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def history(store: Store) -> list[dict]:
-    manifest = store.manifest("iteration-0/train")
-    assert manifest is not None
+def history(manifest: Manifest) -> list[dict]:
     return [json.loads(line) for line in manifest.artifact("history").path.read_text().splitlines()]
 
 
@@ -131,31 +131,27 @@ def states(store: Path, kind: str) -> Counter[str]:
         return Counter(state for (state,) in database.execute(f"select state_type from {kind}"))
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_model, pairs_file, tmp_path_factory) -> Store:
-    """The store of a run that nothing interrupted."""
-    return finish(write_recipe(tmp_path_factory.mktemp("whole"), tiny_model, pairs_file))
-
-
-def test_killed_in_every_stage_and_resumed(whole, tiny_model, pairs_file, tmp_path):
+def test_killed_in_every_stage_and_resumed(tiny_model, pairs_file, tmp_path):
     recipe = write_recipe(tmp_path, tiny_model, pairs_file)
     kept = {}
     for stage in STAGES:
         kept[stage] = kill_in(recipe, stage)
     resumed = finish(recipe)
 
-    for place in ("iteration-0/train", "iteration-0/generate"):
-        one, other = resumed.manifest(place), whole.manifest(place)
-        assert one is not None
-        assert other is not None
-        name = "adapter" if "adapter" in one.outputs else "responses"
-        assert one.outputs[name].digest == other.outputs[name].digest
+    manifests, undisturbed = {}, {}
+    for spec, output in ((GenerateSpec, "responses"), (TrainSpec, "adapter")):
+        found = resumed.manifest(f"iteration-0/{spec.stage}")
+        assert found is not None
+        manifests[spec.stage] = found
+        undisturbed[spec.stage] = launch(spec.of(found), tmp_path / "undisturbed" / spec.stage)
+        assert found.outputs[output].digest == undisturbed[spec.stage].outputs[output].digest
     for stage in ("generate", "evaluate"):  # a unit that was finished is not done again
         assert all(path.stat().st_mtime_ns == written for path, written in kept[stage].items())
     at = max(int(path.parent.name.rpartition("-")[2]) for path in kept["train"])
     checkpoint_written = max(kept["train"].values()) / 1e9
-    assert all(row["time"] <= checkpoint_written for row in history(resumed)[:at])
-    assert [row["loss"] for row in history(resumed)] == [row["loss"] for row in history(whole)]
+    resumed_steps, steps = history(manifests["train"]), history(undisturbed["train"])
+    assert all(row["time"] <= checkpoint_written for row in resumed_steps[:at])
+    assert [row["loss"] for row in resumed_steps] == [row["loss"] for row in steps]
 
     history_of_runs = states(tmp_path / "store", "flow_run")
     assert history_of_runs == {

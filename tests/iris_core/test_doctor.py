@@ -68,7 +68,7 @@ def test_dead_servers_are_named_and_nobody_waits_long(alone, monkeypatch):
         monkeypatch.delenv("HF_HUB_OFFLINE")
         started = time.monotonic()
         found = named(doctor.checks())
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 7  # one after the other they would take 7.5
     assert found["MLflow"].ok is False
     assert "hunter2" not in f"{found['MLflow']}"
     assert found["Prefect"] == doctor.Check(

@@ -74,7 +74,7 @@ CSV = b"prompt,response\r\nq0,a0\r\nq1,a1\r\n"
         ("x.csv", CSV),
         ("x.csv", b"\xef\xbb\xbf" + CSV),
         ("x.tsv", CSV.replace(b",", b"\t")),
-        ("x.jsonl.gz", gzip.compress(lines(rows(0, 1)))),
+        ("x.jsonl.gz", gzip.compress(lines(rows(0, 1)), mtime=0)),
         ("x.jsonl.zst", zstd(lines(rows(0))) + zstd(lines(rows(1)))),
         ("x.json.bz2", bz2.compress(json.dumps(rows(0, 1)).encode())),
         ("x.csv.xz", lzma.compress(CSV)),
@@ -153,7 +153,7 @@ def test_nulls_that_a_columnar_file_adds_to_messages_are_left_out(tmp_path):
         ("x.csv", b"prompt,response\na,b,c\n", "line 2 has 3 fields, the header has 2"),
         ("x.csv", b'prompt,response\na,"b\n', "x.csv cannot be read: unexpected end of data"),
         ("x.parquet", b"hello", "x.parquet cannot be read"),
-        ("x.jsonl.gz", gzip.compress(lines(rows(0, 1)))[:-9], "x.jsonl.gz cannot be read"),
+        ("x.jsonl.gz", gzip.compress(lines(rows(0, 1)), mtime=0)[:-9], "x.jsonl.gz cannot be read"),
         ("x.jsonl.gz", lines(rows(0, 1)), "x.jsonl.gz cannot be read: Not a gzipped file"),
         ("x.jsonl.zst", zstd(lines(rows(*range(99))))[:-9], "x.jsonl.zst cannot be read"),
         (

@@ -160,7 +160,7 @@ def specs(tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathF
         "name": "test",
         "model": {"path": str(tiny_model), "dtype": "float32"},
         "data": {"path": str(pairs_file), "heldout": 4},
-        "generation": {"backend": "vllm", "max_new_tokens": 2000, "shard_size": 1},
+        "generation": {"backend": "vllm", "max_new_tokens": 500, "shard_size": 1},
         "evaluation": {
             "benchmarks": ["winogrande", "gsm8k"],
             "data_dir": "miniature",

@@ -43,7 +43,7 @@ def test_more_than_the_logarithm_of_the_pairs_is_warned_of():
     assert gap_warnings(measured(np.full(64, 4.0), np.zeros(64))) == []
     (line,) = gap_warnings(measured(np.zeros(64), np.full(64, -10.0)))
     assert "10 nats, is above ln(64) = 4.16" in line
-    assert "\n" not in line
+    assert not set("\n`") & set(line)  # a line of text on a page, too
 
 
 def test_few_pairs_overestimate_a_large_gap():
