@@ -12,12 +12,13 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pydantic
 
-from iris_core.common import progress
+from iris_core.common import mirrors, progress
 from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.common.markup import plain
@@ -26,6 +27,7 @@ from iris_core.config.explain import explain
 from iris_core.execution import distributed, supervision
 from iris_core.execution.failure import report
 from iris_core.store import Outcome, Spec, run_stage
+from iris_core.store.inputs import fetch_inputs, localized
 
 S = TypeVar("S", bound=Spec)
 
@@ -47,13 +49,15 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     supervision.end_forks_with_parent()
-    out = arguments.out.absolute()
+    out = mirrors.here(arguments.out.absolute())
     try:
-        spec = read_spec(spec_type, arguments.spec)
+        spec = localized(read_spec(spec_type, arguments.spec))
         if distributed.world_size() > 1:
             supervision.end_with_parent(os.getppid())  # torchrun's agent
         with full_disk_errors(out):
-            distributed.all_ranks(lambda all_work: run_stage(spec, out, lambda *_: all_work()), lambda: work(spec, out))
+            if distributed.rank():
+                fetch_inputs(spec)
+            distributed.all_ranks(partial(_run_first, spec, out), lambda: work(spec, out))
     except IrisError as error:
         sys.exit(report(error))
     except Exception as error:
@@ -64,6 +68,16 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
         sys.exit(report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
     if distributed.rank() == 0:
         logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, out)
+
+
+def _run_first(spec: Spec, out: Path, all_work: Callable[[], Outcome]) -> None:
+    """What rank 0 does. It has its inputs before the others join it, for then every exchange has a time limit."""
+
+    def with_inputs(spec: Spec, out: Path) -> Outcome:
+        fetch_inputs(spec)
+        return all_work()
+
+    run_stage(spec, out, with_inputs)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:

@@ -284,7 +284,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
 
 
 def _member(loop: Experiment) -> Member:
-    store = Store(Path(loop.store), loop.name)
+    store = Store.of(loop)
 
     def manifests(stage: str) -> list[Artifact]:
         places = [place_of(t, stage) for t in range(loop.iterations)]
