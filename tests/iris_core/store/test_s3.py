@@ -16,10 +16,11 @@ import pytest
 from iris_core.common import mirrors
 from iris_core.common.digest import folder_digest
 from iris_core.common.errors import ServiceError, StoreError
-from iris_core.store import Artifact, Execution, Manifest, Store, completed, read_manifest, run_stage
+from iris_core.store import Artifact, Execution, Manifest, Outcome, Store, completed, read_manifest, run_stage
 from iris_core.store.folders import DIGESTS, LOCK, MANIFEST, WORK
 from iris_core.store.inputs import fetch_inputs, localized
 from iris_core.store.remote import Remote
+from iris_core.store.units import Units
 from tests.s3 import CREDENTIALS, Proxy, contents, files, new_bucket, s3_server
 from tests.stages.units import UnitsSpec, content, work
 
@@ -242,6 +243,28 @@ def test_of_two_writers_one_completes_the_stage(
     finish(launch(uri, spec, tmp_path / "a"))
     on("a")
     assert (Store(uri, "e").folder(spec) / MANIFEST).read_bytes() == manifest
+
+
+def test_a_unit_of_a_worker_on_another_machine_is_fetched(
+    uri: str, source: Artifact, on: Callable[[str], None]
+) -> None:
+    """As in generation on several nodes: the worker has no lease, the process of the stage takes its units."""
+    spec = UnitsSpec(source=source, count=3)
+
+    def work_of_both(spec: UnitsSpec, out: Path) -> Outcome:
+        on("b")
+        there = mirrors.here(out)
+        units = Units(there, spec.key(), patience=1)
+        with units.writing(there / "parts" / "part-1.bin") as place:
+            place.write_bytes(content(b"seed", 1, spec.size))
+        on("a")
+        assert not (out / "parts" / "part-1.bin").exists()
+        return work(spec, out)
+
+    on("a")
+    made = run_stage(spec, Store(uri, "e").folder(spec), work_of_both)
+    assert made.metrics["written"] == [0, 2]
+    assert (made.folder / "parts" / "part-1.bin").read_bytes() == content(b"seed", 1, 1000)
 
 
 def test_damage_in_the_bucket_is_found(
