@@ -29,6 +29,7 @@ class UnitsMetrics(Metrics):
 
 
 def work(spec: UnitsSpec, out: Path) -> Outcome:
+    (out / WORK).mkdir(exist_ok=True)
     seed = spec.source.intact().read_bytes()
     units, written = Units(out, spec.key()), []
     for i in range(spec.count):

@@ -82,9 +82,11 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return log
 
 
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
+    """Waits until `condition` holds while the process runs."""
     until = time.monotonic() + 60
     while not condition():
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.05)
 
@@ -153,7 +155,7 @@ def test_a_killed_stage_goes_on_on_another_machine(
 ) -> None:
     spec = UnitsSpec(source=source, count=6, pause=0.5)
     process = launch(uri, spec, tmp_path / "a")
-    wait_for(lambda: "part-2.bin" in parts(endpoint, uri))
+    wait_for(process, lambda: "part-2.bin" in parts(endpoint, uri))
     process.kill()
     process.wait()
     had = parts(endpoint, uri)
@@ -171,7 +173,7 @@ def test_a_killed_stage_goes_on_on_another_machine(
 
 def test_old_checkpoints_leave_the_bucket(uri: str, endpoint: str, source: Artifact, tmp_path: Path) -> None:
     process = launch(uri, UnitsSpec(source=source, count=100, pause=0.3), tmp_path / "a")
-    wait_for(lambda: any(name.endswith("checkpoint-4/inner/state") for name in files(endpoint).find(uri)))
+    wait_for(process, lambda: any(name.endswith("checkpoint-4/inner/state") for name in files(endpoint).find(uri)))
     process.kill()
     process.wait()
     kept = {int(name.split("checkpoint-")[1][0]) for name in files(endpoint).find(uri) if f"/{WORK}/" in name}
@@ -184,7 +186,7 @@ def test_a_killed_stage_goes_on_at_once_on_its_own_machine(
 ) -> None:
     spec = UnitsSpec(source=source, count=3, pause=0.5)
     process = launch(uri, spec, tmp_path / "a")
-    wait_for(lambda: parts(endpoint, uri))
+    wait_for(process, lambda: parts(endpoint, uri))
     process.kill()
     process.wait()
     assert "is held" not in finish(launch(uri, spec, tmp_path / "a"))
@@ -232,7 +234,7 @@ def test_of_two_writers_one_completes_the_stage(
     """The first one stalls for longer than its lease, the second takes over, the first comes back too late."""
     spec = UnitsSpec(source=source, count=4, pause=0.5)
     stalled = launch(uri, spec, tmp_path / "a")
-    wait_for(lambda: "part-1.bin" in parts(endpoint, uri))
+    wait_for(stalled, lambda: "part-1.bin" in parts(endpoint, uri))
     stalled.send_signal(signal.SIGSTOP)
     finish(launch(uri, spec, tmp_path / "b"))
     manifest = contents(endpoint, uri)[f"objects/units-{spec.key()[:16]}/{MANIFEST}"]
