@@ -21,6 +21,7 @@ from rich.console import Console
 from deployments import ends
 from deployments.ends import errors, handle_errors
 from iris_core.common.errors import ConfigError, IrisError, ModelError, StageFailed
+from iris_core.common.mirrors import is_remote
 from iris_core.config import Experiment
 from iris_core.config.recipe import load_recipe, parse_settings
 
@@ -44,8 +45,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP),
 ]
-StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
-STORE = Path("iris-store")
+StoreOption = Annotated[str, typer.Option(help="The store: a folder, or s3://bucket/prefix.")]
+STORE = "iris-store"
 
 
 @app.command("run")
@@ -89,6 +90,7 @@ def report(
     from iris_core.store.experiment import IDENTITY
 
     found = Store(store, name)
+    found.pull()
     if not found.home.is_dir():
         held = ", ".join(sorted(mark.parent.name for mark in found.root.glob(f"*/{IDENTITY}")))
         raise ConfigError(f"{found.root} holds no experiment {name!r}; it holds: {held or 'none'}")
@@ -146,7 +148,9 @@ def up(
         inputs.make_inputs(seed=0)  # the deployments' default parameters name them
     except ModelError as error:
         echo(f"the deployments' default parameters will not run: {error}", markup=False)
-    running = services.up(store, prefect_port, mlflow_port, echo=echo)
+    if is_remote(store):
+        raise ConfigError(f"--store: {store} cannot hold the databases of servers: give a folder")
+    running = services.up(Path(store), prefect_port, mlflow_port, echo=echo)
     credentials.link(services.CHECKOUT)
     shown = running.login if console.is_terminal else f"{running.prefect}  (credentials: below)"
     for line in (

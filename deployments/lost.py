@@ -44,6 +44,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 
 from deployments import credentials
+from iris_core.common.mirrors import is_remote, local_root
 
 TAG = "iris"
 FLOWS = ["iris", "iris-iteration", "iris-compare", "iris-evaluate"]
@@ -181,9 +182,14 @@ def _by_lock(runs: list[FlowRun], store: Path) -> dict[Path, list[FlowRun]]:
 
 
 def _store_of(run: FlowRun) -> Path | None:
-    """The store that a flow run's parameters name; None for a relative path, which depends on a working directory."""
+    """The store that a flow run's parameters name, or its mirror here.
+
+    None for a relative path, which depends on a working directory.
+    """
     experiment = run.parameters.get("experiment")
     store = experiment.get("store") if isinstance(experiment, dict) else None
+    if isinstance(store, str) and is_remote(store):
+        return local_root(store)
     path = Path(store).expanduser() if isinstance(store, str) else None
     return path if path and path.is_absolute() else None
 

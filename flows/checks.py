@@ -48,7 +48,7 @@ def check_services(experiment: Experiment) -> Store:
         ModelError, DataError, EvaluationError: the model, the data or a benchmark is missing, or the hub refuses it.
         ServiceError: MLflow or the hub does not answer.
     """
-    store = Store(Path(experiment.store), experiment.name)
+    store = Store.of(experiment)
     store.check()
     keep_caches(store.root)
     check_caches()

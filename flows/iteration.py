@@ -48,7 +48,7 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
     scheduled = schedule(experiment, state, trained)
     stages = {each.stage: each for each in (generated, trained, evaluated, scheduled)}
     registered = register(experiment, prepared, t, policy, stages)
-    store = Store(Path(experiment.store), experiment.name)
+    store = Store.of(experiment)
     show_table(store)
     show_row(store, next(row for row in rows(store) if row.iteration == t))
     report(experiment, store, t, registered)

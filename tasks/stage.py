@@ -157,7 +157,7 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
     Raises:
         IrisError: the stage failed.
     """
-    store = Store(Path(experiment.store), experiment.name)
+    store = Store.of(experiment)
     folder = store.folder(spec)
     if manifest := _found(spec, folder):
         tidy(manifest)

@@ -6,13 +6,13 @@ It is read from a recipe (`iris_core.config.recipe`), or given as parameters of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic import Field, field_validator, model_validator
 
 from iris_core.common.errors import ConfigError
+from iris_core.common.mirrors import local_root
 from iris_core.common.uris import sqlite_uri
 from iris_core.config.data import DataPart
 from iris_core.config.explain import Place, explain
@@ -247,7 +247,9 @@ class Experiment(Part):
     )
     iterations: int = Field(3, ge=1, le=100, description="Rounds of generate, train, evaluate, schedule, register.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seeds sampling, shuffling and initialisation.")
-    store: StorePath = Field("./iris-store", description="Folder for everything the experiment produces.")
+    store: StorePath = Field(
+        "./iris-store", description="Folder for everything the experiment produces, or s3://bucket/prefix."
+    )
     model: ModelPart = Field(description="The model that self-play starts from.")
     data: DataPart = Field(description="The annotated pairs.")
     generation: GenerationPart = Field(default_factory=GenerationPart, description="How the opponent answers.")
@@ -268,7 +270,7 @@ class Experiment(Part):
     @property
     def tracking_uri(self) -> str:
         """The MLflow URI: as set, or a SQLite file in the store."""
-        return self.tracking.uri or sqlite_uri(Path(self.store).expanduser() / "mlflow.db")
+        return self.tracking.uri or sqlite_uri(local_root(self.store) / "mlflow.db")
 
     @property
     def registered_model(self) -> str:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from iris_core.common import uris
+from iris_core.common import mirrors, uris
 from iris_core.common.redaction import REFUSED, WITHOUT_SECRET, carries_secret
 from iris_core.common.strict import Strict
 
@@ -66,8 +66,16 @@ def usable_path(text: str) -> str:
 
 
 def store_path(text: str) -> str:
-    """Refuses folders that are too long for the databases in them, or have characters that are special in addresses."""
-    folder = Path(usable_path(text)).expanduser().absolute()
+    """Refuses folders that are too long for the databases in them, or have characters that are special in addresses.
+
+    An S3 URI must name a bucket; the rest applies to its mirror on this machine.
+    """
+    if mirrors.is_remote(text):
+        if problem := mirrors.problem(text):
+            raise ValueError(problem)
+        folder = mirrors.local_root(text)
+    else:
+        folder = Path(usable_path(text)).expanduser().absolute()
     if found := [sign for sign in "?%" if sign in str(folder)]:
         raise ValueError(
             f"has {' and '.join(found)} in its path ({folder}), which MLflow takes for a part of an address: choose "

@@ -12,12 +12,13 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pydantic
 
-from iris_core.common import progress
+from iris_core.common import mirrors, progress
 from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.common.markup import plain
@@ -27,6 +28,7 @@ from iris_core.execution import distributed, logs, supervision
 from iris_core.execution.failure import report
 from iris_core.execution.item_worker import serve
 from iris_core.store import Outcome, Spec, run_stage
+from iris_core.store.inputs import fetch_inputs, localized
 
 S = TypeVar("S", bound=Spec)
 
@@ -50,13 +52,14 @@ def main(
     """
     arguments = _arguments(spec_type.stage)
     supervision.end_forks_with_parent()
-    out = arguments.out.absolute()
+    out = mirrors.here(arguments.out.absolute())
     try:
         distributed.check(spec_type.stage, allowed=spec_type.has_ranks)
         _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name)
-        spec = read_spec(spec_type, arguments.spec)
+        spec = localized(read_spec(spec_type, arguments.spec))
         with full_disk_errors(out):
             if arguments.items and open_engine:
+                fetch_inputs(spec)
                 serve(spec.stage, arguments.items, lambda: open_engine(spec, out))
             else:
                 _run(spec, out, work)
@@ -91,9 +94,21 @@ def _log_to_stderr(name: str | None) -> None:
 def _run(spec: S, out: Path, work: Callable[[S, Path], Outcome]) -> None:
     if distributed.world_size() > 1:
         supervision.end_with_parent(os.getppid())  # torchrun's agent
-    distributed.all_ranks(lambda all_work: run_stage(spec, out, lambda *_: all_work()), lambda: work(spec, out))
+    if distributed.rank():
+        fetch_inputs(spec)
+    distributed.all_ranks(partial(_run_first, spec, out), lambda: work(spec, out))
     if distributed.rank() == 0:
         logging.getLogger(spec.stage).info("%s is complete in %s", spec.stage, out)
+
+
+def _run_first(spec: Spec, out: Path, all_work: Callable[[], Outcome]) -> None:
+    """What rank 0 does. It has its inputs before the others join it, for then every exchange has a time limit."""
+
+    def with_inputs(spec: Spec, out: Path) -> Outcome:
+        fetch_inputs(spec)
+        return all_work()
+
+    run_stage(spec, out, with_inputs)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:

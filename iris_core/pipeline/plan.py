@@ -109,6 +109,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
     model, training, data = experiment.model, experiment.training, pin(experiment.data)
     folder = hub.local_folder(model)
     return PrepareSpec(
+        execution=execution_of(experiment),
         model=model,
         model_digest=model_digest(folder) if folder else None,
         model_commit=None if folder else hub.resolve_revision("model", model.path, model.revision),
@@ -195,6 +196,7 @@ def schedule_spec(experiment: Experiment, state: LoopState, trained: Manifest) -
     """The next order, from the gaps up to this iteration."""
     found = TrainMetrics.of(trained)
     return ScheduleSpec(
+        execution=execution_of(experiment),
         schedule=experiment.schedule,
         iteration=state.iteration,
         iterations=experiment.iterations,
@@ -284,7 +286,7 @@ def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSp
 
 
 def _member(loop: Experiment) -> Member:
-    store = Store(Path(loop.store), loop.name)
+    store = Store.of(loop)
 
     def manifests(stage: str) -> list[Artifact]:
         places = [place_of(t, stage) for t in range(loop.iterations)]

@@ -53,6 +53,11 @@ class PrepareSpec(Spec):
     gradient_checkpointing: bool
     seed: int
 
+    def kept_elsewhere(self, manifest: Manifest) -> bool:
+        """Whether the model's folder is on this machine; a store in S3 may come from another one."""
+        found = ResolvedModel.model_validate_json(manifest.artifact("model").path.read_text(encoding="utf-8"))
+        return found.path.is_dir()
+
 
 class ResolvedModel(BaseModel):
     """The model that self-play starts from, as `prepare` found it.

@@ -80,6 +80,8 @@ def write_report(store: Store) -> Path:
     report = collect(store)
     write_atomic(store.home / "report.json", report.model_dump_json(indent=1))
     write_atomic(store.home / "report.html", render(report))
+    for name in ("report.json", "report.html"):
+        store.push(store.home / name)
     return store.home / "report.html"
 
 

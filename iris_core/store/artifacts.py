@@ -8,6 +8,7 @@ from typing import Self
 from iris_core.common.digest import file_digest, folder_digest, model_digest
 from iris_core.common.errors import StoreError
 from iris_core.common.strict import Strict
+from iris_core.store import copies
 
 
 class Artifact(Strict):
@@ -25,7 +26,7 @@ class Artifact(Strict):
         return cls(path=path, digest=model_digest(path) if is_model else folder_digest(path))
 
     def intact(self) -> Path:
-        """`path`, to read what lies there.
+        """`path`, to read what lies there; in a store that is kept in S3 it is fetched if it is not here.
 
         Raises:
             StoreError: it is gone, or no longer has the content that the digest is of.
@@ -35,7 +36,10 @@ class Artifact(Strict):
         return self.path
 
     def holds(self) -> bool:
-        """Whether `path` still has the content of the digest."""
+        """Whether `path` still has the content of the digest, or can be fetched with it."""
+        return self._is_here() or (copies.fetch(self.path) and self._is_here())
+
+    def _is_here(self) -> bool:
         try:
             return Artifact.of(self.path).digest == self.digest
         except OSError:  # missing, or the disk cannot read it

@@ -6,20 +6,30 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
+from iris_core.common import mirrors
 from iris_core.common.disk import check_free_space
 from iris_core.common.errors import StoreError
-from iris_core.common.files import make_folder, read_sealed, replacing, seal, write_atomic
+from iris_core.common.files import read_sealed, seal, write_atomic
+from iris_core.common.outages import wait_out
+from iris_core.store import copies
+from iris_core.store.folders import MANIFEST, OBJECTS
+from iris_core.store.home import Home, link_to
 from iris_core.store.manifest import Manifest, read_manifest
 from iris_core.store.places import iteration_name, iterations_in
+from iris_core.store.remote import remote
 from iris_core.store.spec import Spec
+
+if TYPE_CHECKING:
+    from iris_core.config import Experiment
 
 IDENTITY = "experiment.json"
 RECIPE = "recipe.yaml"  # of the newest run
-OBJECTS = "objects"  # the folder of all stages' folders
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +38,31 @@ class Store:
     """One experiment's view of the store.
 
     Args:
-        root: the store's folder; created if missing.
+        root: the store's folder, created if missing, or an S3 URI. Of a store in S3, `root` becomes its mirror here.
         experiment: the experiment's name, a folder under `root`.
+        patience: seconds for which an outage of S3 is waited out.
     """
 
-    def __init__(self, root: Path, experiment: str):
-        self.root = root.expanduser().absolute()
-        self.home = self.root / experiment
+    def __init__(self, root: Path | str, experiment: str, patience: float = 0.0):
+        self.root = mirrors.local_root(root)
+        self.home, self.patience = self.root / experiment, patience
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """The store that an experiment names."""
+        return cls(experiment.store, experiment.name, experiment.tracking.patience)
+
+    @property
+    def uri(self) -> str | None:
+        """The S3 URI of the store; None for a local one."""
+        return mirrors.uri_of(self.root)
 
     def check(self) -> None:
         """Makes the experiment's folder, and that of the stages, which may be a link to another disk.
 
         Raises:
             StoreError: one cannot be written, or its disk is full.
+            ServiceError: S3 does not answer.
         """
         for folder in (self.home, self.root / OBJECTS):
             try:
@@ -48,10 +70,22 @@ class Store:
                 if not os.access(folder, os.W_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             except OSError as error:
+                remedy = "IRIS_CACHE" if self.uri else "`store`"
                 raise StoreError(
-                    f"store: cannot write {folder} ({error.strerror}): set `store` to another folder"
+                    f"store: cannot write {folder} ({error.strerror}): set {remedy} to another folder"
                 ) from error
             check_free_space(folder)
+        if self.uri:
+            remote(self.uri).check()
+            self.pull()
+
+    def pull(self) -> None:
+        """Brings the experiment's links, identity and recipe from S3 here; does nothing for a local store.
+
+        Raises:
+            ServiceError: S3 does not answer.
+        """
+        self._in_bucket(lambda home: home.pull((IDENTITY, RECIPE)))
 
     def claim(self, identity: dict[str, str]) -> None:
         """Reserves the experiment's folder for `identity`, such as the digests of model and data.
@@ -76,6 +110,11 @@ class Store:
                     "give this one another `name`, or set `store` to another folder"
                 )
         write_atomic(file, seal(identity))
+        self.push(file)
+
+    def push(self, file: Path) -> None:
+        """Writes a small file of the experiment's folder to S3, too; does nothing for a local store."""
+        self._in_bucket(lambda home: home.push(file.name))
 
     @contextmanager
     def one_recipe(self, recipe: str) -> Iterator[None]:
@@ -87,12 +126,22 @@ class Store:
         Raises:
             StoreError: a run of another recipe is under way.
         """
+        with ExitStack() as stack:
+            if home := self._home():
+                stack.enter_context(home.one_recipe(recipe, self.patience))
+                self.pull()  # another run may have had another recipe since the last time
+            stack.enter_context(self._one_recipe_here(recipe))
+            yield
+
+    @contextmanager
+    def _one_recipe_here(self, recipe: str) -> Iterator[None]:
         folder, file = os.open(self.home, os.O_RDONLY), self.home / RECIPE
         try:
             if _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) and not _holds(file, recipe):
                 if os.path.lexists(file):
                     self.unlink()
                 write_atomic(file, recipe)
+                self.push(file)
             _locked(folder, fcntl.LOCK_SH)
             if not _holds(file, recipe):  # another run was first, perhaps since the lock was changed to a shared one
                 raise StoreError(
@@ -109,11 +158,8 @@ class Store:
 
     def link(self, place: str, folder: Path) -> None:
         """Links `<experiment>/<place>`, such as "iteration-0/train", to a stage's folder."""
-        link = self.home / place
-        make_folder(link.parent)
-        with replacing(link) as temporary:
-            target = os.path.relpath(folder, link.parent)
-            temporary.symlink_to(target, target_is_directory=True)
+        link_to(self.home / place, folder)
+        self._in_bucket(lambda home: home.link(place, folder))
 
     def unlink(self) -> None:
         """Removes the links to stages of the initial model and of iterations. The folders of the stages stay."""
@@ -121,10 +167,22 @@ class Store:
             for link in (self.home / iteration_name(iteration)).glob("*"):
                 if link.is_symlink():
                     link.unlink()
+        self._in_bucket(Home.unlink)
 
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""
-        return read_manifest(Path(os.path.realpath(self.home / place)))
+        folder = Path(os.path.realpath(self.home / place))
+        manifest = read_manifest(folder)
+        if manifest is None and self.uri and copies.fetch(folder / MANIFEST):
+            return read_manifest(folder)
+        return manifest
+
+    def _home(self) -> Home | None:
+        return Home(self.home, remote(self.uri)) if self.uri else None
+
+    def _in_bucket(self, step: Callable[[Home], None]) -> None:
+        if home := self._home():
+            wait_out(self.patience, partial(step, home))
 
 
 def _holds(file: Path, recipe: str) -> bool:

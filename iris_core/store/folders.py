@@ -7,12 +7,14 @@ from pathlib import Path
 
 from iris_core.common.digest import file_digest
 from iris_core.common.files import remove, sync
-from iris_core.store.units import DIGESTS
 
+OBJECTS = "objects"  # in a store: the folder of all stages' folders
 MANIFEST = "manifest.json"
 WORK = "work"
 LOCK = ".lock"
 EXECUTION = ".execution.json"  # execution settings for the next try of the stage
+DIGESTS = ".digests"  # of units
+NEW = ".new"  # the folder of units that are being written
 HIDDEN = (LOCK, EXECUTION, DIGESTS)  # other hidden files are left over from killed runs
 
 

@@ -24,12 +24,13 @@ from iris_core.common.disk import check_free_space, full_disk_errors
 from iris_core.common.errors import StoreError
 from iris_core.common.files import remove, seal, write_atomic
 from iris_core.common.outages import NOTIFY_EVERY_S, notify, wait_out
-from iris_core.store import folders
+from iris_core.store import copies, folders
 from iris_core.store.artifacts import Artifact
 from iris_core.store.folders import LOCK, MANIFEST
 from iris_core.store.manifest import Manifest, Outcome, Output, read_manifest
 from iris_core.store.spec import Spec
 from iris_core.store.units import Units
+from iris_core.store.uploads import Uploading, uploading
 
 SPEC = "spec.json"
 
@@ -41,11 +42,12 @@ S = TypeVar("S", bound=Spec)
 def completed(folder: Path, spec: Spec) -> Manifest | None:
     """The manifest in `folder`; None unless it belongs to `spec`, no file has changed, and its records elsewhere exist.
 
+    In a store that is kept in S3, the manifest must be there, and files that are missing here are fetched.
+
     Raises:
-        ServiceError: the service with those records does not answer.
+        ServiceError: the service with those records, or S3, does not answer.
     """
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.key != spec.key() or _changed(manifest):
+    if not copies.adopt_manifest(folder) or (manifest := _complete_here(folder, spec)) is None:
         return None
     if not spec.kept_elsewhere(manifest):
         return None
@@ -57,14 +59,18 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
 
     Raises:
         StoreError: the folder belongs to another spec, or the disk is full.
-        ServiceError: a service with records of the stage does not answer.
+        ServiceError: a service with records of the stage, or S3, does not answer.
+        StageFailed: a run on another machine has completed it meanwhile, or has taken it over.
     """
-    with full_disk_errors(folder), _locked(folder):
-        if manifest := wait_out(spec.execution.patience, lambda: completed(folder, spec)):
+    patience = spec.execution.patience
+    with full_disk_errors(folder), _locked(folder), uploading(folder, patience) as copy:
+        if manifest := wait_out(patience, lambda: _reusable(folder, spec, copy)):
             log.info("%s: reused %s", spec.stage, folder)
-            folders.tidy(folder, manifest.files)
+            _tidy(manifest, copy)
             return manifest
         _report_damage(folder, spec)
+        if copy:
+            copy.resume()
         _write_spec(folder, spec)
         remove(folder / MANIFEST)
         folders.remove_leftovers(folder)
@@ -73,8 +79,11 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
         outcome = work(spec, folder)
         folders.flush(folder)
         manifest = _manifest(spec, folder, outcome, started, time.monotonic() - clock)
-        write_atomic(folder / MANIFEST, seal(json.loads(manifest.model_dump_json())))
-        folders.tidy(folder, manifest.files)
+        text = seal(json.loads(manifest.model_dump_json()))
+        if copy:
+            copy.publish(text, manifest.files)
+        write_atomic(folder / MANIFEST, text)
+        _tidy(manifest, copy)
     return manifest
 
 
@@ -83,6 +92,29 @@ def tidy(manifest: Manifest) -> None:
     lock = filelock.FileLock(manifest.folder / LOCK)
     with suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
         folders.tidy(manifest.folder, manifest.files)
+
+
+def _reusable(folder: Path, spec: Spec, copy: Uploading | None) -> Manifest | None:
+    """As `completed`. What is complete here but not in S3, as after a change of the bucket, is uploaded first."""
+    if copy and not copies.adopt_manifest(folder) and (manifest := _complete_here(folder, spec)):
+        copy.publish((folder / MANIFEST).read_text(encoding="utf-8"), manifest.files)
+    return completed(folder, spec)
+
+
+def _complete_here(folder: Path, spec: Spec) -> Manifest | None:
+    """The manifest in `folder`, if it belongs to `spec` and its files are unchanged, or were fetched again from S3."""
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.key != spec.key():
+        return None
+    if (differing := _changed(manifest)) and not copies.restore(folder, manifest.files, differing):
+        return None
+    return manifest
+
+
+def _tidy(manifest: Manifest, copy: Uploading | None) -> None:
+    folders.tidy(manifest.folder, manifest.files)
+    if copy:
+        copy.tidy(manifest.files)
 
 
 @contextmanager

@@ -8,6 +8,8 @@
 A unit is a file or a folder. The folder `.digests` holds for each a SHA-256 of its content and of the key of its spec.
 The digest is on the disk before the unit gets its final name. So every unit under its final name was complete, a unit
 that does not match its digest was damaged later, and a kill costs at most the unit that is being written.
+
+In a store that is kept in S3, a unit is uploaded as well, and one that is missing or damaged here is looked for there.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from pathlib import Path
 
 from iris_core.common.digest import file_digest, folder_digest, json_digest
 from iris_core.common.files import install, make_folder, remove, sync, write_atomic
-
-DIGESTS = ".digests"
-NEW = ".new"  # the folder of units that are being written
+from iris_core.store import copies, uploads
+from iris_core.store.folders import DIGESTS
+from iris_core.store.folders import NEW as NEW
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,11 @@ class Units:
     Args:
         folder: the stage's folder.
         key: of their spec; units of another spec count as damaged.
+        patience: seconds for which an outage of S3 is waited out, in a process that does not run the stage itself.
     """
 
-    def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
+    def __init__(self, folder: Path, key: str, patience: float = 0.0):
+        self.folder, self.key, self.patience = folder, key, patience
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
@@ -52,25 +55,29 @@ class Units:
         make_folder(self.folder / DIGESTS)
         write_atomic(self._digest_file(path), self._digest(place))
         install(place, path)
+        uploads.put_unit(self.folder, path, self.patience)
 
     def holds(self, path: Path) -> bool:
         """Whether the unit at `path` exists and is undamaged. A damaged one is named in the log and removed."""
-        if not path.exists():
-            remove(path)  # a dangling link
-            return False
-        try:
-            whole = self._digest_file(path).read_text(encoding="utf-8") == self._digest(path)
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
+        if self._is_whole(path) or (copies.pull_unit(self.folder, path) and self._is_whole(path)):
+            return True
+        if path.exists():
             log.warning("%s is damaged: it is redone", path)
             self.remove(path)
-        return whole
+        remove(path)  # a dangling link
+        return False
 
     def remove(self, path: Path) -> None:
         """Removes the unit at `path` with its digest."""
         remove(path)
         remove(self._digest_file(path))
+        uploads.remove_unit(self.folder, path)
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            return self._digest_file(path).read_text(encoding="utf-8") == self._digest(path)
+        except (OSError, ValueError):
+            return False
 
     def _digest_file(self, path: Path) -> Path:
         return self.folder / DIGESTS / path.name
