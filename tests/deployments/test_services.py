@@ -115,7 +115,8 @@ def flow_of(stage: psutil.Process) -> psutil.Process:
 def test_default_parameters_are_an_experiment() -> None:
     content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
     by_name = {item["name"]: item for item in content["deployments"]}
-    assert set(by_name) == {"full-loop", "objectives", "benchmarks"}
+    recipes = {path.stem for path in (CHECKOUT / "deployments" / "recipes").glob("*.yaml")} - {"demo"}
+    assert set(by_name) == {"full-loop", "objectives", "benchmarks", "weekly", *recipes}
     assert by_name["full-loop"]["entrypoint"] == "flows/iris.py:iris"
     assert by_name["objectives"]["entrypoint"] == "flows/compare.py:compare"
     for item in by_name.values():
@@ -211,7 +212,7 @@ def test_loop_completes_and_is_reused(up: Services, tiny_model: Path, pairs_file
         assert len(states) == 3 + 2 * 5  # prepare, the initial model's two, five an iteration
         assert set(states.values()) == {"Reused"}
         keys = {artifact.key for artifact in client.read_artifacts()}
-    shown = {"iterations", "report", "initial-model", "iteration-1", "iteration-0-train-progress"}
+    shown = {"plan", "iterations", "report", "initial-model", "iteration-1", "iteration-0-train-progress"}
     assert {f"small-{name}" for name in shown} <= keys
 
 
