@@ -86,7 +86,8 @@ def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devic
 
     Args:
         sizes: of the model.
-        training: with tokens_per_batch as long as the longest row.
+        training: with tokens_per_batch as long as the longest row, and the packing that was chosen: separate rows cannot
+            be trained on a shared model.
         dtype: of the matmuls, "bfloat16" or "float32".
         devices: of all ranks. For auto, processes on CPUs share nothing.
     """
@@ -94,7 +95,7 @@ def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devic
         return "none"
     if training.sharding != "auto":
         return "full" if devices.nodes == 1 and training.sharding == "hybrid" else training.sharding
-    if devices.memory is None:
+    if devices.memory is None or training.packing == "separate":
         return "none"
     wanted: list[Sharding] = ["none", "hybrid"] if devices.nodes > 1 else ["none"]
     for sharding in wanted:

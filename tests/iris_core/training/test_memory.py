@@ -125,6 +125,7 @@ def test_auto_shares_as_little_as_fits(mistral: Sizes) -> None:
     assert found(full, 4, 8, 20e9) == "full"  # an eighth is not little enough
     assert found(full, 1, 1, 80e9) == "none"
     assert found(full, 2, 2, None) == "none"
+    assert found(full.model_copy(update={"packing": "separate"}), 1, 8, 80e9) == "none"
 
 
 def test_sharding_that_is_set_stays(mistral: Sizes) -> None:
