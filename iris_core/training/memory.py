@@ -86,8 +86,8 @@ def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devic
 
     Args:
         sizes: of the model.
-        training: with tokens_per_batch as long as the longest row, and the packing that was chosen: separate rows cannot
-            be trained on a shared model.
+        training: with tokens_per_batch as long as the longest row, and the packing that was chosen. A shared model
+            takes packed rows alone.
         dtype: of the matmuls, "bfloat16" or "float32".
         devices: of all ranks. For auto, processes on CPUs share nothing.
     """
