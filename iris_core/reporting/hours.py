@@ -6,17 +6,20 @@ share of the card's peak that the step reached where it was measured.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from iris_core.config import Experiment
 from iris_core.config.objective import RESPONSES
 from iris_core.pipeline.metrics import Sizes
 
-# dense bf16 TFLOP/s on the data sheets of NVIDIA (A100, L40S, H100 SXM and PCIe, H200, B200) and AMD (MI300X); where a
-# sheet gives the number with sparsity, half of it
+# dense bf16 TFLOP/s on the data sheets of NVIDIA and AMD, of SXM modules where nothing else is said; where a sheet
+# gives the number with sparsity, half of it
 PEAKS = {
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
     "H100": 989.0,
+    "H200 NVL": 835.0,
     "H200": 989.0,
     "B200": 2250.0,
     "A100": 312.0,
@@ -79,7 +82,7 @@ def hours(experiment: Experiment, sizes: Sizes, card: str, pairs: int | None) ->
         "generate": "not estimated: no sampling rate on a GPU was measured",
         "evaluate": "not estimated: no evaluation on a GPU was measured",
     }
-    peak = next((peak for name, peak in PEAKS.items() if name in card), None)
+    peak = next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", card)), None)
     if reason := _obstacle(sizes, card, peak, pairs):
         return {"train": f"not estimated: {reason}", **unknown}, []
     assert peak is not None
