@@ -106,20 +106,26 @@ def report(
 def plan(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
     gpus: Annotated[
-        str | None, typer.Option(help="Machine to plan for, as 8xH100-80GB; left out: the GPUs here.")
+        str | None,
+        typer.Option(help="Machine to plan for, as 8xH100-80GB, or several, as 2x8xH100-80GB; left out: this one."),
     ] = None,
     set_: Settings = None,
 ) -> None:
     """Show what a recipe needs of a machine; exit code 2 where its training does not fit."""
     from deployments.demo import recipe_path
     from deployments.terminal import show
-    from iris_core.reporting import resources
+    from iris_core.modeling.sizes import recipe_sizes
+    from iris_core.reporting.machine import machine_here, parse_machine
+    from iris_core.reporting.resources import resources, rows
 
     experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
-    needs = resources.resources(experiment, resources.parse_machine(gpus))
+    machine = parse_machine(gpus) if gpus else machine_here(experiment.execution)
+    needs = resources(experiment, recipe_sizes(experiment), machine)
     show(console, f"{experiment.name} on {needs.machine}")
-    for part, size in resources.rows(needs):
-        show(console, f"  {part:<46} {size}")
+    for part, size in rows(needs):
+        show(console, f"  {part:<58} {size}")
+    for assumption in needs.assumptions:
+        show(console, f"  {assumption}")
     needs.check()
 
 

@@ -1,4 +1,4 @@
-"""What a flow run shows in the Prefect UI: the table of iterations, the numbers of one iteration, the report."""
+"""What a flow run shows in the Prefect UI: the plan, the table of iterations, one iteration's numbers, the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from iris_core.common import markup
 from iris_core.common.redaction import redact
+from iris_core.reporting import resources
+from iris_core.reporting.resources import Resources
 from iris_core.reporting.summary import (
     Row,
     cells,
@@ -23,6 +25,12 @@ from iris_core.store.places import iteration_name
 from tasks.stage import artifact_key
 
 WARNING = "warning"
+
+
+def show_plan(store: Store, needs: Resources) -> None:
+    """`plan_text` as a Markdown artifact."""
+    key = artifact_key(store.home.name, "plan")
+    create_markdown_artifact(plan_text(store.home.name, needs), key=key, description="plan")
 
 
 def show_row(store: Store, row: Row) -> None:
@@ -45,6 +53,13 @@ def show_report(store: Store, report: Path, link: str | None) -> None:
     """`report_text` as a Markdown artifact."""
     key = artifact_key(store.home.name, "report")
     create_markdown_artifact(report_text(store, report, link), key=key, description="report")
+
+
+def plan_text(name: str, needs: Resources) -> str:
+    """What a run needs of its machine, as a table in Markdown with what it assumes."""
+    title = f"# {markup.markdown(name)}\n\nWhat the run needs of {markup.markdown(str(needs.machine))}:"
+    table = markup.table(["part", "needed"], resources.rows(needs))
+    return "\n\n".join([title, table, *needs.assumptions])
 
 
 def report_text(store: Store, report: Path, link: str | None) -> str:

@@ -3,7 +3,7 @@
     iris run deployments/recipes/demo.yaml
     prefect deployment run iris/full-loop --watch
 
-It prepares the inputs, scores the initial model, iterates and reports.
+It prepares the inputs, plans the memory, scores the initial model, iterates and reports.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger
 
-from flows.artifacts import show_row, show_table
+from flows.artifacts import show_plan, show_row, show_table
 from flows.checks import check_services, claimed
 from flows.iteration import iteration, report
 from iris_core.config import Experiment
+from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.plan import Prepared
+from iris_core.reporting.machine import machine_here
+from iris_core.reporting.resources import resources
 from iris_core.reporting.summary import rows
 from iris_core.store import Store
 from tasks.evaluate import evaluate
@@ -41,6 +44,7 @@ def iris(experiment: Experiment) -> Path:
     checked = prepare(experiment)
     prepared = Prepared.of(checked.manifest())
     with claimed(store, experiment, prepared):
+        _plan(experiment, prepared, checked, store)
         registered = _register_initial(experiment, prepared, checked, store)
         state = prepared.start(experiment)
         while state.iteration < experiment.iterations and not state.converged:
@@ -48,6 +52,17 @@ def iris(experiment: Experiment) -> Path:
         if state.converged:
             get_run_logger().info("converged after iteration %d: the loop stops", state.iteration - 1)
         return report(experiment, store, state.iteration - 1, registered)
+
+
+def _plan(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> None:
+    """Shows what the run needs of this machine, and refuses it where its training does not fit."""
+    found = PrepareMetrics.of(checked)
+    if found.sizes is None:  # of an earlier version of IRIS
+        return
+    machine = machine_here(experiment.execution)
+    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs)
+    show_plan(store, needs)
+    needs.check()
 
 
 def _register_initial(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> Finished:

@@ -11,7 +11,6 @@ import importlib.metadata as metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import threading
 import tomllib
@@ -28,6 +27,7 @@ from rich.table import Table
 
 from iris_core import tracking
 from iris_core.common.errors import IrisError
+from iris_core.common.gpus import nvidia_gpus
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 
@@ -258,17 +258,6 @@ def prefect_server() -> Check:
             f"no server at {redact(url)}: `iris run` needs none, `make up` starts one",
         )
     return Check("Prefect", True, f"{redact(url)} answers")
-
-
-def nvidia_gpus() -> list[dict[str, str]]:
-    """What nvidia-smi reports of each GPU; empty without a GPU."""
-    fields = ("name", "driver_version", "memory.total", "compute_cap")
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_S, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [dict(zip(fields, (part.strip() for part in line.split(",")), strict=True)) for line in lines]
 
 
 def cpu_flags(file: Path = Path("/proc/cpuinfo")) -> set[str]:

@@ -21,6 +21,7 @@ from iris_core.evaluation.heldout import checkable
 from iris_core.execution.stage import main
 from iris_core.modeling import fit, loading
 from iris_core.modeling.lora import check_targets
+from iris_core.modeling.sizes import trained_sizes
 from iris_core.modeling.weights import check_model, check_vocabulary
 from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.specs import PrepareSpec, ResolvedModel
@@ -66,6 +67,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
             dropped=dict(found.dropped),
             packing=rows.packing,
             packing_reason=rows.reason,
+            sizes=trained_sizes(config, spec.lora, spec.model.trust_remote_code),
             warnings=[*found.warnings, *rows.warnings],
         ),
     )

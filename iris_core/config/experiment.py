@@ -6,10 +6,10 @@ It is read from a recipe (`iris_core.config.recipe`), or given as parameters of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from iris_core.common.errors import ConfigError
 from iris_core.common.mirrors import local_root
@@ -123,6 +123,12 @@ class LoraPart(Part):
 
 
 Packing = Literal["packed", "separate"]
+KINDS = ("a number", "a list")  # the members of `Rates`, as pydantic names them in the location of an error
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Rates = Annotated[
+    Annotated[Rate, Tag(KINDS[0])] | Annotated[list[Rate], Field(min_length=1), Tag(KINDS[1])],
+    Discriminator(lambda value: KINDS[isinstance(value, list)]),
+]
 
 
 class TrainingPart(Part):
@@ -139,11 +145,10 @@ class TrainingPart(Part):
     )
     tokens_per_batch: int = Field(4096, ge=16, description="Tokens in one micro-batch row; lower it to save memory.")
     optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="Update rule.")
-    learning_rate: float = Field(
+    learning_rate: Rates = Field(
         default_factory=lambda given: LEARNING_RATES.get(given.get("method"), LEARNING_RATES["lora"]),
-        gt=0,
-        lt=1,
-        description="Peak learning rate; left out: 1e-4 for lora, 3e-6 for full.",
+        description="Peak learning rate, or a list with one for each iteration, the last for all that follow; left "
+        "out: 1e-4 for lora, 3e-6 for full.",
     )
     learning_rate_decay: float = Field(
         1.0, gt=0, le=1, description="Factor on the learning rate from one iteration to the next."
@@ -164,6 +169,21 @@ class TrainingPart(Part):
     checkpoint_every: int = Field(
         50, ge=1, description="Optimiser steps between checkpoints; a resumed run starts from the last one."
     )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> TrainingPart:
+        if isinstance(self.learning_rate, list) and self.learning_rate_decay != 1:
+            raise ValueError(
+                f"learning_rate is a list, and learning_rate_decay {self.learning_rate_decay} would change it: leave "
+                "out learning_rate_decay, or give one learning_rate"
+            )
+        return self
+
+    def rate(self, iteration: int) -> float:
+        """The peak learning rate of an iteration."""
+        if isinstance(self.learning_rate, list):
+            return self.learning_rate[min(iteration, len(self.learning_rate) - 1)]
+        return self.learning_rate * self.learning_rate_decay**iteration
 
 
 class EvaluationPart(Part):

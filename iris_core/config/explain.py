@@ -15,7 +15,7 @@ from iris_core.common.redaction import redact
 Place = Callable[[tuple[Any, ...]], str]
 SECRET = ("tracking",)  # parts with values that may hold a password: messages never repeat them
 UNION_MEMBER = re.compile(
-    r"a path|a list|str|int|float|bool|(list|dict)\[.*\]"
+    r"a path|a number|a list|str|int|float|bool|(list|dict)\[.*\]"
 )  # parts of a location that pydantic adds for unions
 YES = ("yes", "on", "y", "t", "1", "true")
 NO = ("no", "off", "n", "f", "0", "false")

@@ -18,6 +18,7 @@ OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
 # compared by default: all but `hinge`, which is SPIN with its other loss
 COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name != "hinge"]
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
+RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 SPACE_RATIO = 1.0  # μ, synthetic responses per annotated one
 SPIF_CURVATURE = 1.0  # c; the rewards at the optimum lie in [−1/c, 1/c]

@@ -5,40 +5,49 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from iris_core.common.errors import ModelError
-from iris_core.config import LoraPart
+from iris_core.common.errors import IrisError, ModelError
+from iris_core.config import Experiment, LoraPart
+from iris_core.data import hub
+from iris_core.modeling import loading
 from iris_core.modeling.lora import check_targets, not_adaptable
-from iris_core.modeling.model_folder import one_line, quiet
+from iris_core.modeling.model_folder import check_adapter, check_config, one_line, quiet, read_config
+from iris_core.pipeline.metrics import Sizes
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """The numbers that memory follows from.
+def recipe_sizes(experiment: Experiment) -> Sizes:
+    """The sizes of an experiment's model, from its folder or from the hub.
 
-    Attributes:
-        parameters: all of them; tied ones count once.
-        adapter: parameters of the adapter; 0 without one.
-        matrices: parameters of all weights that matmuls read, the lm_head and experts among them.
-        layers: how many decoder layers.
-        matrices_in_layer: the same of one decoder layer, on average.
-        hidden: hidden size.
-        inner: width of the feed-forward layers that one token passes in a layer.
+    Raises:
+        ConfigError: the adapter's targets match no layer of the model.
+        ModelError: the model's configuration cannot be read, or is not one that can be trained.
+        ServiceError: the hub cannot be reached for it.
     """
+    model, training = experiment.model, experiment.training
+    folder = hub.local_folder(model)
+    if folder is None:
+        commit = hub.resolve_revision("model", model.path, model.revision)
+        code = ["*.py"] if model.trust_remote_code else []
+        folder = hub.download(model.path, model.revision, commit, ["config.json", *code])
+    check_adapter(folder)
+    check_config(folder, read_config(folder), model.trust_remote_code)
+    config = loading.load_config(folder, model.trust_remote_code)
+    return trained_sizes(config, training.lora if training.method == "lora" else None, model.trust_remote_code)
 
-    parameters: int
-    adapter: int
-    matrices: int
-    layers: int
-    matrices_in_layer: int
-    hidden: int
-    inner: int
+
+def trained_sizes(config: PreTrainedConfig, lora: LoraPart | None, trust_remote_code: bool = False) -> Sizes:
+    """`sizes_of` with the adapter that is trained; where all weights are (None), with the default one if it fits."""
+    if lora is not None:
+        return sizes_of(config, lora, trust_remote_code)
+    try:
+        return sizes_of(config, LoraPart(), trust_remote_code)
+    except IrisError:
+        return sizes_of(config, None, trust_remote_code)
 
 
 def sizes_of(config: PreTrainedConfig, lora: LoraPart | None, trust_remote_code: bool = False) -> Sizes:

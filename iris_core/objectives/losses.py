@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from iris_core.config.objective import (
+    RESPONSES,
     SPACE_RATIO,
     SPIF_CURVATURE,
     TSPIN_INITIAL_WEIGHT,
@@ -181,8 +182,8 @@ OBJECTIVES = {
     "hinge": Objective(hinge),
     "space": Objective(space),
     "spif": Objective(spif),
-    "tspin": Objective(tspin, relative=False, responses=3),
-    "sft": Objective(sft, relative=False, scaled=False, responses=1),
+    "tspin": Objective(tspin, relative=False, responses=RESPONSES["tspin"]),
+    "sft": Objective(sft, relative=False, scaled=False, responses=RESPONSES["sft"]),
 }
 
 

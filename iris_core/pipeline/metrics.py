@@ -29,8 +29,35 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class Sizes(Part):
+    """The numbers that the memory of a model follows from.
+
+    Attributes:
+        parameters: all of them; tied ones count once.
+        adapter: parameters of the adapter; 0 where the model has none.
+        matrices: parameters of all weights that matmuls read, the lm_head and experts among them.
+        layers: how many decoder layers.
+        matrices_in_layer: the same of one decoder layer, on average.
+        hidden: hidden size.
+        inner: width of the feed-forward layers that one token passes in a layer.
+    """
+
+    parameters: int
+    adapter: int
+    matrices: int
+    layers: int
+    matrices_in_layer: int
+    hidden: int
+    inner: int
+
+    @property
+    def lm_head(self) -> int:
+        """Parameters of the lm_head."""
+        return self.matrices - self.layers * self.matrices_in_layer
+
+
 class PrepareMetrics(Metrics):
-    """What the annotated data holds.
+    """What the annotated data and the model hold.
 
     Attributes:
         train_pairs: pairs to train on.
@@ -40,6 +67,7 @@ class PrepareMetrics(Metrics):
         dropped: pairs that are not used, by reason.
         packing: whether the model is trained on packed rows.
         packing_reason: why.
+        sizes: of the model, with the recipe's adapter, or the default one where the recipe trains all weights.
     """
 
     train_pairs: int
@@ -49,6 +77,7 @@ class PrepareMetrics(Metrics):
     dropped: dict[str, int] = Field(default_factory=dict)
     packing: Packing | None = None
     packing_reason: str | None = None
+    sizes: Sizes | None = None
 
 
 class GenerateMetrics(Metrics):

@@ -155,7 +155,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
         order=state.order,
         training=training,
         packing=prepared.packing,
-        learning_rate=training.learning_rate * training.learning_rate_decay**state.iteration,
+        learning_rate=training.rate(state.iteration),
         handling=data.synthetic,
         max_new_tokens=experiment.generation.max_new_tokens,
         dtype=prepared.dtype,

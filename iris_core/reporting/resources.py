@@ -1,48 +1,29 @@
-"""What an experiment needs of a machine, before anything runs: memory of each GPU by part, host memory, disk, traffic.
+"""What an experiment needs of a machine, before anything runs: memory of each device by part, disk, traffic, GPU-hours.
 
-    needs = resources(load_recipe("recipe.yaml"), parse_machine("8xH100-80GB"))
+    sizes = recipe_sizes(experiment)               # iris_core.modeling.sizes
+    needs = resources(experiment, sizes, parse_machine("8xH100-80GB"))
     needs.check()        # ConfigError where training does not fit, with the settings that would
 
-The formula of memory is `iris_core.training.memory`; times are not estimated. Generation is left to vLLM, which takes
-what the weights leave free for its cache.
+The formula of memory is `iris_core.training.memory`, the hours are `iris_core.reporting.hours`. Light to import: the
+flow shows this before generation starts. Generation is left to vLLM, which takes what the weights leave free for its
+cache.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
-from transformers import PreTrainedConfig
-
-from iris_core.common.errors import ConfigError, IrisError
+from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, TrainingPart
-from iris_core.data import hub
-from iris_core.modeling import loading
-from iris_core.modeling.model_folder import check_adapter, check_config, read_config
-from iris_core.modeling.sizes import Sizes, sizes_of
-from iris_core.objectives.losses import OBJECTIVES
+from iris_core.config.objective import RESPONSES
+from iris_core.pipeline.metrics import Sizes
+from iris_core.reporting.hours import Hours, hours, pair_tokens
+from iris_core.reporting.machine import GB, Machine
 from iris_core.training.checkpoints import KEPT_CHECKPOINTS
-from iris_core.training.memory import FP32, STATES, Memory, training_memory
+from iris_core.training.memory import FP32, MOST, STATES, Memory, Sharding, sharding_of, training_memory
 
-MOST = 0.9  # share of a GPU's memory that may be planned
-CONTEXT = 0.8e9  # bytes that CUDA and its libraries hold on a device, measured on an H200
-FRAGMENTS = 0.05  # of what is allocated: pieces between tensors that no other tensor fits into, assumed
-GB = 1e9
-MACHINE = re.compile(r"(?:(?P<count>[1-9]\d*)x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>[1-9]\d*)GB")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The devices that train: how many, what they are called, and the memory of each in bytes."""
-
-    count: int
-    name: str
-    memory: float
-
-    def __str__(self) -> str:
-        return f"{self.count} × {self.name} with {self.memory / GB:.0f} GB"
+MORE_GPUS = 8  # times as many at most, where more of them are proposed
 
 
 @dataclass(frozen=True)
@@ -52,164 +33,171 @@ class Resources:
     Attributes:
         machine: what it is planned for.
         sizes: of the model.
+        sharding: what the ranks of training share.
         memory: of training, on each device.
-        host: main memory in which all ranks load the model.
+        host: main memory of a machine in which its ranks load the model.
         disk: files of the store, checkpoints included.
-        traffic: what each device sends in an optimiser step.
-        weights: of the model in a sampling engine.
+        traffic: what each device sends: in a step where the model is not sharded, else for each row.
+        weights: of the model in a sampling engine, on each GPU.
+        hours: GPU-hours by stage.
+        assumptions: of the hours.
         fitting: settings that would fit where the experiment's do not, with the share of the memory that they take.
     """
 
     machine: Machine
     sizes: Sizes
+    sharding: Sharding
     memory: Memory
     host: float
     disk: float
     traffic: float
     weights: float
+    hours: Hours
+    assumptions: list[str]
     fitting: dict[str, float]
 
     @property
     def needed(self) -> float:
-        """On each device while it trains: what is allocated, fragments, and what CUDA holds."""
-        return _needed(self.memory)
+        """On each device while it trains: on a GPU with fragments and what CUDA holds."""
+        return self.memory.peak if self.machine.devices.memory is None else self.memory.on_gpu
 
     @property
-    def share(self) -> float:
-        """Of each device's memory."""
-        return self.needed / self.machine.memory
+    def share(self) -> float | None:
+        """Of each GPU's memory; None of processes on CPUs."""
+        memory = self.machine.devices.memory
+        return None if memory is None else self.needed / memory
 
     def check(self) -> None:
-        """Raises ConfigError where training takes more than `MOST` of a device's memory."""
-        if self.share <= MOST:
+        """Raises ConfigError where training takes more than `MOST` of a GPU's memory."""
+        if self.share is None or self.share <= MOST:
             return
         settings = "; ".join(f"{setting} ({share:.0%})" for setting, share in self.fitting.items())
         nothing = "no setting of training makes it fit: take larger GPUs or another model"
-        remedy = f"set {settings}" if settings else nothing
         raise ConfigError(
             f"training needs {self.needed / GB:.1f} GB on each of {self.machine}, {self.share:.0%} of it and more than "
-            f"{MOST:.0%}: {remedy}"
+            f"{MOST:.0%}: {settings or nothing}"
         )
 
 
-def parse_machine(text: str | None) -> Machine:
-    """The machine that `text` names, as "8xH100-80GB"; None: the GPUs here.
-
-    Raises:
-        ConfigError: it names none, or there is no GPU here.
-    """
-    if text is None:
-        if not torch.cuda.is_available():
-            raise ConfigError("--gpus: there is no GPU here: name the machine to plan for, as in --gpus 8xH100-80GB")
-        found = torch.cuda.get_device_properties(0)
-        return Machine(torch.cuda.device_count(), found.name, float(found.total_memory))
-    if not (match := MACHINE.fullmatch(text)):
-        raise ConfigError(f"--gpus: {text!r} names no machine: write number, name and memory, as in 8xH100-80GB")
-    return Machine(int(match["count"] or 1), match["name"], float(match["gb"]) * GB)
-
-
-def resources(experiment: Experiment, machine: Machine) -> Resources:
+def resources(
+    experiment: Experiment, sizes: Sizes, machine: Machine, dtype: str = "bfloat16", pairs: int | None = None
+) -> Resources:
     """What `experiment` needs on `machine`.
 
-    Raises:
-        ConfigError: the adapter's targets match no layer of the model.
-        ModelError: the model's configuration cannot be read, or is not one that can be trained.
-        ServiceError: the hub cannot be reached for it.
+    Args:
+        experiment: the settings.
+        sizes: of its model, with an adapter where it can have one.
+        machine: the devices.
+        dtype: of the matmuls.
+        pairs: annotated pairs to train on; None: as many as `data.max_pairs` says.
     """
-    training, config = experiment.training, _config(experiment)
-    dtype = "bfloat16" if experiment.model.dtype == "auto" else experiment.model.dtype
-    sizes = _sizes(config, experiment, training)
-    memory = training_memory(sizes, _with_longest_row(experiment, training), dtype, machine.count)
-    full = training.method == "full"
-    width = 2 if dtype == "bfloat16" else FP32
+    training, devices = experiment.training, machine.devices
+    sharding, memory = _trained(experiment, training, sizes, machine, dtype)
+    full, width = training.method == "full", 2 if dtype == "bfloat16" else FP32
     trained = sizes.parameters if full else sizes.adapter
     state = trained * FP32 * (1 + STATES[training.optimizer])
     saved = sizes.parameters * width if full else sizes.adapter * FP32
-    return Resources(
+    found, assumptions = hours(experiment, sizes, machine.name, pairs or experiment.data.max_pairs)
+    needs = Resources(
         machine=machine,
         sizes=sizes,
+        sharding=sharding,
         memory=memory,
-        host=machine.count * sizes.parameters * (FP32 if full else width),
+        host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
-        traffic=2 * (machine.count - 1) / machine.count * trained * FP32,
-        weights=sizes.parameters * width,
-        fitting=_fitting(config, experiment, dtype, machine) if _needed(memory) > MOST * machine.memory else {},
+        traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
+        weights=sizes.parameters * width / experiment.execution.tensor_parallel,
+        hours=found,
+        assumptions=assumptions,
+        fitting={},
     )
+    fits = needs.share is None or needs.share <= MOST
+    return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
 
 
-def _config(experiment: Experiment) -> PreTrainedConfig:
-    model = experiment.model
-    folder = hub.local_folder(model)
-    if folder is None:
-        commit = hub.resolve_revision("model", model.path, model.revision)
-        code = ["*.py"] if model.trust_remote_code else []
-        folder = hub.download(model.path, model.revision, commit, ["config.json", *code])
-    check_adapter(folder)
-    check_config(folder, read_config(folder), model.trust_remote_code)
-    return loading.load_config(folder, model.trust_remote_code)
+def _trained(
+    experiment: Experiment, training: TrainingPart, sizes: Sizes, machine: Machine, dtype: str
+) -> tuple[Sharding, Memory]:
+    """What the ranks share and what each of them needs, with rows as long as the longest pair, which gets its own."""
+    responses = RESPONSES.get(experiment.objective.name, 2)
+    longest = pair_tokens(experiment, responses, training.packing == "separate")
+    training = training.model_copy(update={"tokens_per_batch": max(longest, training.tokens_per_batch)})
+    sharding = sharding_of(sizes, training, dtype, machine.devices)
+    sharing = machine.devices.sharing(sharding)
+    return sharding, training_memory(sizes, training, dtype, sharing, on_cpu=machine.devices.memory is None)
 
 
-def _sizes(config: PreTrainedConfig, experiment: Experiment, training: TrainingPart) -> Sizes:
-    lora = training.lora if training.method == "lora" else None
-    return sizes_of(config, lora, experiment.model.trust_remote_code)
+def _traffic(sizes: Sizes, full: bool, width: int, sharing: int, count: int) -> float:
+    """Bytes that a device sends: without sharding the gradients, once in a step.
+
+    With sharding it sends them for each row, and its part of the weights twice, for forward and backward.
+    """
+    trained = (sizes.parameters if full else sizes.adapter) * FP32
+    if sharing == 1:
+        return 2 * (count - 1) / count * trained
+    return (sharing - 1) / sharing * (2 * sizes.parameters * width + trained)
 
 
-def _with_longest_row(experiment: Experiment, training: TrainingPart) -> TrainingPart:
-    """`training` with room in a row for the longest pair that the experiment takes, as it gets a row of its own."""
-    data, responses = experiment.data, OBJECTIVES[experiment.objective.name].responses
-    prompts = responses if training.packing == "separate" else 1
-    generated = (responses - 1) * experiment.generation.max_new_tokens
-    longest = prompts * data.max_prompt_tokens + data.max_response_tokens + generated
-    return training.model_copy(update={"tokens_per_batch": max(longest, training.tokens_per_batch)})
-
-
-def _fitting(config: PreTrainedConfig, experiment: Experiment, dtype: str, machine: Machine) -> dict[str, float]:
-    """The settings with which training fits, and the share of the memory that it then takes, each share once."""
+def _fitting(experiment: Experiment, sizes: Sizes, machine: Machine, dtype: str) -> dict[str, float]:
+    """What makes training fit, and the share of the memory that it then takes, each share once."""
     found: dict[str, float] = {}
-    for text, training in _alternatives(experiment.training):
-        try:
-            sizes = _sizes(config, experiment, training)
-        except IrisError:  # no adapter fits this model
+    for text, training, devices in _alternatives(experiment.training, machine):
+        if training.method == "lora" and not sizes.adapter:
             continue
-        memory = training_memory(sizes, _with_longest_row(experiment, training), dtype, machine.count)
-        if (share := _needed(memory) / machine.memory) <= MOST and share not in found.values():
+        _, memory = _trained(experiment, training, sizes, devices, dtype)
+        assert devices.devices.memory is not None
+        if (share := memory.on_gpu / devices.devices.memory) <= MOST and share not in found.values():
             found[text] = share
+            if devices is not machine:
+                break
     return found
 
 
-def _needed(memory: Memory) -> float:
-    return memory.peak * (1 + FRAGMENTS) + CONTEXT
-
-
-def _alternatives(training: TrainingPart) -> Iterator[tuple[str, TrainingPart]]:
-    """Settings that need less memory, the ones that change the least first."""
+def _alternatives(training: TrainingPart, machine: Machine) -> Iterator[tuple[str, TrainingPart, Machine]]:
+    """Settings that need less memory, the ones that change the least first; then more GPUs."""
     changes: list[dict[str, object]] = [
+        {"sharding": "full"},
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "tokens_per_batch": training.tokens_per_batch // 2},
         {"method": "lora"},
         {"method": "lora", "gradient_checkpointing": True},
     ]
-    for change in changes:
+    for change in changes[training.sharding in ("auto", "full") :]:
         if other := {name: value for name, value in change.items() if getattr(training, name) != value}:
             text = " and ".join(f"training.{name}: {str(value).lower()}" for name, value in other.items())
-            yield text, training.model_copy(update=other)
+            yield f"set {text}", training.model_copy(update=other), machine
+    if training.sharding != "none":
+        for times in range(2, MORE_GPUS + 1):
+            more = machine.times(times)
+            yield f"take {more}", training, more
 
 
 def rows(needs: Resources) -> list[tuple[str, str]]:
     """What is needed as lines of a table: part and size, the devices' memory first."""
-    memory, moment = needs.memory, max(needs.memory.moments, key=needs.memory.moments.__getitem__)
+    memory, each = needs.memory, f"each {needs.machine.device}"
+    moment = max(memory.moments, key=memory.moments.__getitem__)
     parts = {**memory.held, moment: memory.moments[moment]}
-    lines = [(f"each GPU: {name}", _gb(size)) for name, size in parts.items() if size]
-    lines.append(("each GPU: fragments, CUDA", _gb(needs.needed - memory.peak)))
-    lines.append(
-        ("each GPU: training in all", f"{_gb(needs.needed)}, {needs.share:.0%} of {_gb(needs.machine.memory)}")
-    )
-    lines.append(("each GPU: weights in the sampling engine", _gb(needs.weights)))
-    lines.append(("host memory, while all ranks load the model", _gb(needs.host)))
+    lines = [(f"{each}: {name}", _gb(size)) for name, size in parts.items() if size]
+    if needs.share is not None:
+        lines.append((f"{each}: fragments, CUDA", _gb(needs.needed - memory.peak)))
+    lines.append((f"{each}: training in all", _gb(needs.needed) + _of(needs)))
+    lines.append((f"{each}: weights in the sampling engine", _gb(needs.weights)))
+    if needs.machine.devices.count > 1:
+        lines.append(("training.sharding", needs.sharding))
+        sent = "in an optimiser step" if needs.sharding == "none" else "for each row of a step"
+        lines.append((f"{each} sends {sent}", _gb(needs.traffic)))
+    lines.append(("main memory of a machine, while its ranks load the model", _gb(needs.host)))
     lines.append(("disk: models or adapters, checkpoints", _gb(needs.disk)))
-    if needs.traffic:
-        lines.append(("sent by each GPU in an optimiser step", _gb(needs.traffic)))
-    return lines
+    return lines + [(f"GPU-hours of {stage}, all iterations", _hours(found)) for stage, found in needs.hours.items()]
+
+
+def _of(needs: Resources) -> str:
+    memory = needs.machine.devices.memory
+    return "" if memory is None else f", {needs.share:.0%} of {_gb(memory)}"
+
+
+def _hours(found: float | str) -> str:
+    return found if isinstance(found, str) else f"at most {found:,.1f}"
 
 
 def _gb(size: float) -> str:

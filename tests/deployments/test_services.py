@@ -115,7 +115,8 @@ def flow_of(stage: psutil.Process) -> psutil.Process:
 def test_default_parameters_are_an_experiment() -> None:
     content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
     by_name = {item["name"]: item for item in content["deployments"]}
-    assert set(by_name) == {"full-loop", "objectives", "benchmarks"}
+    recipes = {path.stem for path in (CHECKOUT / "deployments" / "recipes").glob("*.yaml")} - {"demo"}
+    assert set(by_name) == {"full-loop", "objectives", "benchmarks", "weekly", *recipes}
     assert by_name["full-loop"]["entrypoint"] == "flows/iris.py:iris"
     assert by_name["objectives"]["entrypoint"] == "flows/compare.py:compare"
     for item in by_name.values():
@@ -185,7 +186,7 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes_and_is_reused(
         assert len(states) == 3 + 5  # prepare, the initial model's two, five of the iteration
         assert set(states.values()) == {"Reused"}
         keys = {artifact.key for artifact in client.read_artifacts()}
-    shown = {"iterations", "report", "initial-model", "iteration-0", "iteration-0-train-progress"}
+    shown = {"plan", "iterations", "report", "initial-model", "iteration-0", "iteration-0-train-progress"}
     assert {f"cancelled-{name}" for name in shown} <= keys
 
 

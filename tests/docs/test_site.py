@@ -134,7 +134,7 @@ def test_docstrings_commands_and_recipes_are_put_in(site):
     assert "ready to generate, and its tokenizer" in text("api/python.html")
     assert "a lower bound on D_α(p_data‖p_t)/α" in text("api/objectives.html")
     assert "iris doctor" in text("api/command.html")
-    assert "learning_rate_decay: 0.67" in text("recipes.html")
+    assert "learning_rate: [5.0e-7, 5.0e-7, 1.0e-7]" in text("recipes.html")
     assert not [page for page in site.rglob("*.html") if "<!-- generated" in page.read_text("utf-8")]
 
 

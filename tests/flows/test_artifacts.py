@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.artifacts import quantities, report_text, table
+from deployments.demo import RECIPES
+from flows.artifacts import plan_text, quantities, report_text, table
 from iris_core.common.markup import markdown
+from iris_core.config.recipe import load_recipe
+from iris_core.pipeline.metrics import Sizes
+from iris_core.reporting.machine import parse_machine
+from iris_core.reporting.resources import resources
 from iris_core.reporting.summary import Sample, rows
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -48,3 +53,23 @@ def test_answers_and_paths_are_text_in_the_report(tmp_path: Path, monkeypatch: p
             ]
         )
     )
+
+
+def test_the_plan_is_a_table_with_its_assumptions() -> None:
+    sizes = Sizes(
+        parameters=7_000_000_000,
+        adapter=40_000_000,
+        matrices=6_800_000_000,
+        layers=32,
+        matrices_in_layer=200_000_000,
+        hidden=4096,
+        inner=14336,
+    )
+    needs = resources(load_recipe(RECIPES / "zephyr-7b-ultrachat-50k.yaml"), sizes, parse_machine("8xH100-80GB"))
+    title, intro, table, *assumptions = plan_text("a*b", needs).split("\n\n")
+    assert title == r"# a\*b"
+    assert intro == "What the run needs of 8 × H100 with 80 GB:"
+    assert "| each GPU: weights | 3.5 GB |" in table
+    assert "| training.sharding | full |" in table
+    assert assumptions == needs.assumptions
+    assert assumptions[0].startswith("training: 44% of the card's 989 dense bf16 TFLOP/s")

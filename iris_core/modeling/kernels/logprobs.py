@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CPU_TILE = (512, 2048)  # tokens and vocabulary entries: 4 MB of logits
-GPU_TILE = (4096, 16384)  # large enough to occupy a GPU
+from iris_core.modeling.kernels.tiles import CPU_TILE, GPU_TILE
 
 
 def token_logprobs(

@@ -7,7 +7,8 @@ from transformers import MistralConfig, Qwen2Config
 
 from iris_core.config import LoraPart, TrainingPart
 from iris_core.modeling.sizes import sizes_of
-from iris_core.training.memory import training_memory
+from iris_core.pipeline.metrics import Sizes
+from iris_core.training.memory import Devices, sharding_of, training_memory
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +56,7 @@ def test_within_a_twentieth_of_what_was_measured(
         optimizer=optimizer,
     )
     sizes = sizes_of(config, training.lora if method == "lora" else None)
-    assert training_memory(sizes, training, "bfloat16", ranks=1).peak / 1e9 == pytest.approx(measured, rel=0.05)
+    assert training_memory(sizes, training, "bfloat16").peak / 1e9 == pytest.approx(measured, rel=0.05)
 
 
 def test_sizes_on_paper() -> None:
@@ -77,12 +78,65 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_full_training_on_paper() -> None:
-    """fp32, one rank: weights, gradients and RMSprop's state are 12 bytes a parameter, AdamW's 16; a second rank adds
-    nothing to what is held, and a copy of the gradients for a moment."""
+    """fp32: weights, gradients and RMSprop's state are 12 bytes a parameter, AdamW's 16; two ranks hold half each."""
     sizes = sizes_of(MistralConfig(**MISTRAL, num_hidden_layers=1), None)
     for optimizer, each in (("rmsprop", 12), ("adamw", 16)):
         training = TrainingPart(method="full", optimizer=optimizer, tokens_per_batch=16)
-        one, two = (training_memory(sizes, training, "float32", ranks) for ranks in (1, 2))
-        assert sum(one.held.values()) == each * sizes.parameters == sum(two.held.values())
-        assert two.moments["sum of gradients over ranks"] == 4 * sizes.parameters
-        assert two.peak == (each + 4) * sizes.parameters
+        one, two = (training_memory(sizes, training, "float32", sharing) for sharing in (1, 2))
+        assert sum(one.held.values()) == each * sizes.parameters
+        assert sum(two.held.values()) == each * sizes.parameters / 2
+
+
+def test_what_fsdp_gathers_on_paper() -> None:
+    """bf16, all trained: two layers gathered (2 · 2 bytes), one gradient (2), two buffers (2 · 4); the tied lm_head."""
+    training = TrainingPart(method="full", tokens_per_batch=16, gradient_checkpointing=True)
+    untied = sizes_of(MistralConfig(**MISTRAL, num_hidden_layers=4), None)
+    tied = sizes_of(Qwen2Config(**QWEN, num_hidden_layers=4), None)
+    assert untied.lm_head == 32768 * 4096
+    assert tied.lm_head == 151936 * 2048
+
+    def gathered(sizes: Sizes) -> float:
+        """Without activations of 16 tokens: inputs of 4 layers, one layer, the final states, a tile of logits."""
+        moment = training_memory(sizes, training, "bfloat16", sharing=8).moments["backward pass of the layers"]
+        inside = 2 * (6.9 * sizes.hidden + 4 * sizes.inner)
+        return moment - 16 * (2 * 4 * sizes.hidden + inside + 14 * sizes.hidden + 16384 * 6)
+
+    assert gathered(untied) == pytest.approx(14 * 218_103_808)
+    assert gathered(tied) == pytest.approx(14 * tied.matrices_in_layer + 4 * tied.lm_head)
+
+
+@pytest.fixture(scope="module")
+def mistral() -> Sizes:
+    """Of all 32 layers: 7.25 B parameters."""
+    return sizes_of(MistralConfig(**MISTRAL, num_hidden_layers=32), LoraPart(rank=16))
+
+
+def test_auto_shares_as_little_as_fits(mistral: Sizes) -> None:
+    full = TrainingPart(method="full", tokens_per_batch=8192, gradient_checkpointing=True)
+    lora = full.model_copy(update={"method": "lora"})
+
+    def found(training: TrainingPart, nodes: int, per_node: int, memory: float | None) -> str:
+        return sharding_of(mistral, training, "bfloat16", Devices(nodes, per_node, memory))
+
+    assert found(lora, 1, 8, 80e9) == "none"
+    assert found(full, 1, 8, 80e9) == "full"  # 12 bytes a parameter are 87 GB
+    assert found(full, 1, 8, 141e9) == "none"
+    assert found(full, 2, 8, 80e9) == "hybrid"
+    assert found(full, 4, 8, 20e9) == "full"  # an eighth is not little enough
+    assert found(full, 1, 1, 80e9) == "none"
+    assert found(full, 2, 2, None) == "none"
+    assert found(full.model_copy(update={"packing": "separate"}), 1, 8, 80e9) == "none"
+
+
+def test_sharding_that_is_set_stays(mistral: Sizes) -> None:
+    full = TrainingPart(method="full", sharding="full")
+    hybrid = TrainingPart(method="full", sharding="hybrid")
+    assert sharding_of(mistral, full, "bfloat16", Devices(1, 2, None)) == "full"
+    assert sharding_of(mistral, hybrid, "bfloat16", Devices(2, 2, None)) == "hybrid"
+    assert sharding_of(mistral, hybrid, "bfloat16", Devices(1, 2, None)) == "full"  # one machine has nobody to differ
+    assert sharding_of(mistral, full, "bfloat16", Devices(1, 1, None)) == "none"
+
+
+def test_who_shares_a_copy() -> None:
+    devices = Devices(nodes=2, per_node=8, memory=80e9)
+    assert [devices.sharing(sharding) for sharding in ("none", "hybrid", "full")] == [1, 8, 16]

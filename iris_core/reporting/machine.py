@@ -1,0 +1,67 @@
+"""The machines that a run is planned for: named by the user, or the ones that it starts on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from iris_core.common.errors import ConfigError
+from iris_core.common.gpus import visible_gpus
+from iris_core.config import ExecutionPart
+from iris_core.training.memory import Devices
+
+GB = 1e9
+MIB = 2**20  # the unit of nvidia-smi
+NAMED = re.compile(r"(?:(?:(?P<nodes>[1-9]\d*)x)?(?P<count>[1-9]\d*)x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>[1-9]\d*)GB")
+CPU = "CPU"
+IN_ONE = 8  # GPUs that one machine usually holds at most
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices of one kind: `name` of the GPU, or "CPU" for processes that share the main memory."""
+
+    name: str
+    devices: Devices
+
+    def __str__(self) -> str:
+        nodes, count, memory = self.devices.nodes, self.devices.per_node, self.devices.memory
+        each = f"{count} × {self.name}"
+        each += f" with {memory / GB:.0f} GB" if memory is not None else ""
+        return f"{nodes} machines of {each}" if nodes > 1 else each
+
+    def times(self, factor: int) -> Machine:
+        """`factor` times as many devices: in one machine where it can hold them, else in more of them."""
+        devices = self.devices
+        inside = devices.nodes == 1 and factor * devices.per_node <= IN_ONE
+        grown = {"per_node": factor * devices.per_node} if inside else {"nodes": factor * devices.nodes}
+        return replace(self, devices=replace(devices, **grown))
+
+    @property
+    def device(self) -> str:
+        """What one of the devices is called in a table."""
+        return "process" if self.devices.memory is None else "GPU"
+
+
+def parse_machine(text: str) -> Machine:
+    """The machine that `text` names, as "8xH100-80GB", or several, as "2x8xH100-80GB".
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if not (match := NAMED.fullmatch(text)):
+        raise ConfigError(
+            f"--gpus: {text!r} names no machine: write number, name and memory, as in 8xH100-80GB, or for several "
+            "machines 2x8xH100-80GB"
+        )
+    devices = Devices(int(match["nodes"] or 1), int(match["count"] or 1), float(match["gb"]) * GB)
+    return Machine(match["name"], devices)
+
+
+def machine_here(execution: ExecutionPart) -> Machine:
+    """This machine as `execution` uses it, as many times as it has nodes: its GPUs, or processes on its CPUs."""
+    gpus = visible_gpus()
+    if not gpus:
+        return Machine(CPU, Devices(execution.nodes, execution.gpus_per_node or 1, None))
+    memory = float(gpus[0]["memory.total"]) * MIB
+    return Machine(gpus[0]["name"], Devices(execution.nodes, execution.gpus_per_node or len(gpus), memory))

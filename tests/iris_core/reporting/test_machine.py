@@ -1,0 +1,54 @@
+"""Machines by name, and this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iris_core.common.errors import ConfigError
+from iris_core.config import ExecutionPart
+from iris_core.reporting.machine import Machine, machine_here, parse_machine
+from iris_core.training.memory import Devices
+
+pytestmark = pytest.mark.unit
+
+
+def test_machines_by_name() -> None:
+    assert parse_machine("8xH100-80GB") == Machine("H100", Devices(1, 8, 80e9))
+    assert parse_machine("2x8xH100-80GB") == Machine("H100", Devices(2, 8, 80e9))
+    assert parse_machine("8xA100-SXM4-80GB") == Machine("A100-SXM4", Devices(1, 8, 80e9))
+    assert parse_machine("L40S-48GB") == Machine("L40S", Devices(1, 1, 48e9))
+    assert str(parse_machine("8xH100-80GB")) == "8 × H100 with 80 GB"
+    assert str(parse_machine("2x8xH100-80GB")) == "2 machines of 8 × H100 with 80 GB"
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "8xH100", "0xH100-80GB", "H100-80", "8 x H100-80GB", "8xH100-80TB", "2x2x8xH100-80GB"]
+)
+def test_what_names_no_machine_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write number, name and memory, as in 8xH100-80GB, or for several"):
+        parse_machine(text)
+
+
+def test_more_of_a_machine() -> None:
+    assert str(parse_machine("2xH100-80GB").times(4)) == "8 × H100 with 80 GB"
+    assert str(parse_machine("8xH100-80GB").times(2)) == "2 machines of 8 × H100 with 80 GB"
+    assert str(parse_machine("2x4xH100-80GB").times(2)) == "4 machines of 4 × H100 with 80 GB"
+
+
+def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor _ in 1 2 3 4; do echo 'NVIDIA H100 80GB HBM3, 575.1, 81559, 9.0'; done\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    memory = 81559 * 2**20
+    assert machine_here(ExecutionPart()) == Machine("NVIDIA H100 80GB HBM3", Devices(1, 4, memory))
+    on_two = ExecutionPart(launcher="ray", nodes=2, gpus_per_node=3)
+    assert machine_here(on_two).devices == Devices(2, 3, memory)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert machine_here(ExecutionPart()).devices == Devices(1, 2, memory)
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert machine_here(ExecutionPart(gpus_per_node=2)) == Machine("CPU", Devices(1, 2, None))
+    assert str(machine_here(ExecutionPart())) == "1 × CPU"
