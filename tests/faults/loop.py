@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -26,10 +26,8 @@ from tests.faults.servers import Proxy, Server
 
 ROOT = Path(__file__).parents[2]
 NAME = "faults"
-ITERATIONS = 2
-PROCESSES = 2  # of generation, training and evaluation
+RANKS = 2  # of training; workers of generation and evaluation
 LABEL = "IRIS_FAULTS"  # an environment variable that every process of a loop is started with
-PLACES = ("start", *loop_places(range(ITERATIONS)), "end")
 
 Echo = Callable[[str], None]
 
@@ -44,6 +42,7 @@ class Setup:
         start_s: about how long it takes until the first stage begins, in seconds.
         prefect: whether it gets the address of a Prefect server that runs already.
         mlflow: whether it gets the address of an MLflow server, behind a proxy; else MLflow is a file in the store.
+        iterations: of the loop; they make no other setup of it.
     """
 
     name: str
@@ -51,12 +50,23 @@ class Setup:
     start_s: float
     prefect: bool = False
     mlflow: bool = False
+    iterations: int = field(default=2, compare=False)
+
+    @property
+    def stages(self) -> list[str]:
+        """The places of its stages, in their order."""
+        return loop_places(range(self.iterations))
+
+    @property
+    def places(self) -> list[str]:
+        """Where the loop can be: before its stages, at one of them, or after them."""
+        return ["start", *self.stages, "end"]
 
 
 BARE = Setup("stages", ("tests.faults.bare",), 2.0, mlflow=True)
 ALONE = Setup("iris run", ("deployments.cli", "run"), 12.0)
 SERVED = Setup("iris run, given servers", ("deployments.cli", "run"), 6.0, prefect=True, mlflow=True)
-SETUPS = (BARE, ALONE, BARE, SERVED)  # of the first loop, the second, …; again from the first
+SETUPS = (BARE, ALONE, BARE, SERVED)
 
 
 def make_inputs(folder: Path) -> None:
@@ -70,11 +80,11 @@ def make_inputs(folder: Path) -> None:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, object]:
+def recipe(inputs: Path, store: Path, iterations: int, tracking_uri: str | None) -> dict[str, object]:
     """The settings of a loop that takes seconds; every stage has several units."""
     return {
         "name": NAME,
-        "iterations": ITERATIONS,
+        "iterations": iterations,
         "store": str(store),
         "model": {"path": str(inputs / "model"), "dtype": "float32"},
         "data": {"path": str(inputs / "pairs.jsonl"), "heldout": 6, "answer_pattern": r"(?m)^Answer: (.+)$"},
@@ -93,7 +103,7 @@ def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, obj
             "max_gen_tokens": 16,
         },
         "tracking": {"uri": tracking_uri},
-        "execution": {"gpus_per_node": PROCESSES},
+        "execution": {"gpus_per_node": RANKS},
     }
 
 
@@ -126,7 +136,7 @@ class Loop:
         self.environment = self._environment(inputs.parent / "cache")
         self._start_servers()
         self.recipe = folder / "recipe.yaml"
-        content = recipe(inputs, self.store, self.proxy.uri if self.proxy else None)
+        content = recipe(inputs, self.store, setup.iterations, self.proxy.uri if self.proxy else None)
         self.recipe.write_text(yaml.safe_dump(content))
 
     def __enter__(self) -> Self:
@@ -160,8 +170,7 @@ class Loop:
 
     def place(self) -> str:
         """Where it is: the first stage without an output."""
-        stages = PLACES[1:-1]
-        return next((stage for stage in stages if not (self.home / stage / "manifest.json").exists()), "end")
+        return next((stage for stage in self.setup.stages if not (self.home / stage / "manifest.json").exists()), "end")
 
     def processes(self, start: int | None = None) -> list[psutil.Process]:
         """Every live process of the loop, or of its start with this number."""
