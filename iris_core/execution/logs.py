@@ -82,6 +82,9 @@ class _Named(BufferedIOBase):
     def writable(self) -> bool:
         return True
 
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
     def write(self, data: Any) -> int:
         for line in bytes(data).decode().splitlines():
             self.stream.write(f"{self.name}: {line}\n")

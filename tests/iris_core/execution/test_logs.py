@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from iris_core.execution import supervision
-from iris_core.execution.logs import LONGEST_LINE, LogFile, lines
+from iris_core.execution.logs import LONGEST_LINE, LogFile, lines, named
 from iris_core.execution.supervision import LOG_BYTES, Label
 
 pytestmark = pytest.mark.unit
@@ -22,6 +22,17 @@ def test_lines_are_whole_and_huge_ones_cut_with_a_count() -> None:
     found = list(lines(io.StringIO(f"first\n{words}\n\n{'x' * LONGEST_LINE}\nlast")))
     assert [found[0], *found[2:]] == ["first", "", "x" * LONGEST_LINE, "last"]
     assert found[1] == "word " * 2_000 + "… 40,000 more characters"
+
+
+def test_what_a_named_process_prints_begins_with_its_name() -> None:
+    """A line that is written in parts is one line for the others that write to the same log."""
+    log = io.StringIO()
+    stream = named("rank 1", log)
+    print("one", end=" ", file=stream)
+    assert log.getvalue() == ""
+    print("line\nand another", file=stream)
+    print("the end", end="", file=stream, flush=True)
+    assert log.getvalue() == "rank 1: one line\nrank 1: and another\nrank 1: the end\n"
 
 
 def test_a_line_without_an_end_is_not_kept_in_memory() -> None:
