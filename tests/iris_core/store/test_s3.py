@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from iris_core.common import mirrors
-from iris_core.common.digest import folder_digest
+from iris_core.common.digest import file_digest, folder_digest
 from iris_core.common.errors import ServiceError, StoreError
 from iris_core.store import Artifact, Execution, Manifest, Outcome, Store, completed, read_manifest, run_stage
 from iris_core.store.folders import DIGESTS, LOCK, MANIFEST, WORK
@@ -257,6 +257,7 @@ def test_a_unit_of_a_worker_on_another_machine_is_fetched(
         on("b")
         there = mirrors.here(out)
         units = Units(there, spec.key(), patience=1)
+        (there / "parts").mkdir(parents=True)
         with units.writing(there / "parts" / "part-1.bin") as place:
             place.write_bytes(content(b"seed", 1, spec.size))
         on("a")
@@ -335,7 +336,7 @@ def test_a_bucket_that_cannot_be_used(uri: str, endpoint: str, on: Callable[[str
     with pytest.raises(StoreError, match=r"there is no bucket 'nothing' for s3://nothing/x: create it"):
         Remote("s3://nothing/x").check()
     Remote(uri).check()
-    assert contents(endpoint, uri.rpartition("/")[0]) == {}
+    assert files(endpoint).find(uri) == []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ServiceError, match=r"its server does not answer"):
         Remote(uri).check()
@@ -345,6 +346,19 @@ def test_a_bucket_that_cannot_be_used(uri: str, endpoint: str, on: Callable[[str
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(StoreError, match=r"cannot be used .* set AWS_ACCESS_KEY_ID"):
         Remote(uri).check()
+
+
+def test_a_large_file_goes_up_in_parts(uri: str, endpoint: str, tmp_path: Path) -> None:
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(101 << 20)
+        file.write(b"begin")
+    digest = file_digest(tmp_path / "large")
+    remote = Remote(uri)
+    for _ in range(2):  # the second time it is there
+        remote.upload([(tmp_path / "large", "a/large", digest)])
+    assert files(endpoint).info(f"{uri}/a/large")["ETag"].strip('"').endswith("-3")  # of three parts
+    remote.download([("a/large", tmp_path / "b" / "large")])
+    assert file_digest(tmp_path / "b" / "large") == digest
 
 
 def test_the_extra_that_is_missing() -> None:
