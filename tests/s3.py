@@ -46,9 +46,8 @@ def files(endpoint: str) -> s3fs.S3FileSystem:
 
 def contents(endpoint: str, uri: str) -> dict[str, bytes]:
     """Every object below `uri`, by name."""
-    found: dict[str, bytes] = files(endpoint).cat(uri, recursive=True)
-    start = len(uri.removeprefix("s3://")) + 1
-    return {name[start:]: content for name, content in found.items()}
+    server, start = files(endpoint), len(uri.removeprefix("s3://")) + 1
+    return {name[start:]: server.cat_file(name) for name in server.find(uri)}
 
 
 class Proxy:

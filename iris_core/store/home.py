@@ -41,6 +41,8 @@ class Home:
             files: names of files in the experiment's folder.
         """
         names = self.remote.names(self.name)
+        if names:
+            make_folder(self.folder)
         for name in set(names).intersection(files):
             if found := self.remote.read(f"{self.name}/{name}"):
                 write_atomic(self.folder / name, found.content.decode(errors="replace"))

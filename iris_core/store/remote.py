@@ -175,10 +175,13 @@ class Remote:
         try:
             yield
         except Exception as error:
-            raise self._known(error) or error from error
+            if (known := self._known(error)) is None:
+                raise
+            raise known from error
 
     def _known(self, error: Exception) -> Exception | None:
         """What `error` means; None for an error that does not come from the server, as of the disk."""
+        from aiohttp import ClientError as ConnectionLost
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
@@ -186,7 +189,7 @@ class Remote:
         answer = error if isinstance(error, ClientError) else error.__cause__
         if isinstance(answer, ClientError):
             return self._refusal(answer)
-        if isinstance(error, (BotoCoreError, ConnectionError, TimeoutError)):
+        if isinstance(error, (BotoCoreError, ConnectionLost, ConnectionError, TimeoutError)):
             return ServiceError(f"{self.uri}: its server does not answer ({first_line(error)})")
         return None
 
