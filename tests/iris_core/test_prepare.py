@@ -63,6 +63,15 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
         "warnings": [],
         "packing": "packed",
         "packing_reason": None,
+        "sizes": {  # a layer: 64·64·2 + 64·32·2 + 3·64·128; its adapter of rank 16: 16·(128·2 + 96·2 + 192·3)
+            "parameters": 2 * (36_864 + 2 * 64) + 384 * 64 + 64,
+            "adapter": 2 * 16_384,
+            "matrices": 2 * 36_864 + 384 * 64,
+            "layers": 2,
+            "matrices_in_layer": 36_864,
+            "hidden": 64,
+            "inner": 128,
+        },
     }
     pairs = load_pairs(manifest.artifact("pairs"))
     assert sorted(pair.prompt for pair in pairs) == sorted(row["prompt"] for row in GOOD)
