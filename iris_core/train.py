@@ -21,6 +21,7 @@ from iris_core.common.files import make_folder, write_atomic
 from iris_core.execution import distributed
 from iris_core.execution.stage import main
 from iris_core.modeling import loading
+from iris_core.modeling.sharding import reshard
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Outcome
 from iris_core.store.folders import WORK
@@ -36,8 +37,10 @@ from iris_core.training.setup import build_trainer
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    loading.verify(spec.policy)
-    loading.verify(spec.opponent)
+    if distributed.rank() == 0:
+        loading.verify(spec.policy)
+        loading.verify(spec.opponent)
+    distributed.barrier()
     units = Units(out, spec.key())
     set_seed(spec.seed)
     trained, counts = load_groups(spec, "train")
@@ -46,14 +49,15 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     model = trainable_policy(spec)
     trainer = build_trainer(spec, model, groups["train"], before["train"], units)
     trainer.train(resume_from_checkpoint=trainer.resume())
-    if distributed.rank():
-        return Outcome(outputs={})
     model.eval()
+    reshard(model)
     round_weights(spec, model)
     pairs = measured_pairs(groups)
     before = {split: before[split][pairs[split]] for split in groups}
     after = {split: pair_logprobs(spec, model, [items[i] for i in pairs[split]]) for split, items in groups.items()}
     name, folder = save_policy(spec, model, out)
+    if distributed.rank():
+        return Outcome(outputs={})
     write_atomic(out / HISTORY, (out / WORK / HISTORY).read_text(encoding="utf-8"))
     steps = summary(out / HISTORY, counts)
     metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet", steps)

@@ -79,10 +79,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JSON Lines with 24 annotated pairs: sums, answered in one style."""
     path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    rows = [
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs()))
+    return path
+
+
+def pairs() -> list[dict[str, str]]:
+    """24 annotated pairs."""
+    return [
         {"prompt": f"What is {a} + {b}?", "response": f"It is {a + b}.\nAnswer: {a + b}"}
         for a in range(6)
         for b in range(4)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path

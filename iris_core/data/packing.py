@@ -42,7 +42,7 @@ class Row:
     packing: Packing
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Row:
-        """The row with its tensors on `device`; accelerate's data loader calls this, too."""
+        """The row with its tensors on `device`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
@@ -85,21 +85,28 @@ class Group:
         return [head, lengths[0] - head, *lengths[1:]]
 
 
-def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], tokens_per_row: int, ranks: int = 1) -> list[list[int]]:
     """Distributes groups over rows by first-fit decreasing, so that no row exceeds `tokens_per_row`.
 
     A group that is longer gets a row of its own. The result is deterministic. Groups of a row are in ascending order.
+    Where several ranks share the rows, they get equally many, of about the same tokens, the longest first.
 
     Args:
         lengths: tokens of each group.
         tokens_per_row: budget.
+        ranks: that share the rows, each taking the next one in turn.
 
     Returns:
-        Indices of the groups of each row.
+        Indices of the groups of each row; fewer rows than a multiple of `ranks` only where there are too few groups.
     """
+    rows = _first_fit(lengths, tokens_per_row)
+    return rows if ranks == 1 else _balanced(lengths, tokens_per_row, ranks, -(-len(rows) // ranks) * ranks)
+
+
+def _first_fit(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
     rows: list[list[int]] = []
     free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for index in _longest_first(lengths):
         place = next((row for row, room in enumerate(free) if room >= lengths[index]), None)
         if place is None:
             rows.append([])
@@ -110,7 +117,27 @@ def pack(lengths: Sequence[int], tokens_per_row: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def build_rows(groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing) -> list[Row]:
+def _balanced(lengths: Sequence[int], tokens_per_row: int, ranks: int, count: int) -> list[list[int]]:
+    """`count` rows, or more by multiples of `ranks` until no row is too long: each group joins the shortest row."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for index in _longest_first(lengths):
+        place = tokens.index(min(tokens))
+        if rows[place] and tokens[place] + lengths[index] > tokens_per_row:
+            return _balanced(lengths, tokens_per_row, ranks, count + ranks)
+        rows[place].append(index)
+        tokens[place] += lengths[index]
+    order = sorted(range(count), key=lambda row: -tokens[row])
+    return [sorted(rows[row]) for row in order if rows[row]]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+def build_rows(
+    groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: int, packing: Packing, ranks: int = 1
+) -> list[Row]:
     """The rows of some pairs, within a budget of computed tokens.
 
     Args:
@@ -118,8 +145,9 @@ def build_rows(groups: Sequence[Group], pairs: Sequence[int], tokens_per_row: in
         pairs: indices of the pairs to take.
         tokens_per_row: the budget.
         packing: how the rows are computed.
+        ranks: that share the rows.
     """
-    packed = pack([groups[pair].computed_tokens(packing) for pair in pairs], tokens_per_row)
+    packed = pack([groups[pair].computed_tokens(packing) for pair in pairs], tokens_per_row, ranks)
     selected = [[pairs[index] for index in indices] for indices in packed]
     return [build_row([groups[pair] for pair in row], row, packing) for row in selected]
 

@@ -85,6 +85,17 @@ def all_reduce(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def decided(decide: Callable[[], bool]) -> bool:
+    """What `decide` says on rank 0, on every rank."""
+    if world_size() == 1:
+        return decide()
+    import torch
+
+    answer = torch.tensor(int(rank() == 0 and decide()))
+    all_reduce(answer)
+    return bool(answer)
+
+
 def _store() -> Store:
     """The key-value store at MASTER_ADDR, which torchrun or rank 0 serves."""
     from torch.distributed import rendezvous

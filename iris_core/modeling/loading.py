@@ -6,9 +6,12 @@ import inspect
 import json
 import sys
 import timeit
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +33,7 @@ from iris_core.modeling.attention.interface import GROUPED
 from iris_core.modeling.model_folder import check_adapter, refuse_code
 from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
+from iris_core.modeling.patches.shared_loading import read_parts
 from iris_core.modeling.weights import check_adapter_loaded, check_loaded
 from iris_core.store import Artifact, Policy
 
@@ -163,7 +167,12 @@ def attention_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> s
 
 
 def load_policy(
-    policy: Policy, dtype: str, *, trainable: bool = False, trust_remote_code: bool = False
+    policy: Policy,
+    dtype: str,
+    *,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel:
     """The model of `policy` on this machine's device, with its adapter (as a PeftModel) where it has one.
 
@@ -172,22 +181,28 @@ def load_policy(
         dtype: "bfloat16" or "float32".
         trainable: whether an adapter's weights can be trained further.
         trust_remote_code: run code from the model's folder.
+        mesh: of ranks that each read their part, for `iris_core.modeling.sharding.shard`, see its `PARTS`; None: the
+            whole model.
 
     Raises:
         ModelError: weights of the model or the adapter are missing, left over, or of another shape.
     """
     config = load_config(policy.model.path, trust_remote_code)
     dropout.disable(config)
-    model, found = AutoModelForCausalLM.from_pretrained(
-        policy.model.path,
-        config=config,
-        dtype=getattr(torch, dtype),
-        attn_implementation=attention_of(config, trust_remote_code),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported in one line by `check_loaded`
-        output_loading_info=True,
-    )
+    sharing: AbstractContextManager[dict[str, Any]] = read_parts(mesh) if mesh else nullcontext({})
+    with sharing as options:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            policy.model.path,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention_of(config, trust_remote_code),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported in one line by `check_loaded`
+            output_loading_info=True,
+            **options,
+        )
+    vars(model.config).pop("distributed_config", None)
     check_loaded(policy.model.path, type(model).__name__, found)
     fuse_norm_rotary(model)
     if policy.adapter is not None:

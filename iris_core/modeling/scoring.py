@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from iris_core.config import Packing
-from iris_core.data.packing import Group, Row, build_rows, separate_sequences
+from iris_core.data.packing import Group, Row, build_row, build_rows, separate_sequences
+from iris_core.execution import distributed
 from iris_core.modeling.attention.interface import no_mask
 from iris_core.modeling.attention.layout import Layout
 from iris_core.modeling.kernels.logprobs import token_logprobs
+
+T = TypeVar("T")
 
 # names that configurations have for what happens to logits
 SCALES = ("logit_scale", "lm_head_multiplier")
 DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
+IDLE = build_row([Group([0], ([0],))], [0])  # for a rank without a row, while the others gather a layer's weights
 
 
 def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
@@ -33,9 +41,22 @@ def response_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
     Returns:
         Shape [groups, sums per group], as `Group.sums` counts them; 0 for an empty response.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal = causal_of(model)
+    if isinstance(causal, FSDPModule):
+        sums: Tensor = causal(row)  # `iris_core.modeling.sharding` gives it this forward
+        return sums
+    return sums_of_logprobs(causal, row, functools.partial(head_logprobs, causal))
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model itself, without PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def sums_of_logprobs(causal: PreTrainedModel, row: Row, head: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """As `response_logprobs`, with the lm_head as a function of hidden states and targets (see `head_logprobs`)."""
     hidden = (_packed if row.packing == "packed" else _separate)(causal, row)
-    logprobs = head_logprobs(causal, hidden, row.targets)
+    logprobs = head(hidden, row.targets)
     # sums in a fixed order, unlike `index_add` on a GPU
     sums = torch.segment_reduce(logprobs, "sum", lengths=row.lengths.flatten(), unsafe=True)
     return sums.view(row.lengths.shape)
@@ -114,22 +135,39 @@ def score(
     on_row: Callable[[int], None] = lambda groups: None,
     packing: Packing = "packed",
 ) -> Tensor:
-    """Log-probabilities of the responses of each group, forward only.
+    """Log-probabilities of the responses of each group, forward only; ranks share the rows, each gets all results.
 
     Args:
         model: the model, in evaluation mode.
         groups: all with the same number of responses.
         tokens_per_row: budget of a row.
         precision: context manager of the training step (autocast or none).
-        on_row: called after each row with its number of groups.
+        on_row: called after each row, or one on each rank, with the number of groups.
         packing: how rows are computed.
 
     Returns:
         Shape [groups, sums per group] on the CPU, fp32.
     """
-    result = torch.empty(len(groups), len(groups[0].sums) if groups else 0)
-    for row in build_rows(groups, range(len(groups)), tokens_per_row, packing):
+    result = torch.zeros(len(groups), len(groups[0].sums) if groups else 0)
+    ranks = distributed.world_size()
+    rows = build_rows(groups, range(len(groups)), tokens_per_row, packing, ranks)
+    for number, row in enumerate(own(rows)):
         with precision():
             result[row.pairs] = response_logprobs(model, row.to(model.device)).cpu()
-        on_row(len(row.pairs))
+        on_row(sum(len(other.pairs) for other in rows[number * ranks : (number + 1) * ranks]))
+    if waits(model, rows):
+        with precision():
+            response_logprobs(model, IDLE.to(model.device))
+    distributed.all_reduce(result)
     return result
+
+
+def own(rows: Sequence[T]) -> Sequence[T]:
+    """Those of `rows`, or of results with one for each row, that are this rank's."""
+    return rows[distributed.rank() :: distributed.world_size()]
+
+
+def waits(model: PreTrainedModel, rows: Sequence[Row]) -> bool:
+    """Whether this rank has a row less than others that need it to compute one: weights are gathered from all ranks."""
+    last = len(rows) % distributed.world_size()
+    return isinstance(causal_of(model), FSDPModule) and 0 < last <= distributed.rank()

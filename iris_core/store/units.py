@@ -40,11 +40,15 @@ class Units:
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
         """A temporary path for the unit at `path`. It is moved there when the block ends without an error."""
-        place = self.folder / NEW / path.name
+        place = self.place(path)
         make_folder(place.parent)
         remove(place)
         yield place
         self.put(place, path)
+
+    def place(self, path: Path) -> Path:
+        """Where the unit at `path` is while it is written."""
+        return self.folder / NEW / path.name
 
     def put(self, place: Path, path: Path) -> None:
         """Moves a unit from `place`, on the same disk, to `path`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,34 +15,53 @@ from iris_core.common.parquet import write_parquet
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.execution import distributed
-from iris_core.modeling import loading
 from iris_core.modeling.scoring import score
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.units import Units
 from iris_core.training.movement import SUMS
-from iris_core.training.policy import precision, tokens_per_row, weights_dtype
+from iris_core.training.policy import load, numerics, precision, shard, tokens_per_row
 
 OPPONENT = "opponent_logprobs.parquet"
+NUMERICS, PLAIN = b"iris.numerics", b"plain"  # in the file's metadata; plain ones are not named
 
 
 def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
     """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
     path = units.folder / OPPONENT
-    if distributed.rank() == 0 and not units.holds(path):
-        model = loading.load_policy(spec.opponent, weights_dtype(spec), trust_remote_code=spec.trust_remote_code)
-        progress = Progress("train: opponent", sum(map(len, groups.values())))
-        tables = []
-        for split, items in groups.items():
-            sums = pair_logprobs(spec, model, items, progress.advance)
-            columns = {name: sums[:, index].numpy() for index, name in enumerate(SUMS)}
-            columns["split"] = [split] * len(items)
-            tables.append(pa.table(columns))
-        with units.writing(path) as place:
-            write_parquet(place, pa.concat_tables(tables))
-    distributed.barrier()
+    if not distributed.decided(lambda: _is_stored(path, units, numerics(spec))):
+        table = _computed(spec, groups)
+        if distributed.rank() == 0:
+            with units.writing(path) as place:
+                write_parquet(place, table)
+        distributed.barrier()
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split] for split in groups}
     return {split: torch.tensor(rows[SUMS].to_numpy()) for split, rows in by_split.items()}
+
+
+def _is_stored(path: Path, units: Units, wanted: str) -> bool:
+    """Whether the log-probs are there; those of other numerics are removed: the stage went on on other ranks."""
+    if not units.holds(path):
+        return False
+    metadata = pq.read_schema(path).metadata or {}
+    if metadata.get(NUMERICS, PLAIN).decode() == wanted:
+        return True
+    units.remove(path)
+    return False
+
+
+def _computed(spec: TrainSpec, groups: dict[str, list[Group]]) -> pa.Table:
+    model = shard(spec, load(spec, spec.opponent))
+    progress = Progress("train: opponent", sum(map(len, groups.values())))
+    tables = []
+    for split, items in groups.items():
+        sums = pair_logprobs(spec, model, items, progress.advance)
+        columns = {name: sums[:, index].numpy() for index, name in enumerate(SUMS)}
+        columns["split"] = [split] * len(items)
+        tables.append(pa.table(columns))
+    table = pa.concat_tables(tables)
+    found = numerics(spec).encode()
+    return table if found == PLAIN else table.replace_schema_metadata({NUMERICS: found})
 
 
 def pair_logprobs(
@@ -56,7 +76,7 @@ def pair_logprobs(
         spec: of the stage.
         model: in evaluation mode.
         groups: of the pairs.
-        on_row: called after each row with its number of groups.
+        on_row: called after each row, or one on each rank, with the number of groups.
     """
     pairs = [group.first(2) for group in groups]
     return score(model, pairs, tokens_per_row(spec), precision(spec), on_row, packing=spec.packing)

@@ -1,24 +1,81 @@
-"""The policy of an iteration: its start, its numerics, and how it is saved."""
+"""The policy of an iteration: its start, its numerics, its parts on several ranks, and how it is saved."""
 
 from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
+from iris_core.common.errors import ConfigError
 from iris_core.common.files import remove
-from iris_core.modeling import dropout, loading
+from iris_core.execution import distributed
+from iris_core.modeling import dropout, loading, sharding
 from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.pipeline.specs import TrainSpec
+from iris_core.store import Policy
+
+
+def sharding_of(spec: TrainSpec) -> Literal["none", "full", "hybrid"]:
+    """What the ranks share of the model.
+
+    Raises:
+        ConfigError: the model cannot be shared.
+    """
+    asked, packed = spec.training.sharding, spec.packing == "packed"
+    if distributed.world_size() == 1 or asked == "none":
+        return "none"
+    if asked == "auto":
+        return "full" if packed else "none"
+    if not packed:
+        raise ConfigError(
+            f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
+            "is trained on separate ones: set training.sharding: none"
+        )
+    return "full" if spec.execution.nodes == 1 else asked
+
+
+def load(spec: TrainSpec, policy: Policy, *, trainable: bool = False) -> PreTrainedModel:
+    """The model of `policy` as it is trained; where ranks share it, each has read its part (see `shard`)."""
+    mesh = _mesh(spec)
+    return loading.load_policy(
+        policy,
+        "float32" if spec.training.method == "full" else spec.dtype,  # bfloat16 rounds small updates away
+        trainable=trainable,
+        trust_remote_code=spec.trust_remote_code,
+        mesh=mesh and mesh[sharding.PARTS],
+    )
+
+
+def shard(spec: TrainSpec, model: PreTrainedModel) -> PreTrainedModel:
+    """`model`, shared by the ranks as `spec` says."""
+    if mesh := _mesh(spec):
+        sharding.shard(model, mesh, torch.bfloat16 if rounds_matmuls(spec) else None)
+    return model
+
+
+def _mesh(spec: TrainSpec) -> DeviceMesh | None:
+    """The ranks that share a model: all of them, or those of each machine; None: each has a whole one."""
+    kind, ranks, nodes = sharding_of(spec), distributed.world_size(), spec.execution.nodes
+    if kind == "none":
+        return None
+    return _mesh_of((nodes, ranks // nodes) if kind == "hybrid" else (ranks,))
+
+
+@functools.cache
+def _mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
+    names = ("copies", sharding.PARTS)[-len(shape) :]
+    return init_device_mesh(loading.device().type, shape, mesh_dim_names=names)
 
 
 def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
     """The policy at the start of the iteration, in evaluation mode: all weights trainable, or the adapter only."""
-    dtype = weights_dtype(spec)
-    model = loading.load_policy(spec.policy, dtype, trainable=True, trust_remote_code=spec.trust_remote_code)
+    model = load(spec, spec.policy, trainable=True)
     if spec.training.method == "lora" and spec.policy.adapter is None:
         from peft import LoraConfig, get_peft_model
 
@@ -32,17 +89,22 @@ def trainable_policy(spec: TrainSpec) -> PreTrainedModel:
         )
         model = get_peft_model(model, config)
         fuse_lora(model)
-    return model
+    return shard(spec, model)
 
 
-def weights_dtype(spec: TrainSpec) -> str:
-    """Weights that are trained are in fp32, since bfloat16 rounds small updates away."""
-    return "float32" if spec.training.method == "full" else spec.dtype
+def rounds_matmuls(spec: TrainSpec) -> bool:
+    """Whether weights are in fp32 and matmuls in bfloat16."""
+    return spec.training.method == "full" and spec.dtype == "bfloat16"
+
+
+def numerics(spec: TrainSpec) -> str:
+    """What log-probs are computed by: sharded layers compute in bfloat16 throughout, autocast only in matmuls."""
+    return "sharded" if rounds_matmuls(spec) and sharding_of(spec) != "none" else "plain"
 
 
 def precision(spec: TrainSpec) -> functools.partial[AbstractContextManager[object]]:
-    """Context manager around each forward: autocast where weights are in fp32 and matmuls are not to be."""
-    if spec.training.method == "full" and spec.dtype == "bfloat16":
+    """Context manager around each forward: autocast where neither the weights nor sharding have the matmuls' dtype."""
+    if rounds_matmuls(spec) and numerics(spec) == "plain":
         return functools.partial(torch.autocast, loading.device().type, dtype=torch.bfloat16)
     return functools.partial(nullcontext)
 
@@ -62,25 +124,43 @@ def round_weights(spec: TrainSpec, model: PreTrainedModel) -> None:
 
 
 def save_policy(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str, Path]:
-    """Saves what was trained as safetensors: the adapter, or the whole model with its tokenizer.
+    """Saves what was trained as safetensors: the adapter, or the whole model with its tokenizer. All ranks call this.
 
     Returns:
         The name of the output, and its folder.
     """
-    for name in ("adapter", "model"):  # of an earlier attempt
-        remove(out / name)
-    if spec.training.method == "lora":
-        folder = out / "adapter"
-        for config in model.peft_config.values():
-            config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
-            config.inference_mode = True
-            if isinstance(config.target_modules, set):  # its order differs between processes
-                config.target_modules = sorted(config.target_modules)
-        model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)
-        return "adapter", folder
-    folder = out / "model"
+    name = "adapter" if spec.training.method == "lora" else "model"
+    sharding.reshard(model)
+    tensors = _tensors_to_save(spec, model)
+    if distributed.rank() == 0:
+        for old in ("adapter", "model"):  # of an earlier attempt
+            remove(out / old)
+        (_save_adapter if name == "adapter" else _save_model)(spec, model, tensors, out / name)
+    distributed.barrier()
+    return name, out / name
+
+
+def _tensors_to_save(spec: TrainSpec, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Whole tensors by name: of the adapter, or of the model in the dtype that it is saved in."""
+    if spec.training.method == "full":
+        tensors = model.to(getattr(torch, spec.dtype)).state_dict()
+        return sharding.whole_tensors(
+            {name: each for name, each in tensors.items() if name not in model.all_tied_weights_keys}
+        )
+    return sharding.whole_tensors({name: each for name, each in model.named_parameters() if each.requires_grad})
+
+
+def _save_adapter(spec: TrainSpec, model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = f"sha256:{spec.policy.model.digest}"
+        config.inference_mode = True
+        if isinstance(config.target_modules, set):  # its order differs between processes
+            config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def _save_model(spec: TrainSpec, model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
     dropout.restore(model.config, loading.load_config(spec.policy.model.path, spec.trust_remote_code))
-    model.to(getattr(torch, spec.dtype)).save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=tensors)
     loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code).save_pretrained(folder)
-    return "model", folder

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
-from iris_core.execution import distributed
+from iris_core.modeling.scoring import causal_of
 from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.folders import WORK
@@ -42,6 +42,8 @@ def build_trainer(
     training, objective = spec.training, OBJECTIVES[spec.objective.name]
     seen = [group.first(objective.responses) for group in groups]
     batches = Batches(seen, training.epochs, training.batch_size, tokens_per_row(spec), spec.seed, spec.packing)
+    # the Trainer wraps no model that has been loaded on several ranks; on ours, weights and gradients are our part
+    causal_of(model)._is_distributed_loading_by_transformers = True
     trainer = SelfPlayTrainer(
         _settings(spec, opponent, len(batches)),
         units,
@@ -90,8 +92,9 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         logging_steps=1,
-        save_strategy="no" if distributed.rank() else "steps",
+        save_strategy="steps",
         save_steps=training.checkpoint_every,
+        save_only_model=True,  # for the Trainer, which refuses to save the rest of a sharded model; we do
         seed=spec.seed,
         use_cpu=not torch.cuda.is_available(),
         report_to=[],

@@ -1,9 +1,8 @@
 """The trainer: transformers' `Trainer` with an objective of self-play on packed rows.
 
 An item of its data set is a whole optimiser batch, packed into rows under a token budget. `training_step` computes the
-rows, or this rank's share of them (`iris_core.execution.distributed`; the `Trainer` itself sees a single process). So a
-batch is the same set of pairs for every row budget, the normaliser sees all of it, and a resumed run skips exactly the
-batches that are done.
+rows, or this rank's share of them. So a batch is the same set of pairs for every row budget and number of ranks, the
+normaliser sees all of it, and a resumed run skips exactly the batches that are done.
 """
 
 from __future__ import annotations
@@ -20,16 +19,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
 from iris_core.common.errors import TrainingError
 from iris_core.common.progress import Progress
 from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows
 from iris_core.execution import distributed
-from iris_core.modeling.scoring import response_logprobs
+from iris_core.modeling.scoring import IDLE, causal_of, own, response_logprobs, waits
 from iris_core.objectives.losses import (
     Normalizer,
     Objective,
@@ -37,13 +38,17 @@ from iris_core.objectives.losses import (
     Rewards,
     gradient_coefficients,
 )
-from iris_core.store.units import NEW, Units
+from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,
     KEPT_CHECKPOINTS,
     NORMALIZER,
+    SCHEDULE,
     checkpoints,
+    load_optimizer,
+    load_weights,
     newest_checkpoint,
+    save_weights,
     step_of,
 )
 from iris_core.training.step_metrics import (
@@ -87,7 +92,8 @@ class Batches(Dataset[list[Row]]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> list[Row]:
-        return build_rows(self.groups, self.batches[index], self.tokens_per_row, self.packing)
+        ranks = distributed.world_size()
+        return build_rows(self.groups, self.batches[index], self.tokens_per_row, self.packing, ranks)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class SelfPlayTrainer(Trainer):
     """
 
     def __init__(self, settings: Settings, units: Units, progress: Progress, **arguments: Any):
-        super().__init__(data_collator=lambda items: items[0], **arguments)
+        super().__init__(data_collator=lambda batches: batches[0], **arguments)
         self.settings, self.units, self.progress = settings, units, progress
         self.work = Path(self.args.output_dir)
         self.history = self.work / HISTORY
@@ -144,8 +150,9 @@ class SelfPlayTrainer(Trainer):
         self.progress.advance(step_of(newest))
         return str(newest)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader[list[Row]]:
+        """All batches, in order, on every rank: accelerate would split them."""
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=self.data_collator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The learning rate by `settings.rate`; the first step of transformers' own schedules has a rate of 0."""
@@ -177,20 +184,27 @@ class SelfPlayTrainer(Trainer):
             return logprobs.detach()
 
         logprobs = self._share(inputs, forward_and_backward)
-        _sum_gradients(model)
+        if not isinstance(causal_of(model), FSDPModule):  # which has added them up
+            _sum_gradients(model)
         tokens_per_second = sum(len(row.input_ids) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
         """Log-probs that `work` finds for each row, shape [pairs, sums]; each rank does its share of the rows."""
-        shape = (sum(len(row.pairs) for row in rows), rows[0].lengths.shape[1])
-        found, start = torch.zeros(shape, device=self.args.device), 0
-        for number, row in enumerate(rows):
-            if number % distributed.world_size() == distributed.rank():
-                found[start : start + len(row.pairs)] = work(row.to(self.args.device))
-            start += len(row.pairs)
-        distributed.all_reduce(found)
-        return found
+        found = [torch.zeros_like(row.lengths, dtype=torch.float32, device=self.args.device) for row in rows]
+        for place, row in zip(own(found), own(rows), strict=True):
+            place.copy_(work(row.to(self.args.device)))
+        if waits(self.model, rows):
+            self._wait()
+        together = torch.cat(found)
+        distributed.all_reduce(together)
+        return together
+
+    def _wait(self) -> None:
+        """Helps the other ranks to compute one more row, without an effect on the gradients."""
+        logprobs = self._logprobs(self.model, IDLE.to(self.args.device))
+        if torch.is_grad_enabled():
+            self.accelerator.backward(0 * logprobs.sum())
 
     def compute_loss(
         self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -271,16 +285,29 @@ class SelfPlayTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves a checkpoint as a unit, with the normaliser's state and the history so far; deletes the oldest."""
-        with self.units.writing(self.work / f"checkpoint-{self.state.global_step}") as place:
-            super()._save_checkpoint(model, trial)
-            state = json.dumps(self.settings.normalizer.state_dict())
-            (place / NORMALIZER).write_text(state, encoding="utf-8")
-            shutil.copyfile(self.history, place / HISTORY)
-        for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
-            self.units.remove(old)
+        path = self.work / f"checkpoint-{self.state.global_step}"
+        with self.units.writing(path) if distributed.rank() == 0 else nullcontext(self.units.place(path)) as place:
+            distributed.barrier()  # until rank 0 has emptied it
+            save_weights(place, self.model, self.optimizer.optimizer)
+            if distributed.rank() == 0:
+                self._save_state(place)
+        if distributed.rank() == 0:
+            for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
+                self.units.remove(old)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self.units.folder / NEW)  # where units are written
+    def _save_state(self, place: Path) -> None:
+        self.state.save_to_json(str(place / TRAINER_STATE_NAME))
+        for name, state in ((NORMALIZER, self.settings.normalizer), (SCHEDULE, self.lr_scheduler)):
+            (place / name).write_text(json.dumps(state.state_dict()), encoding="utf-8")
+        shutil.copyfile(self.history, place / HISTORY)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(Path(resume_from_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer)
+            self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
 
 
 def _sum_gradients(model: PreTrainedModel) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from iris_core.data.packing import Group
 from iris_core.generate import generate
 from iris_core.pipeline import plan
 from iris_core.prepare import prepare
-from iris_core.store import Execution, Manifest, run_stage
+from iris_core.store import Manifest, run_stage
 from iris_core.train import train
 from iris_core.training import trainer as trainer_module
 from iris_core.training.opponent import measured_pairs
@@ -178,28 +176,6 @@ def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 
 
-@pytest.mark.parametrize(("normalizer", "tokens"), [("batch", 100), ("anchored", 4096)])
-def test_two_processes_take_the_steps_of_one(inputs, tiny_model, pairs_file, tmp_path, normalizer, tokens):
-    """Each rank has its share of the rows; where a batch is one row, one rank is idle."""
-    prepared, state, generated = inputs
-    gentle = {
-        "normalizer": normalizer,
-        "learning_rate": 5e-4,
-        "epochs": 1,
-        "tokens_per_batch": tokens,
-    }
-    spec = plan.train_spec(experiment(tiny_model, pairs_file, **gentle), prepared, state, generated)
-    found = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        asked = spec.model_copy(update={"execution": Execution(processes=processes)})
-        found[processes] = run_stage(asked, folder, train)
-    assert len(compared(found[2])) == len(compared(found[1])) == 3
-    for one, other in zip(compared(found[1]), compared(found[2]), strict=True):
-        assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
-    assert found[2].key == found[1].key
-
-
 def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
     """In one process a parameter without a gradient is left alone, by weight decay, too."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
@@ -210,25 +186,6 @@ def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
     trainer_module._sum_gradients(model)
     assert other.grad is None
     assert (reached.grad == 1).all()
-
-
-def test_a_rank_that_fails_ends_the_stage(inputs, tiny_model, pairs_file, tmp_path):
-    """Rank 1 cannot be started on this spec; rank 0 does not wait for it for ever."""
-    prepared, state, generated = inputs
-    spec = plan.train_spec(experiment(tiny_model, pairs_file), prepared, state, generated)
-    asked = spec.model_copy(update={"execution": Execution(processes=2)})
-    code = (
-        "import subprocess, sys; from pathlib import Path\n"
-        "from iris_core.execution import distributed; from iris_core.train import train\n"
-        "from iris_core.pipeline.specs import TrainSpec\n"
-        "distributed._start = lambda *a: subprocess.Popen([sys.executable, '-c', 'raise SystemExit(76)'])\n"
-        "train(TrainSpec.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))"
-    )
-    (tmp_path / "spec.json").write_text(asked.model_dump_json())
-    out = tmp_path / "train"
-    out.mkdir()
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "spec.json", out], check=False)
-    assert done.returncode == 76
 
 
 def test_weight_decay_is_in_every_step_of_a_resumed_run(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):
@@ -359,17 +316,13 @@ def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_p
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
 
 
-@pytest.mark.parametrize(
-    ("training", "processes"),
-    [({}, 1), ({}, 2), ({"gradient_checkpointing": True}, 1)],
-)
-def test_separate_rows_take_the_same_steps(inputs, whole, tiny_model, pairs_file, tmp_path, training, processes):
+@pytest.mark.parametrize("training", [{}, {"gradient_checkpointing": True}])
+def test_separate_rows_take_the_same_steps(inputs, whole, tiny_model, pairs_file, tmp_path, training):
     prepared, state, generated = inputs
     separate = prepared.model_copy(update={"packing": "separate"})
     config = experiment(tiny_model, pairs_file, **training)
     spec = plan.train_spec(config, separate, state, generated)
-    asked = spec.model_copy(update={"execution": Execution(processes=processes)})
-    manifest = run_stage(asked, tmp_path / "train", train)
+    manifest = run_stage(spec, tmp_path / "train", train)
     for one, other in zip(compared(manifest), compared(whole), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
 

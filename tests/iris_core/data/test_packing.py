@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import scaled_dot_product_attention
@@ -261,6 +263,22 @@ def test_pack_fills_rows_within_the_budget():
     """Lengths 5, 3, 7, 2 and 12 into rows of 8: 12 alone, 7 alone, 5 + 3, then 2."""
     assert pack([5, 3, 7, 2, 12], 8) == [[4], [2], [0, 1], [3]]
     assert pack([], 8) == []
+
+
+def test_ranks_get_equally_many_rows_of_about_the_same_tokens():
+    """Two rows of 8 hold 16 tokens at most; three ranks take three rows, the longest first."""
+    assert pack([5, 3, 7, 1], 8) == [[2, 3], [0, 1]]
+    assert pack([5, 3, 7, 1], 8, ranks=3) == [[2], [0], [1, 3]]
+    assert pack([4, 4, 4, 4, 4], 8, ranks=2) == [[0, 4], [1], [2], [3]]
+    assert pack([3, 9], 8, ranks=3) == [[1], [0]]  # longer than the budget, and fewer groups than ranks
+
+
+@given(st.lists(st.integers(1, 20), min_size=1), st.integers(8, 40), st.integers(2, 5))
+def test_rows_of_ranks_hold_all_groups_within_the_budget(lengths, budget, ranks):
+    rows = pack(lengths, budget, ranks)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(len(row) == 1 or sum(lengths[index] for index in row) <= budget for row in rows)
+    assert len(rows) % ranks == 0 or all(len(row) == 1 for row in rows)
 
 
 def test_mask_of_two_groups():

@@ -1,0 +1,97 @@
+"""Trains specs one after another in one set of ranks: starting the ranks takes longer than a tiny training.
+
+python -m torch.distributed.run … -m tests.iris_core.training.on_ranks jobs.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from torch.distributed.checkpoint import FileSystemWriter
+
+from iris_core.execution import distributed
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.train import train
+from iris_core.training.trainer import SelfPlayTrainer
+
+
+class Job(NamedTuple):
+    """A training.
+
+    Attributes:
+        spec: of the stage.
+        out: its folder.
+        stop: the step before which it ends.
+        killed_at: the step whose checkpoint rank 1 is killed at, when it has written its part.
+    """
+
+    spec: TrainSpec
+    out: Path
+    stop: int | None = None
+    killed_at: int | None = None
+
+
+def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
+    """Does `jobs` in this process, or on several ranks that read them from `file`."""
+    if ranks == 1:
+        work_through(jobs)
+        return
+    file.write_text(json.dumps([[job.spec.model_dump_json(), str(job.out), *job[2:]] for job in jobs]))
+    subprocess.run([*torchrun(ranks), "-m", __name__, file], check=True, timeout=300)
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The command that starts ranks on this machine."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+
+
+def work_through(jobs: Sequence[Job]) -> None:
+    """Does `jobs` in this process, which is one of the ranks."""
+    step = SelfPlayTrainer.training_step
+    for job in jobs:
+
+        def step_or_stop(self, *arguments, stop=job.stop, **options):
+            if self.state.global_step == stop:
+                raise KeyboardInterrupt
+            return step(self, *arguments, **options)
+
+        SelfPlayTrainer.training_step = step_or_stop
+        try:
+            with killed_at(job.killed_at):
+                train(job.spec, job.out)
+        except KeyboardInterrupt:
+            continue
+        finally:
+            SelfPlayTrainer.training_step = step
+
+
+@contextmanager
+def killed_at(step: int | None) -> Iterator[None]:
+    """Rank 1 ends inside when it has written its part of the checkpoint of `step`."""
+    write = FileSystemWriter.write_data
+
+    def write_and_die(self, *arguments):
+        written = write(self, *arguments)
+        if distributed.rank() == 1 and f"checkpoint-{step}" in str(self.path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return written
+
+    FileSystemWriter.write_data = write_and_die
+    try:
+        yield
+    finally:
+        FileSystemWriter.write_data = write
+
+
+if __name__ == "__main__":
+    content = json.loads(Path(sys.argv[1]).read_text())
+    read = [Job(TrainSpec.model_validate_json(spec), Path(out), *rest) for spec, out, *rest in content]
+    distributed.all_ranks(lambda work: work(), lambda: work_through(read))

@@ -1,0 +1,53 @@
+"""Specs of training a tiny model; the stages before it run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from iris_core.config import Experiment, Packing, parse_experiment
+from iris_core.generate import generate
+from iris_core.pipeline import plan
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.prepare import prepare
+from iris_core.store import Artifact, Execution, Policy, run_stage
+from tests.conftest import build_model
+
+
+def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
+    """Makes specs from settings of `training`, and from others.
+
+    Args:
+        folder: for the stages before training, and for a model whose lm_head is not tied.
+        model: a tiny model with a tokenizer.
+        pairs: JSON Lines.
+    """
+    build_model(folder / "untied", tie_word_embeddings=False)
+    base = _experiment(model, pairs)
+    prepared = plan.Prepared.of(run_stage(plan.prepare_spec(base), folder / "prepare", prepare))
+    state = prepared.start(base)
+    generated = run_stage(plan.generate_spec(base, prepared, state), folder / "generate", generate)
+
+    def make(
+        untied: bool = False, dtype: str = "float32", nodes: int = 1, packing: Packing = "packed", **training: object
+    ) -> TrainSpec:
+        spec = plan.train_spec(_experiment(model, pairs, **training), prepared, state, generated)
+        policy = Policy(model=Artifact.of(folder / "untied")) if untied else spec.policy
+        changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
+        return spec.model_copy(update={**changes, "execution": Execution(nodes=nodes)})
+
+    return make
+
+
+def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
+    settings = {"batch_size": 8, "epochs": 2, "tokens_per_batch": 64, "checkpoint_every": 2}
+    return parse_experiment(
+        {
+            "name": "test",
+            "model": {"path": str(model), "dtype": "float32"},
+            "data": {"path": str(pairs), "heldout": 4},
+            "generation": {"backend": "transformers", "max_new_tokens": 8},
+            "objective": {"beta": 0.5, "normalizer": training.pop("normalizer", "batch")},
+            "training": {**settings, **training},
+        }
+    )
