@@ -181,7 +181,8 @@ def load_policy(
         dtype: "bfloat16" or "float32".
         trainable: whether an adapter's weights can be trained further.
         trust_remote_code: run code from the model's folder.
-        mesh: of ranks that each read their part, for `iris_core.modeling.sharding.shard`; None: the whole model.
+        mesh: of ranks that each read their part, for `iris_core.modeling.sharding.shard`, see its `PARTS`; None: the
+            whole model.
 
     Raises:
         ModelError: weights of the model or the adapter are missing, left over, or of another shape.

@@ -23,13 +23,15 @@ from iris_core.data.packing import Row
 from iris_core.execution import distributed
 from iris_core.modeling.scoring import causal_of, head_logprobs, sums_of_logprobs
 
+PARTS = "fsdp"  # name of the mesh's dimension along which ranks have parts; PEFT takes others for tensor parallelism
+
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
     """Shards `model`, with or without an adapter, over the ranks of `mesh`.
 
     Args:
-        model: whole on every rank, or loaded with the same mesh; afterwards a rank has its part of each tensor.
-        mesh: one dimension; or two, where weights are the same along the first and shared along the second.
+        model: whole on every rank, or loaded with `mesh[PARTS]`; afterwards a rank has its part of each tensor.
+        mesh: of the dimension `PARTS`, and of another one before it where weights are the same along that.
         dtype: that layers compute in; None: that of their weights, which keep theirs in any case.
 
     Raises:
@@ -50,8 +52,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype | None = 
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)  # gloo refuses a factor otherwise
     causal.set_reduce_scatter_unused_params(True)  # of experts that only other ranks' tokens reach
-    causal.load_state_dict(parts, strict=False, assign=True)
-    causal.tie_weights()
+    _put_parts(causal, parts)
 
 
 def reshard(model: PreTrainedModel) -> None:
@@ -97,7 +98,7 @@ def _is_tied(causal: Any) -> bool:
     return not embedding.isdisjoint(causal.get_output_embeddings().parameters())
 
 
-def _take_parts(causal: nn.Module) -> dict[str, Tensor]:
+def _take_parts(causal: nn.Module) -> dict[str, DTensor]:
     """The parts that this rank has loaded; whole weights without content take their places."""
     parts = {name: parameter for name, parameter in causal.named_parameters() if isinstance(parameter, DTensor)}
     empty = {
@@ -109,6 +110,18 @@ def _take_parts(causal: nn.Module) -> dict[str, Tensor]:
             if parameter in empty:
                 setattr(module, name, empty[parameter])
     return parts
+
+
+def _put_parts(causal: Any, parts: dict[str, DTensor]) -> None:
+    """Gives a sharded model what `_take_parts` has taken from it."""
+    states = {}
+    for name, place in causal.named_parameters():
+        if (part := parts.get(name)) is not None:
+            shape, stride = part.shape, part.stride()
+            local, mesh, placements = part.to_local(), place.device_mesh, place.placements
+            states[name] = DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
+    causal.load_state_dict(states, strict=False, assign=True)
+    causal.tie_weights()
 
 
 def _check(causal: nn.Module) -> None:

@@ -42,12 +42,13 @@ def sharding_of(spec: TrainSpec) -> Literal["none", "full", "hybrid"]:
 
 def load(spec: TrainSpec, policy: Policy, *, trainable: bool = False) -> PreTrainedModel:
     """The model of `policy` as it is trained; where ranks share it, each has read its part (see `shard`)."""
+    mesh = _mesh(spec)
     return loading.load_policy(
         policy,
         "float32" if spec.training.method == "full" else spec.dtype,  # bfloat16 rounds small updates away
         trainable=trainable,
         trust_remote_code=spec.trust_remote_code,
-        mesh=_mesh(spec),
+        mesh=mesh and mesh[sharding.PARTS],
     )
 
 
@@ -68,7 +69,7 @@ def _mesh(spec: TrainSpec) -> DeviceMesh | None:
 
 @functools.cache
 def _mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
-    names = ("copies", "parts")[-len(shape) :]
+    names = ("copies", sharding.PARTS)[-len(shape) :]
     return init_device_mesh(loading.device().type, shape, mesh_dim_names=names)
 
 

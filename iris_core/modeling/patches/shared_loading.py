@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter
@@ -29,7 +29,7 @@ def read_parts(mesh: DeviceMesh) -> Iterator[dict[str, Any]]:
     A model whose stored weights are combined along that axis is loaded whole.
 
     Args:
-        mesh: of the ranks; a first dimension of two is one of copies.
+        mesh: of the ranks that share a model; one dimension.
     """
 
     def divide(model: PreTrainedModel, *_: Any) -> PreTrainedModel:
@@ -52,11 +52,10 @@ def _can_divide(model: PreTrainedModel) -> bool:
 
 
 def _divide(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
     divided: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay one
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in divided:
-                part = distribute_tensor(parameter.detach(), mesh, placements, src_data_rank=None)
+                part = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
                 divided[parameter] = nn.Parameter(part, requires_grad=parameter.requires_grad)
             setattr(module, name, divided[parameter])

@@ -22,7 +22,7 @@ from iris_core.modeling.architectures import SHORT, Values, difference
 from iris_core.modeling.loading import load_policy
 from iris_core.modeling.patches.norm_rotary import restored_rotary
 from iris_core.modeling.scoring import own, response_logprobs
-from iris_core.modeling.sharding import shard, whole_tensors
+from iris_core.modeling.sharding import PARTS, shard, whole_tensors
 from iris_core.store import Artifact, Policy
 
 
@@ -60,7 +60,7 @@ def gathered(logprobs: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Compares all models; an error in one leaves the ranks apart, and ends all."""
     torch.set_num_threads(1)
-    mesh = init_device_mesh("cpu", (distributed.world_size(),), mesh_dim_names=("parts",))
+    mesh = init_device_mesh("cpu", (distributed.world_size(),), mesh_dim_names=(PARTS,))
     results = {}
     for name, folder in json.loads(Path(sys.argv[1]).read_text()).items():
         print(name, flush=True)
