@@ -8,7 +8,7 @@
 A process holds a lock for as long as it lives, and its flow runs have the lock's name as a tag. The kernel releases a
 lock whatever ended its holder; a process id could meanwhile be that of another process. The search starts from the
 server's unfinished runs, so a lock decides about the runs of its own process only. Runs of processes on other machines
-are left to the server.
+are left to the server, and those of the work pool to its workers (`deployments.fleet`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def end_lost_runs(store: Path, api: str) -> int:
 
 def watch(api: str) -> None:
     """Lets the server mark flow runs that stop sending heartbeats, or never begin; automations that exist are kept."""
-    ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled")]
+    # a run that was taken up again may wait long for a worker
+    ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled", "AwaitingRetry")]
     beat, pending = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
     # a server that refuses them to this user: the next process marks the runs
     with suppress(PrefectHTTPStatusError), credentials.client(api) as client:

@@ -67,16 +67,14 @@ def held(names: Sequence[str], count: int, purpose: str, notify: Callable[[str],
 
 
 def users(names: Sequence[str]) -> dict[str, str]:
-    """What uses those of the GPUs `names` that are in use, by their names."""
+    """What uses those of the GPUs `names` that are in use, by their names. Looking creates no file."""
     found = {}
     for name in names:
-        descriptor = _open(name)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            found[name] = _read(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError), open(_path(name), "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # any user can write to the file
+                found[name] = one_line(file.read(PURPOSE_BYTES).decode(errors="replace")) or "another stage"
     return found
 
 
@@ -120,7 +118,7 @@ def _open(name: str) -> int:
     Raises:
         ConfigError: it cannot be opened.
     """
-    path = FOLDER / f"{identity(name)}.lock"
+    path = _path(name)
     try:
         FOLDER.mkdir(exist_ok=True)
         with suppress(PermissionError):  # another user's, who has done this
@@ -136,6 +134,10 @@ def _open(name: str) -> int:
             f"{SHARE_VARIABLE}=1 to let stages share GPUs"
         ) from error
     return descriptor
+
+
+def _path(name: str) -> Path:
+    return FOLDER / f"{identity(name)}.lock"
 
 
 def identity(name: str) -> str:
@@ -159,8 +161,3 @@ def _uuids() -> list[str]:
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text.encode(), 0)
-
-
-def _read(descriptor: int) -> str:
-    """What a holder has written; any user can write to the file."""
-    return one_line(os.pread(descriptor, PURPOSE_BYTES, 0).decode(errors="replace")) or "another stage"
