@@ -5,16 +5,21 @@
 
 Each worker gives a sign every few seconds, and looks for the signs of the others; each flow run sends heartbeats. A run
 is lost if neither its worker nor the run itself gave a sign for `SILENCE_S`. That time is counted while the server
-answers: during its outage nobody can give a sign, so after it everybody gets the whole time again. A lost run goes back
-into the pool, where a worker takes it and resumes it in the store. A run that was taken for lost and lives (its machine
-was cut off) disturbs no other: the locks of the store's stages keep the two apart.
+answers: during its outage nobody can give a sign, so after it everybody gets the whole time again.
+
+A lost run ends as crashed, and a new one with its parameters goes on in its place, which resumes in the store. Prefect
+could run the same one again, but would then take results of finished sub-flows from the disk of the lost machine. A run
+that was taken for lost and lives (its machine was cut off) disturbs no other: the locks of the store's stages keep the
+two apart.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -25,9 +30,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
-from prefect.states import AwaitingRetry
 
 from deployments import credentials, lost, pool
 from iris_core.common.errors import first_line
@@ -36,7 +41,8 @@ LOOK_EVERY_S = 5.0
 SILENCE_S = 45.0  # longer than the 30 s between the heartbeats of a flow run, the shortest that Prefect allows
 GAP_S = 30.0  # between two looks: more means an outage or a stopped machine
 HEARTBEAT_S = 30
-AGAIN = 3  # times that a run is taken up; what ends every machine that runs it must end itself
+AGAIN = 3  # times that a run is taken up: it may be what ends its machines
+KEY = "iris-again-"  # how the idempotency keys of runs in place of lost ones begin
 WORKER = "prefect.worker.name"  # the label of a flow run that names its worker
 EVENTS = 50  # the most that the server returns: the newest heartbeats of all runs
 ENDED = "its process was killed, or its machine went down"
@@ -82,11 +88,7 @@ class Watch:
         threading.Thread(target=self._keep_looking, daemon=True, name="fleet").start()
 
     def look(self) -> list[UUID]:
-        """Gives a sign, then looks for lost runs. Of several workers the first by name takes them up.
-
-        Returns:
-            The runs that were lost.
-        """
+        """Gives a sign, then takes up the runs that are lost, and returns them."""
         with credentials.client(self.api) as client:
             every = int(get_current_settings().worker.heartbeat_seconds)
             client.send_worker_heartbeat(pool.NAME, self.name, every)
@@ -98,8 +100,6 @@ class Watch:
             )
             silent = self.runs.note(_heartbeats(client, runs))
             gone = [run.id for run in runs if run.labels.get(WORKER) not in living and silent[str(run.id)] > SILENCE_S]
-            if self.name != min(living):
-                return []
             for run in gone:
                 take_up(client, run)
             for name in silences.keys() - living:
@@ -117,18 +117,34 @@ class Watch:
 
 
 def take_up(client: SyncPrefectClient, run_id: UUID) -> None:
-    """Puts a lost run back into its pool, unless it was being cancelled or is lost for the fourth time."""
+    """Ends a lost run, and starts another in its place unless it was being cancelled or is lost for the fourth time.
+
+    However many workers do this, one run is started: the server makes one for each idempotency key.
+    """
     run = client.read_flow_run(run_id)
     if run.state is None or (run.state.is_final() and not run.state.is_crashed()):
         return
-    before = sum(state.name == "AwaitingRetry" for state in client.read_flow_run_states(run.id))
-    again = run.state.type is not StateType.CANCELLING and before < AGAIN
-    advice = "" if again else f", {before + 1} times now: see its log, then run again to resume"
-    lost.crash(client, [run, *sub_runs(client, [run])], f"{ENDED}{advice}")
-    if again:
-        message = f"{ENDED}: it is taken up again ({before + 1} of {AGAIN}), and what was finished is reused"
-        client.set_flow_run_state(run.id, AwaitingRetry(message=message))
-        log.info("%s: %s", run.name, message)
+    first, before = _origin(run)
+    message = f"{ENDED}, {before + 1} times now: see its log, then run again to resume"
+    if run.state.type is StateType.CANCELLING or run.deployment_id is None:
+        message = f"{ENDED}: run again to resume"
+    elif before < AGAIN:
+        other = client.create_flow_run_from_deployment(
+            run.deployment_id,
+            parameters=run.parameters,
+            tags=run.tags,
+            job_variables=run.job_variables,
+            idempotency_key=f"{KEY}{first}-{before + 1}",
+        )
+        message = f"{ENDED}: flow run {other.id} resumes it ({before + 1} of {AGAIN})"
+    lost.crash(client, [run, *sub_runs(client, [run])], message)
+    log.info("%s: %s", run.name, message)
+
+
+def _origin(run: FlowRun) -> tuple[str, int]:
+    """The run that a run goes on for, or itself, and how many times that was taken up before."""
+    found = re.fullmatch(rf"{KEY}(.+)-(\d+)", run.idempotency_key or "")
+    return (found[1], int(found[2])) if found else (str(run.id), 0)
 
 
 def sub_runs(client: SyncPrefectClient, runs: list[FlowRun]) -> list[FlowRun]:
@@ -163,4 +179,5 @@ def _heartbeats(client: SyncPrefectClient, runs: list[FlowRun]) -> dict[str, obj
 def _forget(client: SyncPrefectClient, name: str) -> None:
     """Removes a lost worker from the pool; if it lives after all, its next sign brings it back."""
     place = {"work_pool_name": pool.NAME, "name": name}
-    client.request("DELETE", "/work_pools/{work_pool_name}/workers/{name}", path_params=place)
+    with suppress(PrefectHTTPStatusError):  # another worker has done it
+        client.request("DELETE", "/work_pools/{work_pool_name}/workers/{name}", path_params=place)

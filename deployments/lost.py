@@ -99,8 +99,7 @@ def end_lost_runs(store: Path, api: str) -> int:
 
 def watch(api: str) -> None:
     """Lets the server mark flow runs that stop sending heartbeats, or never begin; automations that exist are kept."""
-    # a run that was taken up again may wait long for a worker
-    ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled", "AwaitingRetry")]
+    ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled")]
     beat, pending = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
     # a server that refuses them to this user: the next process marks the runs
     with suppress(PrefectHTTPStatusError), credentials.client(api) as client:

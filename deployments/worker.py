@@ -71,18 +71,21 @@ class OwnRun(ProcessJobConfiguration):
 class Worker(ProcessWorker):
     """A worker whose flow runs are taken up again if their process is killed."""
 
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        return "iris"  # Prefect's own worker keeps its entry among the types of workers
+
     async def run(
         self,
         flow_run: FlowRun,
         configuration: ProcessJobConfiguration,
         task_status: TaskStatus[int] | None = None,
     ) -> ProcessWorkerResult:
-        """Runs a flow to its end. After SIGKILL its end is no crash to report: it is in the pool again."""
+        """Runs a flow to its end."""
         result = await super().run(flow_run, configuration, task_status)
-        if result.status_code != -signal.SIGKILL:
-            return result
-        await asyncio.to_thread(_take_up, flow_run.id)
-        return ProcessWorkerResult(status_code=0, identifier=result.identifier)
+        if result.status_code == -signal.SIGKILL:
+            await asyncio.to_thread(_take_up, flow_run.id)
+        return result
 
 
 def own_entrypoint(flow_run: FlowRun, deployment: DeploymentResponse | None) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -22,7 +23,7 @@ from deployments import credentials, fleet, pool, processes
 from iris_core.execution.supervision import Label, start
 from iris_core.store import Store
 from tests.deployments.test_lost import CREDENTIALS, beat, server, state_of
-from tests.deployments.test_services import small, wait_for, written
+from tests.deployments.test_services import ended, small, successors, wait_for, written
 
 ROOT = Path(__file__).parents[2]
 SILENCE_S = 10.0  # instead of 45: the rest of the minute is the worker's next look at its pool
@@ -93,8 +94,9 @@ def deployment(client: SyncPrefectClient) -> UUID:
     return client.create_deployment(client.create_flow(named), name="test", work_pool_name=pool.NAME)
 
 
-def begin(client: SyncPrefectClient, deployment: UUID, worker: str | None, state: State) -> FlowRun:
-    run = client.create_flow_run_from_deployment(deployment, parameters={"experiment": {}}, state=Pending())
+def begin(client: SyncPrefectClient, deployment: UUID, name: str, worker: str | None, state: State) -> FlowRun:
+    given = {"experiment": {"name": name}}
+    run = client.create_flow_run_from_deployment(deployment, parameters=given, state=Pending())
     if worker:
         client.update_flow_run_labels(run.id, {fleet.WORKER: worker})
     client.set_flow_run_state(run.id, state, force=True)
@@ -102,8 +104,8 @@ def begin(client: SyncPrefectClient, deployment: UUID, worker: str | None, state
 
 
 @pytest.mark.integration
-def test_runs_without_a_sign_go_back_to_the_pool_and_others_stay(
-    api: str, client: SyncPrefectClient, deployment: UUID, monkeypatch: pytest.MonkeyPatch
+def test_runs_without_a_sign_are_taken_up_and_others_stay(
+    api: str, client: SyncPrefectClient, deployment: UUID
 ) -> None:
     clock = Clock()
     first, second, dead = (fleet.Watch(api, f"iris-{name}") for name in ("a", "b", "z"))
@@ -111,68 +113,61 @@ def test_runs_without_a_sign_go_back_to_the_pool_and_others_stay(
         watch.workers, watch.runs = fleet.Silences(clock), fleet.Silences(clock)
     dead.look()
     runs = {
-        "running": begin(client, deployment, dead.name, Running()),
-        "pending": begin(client, deployment, dead.name, Pending()),
-        "cancelled": begin(client, deployment, dead.name, Cancelling()),
-        "beating": begin(client, deployment, dead.name, Running()),
-        "worker lives": begin(client, deployment, second.name, Running()),
-        "completed": begin(client, deployment, dead.name, Completed()),
+        "running": begin(client, deployment, "running", dead.name, Running()),
+        "pending": begin(client, deployment, "pending", dead.name, Pending()),
+        "cancelled": begin(client, deployment, "cancelled", dead.name, Cancelling()),
+        "beating": begin(client, deployment, "beating", dead.name, Running()),
+        "worker lives": begin(client, deployment, "worker lives", second.name, Running()),
+        "completed": begin(client, deployment, "completed", dead.name, Completed()),
     }
     lost = {runs[name].id for name in ("running", "pending", "cancelled")}
     while clock.now <= fleet.SILENCE_S:
         assert first.look() == second.look() == []
         clock.now += 10
         beat(api, [runs["beating"].id])
-    wait_for(lambda: _beats_seen(client, runs["beating"]), 60)
-    assert second.look() == []  # it is not the first by name
+    wait_for(lambda: fleet._heartbeats(client, [runs["beating"]])[str(runs["beating"].id)], 60)
     assert set(first.look()) == lost
+    assert second.look() == []
     assert {name: state_of(client, run.id) for name, run in runs.items()} == {
-        "running": "AwaitingRetry",
-        "pending": "AwaitingRetry",
+        "running": "Crashed",
+        "pending": "Crashed",
         "cancelled": "Cancelled",
         "beating": "Running",
         "worker lives": "Running",
         "completed": "Completed",
     }
+    known = {run.id for run in runs.values()}
+    new = [run for run in client.read_flow_runs() if run.id not in known]
+    assert sorted(run.parameters["experiment"]["name"] for run in new) == ["pending", "running"]
+    assert {run.state_name for run in new} == {"Scheduled"}
     names = {worker.name for worker in client.read_workers_for_work_pool(pool.NAME)}
     assert names == {first.name, second.name}
-    clock.now += 10
-    assert first.look() == second.look() == []
-
-
-def _beats_seen(client: SyncPrefectClient, run: FlowRun) -> bool:
-    return fleet._heartbeats(client, [run])[str(run.id)] is not None
 
 
 @pytest.mark.integration
-def test_the_next_worker_decides_when_the_first_is_gone(api: str, client: SyncPrefectClient, deployment: UUID) -> None:
-    clock = Clock()
-    first, second = (fleet.Watch(api, f"iris-{name}") for name in ("a0", "a1"))
-    for watch in (first, second):
-        watch.workers, watch.runs = fleet.Silences(clock), fleet.Silences(clock)
-    first.look()
-    run = begin(client, deployment, first.name, Running())
-    for clock.now in range(0, 50, 10):
-        assert second.look() == []
-    clock.now = fleet.SILENCE_S + 1
-    assert run.id in second.look()
-    assert state_of(client, run.id) == "AwaitingRetry"
+def test_two_workers_that_take_up_a_run_at_once_start_one(client: SyncPrefectClient, deployment: UUID) -> None:
+    run = begin(client, deployment, "twice", None, Running())
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(lambda _: fleet.take_up(client, run.id), range(2)))
+    assert len(successors(client, run)) == 1
 
 
 @pytest.mark.integration
 def test_a_run_is_taken_up_three_times(client: SyncPrefectClient, deployment: UUID) -> None:
-    run = begin(client, deployment, None, Running())
+    first = run = begin(client, deployment, "again", None, Running())
     for number in range(fleet.AGAIN):
         fleet.take_up(client, run.id)
         state = client.read_flow_run(run.id).state
+        new = successors(client, first)[-1]
         assert state is not None
-        assert state.name == "AwaitingRetry"
-        assert f"({number + 1} of 3)" in (state.message or "")
+        assert state.name == "Crashed"
+        assert (state.message or "").endswith(f"flow run {new.id} resumes it ({number + 1} of 3)")
+        run = new
         client.set_flow_run_state(run.id, Running(), force=True)
     fleet.take_up(client, run.id)
+    assert len(successors(client, first)) == fleet.AGAIN
     state = client.read_flow_run(run.id).state
     assert state is not None
-    assert state.name == "Crashed"
     assert "4 times now" in (state.message or "")
 
 
@@ -229,10 +224,10 @@ def test_a_loop_is_taken_up_when_its_machine_is_lost(
             (lost,) = [machine for machine in machines if machine.runs(runs[0])]
             lost.label.kill()
             shards = written(disturbed)
-            ends = [wait_for(lambda run=run: _ended(client, run), 900) for run in runs]
-            assert [end.state_name for end in ends] == ["Completed", "Completed"]
-            assert [end.run_count for end in ends] == [2, 1]
-            assert ends[0].labels[fleet.WORKER] == ends[1].labels[fleet.WORKER]  # both workers had one before
+            (again,) = wait_for(lambda: successors(client, runs[0]), 120)
+            ends = [wait_for(lambda run=run: ended(client, run), 900) for run in (*runs, again)]
+            assert [end.state_name for end in ends] == ["Crashed", "Completed", "Completed"]
+            assert ends[1].labels[fleet.WORKER] == ends[2].labels[fleet.WORKER]  # both workers had one before
             assert shards.items() <= written(disturbed).items()  # none was generated again
     digests = _digests(stores[0])
     assert len(digests) == 4
@@ -247,11 +242,6 @@ def _deploy(api: str, folder: Path) -> None:
     environment = {**os.environ, **processes.prefect_environment(folder / "server", api, CREDENTIALS)}
     environment |= {"IRIS_STORE": str(folder), "PWD": str(ROOT)}
     subprocess.run(processes.apply_deployments(), cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)
-
-
-def _ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
-    found = client.read_flow_run(run.id)
-    return found if found.state is not None and found.state.is_final() and not found.state.is_crashed() else None
 
 
 def _digests(store: Path) -> list[str]:

@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from deployments import credentials, pool, processes, services
+from deployments import credentials, fleet, pool, processes, services
 from deployments.running import SERVICES_VARIABLE, Services, running
 from deployments.services import CHECKOUT
 from iris_core.common.errors import ConfigError
@@ -70,6 +70,13 @@ def start(client: SyncPrefectClient, parameters: dict[str, Any]) -> FlowRun:
 def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
     found = client.read_flow_run(run.id)
     return found if found.state is not None and found.state.is_final() else None
+
+
+def successors(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
+    """The flow runs that were started in place of a lost one, in order."""
+    keys = {f"{fleet.KEY}{run.id}-{number}" for number in range(1, 9)}
+    found = [each for each in client.read_flow_runs() if each.idempotency_key in keys]
+    return sorted(found, key=lambda each: each.idempotency_key or "")
 
 
 def stages_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, str]:
@@ -194,6 +201,8 @@ def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
         flow_of(stage).kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
         wait_for(lambda: not launched(up), 60)
+        (again,) = wait_for(lambda: successors(client, run), 60)
+        assert "its code differs" in wait_for(lambda: ended(client, again), 60).state.message
         time.sleep(2)  # the worker looks for hooks after that
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
     assert not (tmp_path / "ran").exists()
@@ -231,9 +240,12 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_takes_them_up(
         worker.kill()
         wait_for(lambda: not launched(up) and running() is None, 120)
         services.up(up.store, up.prefect_port, up.mlflow_port)
-        wait_for(lambda: client.read_flow_run(run.id).run_count == 2, 180)
-        client.set_flow_run_state(run.id, Cancelling())
-        assert wait_for(lambda: ended(client, run), 120).state.type.value == "CANCELLED"
+        assert wait_for(lambda: ended(client, run), 120).state.type.value == "CRASHED"
+        (again,) = wait_for(lambda: successors(client, run), 120)
+        assert again.parameters == run.parameters
+        wait_for(lambda: client.read_flow_run(again.id).run_count, 120)
+        client.set_flow_run_state(again.id, Cancelling())
+        assert wait_for(lambda: ended(client, again), 120).state.type.value == "CANCELLED"
 
 
 @pytest.mark.integration
