@@ -79,6 +79,10 @@ class StageCrashed(StageFailed):
     exit_code = 1
 
 
+class ExchangeFailed(StageFailed):
+    """A rank could not exchange data with the others: one of them is lost, or has waited too long."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of the text of `error`, for a message of one line."""
     text = str(error).strip() or type(error).__name__

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, ExchangeFailed, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,9 +139,10 @@ def _store() -> Store:
 def _hear(store: Store) -> str:
     """Waits for the decision of rank 0."""
     store.set_timeout(DECIDED)
-    decision = store.get(DECISION).decode()
+    with _exchanges():
+        decision = store.get(DECISION).decode()
+        store.set(f"{DECISION}/{rank()}", "")
     store.set_timeout(EXCHANGE)
-    store.set(f"{DECISION}/{rank()}", "")
     return decision
 
 
@@ -170,5 +171,24 @@ def _process_group(store: Store) -> Iterator[None]:
         world_size=world_size(),
         timeout=EXCHANGE,
     )
-    yield
+    with _exchanges():
+        yield
     dist.destroy_process_group()  # not after an error: the other ranks may never come
+
+
+@contextmanager
+def _exchanges() -> Iterator[None]:
+    """Turns what a failed exchange raises into one error.
+
+    Raises:
+        ExchangeFailed: another rank is lost, or did not come in time.
+    """
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):  # gloo's errors have no class of their own
+            raise
+        said = first_line(error)
+        raise ExchangeFailed(f"an exchange between ranks failed ({said}): run again to resume") from error

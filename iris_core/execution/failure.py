@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from iris_core.common import errors, progress
-from iris_core.common.errors import IrisError, StageCrashed
+from iris_core.common.errors import ExchangeFailed, IrisError, StageCrashed
 from iris_core.common.progress import Failure
 
 
@@ -39,6 +39,8 @@ def rebuild(stage: str, failure: Failure) -> IrisError:
 def cause(found: Sequence[IrisError]) -> IrisError:
     """Of the errors of several ranks, in their order, the one that explains the others.
 
-    A rank that is lost makes the exchanges of the others fail, which they can only report as crashes.
+    A rank that is lost makes the exchanges of the others fail; what those say explains nothing. A crash may follow from
+    it, too.
     """
-    return next((error for error in found if not isinstance(error, StageCrashed)), found[0])
+    explains_less = {StageCrashed: 1, ExchangeFailed: 2}
+    return min(found, key=lambda error: explains_less.get(type(error), 0))

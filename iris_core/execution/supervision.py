@@ -20,9 +20,10 @@ left. Each of its two tasks needs a second mechanism, for the case that the supe
   label in the environment that each process got at its start (`Label`). Labels cannot replace the tree: a process may
   be started with an empty environment.
 
-Ranks (`iris_core.execution.distributed`) run below their stage's supervisor; the kernel ends them with rank 0. Whether
-the process of a Prefect flow run lives is another question, which other processes ask later: `deployments.lost` answers
-it with a file lock.
+Ranks run below torchrun's agent (`iris_core.execution.agent`), which runs below the supervisor; the kernel ends them
+with the agent. A worker of a stage has a supervisor of its own (`iris_core.execution.item_worker`), so that nothing is
+left of a lost worker. Whether the process of a Prefect flow run lives is another question, which other processes ask
+later: `deployments.lost` answers it with a file lock.
 """
 
 from __future__ import annotations

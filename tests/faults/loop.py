@@ -27,7 +27,7 @@ from tests.faults.servers import Proxy, Server
 ROOT = Path(__file__).parents[2]
 NAME = "faults"
 ITERATIONS = 2
-RANKS = "2"  # of generation and training
+PROCESSES = 2  # of generation, training and evaluation
 LABEL = "IRIS_FAULTS"  # an environment variable that every process of a loop is started with
 PLACES = ("start", *loop_places(range(ITERATIONS)), "end")
 
@@ -93,6 +93,7 @@ def recipe(inputs: Path, store: Path, tracking_uri: str | None) -> dict[str, obj
             "max_gen_tokens": 16,
         },
         "tracking": {"uri": tracking_uri},
+        "execution": {"gpus_per_node": PROCESSES},
     }
 
 
@@ -202,7 +203,7 @@ class Loop:
         if "supervision.py" in line:
             return "supervisor"
         if "-m iris_core." in line:
-            return "rank" if "IRIS_RANK" in process.environ() else "stage"
+            return "rank" if "RANK" in process.environ() or "--items" in line else "stage"
         return "prefect" if "prefect" in line and ("server start" in line or "uvicorn" in line) else None
 
     def _environment(self, cache: Path) -> dict[str, str]:
@@ -213,7 +214,6 @@ class Loop:
             "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1",
             "IRIS_CACHE": str(cache),
-            "IRIS_RANKS": RANKS,
             "OMP_NUM_THREADS": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }

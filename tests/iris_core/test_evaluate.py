@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from iris_core import evaluate
 from iris_core.common.digest import json_digest
-from iris_core.common.errors import EvaluationError
+from iris_core.common.errors import ConfigError, EvaluationError
 from iris_core.config import EvaluationPart
 from iris_core.data.pairs import Pair, write_pairs
 from iris_core.data.templates import Template
@@ -27,9 +28,12 @@ from iris_core.evaluation import harness, miniature
 from iris_core.evaluation.benchmarks import BENCHMARKS, benchmark
 from iris_core.evaluation.mirror import write_card, write_rows
 from iris_core.evaluation.records import protocol_settings
+from iris_core.execution.item_worker import LABEL_VARIABLE
+from iris_core.execution.launch import launch
+from iris_core.execution.supervision import labelled
 from iris_core.pipeline.metrics import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
-from iris_core.store import Artifact, Manifest, Policy, run_stage
+from iris_core.store import Artifact, Execution, Manifest, Policy, run_stage
 from iris_core.store.units import Units
 from tests.conftest import build_model
 from tests.iris_core.small_tokenizers import DATED, byte_level
@@ -261,6 +265,38 @@ def test_the_stage_scores_answers_and_reports(tiny_model: Path, pairs: Artifact,
     assert run(spec, tmp_path / "out").reused
 
 
+@integration
+def test_two_workers_give_the_scores_of_one_engine(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
+    """Also if one of them is killed in the middle. Both begin with what generates: the longest."""
+    spec = make_spec(tiny_model, pairs, ["musr", "gsm8k"], answer_pattern=PATTERN)
+    one, lines = launch(spec, tmp_path / "one"), []
+    killed: list[psutil.Process] = []
+
+    def kill_one(line: str) -> None:
+        lines.append(line)
+        if "opened the engine" in line and not killed:
+            killed.extend(process for each in labelled(LABEL_VARIABLE).values() for process in each)
+            number = line.split(":")[0]
+            next(each for each in killed if {number, str(tmp_path / "two")} <= {*each.cmdline()}).kill()
+
+    two = launch(spec.model_copy(update={"execution": Execution(gpus_per_node=2)}), tmp_path / "two", on_log=kill_one)
+    assert any("a worker is lost (was killed by SIGKILL)" in line for line in lines)
+    assert killed
+    assert two.outputs["heldout"].digest == one.outputs["heldout"].digest
+    for name in ("musr", "gsm8k"):
+        first, second = (BenchmarkRecord.read(each.folder / f"scores/{name}.json") for each in (one, two))
+        assert first.model_copy(update={"seconds": second.seconds}) == second
+
+
+@unit
+def test_transformers_uses_one_gpu(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
+    spec = make_spec(tiny_model, pairs, ["musr"], execution=Execution(tensor_parallel=2))
+    with pytest.raises(
+        ConfigError, match=r"execution.tensor_parallel: 2, but evaluation.backend is hf, which"
+    ):
+        evaluate.evaluate(spec, tmp_path)
+
+
 def build_adapter(model: Path, folder: Path) -> Path:
     """Saves a LoRA adapter on `model` that changes what it says."""
     from peft import LoraConfig, get_peft_model
@@ -311,7 +347,7 @@ def test_a_killed_stage_redoes_no_benchmark_that_has_a_record(
 ) -> None:
     spec = make_spec(tiny_model, pairs, ["musr", "bbh", "gpqa"])
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    out, first = tmp_path / "out", tmp_path / "out/scores/musr.json"
+    out = tmp_path / "out"
     command = [
         sys.executable,
         "-m",
@@ -322,13 +358,13 @@ def test_a_killed_stage_redoes_no_benchmark_that_has_a_record(
         str(out),
     ]
     process = subprocess.Popen(command, start_new_session=True)
-    while not first.exists() and process.poll() is None:
+    while not any((out / "scores").glob("*.json")) and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "manifest.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in (out / "scores").glob("*.json")}
-    assert first in kept
+    assert 1 <= len(kept) < 3
     manifest = run(spec, out)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     whole = run(spec, tmp_path / "uninterrupted")

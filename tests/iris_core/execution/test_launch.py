@@ -208,7 +208,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("line", MALFORMED)
 def test_a_malformed_event_goes_to_the_log(family: str, line: bytes) -> None:
-    code = f"import os; os.write(int(os.environ['IRIS_PROGRESS_FD']), {line!r} + b'\\n')\n{TALK}"
+    code = f"import os; open(os.environ['IRIS_PROGRESS'], 'wb').write({line!r} + b'\\n')\n{TALK}"
     lines: list[str] = []
     events: list[object] = []
     error = supervise("talk", [sys.executable, "-c", code], events.append, lines.append)

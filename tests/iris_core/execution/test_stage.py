@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"execution": {"threads": 2}}, "execution.threads: unknown key; known here: processes, tokens_per_batch, "),
-        ({"execution": {"processes": 0}}, "execution.processes: Input should be greater than or equal to 1 (got 0)"),
+        (
+            {"execution": {"gpus_per_node": 0}},
+            "execution.gpus_per_node: Input should be greater than or equal to 1 (got 0)",
+        ),
         ({"execution": {"patience": -1}}, "execution.patience: Input should be greater than or equal to 0 (got -1)"),
-        ({"execution": 2}, "execution: a mapping with the keys processes, tokens_per_batch, "),
+        ({"execution": 2}, "execution: a mapping with the keys launcher, nodes, "),
         ({"sleep": 2}, "sleep: unknown key; known here: versions, execution, action"),
     ],
 )
@@ -56,7 +58,7 @@ def test_what_is_no_spec_is_named(tmp_path: Path, content: bytes, message: str) 
 
 def test_a_wrong_spec_ends_a_stage_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
-    path.write_text(json.dumps({"execution": {"threads": 2}}))
+    path.write_text(json.dumps({"execution": {"gpus_per_node": 0}}))
     command = [sys.executable, "-m", "iris_core.publish", "--spec", str(path), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
@@ -65,6 +67,6 @@ def test_a_wrong_spec_ends_a_stage_with_one_line(tmp_path: Path) -> None:
 
 
 def test_how_a_stage_runs_is_typed_and_stays_out_of_its_key() -> None:
-    spec = SlowSpec.model_validate_json('{"action": "leave", "execution": {"processes": 2, "patience": 3}}')
-    assert (spec.execution.processes, spec.execution.patience) == (2, 3.0)
+    spec = SlowSpec.model_validate_json('{"action": "leave", "execution": {"gpus_per_node": 2, "patience": 3}}')
+    assert (spec.execution.gpus_per_node, spec.execution.patience) == (2, 3.0)
     assert spec.key() == SlowSpec(action="leave").key()
