@@ -203,8 +203,8 @@ def two_machines(folder: Path, api: str, store: Path) -> Iterator[list[Machine]]
 def test_a_loop_is_taken_up_when_its_machine_is_lost(
     tmp_path: Path, tiny_model: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two machines one is lost in the second iteration of its loop; the other has finished the same loop."""
-    slow = {"backend": "transformers", "max_new_tokens": 100, "shard_size": 4}
+    """Of two machines that run the same loop in stores of their own, one is lost while it samples."""
+    slow = {"backend": "transformers", "max_new_tokens": 64, "shard_size": 4}
     stores = [tmp_path / name for name in ("disturbed", "undisturbed")]
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
     with server(tmp_path / "server") as api, two_machines(tmp_path, api, tmp_path / "server") as machines:
@@ -215,12 +215,12 @@ def test_a_loop_is_taken_up_when_its_machine_is_lost(
             runs = [
                 client.create_flow_run_from_deployment(
                     own.id,
-                    parameters={"experiment": small(store, tiny_model, pairs_file, iterations=2, generation=slow)},
+                    parameters={"experiment": small(store, tiny_model, pairs_file, generation=slow)},
                 )
                 for store in stores
             ]
             disturbed = stores[0]
-            wait_for(lambda: len({shard.parent for shard in written(disturbed)}) == 2, 900)
+            wait_for(lambda: written(disturbed), 600)
             (lost,) = [machine for machine in machines if machine.runs(runs[0])]
             lost.label.kill()
             shards = written(disturbed)
@@ -230,12 +230,12 @@ def test_a_loop_is_taken_up_when_its_machine_is_lost(
             assert ends[1].labels[fleet.WORKER] == ends[2].labels[fleet.WORKER]  # both workers had one before
             assert shards.items() <= written(disturbed).items()  # none was generated again
     digests = _digests(stores[0])
-    assert len(digests) == 4
+    assert len(digests) == 2
     assert digests == _digests(stores[1])
     for store in stores:
         mlflow = MlflowClient(f"sqlite:///{store}/mlflow.db")
         versions = mlflow.search_model_versions("name = 'small'")
-        assert sorted(int(each.version) for each in versions) == [1, 2, 3]
+        assert sorted(int(each.version) for each in versions) == [1, 2]
 
 
 def _deploy(api: str, folder: Path) -> None:
@@ -245,13 +245,8 @@ def _deploy(api: str, folder: Path) -> None:
 
 
 def _digests(store: Path) -> list[str]:
-    """What decides the loop's result: each iteration's responses and adapter."""
+    """What decides the loop's result: the responses and the adapter."""
     found = Store(store, "small")
-    manifests = {
-        place: found.manifest(place) for t in range(2) for place in (f"iteration-{t}/generate", f"iteration-{t}/train")
-    }
-    return [
-        manifest.outputs["adapter" if place.endswith("train") else "responses"].digest
-        for place, manifest in manifests.items()
-        if manifest is not None
-    ]
+    manifests = found.manifest("iteration-0/generate"), found.manifest("iteration-0/train")
+    names = "responses", "adapter"
+    return [each.outputs[name].digest for each, name in zip(manifests, names, strict=True) if each is not None]

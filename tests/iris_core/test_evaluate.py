@@ -291,9 +291,7 @@ def test_two_workers_give_the_scores_of_one_engine(tiny_model: Path, pairs: Arti
 @unit
 def test_transformers_uses_one_gpu(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     spec = make_spec(tiny_model, pairs, ["musr"], execution=Execution(tensor_parallel=2))
-    with pytest.raises(
-        ConfigError, match=r"execution.tensor_parallel: 2, but evaluation.backend is hf, which"
-    ):
+    with pytest.raises(ConfigError, match=r"execution.tensor_parallel: 2, but evaluation.backend is hf, which"):
         evaluate.evaluate(spec, tmp_path)
 
 
