@@ -8,7 +8,7 @@
 A process holds a lock for as long as it lives, and its flow runs have the lock's name as a tag. The kernel releases a
 lock whatever ended its holder; a process id could meanwhile be that of another process. The search starts from the
 server's unfinished runs, so a lock decides about the runs of its own process only. Runs of processes on other machines
-are left to the server.
+are left to the server, and those of the work pool to its workers (`deployments.fleet`).
 """
 
 from __future__ import annotations

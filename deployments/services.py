@@ -158,7 +158,6 @@ def _start(services: Services, echo: Echo) -> Services:
     mlflow = _start_service(services, "mlflow", processes.mlflow_server(services.mlflow_port, store))
     wait_healthy("the Prefect server", f"{services.api}/health", prefect, _log("prefect"))
     pool.get_or_create(services.api)
-    pool.end_lost_runs(services.api)
     _end_lost_runs(services)
     echo("applying the deployments and starting the worker")
     deploy(services)  # first: the worker's first look at the pool makes them ready

@@ -3,18 +3,22 @@
 In Prefect, a deployment says where its code comes from and may run shell commands to get it; a run, a deployment and
 the pool may set command, environment and folder. So anyone who can write to the server could run anything here. This
 worker refuses runs of other deployments, and runs only what prefect.yaml names, from this checkout.
+
+It runs one at a time. With the other workers of its pool it takes up runs that were lost (`deployments.fleet`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import yaml
+from anyio.abc import TaskStatus
 from prefect import Flow
 from prefect.client.schemas.objects import Flow as StoredFlow
 from prefect.client.schemas.objects import FlowRun, WorkPool
@@ -22,9 +26,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.runner import runner
 from prefect.settings import get_current_settings
 from prefect.utilities.processutils import setup_signal_handlers_worker
-from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from deployments import pool
+from deployments import credentials, fleet, pool
 from deployments.processes import CHECKOUT
 from iris_core.common.errors import ConfigError
 
@@ -36,6 +40,7 @@ CREDENTIALS = {  # the only variables that server, pool, deployment and run may 
     "PGPASSWORD",
 }
 ENTRYPOINT_VARIABLE = "PREFECT__FLOW_ENTRYPOINT"  # replaces the deployment's own, pull steps included
+HEARTBEAT_VARIABLE = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 
 
 class OwnRun(ProcessJobConfiguration):
@@ -60,6 +65,27 @@ class OwnRun(ProcessJobConfiguration):
         self.command, self.working_dir = None, CHECKOUT
         super().prepare_for_flow_run(flow_run, deployment, flow, work_pool, worker_name, worker_id)
         self.env[ENTRYPOINT_VARIABLE] = entrypoint
+        self.env[HEARTBEAT_VARIABLE] = str(fleet.HEARTBEAT_S)
+
+
+class Worker(ProcessWorker):
+    """A worker whose flow runs are taken up again if their process is killed."""
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        return "iris"  # Prefect's own worker keeps its entry among the types of workers
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        """Runs a flow to its end."""
+        result = await super().run(flow_run, configuration, task_status)
+        if result.status_code == -signal.SIGKILL:
+            await asyncio.to_thread(_take_up, flow_run.id)
+        return result
 
 
 def own_entrypoint(flow_run: FlowRun, deployment: DeploymentResponse | None) -> str:
@@ -108,19 +134,30 @@ async def _without_hooks(*args: object, **kwargs: object) -> Flow[[], None]:
     return Flow(lambda: None, name="no hooks")
 
 
+def _take_up(run_id: UUID) -> None:
+    with credentials.client(_api()) as client:
+        fleet.take_up(client, run_id)
+
+
+def _api() -> str:
+    return str(get_current_settings().api.url)
+
+
 async def work() -> None:
     """Runs until a signal stops it."""
     # When a run was cancelled or crashed, the runner would load the run's code into this process to look for hooks, and
     # run its pull steps. This project's flows have no hooks.
     runner.load_flow_from_flow_run = _without_hooks
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    worker = ProcessWorker(
+    worker = Worker(
         name=pool.worker_name(),
         work_pool_name=pool.NAME,
+        limit=1,
         create_pool_if_not_found=False,
         heartbeat_interval_seconds=int(get_current_settings().worker.heartbeat_seconds),
     )
     worker.job_configuration = OwnRun
+    fleet.Watch(_api(), worker.name).start()
     await worker.start()
 
 

@@ -30,6 +30,7 @@ from iris_core.common.errors import IrisError
 from iris_core.common.gpus import nvidia_gpus
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
+from iris_core.execution import slots
 
 OLDEST_PYTHON = (3, 11)
 PROBE_S = 2.5
@@ -71,6 +72,7 @@ def checks(store: Path = Path("iris-store")) -> list[Check]:
         memory(),
         disk(store),
         gpu(gpus),
+        launcher(),
         compiler(),
         libraries(),
         vllm(bool(gpus)),
@@ -152,16 +154,24 @@ def disk(store: Path) -> Check:
 
 
 def gpu(gpus: list[dict[str, str]]) -> Check:
-    """NVIDIA GPUs with driver, memory and dtype."""
+    """NVIDIA GPUs with driver, memory and dtype, and the stages that use them now."""
     if not gpus:
         return Check("GPU", None, "none that nvidia-smi shows: everything runs on the CPU")
     names = [f"{item['name']} ({float(item['memory.total']) / 1024:.0f} GiB)" for item in gpus]
     dtype = "bfloat16" if float(gpus[0]["compute_cap"]) >= 8 else "float32"
-    return Check(
-        "GPU",
-        True,
-        f"{', '.join(names)}, driver {gpus[0]['driver_version']}; dtype auto means {dtype}",
-    )
+    found = f"{', '.join(names)}, driver {gpus[0]['driver_version']}; dtype auto means {dtype}"
+    busy = slots.users([str(number) for number in range(len(gpus))])
+    return Check("GPU", True, "; ".join([found, *(f"GPU {name} is in use by {user}" for name, user in busy.items())]))
+
+
+def launcher() -> Check:
+    """What can launch a stage: this machine alone, or Ray over several."""
+    found = _version("ray")
+    if found is None:
+        return Check(
+            "Launcher", None, "this machine only: Ray is not installed", "for several: `pip install iris[ray]`"
+        )
+    return Check("Launcher", True, f"this machine, or Ray {found} with execution.launcher: ray")
 
 
 def compiler() -> Check:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import IrisError, StageFailed, first_line
 from iris_core.common.files import make_folder
 from iris_core.common.progress import Advance, Failure, ItemDone, Notice
-from iris_core.execution import channels, devices, distributed, failure, logs, supervision
+from iris_core.execution import channels, devices, distributed, failure, logs, slots, supervision
 from iris_core.store import Manifest, Spec, read_manifest
 
 READ_S = 10.0  # for the last lines of a stage that has ended
@@ -79,9 +79,9 @@ def launch(
     """
     with full_disk_errors(folder.parent):
         make_folder(folder)
-    with channels.in_memory(spec.model_dump_json()) as request:
-        command, variables = _command(spec, ["--spec", request, "--out", str(folder)])
-        error = supervise(spec.stage, command, on_progress, on_log, variables)
+    with channels.in_memory(spec.model_dump_json()) as request, _gpus(spec, folder, on_progress, on_log) as taken:
+        command, variables = _command(spec, ["--spec", request, "--out", str(folder)], taken.gpus)
+        error = supervise(spec.stage, command, on_progress, on_log, variables, taken.descriptors)
     manifest = read_manifest(folder)
     if error is None and manifest is not None:
         return manifest
@@ -107,6 +107,7 @@ def supervise(
     on_progress: Listener,
     on_log: Callable[[str], None],
     variables: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> IrisError | None:
     """Runs `command` to its end, and ends whatever it leaves behind.
 
@@ -116,6 +117,7 @@ def supervise(
         on_progress: as of `launch`.
         on_log: as of `launch`.
         variables: of its environment, before this process's.
+        pass_fds: file descriptors that it keeps open.
 
     Returns:
         The error it reported, StageFailed if it was killed or crashed, or None.
@@ -124,7 +126,7 @@ def supervise(
     to_log = _Guarded(f"the log of {stage}", on_log)
     events = _Events(stage, _Guarded(f"the progress of {stage}", on_progress), to_log)
     environment = _environment(events.inbox.path, variables or {})
-    process = supervision.start(stage, command, environment, subprocess.PIPE, label)
+    process = supervision.start(stage, command, environment, subprocess.PIPE, label, pass_fds=pass_fds)
     assert process.stdout is not None
     reader = channels.read_lines(logs.lines(process.stdout), to_log)
     try:
@@ -141,14 +143,28 @@ def supervise(
     return failure.cause(events.errors) if events.errors else None
 
 
-def _command(spec: Spec, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command that runs a stage, and variables for it."""
+def _gpus(
+    spec: Spec, folder: Path, on_progress: Listener, on_log: Callable[[str], None]
+) -> AbstractContextManager[slots.Held]:
+    """Takes the GPUs that a stage needs on this machine, and waits for them; Ray places its own."""
+    names = devices.gpus() if spec.uses_gpus and spec.execution.launcher == "local" else []
+    count = devices.processes(spec.execution) if names else 0
+
+    def notify(message: str) -> None:
+        on_log(message)
+        on_progress(Notice(message=message))
+
+    return slots.held(names, count, f"{spec.stage} in {folder}", notify)
+
+
+def _command(spec: Spec, arguments: list[str], gpus: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a stage on `gpus`, and variables for it."""
     module = [sys.executable, "-m", f"iris_core.{spec.stage}", *arguments]
     if spec.execution.launcher == "ray":
         ranks = [sys.executable, "-m", "iris_core.execution.ray_ranks", *arguments]
         return ranks if spec.has_ranks else module, {}
     count = devices.processes(spec.execution)
-    variables = devices.environment(count if spec.has_ranks else 1, devices.gpus()[:count])
+    variables = devices.environment(count if spec.has_ranks else 1, gpus)
     if spec.has_ranks and count > 1:
         module = ranks_command(spec.stage, arguments, count, ONE_MACHINE)
     return module, variables

@@ -90,6 +90,7 @@ class GenerateSpec(Spec):
     """
 
     stage: ClassVar[str] = "generate"
+    uses_gpus: ClassVar[bool] = True
     policy: Policy
     pairs: Artifact
     generation: GenerationPart
@@ -110,6 +111,7 @@ class TrainSpec(Spec):
     """
 
     stage: ClassVar[str] = "train"
+    uses_gpus: ClassVar[bool] = True
     unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, "training": {"sharding": True}}
     has_ranks: ClassVar[bool] = True
     policy: Policy
@@ -136,6 +138,7 @@ class EvaluateSpec(Spec):
     """
 
     stage: ClassVar[str] = "evaluate"
+    uses_gpus: ClassVar[bool] = True
     policy: Policy
     evaluation: EvaluationPart
     data: Artifact | None

@@ -16,9 +16,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelling, Running, State
+from prefect.states import Cancelling
 
-from deployments import credentials, pool, processes, services
+from deployments import credentials, fleet, pool, processes, services
 from deployments.running import SERVICES_VARIABLE, Services, running
 from deployments.services import CHECKOUT
 from iris_core.common.errors import ConfigError
@@ -62,14 +62,21 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def start(client: SyncPrefectClient, parameters: dict[str, Any], state: State | None = None) -> FlowRun:
+def start(client: SyncPrefectClient, parameters: dict[str, Any]) -> FlowRun:
     deployment = client.read_deployment_by_name("iris/full-loop")
-    return client.create_flow_run_from_deployment(deployment.id, parameters={"experiment": parameters}, state=state)
+    return client.create_flow_run_from_deployment(deployment.id, parameters={"experiment": parameters})
 
 
 def ended(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
     found = client.read_flow_run(run.id)
     return found if found.state is not None and found.state.is_final() else None
+
+
+def successors(client: SyncPrefectClient, run: FlowRun) -> list[FlowRun]:
+    """The flow runs that were started in place of a lost one, in order."""
+    keys = {f"{fleet.KEY}{run.id}-{number}" for number in range(1, 9)}
+    found = [each for each in client.read_flow_runs() if each.idempotency_key in keys]
+    return sorted(found, key=lambda each: each.idempotency_key or "")
 
 
 def stages_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, str]:
@@ -151,7 +158,7 @@ def test_deployments_show_a_described_form(up: Services) -> None:
         loop = client.read_deployment_by_name("iris/full-loop")
         client.read_deployment_by_name("iris-evaluate/benchmarks")
         client.read_deployment_by_name("iris-compare/objectives")
-        assert client.read_work_pool(pool.NAME).concurrency_limit == 1
+        assert client.read_work_pool(pool.NAME).concurrency_limit is None
     Experiment.model_validate(loop.parameters["experiment"])
     assert loop.parameters["experiment"]["store"] == str(up.store)
     schema = str(loop.parameter_openapi_schema)
@@ -205,24 +212,15 @@ def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
         flow_of(stage).kill()
         assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
         wait_for(lambda: not launched(up), 60)
+        (again,) = wait_for(lambda: successors(client, run), 60)
+        assert "its code differs" in wait_for(lambda: ended(client, again), 60).state.message
         time.sleep(2)  # the worker looks for hooks after that
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.integration
-def test_runs_of_a_lost_worker_do_not_hold_the_pool(up: Services, tiny_model: Path, pairs_file: Path) -> None:
-    parameters = small(up.store, tiny_model, pairs_file, name="lost")
-    with credentials.client(up.api) as client:
-        run = start(client, parameters, state=Running())
-        assert pool.end_lost_runs(up.api) == 1
-        state = client.read_flow_run(run.id).state
-        assert state is not None
-        assert state.type.value == "CRASHED"
-
-
-@pytest.mark.integration
-def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
+def test_runs_of_a_killed_worker_end_and_the_next_up_takes_them_up(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
     """The flow's process is suspended, as on a machine too busy to let it report its end before it is killed."""
@@ -237,10 +235,12 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_marks_them(
         worker.kill()
         wait_for(lambda: not launched(up) and running() is None, 120)
         services.up(up.store, up.prefect_port, up.mlflow_port)
-        found = ended(client, run)
-        assert found is not None
-        assert found.state is not None
-        assert found.state.type.value == "CRASHED"
+        assert wait_for(lambda: ended(client, run), 120).state.type.value == "CRASHED"
+        (again,) = wait_for(lambda: successors(client, run), 120)
+        assert again.parameters == run.parameters
+        wait_for(lambda: client.read_flow_run(again.id).run_count, 120)
+        client.set_flow_run_state(again.id, Cancelling())
+        assert wait_for(lambda: ended(client, again), 120).state.type.value == "CANCELLED"
 
 
 @pytest.mark.integration

