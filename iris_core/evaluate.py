@@ -1,15 +1,17 @@
-"""Stage `evaluate`: the ten benchmarks and the held-out prompts, by one engine.
+"""Stage `evaluate`: the ten benchmarks and the held-out prompts; with several GPUs, on all of them.
 
     python -m iris_core.evaluate --spec spec.json --out DIR
 
-A benchmark's record is written as soon as it is known: a stage that is killed redoes at most one benchmark. Two scores
-may stand in one column if their records' `protocol` is the same.
+A benchmark's record is written as soon as it is known: a stage that is killed redoes at most one benchmark an engine.
+Benchmarks and the held-out prompts are the stage's items (`iris_core.execution.items`). Two scores may stand in one
+column if their records' `protocol` is the same.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +27,15 @@ from iris_core.evaluation import folder, harness
 from iris_core.evaluation.benchmarks import Benchmark, benchmark
 from iris_core.evaluation.heldout import checkable, write_answers
 from iris_core.evaluation.records import is_current, protocol_settings, score_benchmark
-from iris_core.execution import engine_process
+from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
+from iris_core.generation import backends
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import (
     Average,
     BenchmarkRecord,
     EvaluateMetrics,
     ExactMatch,
-    ProtocolSettings,
     Score,
 )
 from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
@@ -42,32 +44,70 @@ from iris_core.store.units import Units, keep_only
 
 SCORES = "scores"
 HELDOUT = "heldout.parquet"
+HELDOUT_ITEM = "held-out prompts"
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
-    """Scores `spec.policy`, starting at the first benchmark without a record.
+    """Scores `spec.policy` on the benchmarks without a record, and answers the held-out prompts.
 
     Raises:
         EvaluationError: a benchmark is unknown, or its data is missing; before any model is loaded.
         DataError: no annotated held-out answer matches the answer pattern.
     """
+    backend = harness.resolve_backend(spec.evaluation.backend)
+    backends.check_tensor_parallel("evaluation.backend", backend, spec.execution.tensor_parallel)
     loading.verify(spec.policy)
     folder.verify(spec.data)
     make_folder(out / SCORES)
-    units = Units(out, spec.key())
     chosen = [benchmark(name) for name in spec.evaluation.benchmarks]
-    settings = {item.name: protocol_settings(spec, item) for item in chosen}
-    pending = [item for item in chosen if not is_current(units, _file(out, item.name), settings[item.name])]
-    pairs = checkable(spec.answer_pattern, load_pairs(spec.pairs, "heldout")) if spec.answer_pattern else []
-    unanswered = pairs if pairs and not units.holds(out / HELDOUT) else []
+    pending = [item for item in chosen if not _is_scored(spec, out, item)]
+    pairs = _checkable(spec)
+    unanswered = pairs if pairs and not Units(out, spec.key()).holds(out / HELDOUT) else []
     if pending or unanswered:
-        _run(spec, out, pending, settings, unanswered, total=len(chosen) + bool(pairs))
-    keep_only(out / SCORES, {_file(out, name).name for name in settings})
-    records = {name: BenchmarkRecord.read(_file(out, name)) for name in settings}
+        _run(spec, out, pending, unanswered, total=len(chosen) + bool(pairs))
+    keep_only(out / SCORES, {_file(out, item.name).name for item in chosen})
+    records = {item.name: BenchmarkRecord.read(_file(out, item.name)) for item in chosen}
     outputs = {"scores": out / SCORES, **({"heldout": out / HELDOUT} if pairs else {})}
     return Outcome(outputs=outputs, metrics=summarize(records, outputs.get("heldout")))
+
+
+def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None = None) -> Callable[[str], None]:
+    """Opens an engine. Returns the function that scores the benchmark with a name, or answers the held-out prompts.
+
+    Args:
+        spec: the stage's.
+        out: the stage's folder.
+        tasks: of benchmarks, where they are loaded already.
+    """
+    loaded, units, started = tasks or {}, Units(out, spec.key()), time.monotonic()
+    batch_size = spec.execution.batch_size or EVALUATION_BATCH
+    tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
+    lm = harness.open_model(
+        spec.policy,
+        harness.resolve_backend(spec.evaluation.backend),
+        spec.dtype,
+        template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date),
+        stop_token_ids=spec.stop_token_ids,
+        trust_remote_code=spec.trust_remote_code,
+        batch_size=batch_size,
+        tensor_parallel=spec.execution.tensor_parallel,
+    )
+    log.info("opened the engine in %.1f s", time.monotonic() - started)
+
+    def score(name: str) -> None:
+        if name == HELDOUT_ITEM:
+            with units.writing(out / HELDOUT) as temporary:
+                write_answers(temporary, spec, lm, _checkable(spec), batch_size)
+            return
+        item = benchmark(name)
+        task = loaded.pop(name, None) or harness.load_tasks([name], spec.data)[name]
+        record = score_benchmark(spec, lm, item, task, protocol_settings(spec, item))
+        with units.writing(_file(out, name)) as temporary:
+            record.write(temporary)
+
+    return score
 
 
 def summarize(records: dict[str, BenchmarkRecord], heldout: Path | None) -> EvaluateMetrics:
@@ -99,51 +139,42 @@ def exact_match(path: Path) -> ExactMatch:
     return ExactMatch(exact_match=intervals.proportion(sum(correct), len(correct)), n=len(correct))
 
 
-@engine_process.watched("evaluate")
-def _run(
-    spec: EvaluateSpec,
-    out: Path,
-    pending: list[Benchmark],
-    settings: dict[str, ProtocolSettings],
-    pairs: list[Pair],
-    total: int,
-) -> None:
+def _run(spec: EvaluateSpec, out: Path, pending: list[Benchmark], pairs: list[Pair], total: int) -> None:
     """Scores the `pending` benchmarks and answers the prompts of `pairs`. Data is loaded before the model.
 
     Args:
         spec: the stage's.
         out: the stage's folder.
         pending: benchmarks without a record.
-        settings: what decides the score of each benchmark.
         pairs: held-out pairs without an answer.
         total: steps of the whole stage, those of an earlier try included.
     """
-    started, units = time.monotonic(), Units(out, spec.key())
+    started = time.monotonic()
     tasks = harness.load_tasks([item.name for item in pending], spec.data)
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
-    batch_size = spec.execution.batch_size or EVALUATION_BATCH
-    started = time.monotonic()
-    tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    lm = harness.open_model(
-        spec.policy,
-        harness.resolve_backend(spec.evaluation.backend),
-        spec.dtype,
-        template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date),
-        stop_token_ids=spec.stop_token_ids,
-        trust_remote_code=spec.trust_remote_code,
-        batch_size=batch_size,
-    )
-    log.info("opened the engine in %.1f s", time.monotonic() - started)
-    for item in pending:
-        record = score_benchmark(spec, lm, item, tasks.pop(item.name), settings[item.name])
-        with units.writing(_file(out, item.name)) as temporary:
-            record.write(temporary)
-        progress.advance(benchmark=item.name, score=record.value, seconds=record.seconds)
-    if pairs:
-        with units.writing(out / HELDOUT) as temporary:
-            write_answers(temporary, spec, lm, pairs, batch_size)
-        progress.advance(benchmark="held-out prompts")
+
+    def on_done(name: str) -> None:
+        if name == HELDOUT_ITEM:
+            progress.advance(benchmark=name)
+            return
+        record = BenchmarkRecord.read(_file(out, name))
+        progress.advance(benchmark=name, score=record.value, seconds=record.seconds)
+
+    # an item that generates takes longer than one that is only scored, then the number of prompts decides
+    lengths = {item.name: (item.generates, harness.count(tasks[item.name], spec.evaluation.limit)) for item in pending}
+    lengths |= {HELDOUT_ITEM: (True, len(pairs))} if pairs else {}
+    names = sorted(lengths, key=lambda name: lengths[name], reverse=True)
+    run_items(spec, out, names, lambda spec, out: scorer(spec, out, tasks), on_done)
+
+
+def _is_scored(spec: EvaluateSpec, out: Path, item: Benchmark) -> bool:
+    return is_current(Units(out, spec.key()), _file(out, item.name), protocol_settings(spec, item))
+
+
+def _checkable(spec: EvaluateSpec) -> list[Pair]:
+    """The held-out pairs whose answers can be checked; none without an answer pattern."""
+    return checkable(spec.answer_pattern, load_pairs(spec.pairs, "heldout")) if spec.answer_pattern else []
 
 
 def _file(out: Path, name: str) -> Path:
@@ -152,4 +183,4 @@ def _file(out: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    main(EvaluateSpec, evaluate)
+    main(EvaluateSpec, evaluate, scorer)

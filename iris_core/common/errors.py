@@ -72,6 +72,13 @@ class StageFailed(IrisError):
     exit_code = 70
 
 
+class StageCrashed(StageFailed):
+    """A stage's process ended with an exception that nobody expected: the same would happen again."""
+
+    retryable = False
+    exit_code = 1
+
+
 def first_line(error: BaseException) -> str:
     """The first line of the text of `error`, for a message of one line."""
     text = str(error).strip() or type(error).__name__

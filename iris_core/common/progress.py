@@ -1,9 +1,12 @@
 """Progress of a stage: JSON lines to its parent process, or a log line every few seconds when run by hand.
 
-The parent passes the descriptor of a pipe in `IRIS_PROGRESS_FD`. Each line is one object:
+The parent passes the path of a pipe in `IRIS_PROGRESS`. Each line is one object:
 `{"event": "progress", "stage": "train", "done": 3, "total": 40, "loss": 0.61}`, or
 `{"event": "notice", "message": "..."}` for what the stage waits for, or
-`{"event": "error", "kind": "DataError", "message": "...", "exit_code": 2}`.
+`{"event": "error", "kind": "DataError", "message": "...", "exit_code": 2}`, or
+`{"event": "item", "name": "shard-00003.parquet"}` from a worker to its stage.
+
+Of several ranks, rank 0 reports the progress; each of them reports its errors.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-FD_VARIABLE = "IRIS_PROGRESS_FD"
+VARIABLE = "IRIS_PROGRESS"
 LOG_EVERY_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -57,12 +60,20 @@ class Failure(BaseModel):
     message: str
 
 
-_EVENT: TypeAdapter[Advance | Notice | Failure] = TypeAdapter(
-    Annotated[Advance | Notice | Failure, Field(discriminator="event")]
-)
+class ItemDone(BaseModel):
+    """A worker has done an item."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    event: Literal["item"] = "item"
+    name: str
 
 
-def parse(line: str) -> Advance | Notice | Failure | None:
+Event = Advance | Notice | Failure | ItemDone
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def parse(line: str) -> Event | None:
     """The event in a line of the pipe; None if the line was cut short or holds something else."""
     try:
         return _EVENT.validate_python(json.loads(line))
@@ -72,12 +83,15 @@ def parse(line: str) -> Advance | Notice | Failure | None:
 
 def emit(event: str, **fields: Any) -> bool:
     """Sends one event to the parent. Returns False if no parent listens."""
-    descriptor = os.environ.get(FD_VARIABLE)
-    if descriptor is None:
+    if event != "error" and os.environ.get("RANK", "0") != "0":
+        return True  # rank 0 says it
+    path = os.environ.get(VARIABLE)
+    if path is None:
         return False
     line = json.dumps({"event": event, **fields}) + "\n"
     try:
-        os.write(int(descriptor), line.encode())
+        with open(os.open(path, os.O_WRONLY), "wb", buffering=0) as pipe:
+            pipe.write(line.encode())
     except OSError:  # the parent has ended; the supervisor will end this process
         return False
     return True

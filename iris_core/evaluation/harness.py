@@ -94,6 +94,12 @@ def load_tasks(names: Sequence[str], data: Artifact | None) -> dict[str, Tasks]:
     return loaded
 
 
+def count(tasks: Tasks, limit: int | None) -> int:
+    """How many items the `tasks` of a benchmark have, at most `limit` a task."""
+    sizes = (len(task.task_docs) for task in tasks["tasks"].values())
+    return sum(size if limit is None else min(size, limit) for size in sizes)
+
+
 def open_model(
     policy: Policy,
     backend: str,
@@ -103,6 +109,7 @@ def open_model(
     stop_token_ids: list[int],
     trust_remote_code: bool,
     batch_size: int,
+    tensor_parallel: int = 1,
 ) -> Any:
     """The harness's model for `policy`, with shared prefixes: by vLLM, or by transformers.
 
@@ -114,9 +121,10 @@ def open_model(
         stop_token_ids: tokens that end what the model generates.
         trust_remote_code: run code from the model's folder.
         batch_size: prompts that generate together.
+        tensor_parallel: devices that hold vLLM's engine together.
     """
     if backend == "vllm":
-        opened = _open_vllm(policy, dtype, trust_remote_code)
+        opened = _open_vllm(policy, dtype, trust_remote_code, tensor_parallel)
     else:
         opened = _open_transformers(policy, dtype, template, trust_remote_code, batch_size)
     opened.template, opened.stop_token_ids = template, stop_token_ids
@@ -170,7 +178,7 @@ def score(
     return _result(benchmark, results)
 
 
-def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
+def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool, tensor_parallel: int) -> Any:
     gpu = torch.cuda.is_available()
     set_vllm_environment(gpu=gpu)
     from iris_core.evaluation.prefix_vllm import PrefixVLLM
@@ -184,6 +192,7 @@ def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool) -> Any:
         samples=False,
         adapter=adapter,
         trust_remote_code=trust_remote_code,
+        tensor_parallel=tensor_parallel,
     )
     return PrefixVLLM(str(policy.model.path), lora_local_path=str(adapter) if adapter else None, **settings)
 

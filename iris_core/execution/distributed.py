@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
+
+from iris_core.common.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +24,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-START = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+DECIDED = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
 EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart: one of them loads or saves a model
-DECISION = "iris/decision"  # of rank 0, in the ranks' key-value store
-WORK, DONE = b"work", b"done"
+HEARD = datetime.timedelta(minutes=1)  # for the others to hear of an end that came early
+DECISION = "iris/decision"  # of rank 0, in the ranks' key-value store: WORK, or the exit code of all
+WORK = "work"
 
 
 def rank() -> int:
@@ -42,8 +47,39 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check(*, allowed: bool) -> None:
+    """Checks torchrun's variables.
+
+    Args:
+        allowed: whether several ranks may work on the stage.
+
+    Raises:
+        ConfigError: only some of them are set, one is no number, or there are several ranks and may not be.
+    """
+    found = {name: os.environ.get(name, "") for name in VARIABLES}
+    if not found["RANK"] and not found["WORLD_SIZE"]:
+        return
+    for name, value in found.items():
+        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+            raise ConfigError(
+                f"RANK is {found['RANK'] or 'not set'}, but {name} is {value or 'not set'}: start ranks with torchrun, "
+                f"which sets {', '.join(VARIABLES)}, or unset them all"
+            )
+    if world_size() > 1 and not allowed:
+        raise ConfigError(f"WORLD_SIZE is {world_size()}, but this stage is one process: start it without torchrun")
+
+
+def without_ranks(environment: dict[str, str]) -> dict[str, str]:
+    """`environment` without torchrun's variables: a process that is started with it is no rank of this one's."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in VARIABLES and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -> None:
-    """Does `work` on all ranks, if rank 0 finds that there is any.
+    """Does `work` on all ranks, if rank 0 finds that there is any. If rank 0 fails before, all end with its exit code.
 
     Args:
         run: runs on rank 0; calls its argument for the work of all ranks, or not if nothing is left to do.
@@ -54,9 +90,10 @@ def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -
         return
     store = _store()
     if rank():
-        if store.get(DECISION) == WORK:
-            with _process_group(store):
-                work()
+        if (decision := _hear(store)) != WORK:
+            sys.exit(int(decision))
+        with _process_group(store):
+            work()
         return
 
     def with_others() -> T:
@@ -64,9 +101,12 @@ def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -
         with _process_group(store):
             return work()
 
-    run(with_others)
-    if not store.check([DECISION]):
-        store.set(DECISION, DONE)
+    try:
+        run(with_others)
+    except Exception as error:
+        _end_others(store, getattr(error, "exit_code", 1))
+        raise
+    _end_others(store, 0)
 
 
 def barrier() -> None:
@@ -89,8 +129,26 @@ def _store() -> Store:
     """The key-value store at MASTER_ADDR, which torchrun or rank 0 serves."""
     from torch.distributed import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=START))
+    store, _, _ = next(rendezvous("env://", timeout=EXCHANGE))
     return store
+
+
+def _hear(store: Store) -> str:
+    """Waits for the decision of rank 0."""
+    store.set_timeout(DECIDED)
+    decision = store.get(DECISION).decode()
+    store.set_timeout(EXCHANGE)
+    store.set(f"{DECISION}/{rank()}", "")
+    return decision
+
+
+def _end_others(store: Store, code: int) -> None:
+    """Ends the other ranks with an exit code, unless they work already."""
+    if store.check([DECISION]):
+        return
+    store.set(DECISION, str(code))
+    with suppress(RuntimeError):  # one of them never started
+        store.wait([f"{DECISION}/{number}" for number in range(1, world_size())], HEARD)  # rank 0 may be the server
 
 
 @contextmanager

@@ -1,13 +1,18 @@
-"""How a stage's process says that it failed: to its parent, on its error output, and with its exit code."""
+"""How a stage's process says that it failed, and how the process that started it reads that.
+
+It says so to its parent, on its error output, and with its exit code.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
-from iris_core.common import progress
-from iris_core.common.errors import IrisError
+from iris_core.common import errors, progress
+from iris_core.common.errors import IrisError, StageCrashed
+from iris_core.common.progress import Failure
 
 
 def report(error: IrisError, exit_code: int | None = None) -> int:
@@ -21,3 +26,19 @@ def report(error: IrisError, exit_code: int | None = None) -> int:
 def abort(error: IrisError, exit_code: int | None = None) -> NoReturn:
     """Reports an error and ends this process at once, from any thread and whatever the main thread waits for."""
     os._exit(report(error, exit_code))
+
+
+def rebuild(stage: str, failure: Failure) -> IrisError:
+    """The error that a process of `stage` reported; StageCrashed if it is none of ours."""
+    kind = getattr(errors, failure.kind, None)
+    if isinstance(kind, type) and issubclass(kind, IrisError):
+        return kind(failure.message)
+    return StageCrashed(f"{stage} crashed with {failure.kind}: {failure.message} (its log has the traceback)")
+
+
+def cause(found: Sequence[IrisError]) -> IrisError:
+    """Of the errors of several ranks, in their order, the one that explains the others.
+
+    A rank that is lost makes the exchanges of the others fail, which they can only report as crashes.
+    """
+    return next((error for error in found if not isinstance(error, StageCrashed)), found[0])

@@ -1,4 +1,4 @@
-"""Launches a stage as a subprocess, and leaves none of its descendants alive.
+"""Launches a stage, as one process or as several ranks, and leaves none of its descendants alive.
 
 A stage ends by itself, by an exception in its parent (cancel, Ctrl-C), or by the parent's death. In each case nothing
 below it is left afterwards (`iris_core.execution.supervision`).
@@ -12,17 +12,17 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from iris_core.common import errors, progress
+from iris_core.common import progress
 from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import IrisError, StageFailed, first_line
 from iris_core.common.files import make_folder
-from iris_core.common.progress import FD_VARIABLE, Advance, Failure, Notice
-from iris_core.execution import logs, supervision
+from iris_core.common.progress import Advance, Failure, ItemDone, Notice
+from iris_core.execution import channels, devices, distributed, failure, logs, supervision
 from iris_core.store import Manifest, Spec, read_manifest
 
 READ_S = 10.0  # for the last lines of a stage that has ended
@@ -47,6 +47,8 @@ CPU_SETTINGS = {
     "LRU_CACHE_CAPACITY": "64",
 }
 
+ONE_MACHINE = ("--standalone", "--nnodes", "1", "--local-addr", "127.0.0.1")
+
 Listener = Callable[[Advance | Notice], None]
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ def launch(
     on_progress: Listener = lambda event: None,
     on_log: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
-    """Runs `python -m iris_core.<stage>` on `spec` in `folder` and waits for it.
+    """Runs `python -m iris_core.<stage>` on `spec` in `folder`, on several ranks where it has them, and waits for it.
 
     An exception in a listener is logged once. What the listener was called with is lost; the stage goes on.
 
@@ -77,18 +79,34 @@ def launch(
     """
     with full_disk_errors(folder.parent):
         make_folder(folder)
-    with _in_memory(spec.model_dump_json()) as request:
-        module, file = f"iris_core.{spec.stage}", f"/dev/fd/{request}"
-        command = [sys.executable, "-m", module, "--spec", file, "--out", str(folder)]
-        error = supervise(spec.stage, command, on_progress, on_log, pass_fds=[request])
+    with channels.in_memory(spec.model_dump_json()) as request:
+        command, variables = _command(spec, ["--spec", request, "--out", str(folder)])
+        error = supervise(spec.stage, command, on_progress, on_log, variables)
     manifest = read_manifest(folder)
     if error is None and manifest is not None:
         return manifest
     raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")
 
 
+def ranks_command(stage: str, arguments: Sequence[str], count: int, rendezvous: Sequence[str]) -> list[str]:
+    """The command that runs `count` ranks of a stage on a machine, and ends with them.
+
+    Args:
+        stage: its name.
+        arguments: of each rank.
+        count: ranks on this machine.
+        rendezvous: torchrun's options that say how this machine's ranks meet those of others.
+    """
+    agent = [sys.executable, "-m", "iris_core.execution.agent", *rendezvous, "--nproc-per-node", str(count)]
+    return [*agent, "--max-restarts", "0", "-m", f"iris_core.{stage}", *arguments]
+
+
 def supervise(
-    stage: str, command: list[str], on_progress: Listener, on_log: Callable[[str], None], pass_fds: Sequence[int] = ()
+    stage: str,
+    command: list[str],
+    on_progress: Listener,
+    on_log: Callable[[str], None],
+    variables: Mapping[str, str] | None = None,
 ) -> IrisError | None:
     """Runs `command` to its end, and ends whatever it leaves behind.
 
@@ -97,7 +115,7 @@ def supervise(
         command: program and arguments.
         on_progress: as of `launch`.
         on_log: as of `launch`.
-        pass_fds: file descriptors the command gets.
+        variables: of its environment, before this process's.
 
     Returns:
         The error it reported, StageFailed if it was killed or crashed, or None.
@@ -105,38 +123,47 @@ def supervise(
     label = supervision.Label.new()
     to_log = _Guarded(f"the log of {stage}", on_log)
     events = _Events(stage, _Guarded(f"the progress of {stage}", on_progress), to_log)
-    with _pipe() as (progress_in, progress_out):
-        environment, descriptors = _environment(progress_out), [progress_out, *pass_fds]
-        process = supervision.start(stage, command, environment, subprocess.PIPE, label, pass_fds=descriptors)
-        assert process.stdout is not None
-        readers = [
-            _read(progress_in, events.lines.put),
-            _read(logs.lines(process.stdout), to_log),
-        ]
-        try:
-            while process.poll() is None:
-                events.take(timeout=LOOK_S)
-            code = process.wait()
-        finally:
-            supervision.end(process, label)
-            os.close(progress_out)
-            for reader in readers:
-                reader.join(timeout=READ_S)
+    environment = _environment(events.inbox.path, variables or {})
+    process = supervision.start(stage, command, environment, subprocess.PIPE, label)
+    assert process.stdout is not None
+    reader = channels.read_lines(logs.lines(process.stdout), to_log)
+    try:
+        while process.poll() is None:
+            events.take(timeout=LOOK_S)
+        code = process.wait()
+    finally:
+        supervision.end(process, label)
+        events.inbox.close(READ_S)
+        reader.join(timeout=READ_S)
     events.take_rest()
-    if code != 0 and events.error is None:
+    if code != 0 and not events.errors:
         return StageFailed(f"{stage} {supervision.how_ended(code)}: run again to resume")
-    return events.error
+    return failure.cause(events.errors) if events.errors else None
 
 
-def _environment(progress_out: int) -> dict[str, str]:
+def _command(spec: Spec, arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command that runs a stage, and variables for it."""
+    module = [sys.executable, "-m", f"iris_core.{spec.stage}", *arguments]
+    if spec.execution.launcher == "ray":
+        ranks = [sys.executable, "-m", "iris_core.execution.ray_ranks", *arguments]
+        return ranks if spec.has_ranks else module, {}
+    count = devices.processes(spec.execution)
+    variables = devices.environment(count if spec.has_ranks else 1, devices.gpus()[:count])
+    if spec.has_ranks and count > 1:
+        module = ranks_command(spec.stage, arguments, count, ONE_MACHINE)
+    return module, variables
+
+
+def _environment(progress_path: str, variables: Mapping[str, str]) -> dict[str, str]:
     """A stage's environment; the user's settings for CPUs and telemetry replace the defaults."""
     return {
         **TELEMETRY_OFF,
         **CPU_SETTINGS,
-        **os.environ,
+        **distributed.without_ranks(dict(os.environ)),
+        **variables,
         "PYTHONUNBUFFERED": "1",
         "TQDM_DISABLE": "1",
-        FD_VARIABLE: str(progress_out),
+        progress.VARIABLE: progress_path,
     }
 
 
@@ -163,71 +190,36 @@ class _Guarded:
 
 
 class _Events:
-    """Handles the lines of a stage's progress pipe: events go to a listener, other lines to the log, an error is kept.
+    """Handles the lines of a stage's progress pipe: events go to a listener, other lines to the log, errors are kept.
 
     Args:
         stage: the stage's name.
         on_progress: gets the progress events.
         on_log: gets the lines that are not events.
+
+    Attributes:
+        inbox: the pipe.
+        errors: of all ranks, in the order in which they came.
     """
 
     def __init__(self, stage: str, on_progress: Listener, on_log: Callable[[str], None]):
         self.stage, self.on_progress, self.on_log = stage, on_progress, on_log
-        self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.error: IrisError | None = None
+        self.inbox = channels.Inbox()
+        self.errors: list[IrisError] = []
 
     def take(self, timeout: float) -> None:
         """Handles the next line, if one comes within `timeout` seconds."""
         with suppress(queue.Empty):
-            line = self.lines.get(timeout=timeout)
+            line = self.inbox.lines.get(timeout=timeout)
             match progress.parse(line):
-                case None:
+                case None | ItemDone():
                     self.on_log(line)
-                case Failure() as failure:
-                    self.error = _rebuild(self.stage, failure)
+                case Failure() as said:
+                    self.errors.append(failure.rebuild(self.stage, said))
                 case event:
                     self.on_progress(event)
 
     def take_rest(self) -> None:
         """Handles all lines that were read."""
-        while not self.lines.empty():
+        while not self.inbox.lines.empty():
             self.take(timeout=0)
-
-
-@contextmanager
-def _in_memory(text: str) -> Iterator[int]:
-    """A descriptor of a file in memory that holds `text`: none is left behind, whatever ends this process."""
-    descriptor = os.memfd_create("spec")
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        yield descriptor
-
-
-@contextmanager
-def _pipe() -> Iterator[tuple[TextIO, int]]:
-    """The progress pipe: a file to read from, and the descriptor to write to."""
-    progress_read, progress_write = os.pipe()
-    with os.fdopen(progress_read, encoding="utf-8", errors="replace") as progress_in:
-        yield progress_in, progress_write
-
-
-def _read(lines: Iterable[str], to: Callable[[str], None]) -> threading.Thread:
-    """Starts a thread that calls `to` with each of `lines`."""
-
-    def run() -> None:
-        for line in lines:
-            to(line.rstrip("\n"))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
-
-
-def _rebuild(stage: str, failure: Failure) -> IrisError:
-    kind = getattr(errors, failure.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, IrisError)):
-        crash = StageFailed(f"{stage} crashed with {failure.kind}: {failure.message} (its log has the traceback)")
-        crash.retryable = False
-        return crash
-    return kind(failure.message)

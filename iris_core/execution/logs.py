@@ -1,6 +1,7 @@
 """Log files and log lines that stay small: files are rotated, very long lines are cut.
 
     for line in lines(process.stdout): ...    # "[[0.1, 0.2 … 48,120 more characters"
+    sys.stderr = named("rank 1", sys.stderr)  # "rank 1: INFO loaded the model"
     with closing(LogFile(path)) as log: log.write(line)
 
 A file that a service appends to is kept small by the service's supervisor (`iris_core.execution.supervision`).
@@ -11,10 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BufferedIOBase, TextIOWrapper
 from logging import LogRecord, makeLogRecord
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TextIO
 
 from iris_core.execution.supervision import LOG_BYTES
 
@@ -50,6 +52,11 @@ class LogFile(RotatingFileHandler):
         raise
 
 
+def named(name: str, stream: TextIO) -> TextIO:
+    """`stream` with `name` at the beginning of each line, for one of several processes with one log."""
+    return TextIOWrapper(_Named(name, stream), encoding="utf-8", errors="replace", line_buffering=True)
+
+
 def lines(stream: IO[str]) -> Iterator[str]:
     """The lines of `stream` without their ends; of a line over `LONGEST_LINE`, the beginning and a count."""
     while line := stream.readline(LONGEST_LINE):
@@ -64,3 +71,21 @@ def lines(stream: IO[str]) -> Iterator[str]:
 def _cut(line: str, more: int) -> str:
     kept = PARTIAL_WORD.sub("", line)
     return f"{kept}… {more + len(line) - len(kept):,} more characters"
+
+
+class _Named(BufferedIOBase):
+    """The bytes of whole lines, written to `stream` with `name` before each."""
+
+    def __init__(self, name: str, stream: TextIO):
+        self.name, self.stream = name, stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        for line in bytes(data).decode().splitlines():
+            self.stream.write(f"{self.name}: {line}\n")
+        return len(data)
+
+    def flush(self) -> None:
+        self.stream.flush()

@@ -23,8 +23,9 @@ from iris_core.common.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 from iris_core.config.explain import explain
-from iris_core.execution import distributed, supervision
+from iris_core.execution import distributed, logs, supervision
 from iris_core.execution.failure import report
+from iris_core.execution.item_worker import serve
 from iris_core.store import Outcome, Spec, run_stage
 
 S = TypeVar("S", bound=Spec)
@@ -35,25 +36,31 @@ if multiprocessing.current_process().name != "MainProcess":
     supervision.end_forks_with_parent()
 
 
-def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
-    """Runs one stage from the command line and exits with its code."""
-    parser = argparse.ArgumentParser(
-        f"python -m iris_core.{spec_type.stage}", description=f"Run the stage `{spec_type.stage}`."
-    )
-    parser.add_argument("--spec", type=Path, required=True, help="JSON file with the stage's spec")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the output; run again to resume")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+def main(
+    spec_type: type[S],
+    work: Callable[[S, Path], Outcome],
+    open_engine: Callable[[S, Path], Callable[[str], None]] | None = None,
+) -> None:
+    """Runs one stage from the command line and exits with its code.
+
+    Args:
+        spec_type: the class of its specs.
+        work: the stage's function.
+        open_engine: of a stage that has items, as `run_items` takes it; its command line is also that of a worker.
+    """
+    arguments = _arguments(spec_type.stage)
+    name = f"rank {distributed.rank()}" if distributed.rank() else arguments.name
+    _log_to_stderr(name)
     supervision.end_forks_with_parent()
     out = arguments.out.absolute()
     try:
+        distributed.check(allowed=spec_type.has_ranks)
         spec = read_spec(spec_type, arguments.spec)
-        if distributed.world_size() > 1:
-            supervision.end_with_parent(os.getppid())  # torchrun's agent
         with full_disk_errors(out):
-            distributed.all_ranks(lambda all_work: run_stage(spec, out, lambda *_: all_work()), lambda: work(spec, out))
+            if arguments.items and open_engine:
+                serve(spec.stage, arguments.items, lambda: open_engine(spec, out))
+            else:
+                _run(spec, out, work)
     except IrisError as error:
         sys.exit(report(error))
     except Exception as error:
@@ -62,8 +69,32 @@ def main(spec_type: type[S], work: Callable[[S, Path], Outcome]) -> None:
             progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
         sys.exit(report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
+
+
+def _arguments(stage: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"python -m iris_core.{stage}", description=f"Run the stage `{stage}`.")
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file with the stage's spec")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the output; run again to resume")
+    parser.add_argument("--items", type=Path, help=argparse.SUPPRESS)  # a worker's pipe
+    parser.add_argument("--name", help=argparse.SUPPRESS)  # a worker's
+    return parser.parse_args()
+
+
+def _log_to_stderr(name: str | None) -> None:
+    """Sends log records to the error output. What a process with a name prints begins with it."""
+    if name:
+        sys.stdout, sys.stderr = logs.named(name, sys.stdout), logs.named(name, sys.stderr)
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Clean("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+
+def _run(spec: S, out: Path, work: Callable[[S, Path], Outcome]) -> None:
+    if distributed.world_size() > 1:
+        supervision.end_with_parent(os.getppid())  # torchrun's agent
+    distributed.all_ranks(lambda all_work: run_stage(spec, out, lambda *_: all_work()), lambda: work(spec, out))
     if distributed.rank() == 0:
-        logging.getLogger(spec_type.stage).info("%s is complete in %s", spec_type.stage, out)
+        logging.getLogger(spec.stage).info("%s is complete in %s", spec.stage, out)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:

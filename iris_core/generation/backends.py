@@ -45,6 +45,23 @@ def check_device(field: str, backend: str, fallback: str, devices: Path = Path("
         )
 
 
+def check_tensor_parallel(field: str, backend: str, size: int) -> None:
+    """Checks that the engine can run on several GPUs together.
+
+    Args:
+        field: the setting's name, for the message.
+        backend: from `resolve`.
+        size: GPUs of one engine.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if size > 1 and backend != "vllm":
+        raise ConfigError(
+            f"execution.tensor_parallel: {size}, but {field} is {backend}, which uses one GPU: set it to 1, or use vllm"
+        )
+
+
 def _is_gpu_build() -> bool:
     try:
         return "cpu" not in version("vllm")

@@ -50,6 +50,16 @@ def resolve_backend(name: str) -> str:
     return backends.resolve("generation.backend", name, "transformers")
 
 
+def check_backend(spec: GenerateSpec) -> None:
+    """Checks that the engine of `spec` is installed and can use the GPUs that `spec` gives it.
+
+    Raises:
+        ConfigError: it is not, or cannot.
+    """
+    backend = resolve_backend(spec.generation.backend)
+    backends.check_tensor_parallel("generation.backend", backend, spec.execution.tensor_parallel)
+
+
 def open_engine(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
     """Loads the policy of `spec` into its engine.
 
@@ -80,6 +90,7 @@ def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
         samples=True,
         adapter=adapter.path if adapter else None,
         trust_remote_code=spec.trust_remote_code,
+        tensor_parallel=spec.execution.tensor_parallel,
     )
     llm = LLM(str(folder), **settings)
     request = LoRARequest("policy", 1, str(adapter.path)) if adapter else None

@@ -18,6 +18,7 @@ def vllm_settings(
     samples: bool,
     adapter: Path | None = None,
     trust_remote_code: bool = False,
+    tensor_parallel: int = 1,
 ) -> dict[str, Any]:
     """Arguments of `vllm.LLM` beside the model's folder.
 
@@ -28,6 +29,7 @@ def vllm_settings(
         samples: whether each request samples with a seed of its own; else they ask for log-probabilities.
         adapter: folder of the PEFT adapter that requests name; None: they name none.
         trust_remote_code: run code from the model's folder.
+        tensor_parallel: devices that hold the model together; another number may sample other responses.
     """
     settings: dict[str, Any] = {
         "dtype": dtype,
@@ -41,7 +43,11 @@ def vllm_settings(
     }
     if adapter is not None:
         settings |= {"enable_lora": True, "max_lora_rank": max_lora_rank(adapter)}
-    return settings if gpu else settings | _cpu_settings(max_model_len, samples)
+    if not gpu:
+        settings |= _cpu_settings(max_model_len, samples)
+    if tensor_parallel > 1:
+        settings |= {"tensor_parallel_size": tensor_parallel, "distributed_executor_backend": "mp"}
+    return settings
 
 
 def max_lora_rank(adapter: Path) -> int:

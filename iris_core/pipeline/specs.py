@@ -106,6 +106,7 @@ class TrainSpec(Spec):
 
     stage: ClassVar[str] = "train"
     unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, "training": {"sharding": True}}
+    has_ranks: ClassVar[bool] = True
     policy: Policy
     opponent: Policy
     pairs: Artifact

@@ -49,6 +49,7 @@ class Spec(Strict):
 
     stage: ClassVar[str]
     unkeyed: ClassVar[dict[str, Any]] = {"execution": True}  # fields that decide no output
+    has_ranks: ClassVar[bool] = False  # whether several processes work on it together, as torchrun starts them
     versions: dict[str, str] = Field(default_factory=dict)
     execution: Execution = Execution()
 
