@@ -14,6 +14,7 @@ import pytest
 
 from iris_core.common.errors import IrisError, StageFailed
 from iris_core.config import Experiment, parse_experiment
+from iris_core.evaluation import miniature
 from iris_core.execution.launch import launch
 from iris_core.pipeline import plan
 from iris_core.pipeline.plan import LoopState, Prepared
@@ -43,13 +44,14 @@ def experiment(model: Path, pairs: Path) -> Experiment:
             "name": "test",
             "model": {"path": str(model), "dtype": "float32"},
             "data": {"path": str(pairs), "heldout": 4},
-            "generation": {"backend": "transformers", "max_new_tokens": 100, "shard_size": 2},
+            "generation": {"backend": "transformers", "max_new_tokens": 300, "shard_size": 2},
             "training": {"batch_size": 8, "epochs": EPOCHS, "tokens_per_batch": 256, "checkpoint_every": 2},
-            "evaluation": {"backend": "hf", "data_dir": "miniature", "max_gen_tokens": 8},
+            "evaluation": {"backend": "hf", "data_dir": "miniature", "max_gen_tokens": 64, "benchmarks": BENCHMARKS},
         }
     )
 
 
+BENCHMARKS = ["gsm8k", "math", "hellaswag", "winogrande", "ifeval", "mmlu"]
 EPOCHS = 40  # of three steps each: long enough to lose a node in the middle
 
 
@@ -122,9 +124,28 @@ def test_a_user_error_on_a_node_is_the_error_of_the_stage(
 def test_generation_goes_on_without_a_lost_node(
     inputs: tuple[Experiment, Prepared, LoopState], generated: Manifest, nodes: Nodes, tmp_path: Path
 ) -> None:
-    out = tmp_path / "generate"
+    out, lines = tmp_path / "generate", list[str]()
     thread = lost_when(nodes, lambda: any(out.glob("responses/shard-*")), "iris_core.generate", "--items", str(out))
-    assert digests(launch(on_ray(plan.generate_spec(*inputs)), out)) == digests(generated)
+    assert digests(launch(on_ray(plan.generate_spec(*inputs)), out, on_log=lines.append)) == digests(generated)
     thread.join()
+    assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
+    assert not processes(str(out))
+    nodes.add()
+
+
+def test_evaluation_goes_on_without_a_lost_node(
+    inputs: tuple[Experiment, Prepared, LoopState], nodes: Nodes, tmp_path: Path
+) -> None:
+    config, prepared, state = inputs
+    spec = plan.evaluate_spec(config, prepared, state.policy, miniature.FOLDER)
+    expected = launch(spec, tmp_path / "local").metrics
+    out, lines = tmp_path / "evaluate", list[str]()
+    thread = lost_when(nodes, lambda: any(out.glob("scores/*")), "iris_core.evaluate", "--items", str(out))
+    found = launch(on_ray(spec), out, on_log=lines.append).metrics
+    thread.join()
+    assert {name: found[name] for name in ("benchmarks", "average")} == {
+        name: expected[name] for name in ("benchmarks", "average")
+    }
+    assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
     assert not processes(str(out))
     nodes.add()
