@@ -47,11 +47,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check(*, allowed: bool) -> None:
+def check(stage: str, *, allowed: bool) -> None:
     """Checks torchrun's variables.
 
     Args:
-        allowed: whether several ranks may work on the stage.
+        stage: its name, for the message.
+        allowed: whether several ranks may work on it.
 
     Raises:
         ConfigError: only some of them are set, one is no number, or there are several ranks and may not be.
@@ -62,11 +63,13 @@ def check(*, allowed: bool) -> None:
     for name, value in found.items():
         if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
             raise ConfigError(
-                f"RANK is {found['RANK'] or 'not set'}, but {name} is {value or 'not set'}: start ranks with torchrun, "
-                f"which sets {', '.join(VARIABLES)}, or unset them all"
+                f"{name} is {value or 'not set'}, beside other variables of torchrun: start ranks with torchrun, which "
+                f"sets {', '.join(VARIABLES)}, or unset them all"
             )
     if world_size() > 1 and not allowed:
-        raise ConfigError(f"WORLD_SIZE is {world_size()}, but this stage is one process: start it without torchrun")
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}, but {stage} is one process: start it without torchrun, or unset WORLD_SIZE"
+        )
 
 
 def without_ranks(environment: dict[str, str]) -> dict[str, str]:

@@ -49,12 +49,11 @@ def main(
         open_engine: of a stage that has items, as `run_items` takes it; its command line is also that of a worker.
     """
     arguments = _arguments(spec_type.stage)
-    name = f"rank {distributed.rank()}" if distributed.rank() else arguments.name
-    _log_to_stderr(name)
     supervision.end_forks_with_parent()
     out = arguments.out.absolute()
     try:
-        distributed.check(allowed=spec_type.has_ranks)
+        distributed.check(spec_type.stage, allowed=spec_type.has_ranks)
+        _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name)
         spec = read_spec(spec_type, arguments.spec)
         with full_disk_errors(out):
             if arguments.items and open_engine:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,11 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from iris_core import generate as generate_module
-from iris_core.common.errors import DataError, ModelError, StageFailed
+from iris_core.common.errors import ConfigError, DataError, ModelError
 from iris_core.config import GenerationPart, parse_experiment
-from iris_core.execution import distributed
+from iris_core.execution.item_worker import LABEL_VARIABLE
 from iris_core.execution.launch import launch
-from iris_core.execution.supervision import Label
+from iris_core.execution.supervision import command_line, labelled
 from iris_core.generate import generate, summarize, warnings
 from iris_core.generation import engines
 from iris_core.modeling import loading
@@ -29,8 +27,6 @@ from iris_core.prepare import prepare
 from iris_core.store import Artifact, Execution, Policy, run_stage
 from tests.conftest import build_model
 from tests.iris_core.small_tokenizers import CHATML, byte_level
-
-SHARE_OF_RANK_1 = "responses/shard-*[13579].parquet"  # of two ranks
 
 
 def experiment(tiny_model, pairs_file, backend="transformers", **generation):
@@ -58,8 +54,8 @@ def responses(manifest):
     return pq.read_table(manifest.artifact("responses").path).to_pylist()
 
 
-def on(spec, processes):
-    return spec.model_copy(update={"execution": Execution(processes=processes)})
+def on(spec, devices, **execution):
+    return spec.model_copy(update={"execution": Execution(gpus_per_node=devices, **execution)})
 
 
 def shards(folder):
@@ -67,8 +63,9 @@ def shards(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("responses/shard-*")}
 
 
-def rank_1(folder):
-    return [each for each in Label(distributed.RANK, "1").processes() if str(folder) in each.cmdline()]
+def workers(folder):
+    found = [process for each in labelled(LABEL_VARIABLE).values() for process in each]
+    return [process for process in found if {"--items", str(folder)} <= {*command_line(process)}]
 
 
 def wait_for(condition, seconds=120.0):
@@ -109,9 +106,10 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
 
 
 @pytest.mark.integration
-def test_two_processes_give_the_responses_of_one(tiny_model, pairs_file, tmp_path):
-    spec = spec_of(experiment(tiny_model, pairs_file, shard_size=4), tmp_path)
-    one = run_stage(on(spec, 1), tmp_path / "one", generate)
+@pytest.mark.parametrize(("backend", "size"), [("transformers", 4), ("vllm", 8)])
+def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tmp_path, backend, size):
+    spec = spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path)
+    one = launch(on(spec, 1), tmp_path / "one")
     seen, done = {}, []
 
     def watch(event):
@@ -122,85 +120,54 @@ def test_two_processes_give_the_responses_of_one(tiny_model, pairs_file, tmp_pat
     assert responses(two) == responses(one)
     assert two.outputs["responses"].digest == one.outputs["responses"].digest
     assert two.key == one.key
-    assert done == [0, 4, 8, 12, 16, 20, 24]
+    assert done == list(range(0, 25, size))
     assert seen == shards(tmp_path / "two")  # no shard was written twice
     assert two.metrics["tokens_per_second"] * two.seconds >= two.metrics["tokens"]
 
 
 @pytest.mark.integration
-def test_a_rank_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file, tmp_path):
+def test_a_worker_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file, tmp_path):
     config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=100)
     spec, folder = on(spec_of(config, tmp_path), 2), tmp_path / "killed"
-    whole = run_stage(on(spec, 1), tmp_path / "whole", generate)
+    whole = launch(on(spec, 1), tmp_path / "whole")
+    kept, lines = {}, []
 
     def kill():
-        wait_for(lambda: any(folder.glob(SHARE_OF_RANK_1)))
-        for process in rank_1(folder):
-            process.kill()
+        wait_for(lambda: shards(folder))
+        workers(folder)[0].kill()
+        kept.update(shards(folder))
 
-    threading.Thread(target=kill).start()
-    with pytest.raises(StageFailed, match="rank 1 of the stage generate was killed by SIGKILL"):
-        launch(spec, folder)
-    kept = shards(folder)
-    assert 1 <= len(kept) < 12
-    resumed = launch(spec, folder)
-    assert responses(resumed) == responses(whole)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    killed = launch(spec, folder, on_log=lines.append)
+    killer.join()
+    assert any("a worker is lost (was killed by SIGKILL)" in line for line in lines)
+    assert killed.outputs["responses"].digest == whole.outputs["responses"].digest
+    assert kept
     assert shards(folder) | kept == shards(folder)
+    assert not workers(folder)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seconds", [0, 6])
-def test_a_rank_that_fails_ends_the_stage_with_its_code(tiny_model, pairs_file, tmp_path, seconds):
-    """At once, or when rank 0 has finished its share and waits."""
-    spec, out = spec_of(experiment(tiny_model, pairs_file), tmp_path), tmp_path / "out"
-    (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
-    rank = f"import time; time.sleep({seconds}); raise SystemExit(76)"
-    code = (
-        "import subprocess, sys; from iris_core.execution import distributed, stage\n"
-        "from iris_core.generate import generate; from iris_core.pipeline.specs import GenerateSpec\n"
-        f"distributed._start = lambda *a: subprocess.Popen([sys.executable, '-c', {rank!r}])\n"
-        "stage.main(GenerateSpec, generate)"
-    )
-    command = [sys.executable, "-c", code, "--spec", tmp_path / "spec.json", "--out", out]
-    assert subprocess.run(command, check=False).returncode == 76
-    assert not (out / "manifest.json").exists()
-
-
-@pytest.mark.integration
-def test_no_rank_outlives_rank_0(tiny_model, pairs_file, tmp_path):
-    """Rank 0 was started by hand and killed: neither a launcher nor rank 0 itself can end the others."""
-    config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=1000)
-    spec, out = spec_of(config, tmp_path), tmp_path / "out"
-    (tmp_path / "spec.json").write_text(on(spec, 2).model_dump_json())
-    command = ["-m", "iris_core.generate", "--spec", tmp_path / "spec.json", "--out", out]
-    process = subprocess.Popen([sys.executable, *command])
-    wait_for(lambda: rank_1(out))
-    process.kill()
-    process.wait()
-    wait_for(lambda: not rank_1(out))
-    assert len(list(out.glob(SHARE_OF_RANK_1))) < 6  # it ended before its share did
-
-
-@pytest.mark.integration
-def test_no_rank_outlives_an_error_in_rank_0(tiny_model, pairs_file, tmp_path, monkeypatch):
-    def dies(*arguments):
-        raise KeyboardInterrupt
-
-    spec = on(spec_of(experiment(tiny_model, pairs_file), tmp_path), 2)
-    monkeypatch.setattr(generate_module, "write_shard", dies)
-    with pytest.raises(KeyboardInterrupt):
+def test_transformers_uses_one_gpu(tiny_model, pairs_file, tmp_path):
+    spec = on(spec_of(experiment(tiny_model, pairs_file), tmp_path), 2, tensor_parallel=2)
+    with pytest.raises(ConfigError) as error:
         run_stage(spec, tmp_path / "out", generate)
-    assert not rank_1(tmp_path / "out")
+    assert str(error.value) == (
+        "execution.tensor_parallel: 2, but generation.backend is transformers, which uses one GPU: set it to 1, or use "
+        "vllm"
+    )
 
 
 @pytest.mark.integration
-def test_no_more_processes_than_shards(tiny_model, pairs_file, tmp_path, monkeypatch):
-    def start(spec, out, number, count):
-        raise AssertionError(f"rank {number} has nothing to do")
-
-    spec = on(spec_of(experiment(tiny_model, pairs_file, shard_size=24), tmp_path), 2)
-    monkeypatch.setattr(distributed, "_start", start)
-    assert run_stage(spec, tmp_path / "out", generate).metrics["prompts"] == 24
+def test_two_devices_hold_one_engine(tiny_model, pairs_file, tmp_path):
+    """Greedy responses of vLLM are those of one device; the manifest says how many there were."""
+    config = experiment(tiny_model, pairs_file, "vllm", temperature=0.0, max_new_tokens=6)
+    spec = spec_of(config, tmp_path)
+    one = launch(on(spec, 1), tmp_path / "one")
+    two = launch(on(spec, 2, tensor_parallel=2), tmp_path / "two")
+    assert responses(two) == responses(one)
+    assert two.spec["execution"]["tensor_parallel"] == 2
 
 
 @pytest.mark.unit
