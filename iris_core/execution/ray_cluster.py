@@ -111,12 +111,12 @@ def started(
         IrisError: a node cannot run them, does not share the folder, or has other versions than this machine.
     """
     with _placed(execution, share) as group:
-        actor = ray.remote(kind).options(max_concurrency=4, **_options(share.resource, size))
+        options = {"max_concurrency": 4, **_options(share.resource, size)}
         bundles = list(range(execution.nodes)) * (share.amount // size)
         actors = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote(
-                _forwarded(), share.amount
-            )
+            ray.remote(kind)
+            .options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle), **options)
+            .remote(_forwarded(), share.amount)
             for bundle in bundles[:count]
         ]
         try:
