@@ -24,7 +24,7 @@ from iris_core.execution import devices, supervision
 from iris_core.execution.channels import in_memory
 from iris_core.execution.item_worker import LocalWorker
 from iris_core.execution.launch import ranks_command, supervise
-from iris_core.store.probe import check_probe
+from iris_core.store import probe
 
 LOOK_S = 0.1
 END_S = supervision.GRACE_S + 5.0
@@ -78,9 +78,13 @@ class Agent:
             free.bind(("", 0))
             return Place(f"{socket.gethostname()} ({address})", address, free.getsockname()[1])
 
-    def check(self, store: Path, token: str) -> str:
-        """As `check_probe`, on this node."""
-        return check_probe(store, token)
+    def check_versions(self, known: dict[str, str]) -> None:
+        """As `probe.check_versions`, on this node."""
+        probe.check_versions(known)
+
+    def check_probe(self, store: Path, token: str) -> str:
+        """As `probe.check_probe`, on this node."""
+        return probe.check_probe(store, token)
 
     def end(self) -> None:
         """Ends what runs here, and returns once nothing is left of it."""

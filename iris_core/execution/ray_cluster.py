@@ -17,17 +17,18 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from iris_core.common import mirrors
 from iris_core.common.errors import IrisError, ServiceError, StageCrashed, StageFailed, first_line
 from iris_core.common.outages import NOTIFY_EVERY_S, notify
 from iris_core.execution.ray_address import address
 from iris_core.execution.ray_agent import END_S, Agent
-from iris_core.store.probe import end_probe, write_probe
+from iris_core.store import probe
 from iris_core.store.spec import Execution
 
 ANSWER_S = 120.0  # of a new actor: it imports its module first
 PLACED_S = 5.0  # to be placed in a cluster that is idle
 FORWARDED = ("GLOO_", "HF_", "IRIS_", "MKL_", "NCCL_", "OMP_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "VLLM_")
-SECRET = ("KEY", "PASSWORD", "SECRET", "TOKEN")
+SECRET = {"KEY", "PASSWORD", "SECRET", "TOKEN"}
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def started(
             for bundle in bundles[:count]
         ]
         try:
-            _check_store(store, actors[: execution.nodes])
+            _check_nodes(store, actors[: execution.nodes])
             yield actors
         finally:
             with suppress(RayError):  # also where one is lost
@@ -176,17 +177,20 @@ def _placed(execution: Execution, share: Share) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def _check_store(store: Path, actors: list[Any]) -> None:
-    """Checks that the nodes share the folder `store`, and the versions of this machine; logs each that does not.
+def _check_nodes(store: Path, actors: list[Any]) -> None:
+    """Checks that the nodes have the versions of this machine and share the folder `store`; logs each that does not.
 
     Raises:
         StoreError: one of them does not.
     """
-    token, written = write_probe(store), []
+    answers([actor.check_versions.remote(probe.versions_here()) for actor in actors])
+    if mirrors.split(store):  # of a store in S3: each node has its own
+        return
+    token, written = probe.write_probe(store), []
     try:
-        written = answers([actor.check.remote(store, token) for actor in actors])
+        written = answers([actor.check_probe.remote(store, token) for actor in actors])
     finally:
-        end_probe(store, token, written)
+        probe.end_probe(store, token, written)
 
 
 def _options(resource: str, amount: int) -> dict[str, int]:
@@ -199,7 +203,7 @@ def _forwarded() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(FORWARDED) and not any(word in name for word in SECRET)
+        if name.startswith(FORWARDED) and not SECRET.intersection(name.split("_"))
     }
 
 
