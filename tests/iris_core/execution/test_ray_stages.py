@@ -24,6 +24,16 @@ from tests.ray_cluster import Nodes, processes, wait_for
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
 
+BENCHMARKS = ["gsm8k", "math", "hellaswag", "winogrande", "ifeval", "mmlu"]
+TRAINING = {
+    "method": "full",
+    "sharding": "full",
+    "epochs": 40,  # of three steps each: long enough to lose a node in the middle
+    "batch_size": 8,
+    "tokens_per_batch": 1024,
+    "checkpoint_every": 2,
+}
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
@@ -45,14 +55,10 @@ def experiment(model: Path, pairs: Path) -> Experiment:
             "model": {"path": str(model), "dtype": "float32"},
             "data": {"path": str(pairs), "heldout": 4},
             "generation": {"backend": "transformers", "max_new_tokens": 300, "shard_size": 2},
-            "training": {"batch_size": 8, "epochs": EPOCHS, "tokens_per_batch": 256, "checkpoint_every": 2},
+            "training": TRAINING,
             "evaluation": {"backend": "hf", "data_dir": "miniature", "max_gen_tokens": 64, "benchmarks": BENCHMARKS},
         }
     )
-
-
-BENCHMARKS = ["gsm8k", "math", "hellaswag", "winogrande", "ifeval", "mmlu"]
-EPOCHS = 40  # of three steps each: long enough to lose a node in the middle
 
 
 @pytest.fixture(scope="module")
