@@ -57,7 +57,7 @@ def train(spec: str, out: Path) -> None:
     Raises:
         IrisError: the stage's own error; ServiceError if the cluster cannot be used, StageFailed if a node was lost.
     """
-    execution = Execution.model_validate(json.loads(spec)["execution"])
+    execution = Execution.model_validate(json.loads(spec).get("execution", {}))
     with connected(execution):
         share = share_of(execution)
         with started(RankAgent, execution, out.parent, share, share.amount, execution.nodes) as agents:
