@@ -18,6 +18,7 @@ from iris_core.config import Experiment
 from iris_core.data import hub, sources
 from iris_core.evaluation.benchmarks import BENCHMARKS
 from iris_core.evaluation.folder import benchmark_folder
+from iris_core.execution import ray_address
 from iris_core.generation import backends
 from iris_core.pipeline.plan import Prepared, prepare_spec, recipe_yaml
 from iris_core.store import Store
@@ -43,16 +44,18 @@ def check_services(experiment: Experiment) -> Store:
 
     Raises:
         StoreError: the store cannot be written, or its disk is full.
-        ConfigError: a cache cannot be written, an engine is missing, or MLflow cannot be used at `tracking.uri`, or for
-            `tracking.registered_model`.
+        ConfigError: a cache cannot be written, an engine or Ray is missing, or MLflow cannot be used at `tracking.uri`,
+            or for `tracking.registered_model`.
         ModelError, DataError, EvaluationError: the model, the data or a benchmark is missing, or the hub refuses it.
-        ServiceError: MLflow or the hub does not answer.
+        ServiceError: MLflow, the hub or the Ray cluster does not answer.
     """
     store = Store.of(experiment)
     store.check()
     keep_caches(store.root)
     check_caches()
     _check_engines(experiment)
+    if experiment.execution.launcher == "ray":
+        ray_address.address(experiment.execution.ray_address)
     _check_mirror(experiment)
     at_once({"MLflow": partial(_check_mlflow, experiment), **_on_hub(experiment)})
     return store

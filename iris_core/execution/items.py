@@ -65,6 +65,12 @@ def run_items(
     Raises:
         StageFailed: no worker is left, or an item has cost two.
     """
+    if spec.execution.launcher == "ray":
+        from iris_core.execution import ray_items  # Ray is optional
+
+        with ray_items.workers(spec, out, len(items)) as workers:
+            share(spec.stage, workers, items, on_done)
+        return
     groups = devices.engine_gpus(spec.execution)[: len(items)]
     if len(groups) == 1:
         with engine_process.watched(spec.stage):

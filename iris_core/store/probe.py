@@ -43,7 +43,7 @@ def write_probe(root: Path) -> str:
     folder = root / FOLDER / token
     try:
         make_folder(folder)
-        write_atomic(folder / FILE, json.dumps(_versions()))
+        write_atomic(folder / FILE, json.dumps(versions_here()))
         (folder / LINK).symlink_to(FILE)
         _held[token] = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(_held[token], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,7 +64,7 @@ def check_probe(root: Path, token: str) -> str:
             machines.
     """
     folder = root / FOLDER / token
-    _check_versions(root, folder)
+    check_versions(_read_versions(root, folder))
     _check_lock(root, folder)
     name = f"{socket.gethostname()}.{os.getpid()}"
     try:
@@ -77,6 +77,26 @@ def check_probe(root: Path, token: str) -> str:
     if seen != token:
         raise _failure(root, "does not replace a file when another is renamed to it")
     return name
+
+
+def versions_here() -> dict[str, str]:
+    """The versions on this machine of what decides a stage's output, or its protocol with other machines."""
+    return {"Python": platform.python_version(), **versions(*PACKAGES)}
+
+
+def check_versions(known: dict[str, str]) -> None:
+    """Compares this machine's versions with those of the run's machine.
+
+    Raises:
+        StoreError: one differs.
+    """
+    here = versions_here()
+    for name in sorted(known.keys() | here.keys()):
+        if known.get(name) != here.get(name):
+            raise StoreError(
+                f"{socket.gethostname()}: {name} is {here.get(name, 'missing')}, but {known.get(name, 'missing')} on "
+                "the run's machine: install the same lock on every machine"
+            )
 
 
 def end_probe(root: Path, token: str, written: Iterable[str] = ()) -> None:
@@ -103,25 +123,15 @@ def end_probe(root: Path, token: str, written: Iterable[str] = ()) -> None:
             (root / FOLDER).rmdir()  # unless another probe is under way
 
 
-def _versions() -> dict[str, str]:
-    return {"Python": platform.python_version(), **versions(*PACKAGES)}
-
-
-def _check_versions(root: Path, folder: Path) -> None:
+def _read_versions(root: Path, folder: Path) -> dict[str, str]:
     """Reads the versions through the link, so that links are checked as well."""
     try:
-        known = json.loads((folder / LINK).read_text(encoding="utf-8"))
+        found: dict[str, str] = json.loads((folder / LINK).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _failure(root, "does not hold what the run's machine has written there") from error
     except (OSError, ValueError) as error:
         raise _failure(root, "cannot be read") from error
-    here = _versions()
-    for name in sorted(known.keys() | here.keys()):
-        if known.get(name) != here.get(name):
-            raise StoreError(
-                f"{socket.gethostname()}: {name} is {here.get(name, 'missing')}, but {known.get(name, 'missing')} on "
-                "the run's machine: install the same lock on every machine"
-            )
+    return found
 
 
 def _check_lock(root: Path, folder: Path) -> None:

@@ -74,6 +74,13 @@ def test_store_that_cannot_be_written(small: SmallExperiment, tmp_path: Path) ->
         check_services(small.experiment)
 
 
+def test_a_ray_cluster_that_does_not_answer(small: SmallExperiment) -> None:
+    pytest.importorskip("ray")
+    changed(small, execution={"launcher": "ray", "nodes": 2, "ray_address": "127.0.0.1:9"})
+    with pytest.raises(ServiceError, match=r"execution\.ray_address: no Ray cluster answers at 127\.0\.0\.1:9"):
+        check_services(small.experiment)
+
+
 def test_benchmark_data_that_is_missing(small: SmallExperiment) -> None:
     changed(small, evaluation={"data_dir": "/nowhere"})
     with pytest.raises(EvaluationError, match=r"evaluation\.data_dir: there is no folder /nowhere"):

@@ -1,0 +1,71 @@
+"""A Ray cluster that cannot be used: every reason is one line that says what to do, within seconds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from iris_core.common.errors import IrisError, ServiceError
+from iris_core.execution.launch import supervise
+from iris_core.store.spec import Execution
+from tests.ray_cluster import Nodes
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """One node, with two CPUs."""
+    cluster = Nodes(1)
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, nodes: Nodes) -> None:
+    for name, value in nodes.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def refused(folder: Path, **execution: object) -> IrisError:
+    """The error of a training on Ray, with these settings."""
+    spec = folder / "spec.json"
+    spec.write_text(json.dumps({"execution": Execution(launcher="ray", **execution).model_dump()}))  # type: ignore[arg-type]
+    command = [sys.executable, "-m", "iris_core.execution.ray_ranks", "--spec", str(spec), "--out", str(folder / "out")]
+    error = supervise("train", command, lambda event: None, lambda line: None)
+    assert error is not None
+    assert "\n" not in str(error)
+    return error
+
+
+def test_too_few_nodes(tmp_path: Path, nodes: Nodes) -> None:
+    error = refused(tmp_path, nodes=2, ray_address=nodes.address)
+    assert isinstance(error, ServiceError)
+    assert "2 nodes with 1 CPUs each are asked of the Ray cluster, which has 1 nodes (" in str(error)
+    assert ": 2 CPUs): start more nodes, or lower execution.nodes" in str(error)
+
+
+def test_nodes_that_are_too_small(tmp_path: Path, nodes: Nodes) -> None:
+    error = refused(tmp_path, gpus_per_node=3, ray_address=nodes.address)
+    assert "1 nodes with 3 CPUs each are asked" in str(error)
+
+
+def test_an_address_where_nothing_listens(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    error = refused(tmp_path, ray_address=f"127.0.0.1:{port}")
+    assert isinstance(error, ServiceError)
+    assert f"no Ray cluster answers at 127.0.0.1:{port}" in str(error)
+
+
+def test_another_token(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    error = refused(tmp_path, ray_address=nodes.address)
+    assert isinstance(error, ServiceError)
+    assert "does RAY_AUTH_TOKEN hold the cluster's token?" in str(error)

@@ -1,0 +1,135 @@
+"""A real Ray cluster on this machine, for tests: a head, and more nodes that may be lost.
+
+It runs in a process of its own (`python -m tests.ray_cluster`), so that the tests' process never loads Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+STORE_BYTES = 80 * 2**20
+CPUS = 2  # of each node, as Ray counts; they may be more than the machine has
+
+
+class Nodes:
+    """A cluster of `count` nodes.
+
+    Attributes:
+        environment: variables that a process needs to use it.
+        address: of the cluster.
+    """
+
+    def __init__(self, count: int):
+        self.folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 bytes
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": self.folder,
+            "PYTHONPATH": str(ROOT),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ray_cluster", str(count)],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.head, _, self.address = self._answer("ready").partition(" ")
+
+    def lose(self, *words: str) -> None:
+        """Kills a node that runs a process whose command line holds `words`; not the head, with which all would end."""
+        found = {raylet(process).pid for process in processes(*words)} - {int(self.head)}
+        self._ask(f"lose {min(found)}")
+
+    def add(self) -> None:
+        """Adds a node."""
+        self._ask("add")
+
+    def end(self) -> None:
+        """Ends the cluster."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ask(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        self._answer("done")
+
+    def _answer(self, word: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(f"{word} ") or line.strip() == word:
+                return line.removeprefix(word).strip()
+        raise AssertionError(f"the cluster ended before it said {word!r}")
+
+
+def processes(*words: str) -> list[psutil.Process]:
+    """Processes whose command lines hold all of `words`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and all(word in line for word in words):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def raylet(process: psutil.Process) -> psutil.Process:
+    """The process of the node on which `process` runs."""
+    return next(each for each in process.parents() if each.name() == "raylet")
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    """Waits until `condition` holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.05)
+
+
+def pid_of(node: Any) -> int:
+    """The process id of a node's raylet."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def serve(count: int) -> None:
+    """Runs the cluster, does what each line of the input says, and ends with it."""
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": CPUS, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=size)
+    nodes = [cluster.add_node(**size) for _ in range(count - 1)]
+    print("ready", pid_of(cluster.head_node), cluster.address, flush=True)
+    for line in sys.stdin:
+        word, _, pid = line.strip().partition(" ")
+        if word == "add":
+            nodes.append(cluster.add_node(**size))
+        else:
+            (lost,) = (node for node in nodes if pid_of(node) == int(pid))
+            nodes.remove(lost)
+            cluster.remove_node(lost, allow_graceful=False)
+        print("done", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
