@@ -42,5 +42,5 @@ def cause(found: Sequence[IrisError]) -> IrisError:
     A rank that is lost makes the exchanges of the others fail; what those say explains nothing. A crash may follow from
     it, too.
     """
-    explains_less = {StageCrashed: 1, ExchangeFailed: 2}
+    explains_less: dict[type[IrisError], int] = {StageCrashed: 1, ExchangeFailed: 2}
     return min(found, key=lambda error: explains_less.get(type(error), 0))
