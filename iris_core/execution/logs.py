@@ -74,10 +74,10 @@ def _cut(line: str, more: int) -> str:
 
 
 class _Named(BufferedIOBase):
-    """The bytes of whole lines, written to `stream` with `name` before each."""
+    """Bytes, of which whole lines are written to `stream`, with `name` before each."""
 
     def __init__(self, name: str, stream: TextIO):
-        self.name, self.stream = name, stream
+        self.name, self.stream, self._rest = name, stream, b""
 
     def writable(self) -> bool:
         return True
@@ -86,9 +86,15 @@ class _Named(BufferedIOBase):
         return self.stream.fileno()
 
     def write(self, data: Any) -> int:
-        for line in bytes(data).decode().splitlines():
-            self.stream.write(f"{self.name}: {line}\n")
+        *whole, self._rest = (self._rest + bytes(data)).split(b"\n")
+        for line in whole:
+            self.stream.write(f"{self.name}: {line.decode()}\n")
         return len(data)
 
     def flush(self) -> None:
         self.stream.flush()
+
+    def close(self) -> None:
+        if self._rest:
+            self.write(b"\n")
+        super().close()

@@ -31,7 +31,8 @@ def test_what_a_named_process_prints_begins_with_its_name() -> None:
     print("one", end=" ", file=stream)
     assert log.getvalue() == ""
     print("line\nand another", file=stream)
-    print("the end", end="", file=stream, flush=True)
+    print("the end", end="", file=stream)
+    stream.close()
     assert log.getvalue() == "rank 1: one line\nrank 1: and another\nrank 1: the end\n"
 
 

@@ -191,6 +191,21 @@ def test_no_death_leaves_a_rank_that_waits_for_another_run(role: str, tmp_path: 
         started.process.wait()
 
 
+def test_no_rank_outlives_torchrun(tmp_path: Path) -> None:
+    """torchrun was started by hand and is killed: neither a launcher nor a supervisor looks after the ranks."""
+    spec, out = tmp_path / "spec.json", tmp_path / "out"
+    spec.write_text(spec_of("endless").model_dump_json())
+    stage = ["-m", "iris_core.ranks", "--spec", str(spec), "--out", str(out)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with subprocess.Popen([sys.executable, *torchrun, *stage]) as agent:
+        until = time.monotonic() + START_S
+        while not ((out / WORK / "rank-0").exists() and (out / WORK / "rank-1").exists()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        agent.kill()
+    wait_for_end(out, {})
+
+
 def by_hand(folder: Path, spec: Path, ranks: int = 2, **changes: str | None) -> list[tuple[int, str]]:
     """Exit codes and error outputs of ranks that were started as Slurm does it: each by itself, without an agent."""
     port = str(20000 + os.getpid() % 10000)
