@@ -66,12 +66,14 @@ def server(folder: Path) -> Iterator[str]:
     with (folder / "server.log").open("w") as log:
         command = processes.prefect_server(port)
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    processes.wait_healthy("Prefect", f"{url}/health", process, folder / "server.log")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(processes.AUTH_VARIABLE, CREDENTIALS)
-        yield url
-    process.terminate()
-    process.wait()
+    try:
+        processes.wait_healthy("Prefect", f"{url}/health", process, folder / "server.log")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(processes.AUTH_VARIABLE, CREDENTIALS)
+            yield url
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def start(store: Path, api: str, name: str) -> subprocess.Popen[bytes]:
