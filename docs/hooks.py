@@ -35,6 +35,7 @@ PUBLISHED = (
     "docs/*.js",
     "docs/images/*",
     "docker/README.md",
+    "deployments/ray/*.yaml",
     "deployments/recipes/*.yaml",
     "benchmarks/**/README.md",
     "benchmarks/*.png",

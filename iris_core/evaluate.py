@@ -154,7 +154,10 @@ def _run(spec: EvaluateSpec, out: Path, pending: list[Benchmark], pairs: list[Pa
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
 
+    units = Units(out, spec.key())
+
     def on_done(name: str) -> None:
+        units.holds(out / HELDOUT if name == HELDOUT_ITEM else _file(out, name))  # S3 brings it from another node
         if name == HELDOUT_ITEM:
             progress.advance(benchmark=name)
             return

@@ -120,9 +120,11 @@ def _sample_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) 
     remove(out / WORK / ENGINES)  # of an earlier try
     progress = Progress("generate", total, done=total - sum(map(len, missing.values())))
     shards, tokens, started = {path.name: path for path in missing}, 0, time.monotonic()
+    units = Units(out, spec.key())
 
     def on_done(name: str) -> None:
         nonlocal tokens
+        units.holds(shards[name])  # a store in S3 brings it from the node that wrote it
         tokens += count_tokens(shards[name])
         progress.advance(len(missing[shards[name]]), tokens_per_second=tokens / (time.monotonic() - started))
 

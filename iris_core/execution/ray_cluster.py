@@ -117,7 +117,7 @@ def started(
         actors = [
             ray.remote(kind)
             .options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle), **options)
-            .remote(_forwarded(), share.amount)
+            .remote(forwarded(), share.amount)
             for bundle in bundles[:count]
         ]
         try:
@@ -198,7 +198,7 @@ def _options(resource: str, amount: int) -> dict[str, int]:
     return {"num_cpus": 0, "num_gpus": 0} | {f"num_{resource.lower()}s": amount}
 
 
-def _forwarded() -> dict[str, str]:
+def forwarded() -> dict[str, str]:
     """The settings of libraries in this environment that processes on other nodes get, too; no secrets."""
     return {
         name: value

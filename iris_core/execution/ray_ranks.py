@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 
 from iris_core.common import progress
 from iris_core.common.errors import IrisError, StageCrashed, StageFailed
 from iris_core.common.progress import Failure
 from iris_core.execution.failure import cause, rebuild, report
 from iris_core.execution.ray_agent import Lines, Place, RankAgent
-from iris_core.execution.ray_cluster import answers, connected, share_of, started
+from iris_core.execution.ray_cluster import answers, connected, explained, share_of, started
 from iris_core.store.spec import Execution
 
 STAGE = "train"
@@ -112,7 +112,10 @@ def _forward_next(stream: Any, streams: dict[Any, Place]) -> IrisError | None:
     except StopIteration:
         del streams[stream]
         return None
-    except RayActorError:
+    except RayTaskError as error:
+        del streams[stream]
+        return explained(error)
+    except RayError:
         return StageFailed(f"{STAGE}: the node {streams.pop(stream).node} was lost: run again to resume")
     for line in said.log:
         print(line, flush=True)

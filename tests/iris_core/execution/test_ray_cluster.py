@@ -69,3 +69,14 @@ def test_another_token(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyP
     error = refused(tmp_path, ray_address=nodes.address)
     assert isinstance(error, ServiceError)
     assert "does RAY_AUTH_TOKEN hold the cluster's token?" in str(error)
+
+
+def test_settings_of_libraries_reach_other_nodes_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iris_core.execution.ray_cluster import forwarded
+
+    passed = {"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "IRIS_CACHE": "/data/cache"}
+    kept = {"HF_TOKEN": "hf_secret", "IRIS_SECRET_KEY": "secret", "AWS_SECRET_ACCESS_KEY": "secret", "EDITOR": "vi"}
+    for name, value in {**passed, **kept}.items():
+        monkeypatch.setenv(name, value)
+    assert passed.items() <= forwarded().items()
+    assert not kept.keys() & forwarded().keys()

@@ -124,7 +124,7 @@ def test_a_user_error_on_a_node_is_the_error_of_the_stage(
     with pytest.raises(IrisError) as raised:
         launch(on_ray(broken), tmp_path / "out")
     assert not isinstance(raised.value, StageFailed)
-    assert not processes(str(tmp_path / "out"))
+    wait_for(lambda: not processes(str(tmp_path / "out")), 20)
 
 
 def test_generation_goes_on_without_a_lost_node(
@@ -135,7 +135,7 @@ def test_generation_goes_on_without_a_lost_node(
     assert digests(launch(on_ray(plan.generate_spec(*inputs)), out, on_log=lines.append)) == digests(generated)
     thread.join()
     assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
-    assert not processes(str(out))
+    wait_for(lambda: not processes(str(out)), 20)
     nodes.add()
 
 
@@ -153,5 +153,5 @@ def test_evaluation_goes_on_without_a_lost_node(
         name: expected[name] for name in ("benchmarks", "average")
     }
     assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
-    assert not processes(str(out))
+    wait_for(lambda: not processes(str(out)), 20)
     nodes.add()
