@@ -64,7 +64,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     chosen = [benchmark(name) for name in spec.evaluation.benchmarks]
     pending = [item for item in chosen if not _is_scored(spec, out, item)]
     pairs = _checkable(spec)
-    unanswered = pairs if pairs and not Units(out, spec.key()).holds(out / HELDOUT) else []
+    unanswered = pairs if pairs and not _units(spec, out).holds(out / HELDOUT) else []
     if pending or unanswered:
         _run(spec, out, pending, unanswered, total=len(chosen) + bool(pairs))
     keep_only(out / SCORES, {_file(out, item.name).name for item in chosen})
@@ -81,7 +81,7 @@ def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None
         out: the stage's folder.
         tasks: of benchmarks, where they are loaded already.
     """
-    loaded, units, started = tasks or {}, Units(out, spec.key()), time.monotonic()
+    loaded, units, started = tasks or {}, _units(spec, out), time.monotonic()
     batch_size = spec.execution.batch_size or EVALUATION_BATCH
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(
@@ -149,19 +149,17 @@ def _run(spec: EvaluateSpec, out: Path, pending: list[Benchmark], pairs: list[Pa
         pairs: held-out pairs without an answer.
         total: steps of the whole stage, those of an earlier try included.
     """
-    started = time.monotonic()
+    started, units = time.monotonic(), _units(spec, out)
     tasks = harness.load_tasks([item.name for item in pending], spec.data)
     log.info("loaded the tasks of %d benchmarks in %.1f s", len(tasks), time.monotonic() - started)
     progress = Progress("evaluate", total, done=total - len(pending) - bool(pairs))
 
-    units = Units(out, spec.key())
-
     def on_done(name: str) -> None:
-        units.holds(out / HELDOUT if name == HELDOUT_ITEM else _file(out, name))  # S3 brings it from another node
         if name == HELDOUT_ITEM:
+            units.written(out / HELDOUT)
             progress.advance(benchmark=name)
             return
-        record = BenchmarkRecord.read(_file(out, name))
+        record = BenchmarkRecord.read(units.written(_file(out, name)))
         progress.advance(benchmark=name, score=record.value, seconds=record.seconds)
 
     # an item that generates takes longer than one that is only scored, then the number of prompts decides
@@ -171,8 +169,12 @@ def _run(spec: EvaluateSpec, out: Path, pending: list[Benchmark], pairs: list[Pa
     run_items(spec, out, names, lambda spec, out: scorer(spec, out, tasks), on_done)
 
 
+def _units(spec: EvaluateSpec, out: Path) -> Units:
+    return Units(out, spec.key(), spec.execution.patience)
+
+
 def _is_scored(spec: EvaluateSpec, out: Path, item: Benchmark) -> bool:
-    return is_current(Units(out, spec.key()), _file(out, item.name), protocol_settings(spec, item))
+    return is_current(_units(spec, out), _file(out, item.name), protocol_settings(spec, item))
 
 
 def _checkable(spec: EvaluateSpec) -> list[Pair]:

@@ -43,7 +43,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     engines.check_backend(spec)
     shards = _shards(spec, out)
     loading.verify(spec.policy)
-    folder, units = out / RESPONSES, Units(out, spec.key())
+    folder, units = out / RESPONSES, _units(spec, out)
     make_folder(folder)
     missing = {path: shard for path, shard in shards.items() if not units.holds(path)}
     started = time.monotonic()
@@ -58,7 +58,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
 
 def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
     """Opens an engine. Returns the function that samples and writes the shard with a name, unless it is there."""
-    shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, Units(out, spec.key())
+    shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, _units(spec, out)
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     # The longest of all prompts, not of this engine's: engines with the same settings give the same responses.
     longest = max(len(pair.prompt_ids) for _, shard in shards.values() for pair in shard)
@@ -115,17 +115,20 @@ def _shards(spec: GenerateSpec, out: Path) -> Shards:
     return divide(load_pairs(spec.pairs), spec.generation.shard_size, out / RESPONSES)
 
 
+def _units(spec: GenerateSpec, out: Path) -> Units:
+    return Units(out, spec.key(), spec.execution.patience)
+
+
 def _sample_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) -> None:
     """Samples the `missing` shards and reports each; `total` counts the prompts of all shards."""
     remove(out / WORK / ENGINES)  # of an earlier try
     progress = Progress("generate", total, done=total - sum(map(len, missing.values())))
     shards, tokens, started = {path.name: path for path in missing}, 0, time.monotonic()
-    units = Units(out, spec.key())
+    units = _units(spec, out)
 
     def on_done(name: str) -> None:
         nonlocal tokens
-        units.holds(shards[name])  # a store in S3 brings it from the node that wrote it
-        tokens += count_tokens(shards[name])
+        tokens += count_tokens(units.written(shards[name]))
         progress.advance(len(missing[shards[name]]), tokens_per_second=tokens / (time.monotonic() - started))
 
     run_items(spec, out, list(shards), sampler, on_done)

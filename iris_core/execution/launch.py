@@ -24,6 +24,7 @@ from iris_core.common.files import make_folder
 from iris_core.common.progress import Advance, Failure, ItemDone, Notice
 from iris_core.execution import channels, devices, distributed, failure, logs, slots, supervision
 from iris_core.store import Manifest, Spec, read_manifest
+from iris_core.store.copies import adopt_manifest
 
 READ_S = 10.0  # for the last lines of a stage that has ended
 LOOK_S = 0.2
@@ -83,6 +84,8 @@ def launch(
         command, variables = _command(spec, ["--spec", request, "--out", str(folder)], taken.gpus)
         error = supervise(spec.stage, command, on_progress, on_log, variables, taken.descriptors)
     manifest = read_manifest(folder)
+    if error is None and manifest is None and adopt_manifest(folder):  # rank 0 may be on another machine
+        manifest = read_manifest(folder)
     if error is None and manifest is not None:
         return manifest
     raise error or StageFailed(f"{spec.stage} ended without a manifest in {folder}: run again to resume")

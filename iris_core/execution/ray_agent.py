@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import psutil
 import ray
@@ -66,6 +66,8 @@ class Agent:
         count: how many processes of the stage share the node.
     """
 
+    exchanges_files: ClassVar[bool] = False  # with other nodes, in the stage's folder
+
     def __init__(self, environment: dict[str, str], count: int):
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray's guess
         os.environ.update(environment)
@@ -93,6 +95,8 @@ class Agent:
 
 class RankAgent(Agent):
     """Runs the ranks of its node."""
+
+    exchanges_files = True
 
     def run(self, stage: str, spec: str, out: Path, ranks: int, rendezvous: Sequence[str]) -> Iterator[Lines]:
         """Runs a stage's ranks to their end.

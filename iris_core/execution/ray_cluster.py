@@ -121,7 +121,8 @@ def started(
             for bundle in bundles[:count]
         ]
         try:
-            _check_nodes(store, actors[: execution.nodes])
+            exchange = kind.exchanges_files and execution.nodes > 1
+            _check_nodes(store, actors[: execution.nodes], exchange)
             yield actors
         finally:
             with suppress(RayError):  # also where one is lost
@@ -177,14 +178,16 @@ def _placed(execution: Execution, share: Share) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def _check_nodes(store: Path, actors: list[Any]) -> None:
+def _check_nodes(store: Path, actors: list[Any], exchange: bool) -> None:
     """Checks that the nodes have the versions of this machine and share the folder `store`; logs each that does not.
+
+    Of a store in S3, each node may have a mirror of its own, unless they `exchange` files in it.
 
     Raises:
         StoreError: one of them does not.
     """
     answers([actor.check_versions.remote(probe.versions_here()) for actor in actors])
-    if mirrors.split(store):  # of a store in S3: each node has its own
+    if mirrors.split(store) and not exchange:
         return
     token, written = probe.write_probe(store), []
     try:

@@ -20,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from iris_core.common.digest import file_digest, folder_digest, json_digest
+from iris_core.common.errors import StageFailed
 from iris_core.common.files import install, make_folder, remove, sync, write_atomic
+from iris_core.common.outages import wait_out
 from iris_core.store import copies, uploads
 from iris_core.store.folders import DIGESTS
 from iris_core.store.folders import NEW as NEW
@@ -34,7 +36,7 @@ class Units:
     Args:
         folder: the stage's folder.
         key: of their spec; units of another spec count as damaged.
-        patience: seconds for which an outage of S3 is waited out, in a process that does not run the stage itself.
+        patience: seconds for which an outage of S3 is waited out where a unit goes from a worker to its stage.
     """
 
     def __init__(self, folder: Path, key: str, patience: float = 0.0):
@@ -58,6 +60,7 @@ class Units:
         sync(place)
         make_folder(self.folder / DIGESTS)
         write_atomic(self._digest_file(path), self._digest(place))
+        make_folder(path.parent)
         install(place, path)
         uploads.put_unit(self.folder, path, self.patience)
 
@@ -70,6 +73,16 @@ class Units:
             self.remove(path)
         remove(path)  # a dangling link
         return False
+
+    def written(self, path: Path) -> Path:
+        """The path of a unit that a worker says it has written; fetched from S3 if the worker is on another machine.
+
+        Raises:
+            StageFailed: it is missing or damaged.
+        """
+        if not wait_out(self.patience, lambda: self.holds(path)):
+            raise StageFailed(f"{path} is not there, or damaged, though a worker has written it: run again to resume")
+        return path
 
     def remove(self, path: Path) -> None:
         """Removes the unit at `path` with its digest."""

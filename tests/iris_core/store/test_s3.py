@@ -15,7 +15,7 @@ import pytest
 
 from iris_core.common import mirrors
 from iris_core.common.digest import file_digest, folder_digest
-from iris_core.common.errors import ServiceError, StoreError
+from iris_core.common.errors import ServiceError, StageFailed, StoreError
 from iris_core.store import Artifact, Execution, Manifest, Outcome, Store, completed, read_manifest, run_stage
 from iris_core.store.folders import DIGESTS, LOCK, MANIFEST, WORK
 from iris_core.store.inputs import fetch_inputs, localized
@@ -258,12 +258,14 @@ def test_a_unit_of_a_worker_on_another_machine_is_fetched(
     def work_of_both(spec: UnitsSpec, out: Path) -> Outcome:
         on("b")
         there = mirrors.here(out)
-        units = Units(there, spec.key(), patience=1)
-        (there / "parts").mkdir(parents=True)
+        units, units_here = (Units(folder, spec.key(), patience=1) for folder in (there, out))
         with units.writing(there / "parts" / "part-1.bin") as place:
             place.write_bytes(content(b"seed", 1, spec.size))
         on("a")
         assert not (out / "parts" / "part-1.bin").exists()
+        assert units_here.written(out / "parts" / "part-1.bin").read_bytes() == content(b"seed", 1, spec.size)
+        with pytest.raises(StageFailed, match=r"part-2\.bin is not there, or damaged, though a worker has written it"):
+            units_here.written(out / "parts" / "part-2.bin")
         return work(spec, out)
 
     on("a")
