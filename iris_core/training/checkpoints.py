@@ -61,8 +61,9 @@ def save_weights(checkpoint: Path, model: Any, optimizer: Any) -> None:
         "model": get_model_state_dict(model, options=TRAINED),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=TRAINED),
     }
+    writer = dcp.FileSystemWriter(checkpoint / SHARDS, sync_files=False)  # the unit is flushed as a whole
     with _quiet():
-        dcp.save(states, checkpoint_id=checkpoint / SHARDS)
+        dcp.save(states, storage_writer=writer)
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:
