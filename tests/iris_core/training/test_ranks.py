@@ -115,6 +115,15 @@ def test_separate_rows_are_not_sharded(spec_of, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="training.sharding: full needs packed rows"):
         sharding_of(spec_of(**FULL, packing="separate"))
+    assert sharding_of(spec_of(method="full", packing="separate")) == "none"
+
+
+def test_ranks_on_cpus_share_nothing_unless_asked(spec_of, monkeypatch):
+    assert sharding_of(spec_of(**FULL)) == "none"  # one rank
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharding_of(spec_of(method="full")) == "none"
+    assert sharding_of(spec_of(method="full", sharding="hybrid")) == "full"  # on one machine
+    assert sharding_of(spec_of(method="full", sharding="hybrid", nodes=2)) == "hybrid"
 
 
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, spec_of, tmp_path):
