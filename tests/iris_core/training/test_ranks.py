@@ -31,13 +31,10 @@ FULL = {"method": "full", "learning_rate": 1e-3, "sharding": "full"}
 LORA = {"method": "lora", "learning_rate": 1e-3, "sharding": "full"}
 CASES: dict[str, dict[str, object]] = {
     "full": FULL,
-    "untied": {**FULL, "untied": True},
-    "adamw": {**FULL, "optimizer": "adamw", "max_grad_norm": 0.1},
-    "checkpointing": {**FULL, "gradient_checkpointing": True},
-    "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored"},
+    "untied": {**FULL, "untied": True, "optimizer": "adamw", "max_grad_norm": 0.1},
+    "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored", "gradient_checkpointing": True},
     "lora": LORA,
-    "lora on bfloat16": {**LORA, "dtype": "bfloat16"},
-    "lora checkpointing": {**LORA, "gradient_checkpointing": True},
+    "lora on bfloat16": {**LORA, "dtype": "bfloat16", "gradient_checkpointing": True},
 }
 ROUNDED = {**FULL, "untied": True, "dtype": "bfloat16"}
 COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
