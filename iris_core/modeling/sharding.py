@@ -76,10 +76,10 @@ def _compute_in_forward(causal: Any) -> None:
     head = causal.get_output_embeddings()
 
     def forward_head(hidden: Tensor, targets: Tensor) -> Tensor:
-        return head_logprobs(causal, hidden, targets)
+        return head_logprobs(causal, hidden, targets).clone()  # FSDP's hooks on a result warn of views
 
     def forward(row: Row) -> Tensor:
-        return sums_of_logprobs(causal, row, head)
+        return sums_of_logprobs(causal, row, head).clone()
 
     head.forward, causal.forward = forward_head, forward
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,27 +16,48 @@ from iris_core.common.files import remove
 from iris_core.execution import distributed
 from iris_core.modeling import dropout, loading, sharding
 from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.sizes import sizes_of
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Policy
+from iris_core.training import memory
+from iris_core.training.memory import Sharding
 
 
-def sharding_of(spec: TrainSpec) -> Literal["none", "full", "hybrid"]:
+def sharding_of(spec: TrainSpec) -> Sharding:
     """What the ranks share of the model.
 
     Raises:
         ConfigError: the model cannot be shared.
     """
-    asked, packed = spec.training.sharding, spec.packing == "packed"
-    if distributed.world_size() == 1 or asked == "none":
+    asked, ranks, nodes = spec.training.sharding, distributed.world_size(), spec.execution.nodes
+    if ranks == 1:
         return "none"
-    if asked == "auto":
-        return "full" if packed else "none"
-    if not packed:
+    if asked in ("full", "hybrid") and spec.packing == "separate":
         raise ConfigError(
             f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
             "is trained on separate ones: set training.sharding: none"
         )
-    return "full" if spec.execution.nodes == 1 else asked
+    return _sharding_of(spec.model_dump_json(), nodes, ranks // nodes)
+
+
+@functools.cache
+def _sharding_of(spec_json: str, nodes: int, per_node: int) -> Sharding:
+    spec = TrainSpec.model_validate_json(spec_json)
+    training = spec.training.model_copy(update={"packing": spec.packing, "tokens_per_batch": tokens_per_row(spec)})
+    devices = memory.Devices(nodes, per_node, _memory_of_rank_0())
+    config = loading.load_config(spec.policy.model.path, spec.trust_remote_code)
+    sizes = sizes_of(config, training.lora if training.method == "lora" else None, spec.trust_remote_code)
+    return memory.sharding_of(sizes, training, spec.dtype, devices)
+
+
+def _memory_of_rank_0() -> float | None:
+    """Bytes of its GPU, on all ranks, which must come to the same choice; None on CPUs."""
+    if not torch.cuda.is_available():
+        return None
+    own = torch.cuda.get_device_properties(distributed.local_rank()).total_memory
+    found = torch.tensor(own if distributed.rank() == 0 else 0)
+    distributed.all_reduce(found)
+    return float(found)
 
 
 def load(spec: TrainSpec, policy: Policy, *, trainable: bool = False) -> PreTrainedModel:

@@ -31,13 +31,10 @@ FULL = {"method": "full", "learning_rate": 1e-3, "sharding": "full"}
 LORA = {"method": "lora", "learning_rate": 1e-3, "sharding": "full"}
 CASES: dict[str, dict[str, object]] = {
     "full": FULL,
-    "untied": {**FULL, "untied": True},
-    "adamw": {**FULL, "optimizer": "adamw", "max_grad_norm": 0.1},
-    "checkpointing": {**FULL, "gradient_checkpointing": True},
-    "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored"},
+    "untied": {**FULL, "untied": True, "optimizer": "adamw", "max_grad_norm": 0.1},
+    "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored", "gradient_checkpointing": True},
     "lora": LORA,
-    "lora on bfloat16": {**LORA, "dtype": "bfloat16"},
-    "lora checkpointing": {**LORA, "gradient_checkpointing": True},
+    "lora on bfloat16": {**LORA, "dtype": "bfloat16", "gradient_checkpointing": True},
 }
 ROUNDED = {**FULL, "untied": True, "dtype": "bfloat16"}
 COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
@@ -115,6 +112,15 @@ def test_separate_rows_are_not_sharded(spec_of, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="training.sharding: full needs packed rows"):
         sharding_of(spec_of(**FULL, packing="separate"))
+    assert sharding_of(spec_of(method="full", packing="separate")) == "none"
+
+
+def test_ranks_on_cpus_share_nothing_unless_asked(spec_of, monkeypatch):
+    assert sharding_of(spec_of(**FULL)) == "none"  # one rank
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharding_of(spec_of(method="full")) == "none"
+    assert sharding_of(spec_of(method="full", sharding="hybrid")) == "full"  # on one machine
+    assert sharding_of(spec_of(method="full", sharding="hybrid", nodes=2)) == "hybrid"
 
 
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, spec_of, tmp_path):
