@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +16,15 @@ from iris_core.common.files import remove
 from iris_core.execution import distributed
 from iris_core.modeling import dropout, loading, sharding
 from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.sizes import sizes_of
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Policy
+from iris_core.training import memory
+from iris_core.training.memory import Sharding
 
 
-def sharding_of(spec: TrainSpec) -> Literal["none", "full", "hybrid"]:
-    """What the ranks share of the model.
+def sharding_of(spec: TrainSpec) -> Sharding:
+    """What the ranks share of the model; for auto, as little as the memory of a GPU allows, and nothing on CPUs.
 
     Raises:
         ConfigError: the model cannot be shared.
@@ -31,13 +33,23 @@ def sharding_of(spec: TrainSpec) -> Literal["none", "full", "hybrid"]:
     if distributed.world_size() == 1 or asked == "none":
         return "none"
     if asked == "auto":
-        return "full" if packed else "none"
+        return _least(spec)
     if not packed:
         raise ConfigError(
             f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
             "is trained on separate ones: set training.sharding: none"
         )
     return "full" if spec.execution.nodes == 1 else asked
+
+
+def _least(spec: TrainSpec) -> Sharding:
+    training, nodes = spec.training, spec.execution.nodes
+    config = loading.load_config(spec.policy.model.path, spec.trust_remote_code)
+    sizes = sizes_of(config, training.lora if training.method == "lora" else None, spec.trust_remote_code)
+    size = float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+    devices = memory.Devices(nodes, distributed.world_size() // nodes, size)
+    rows = {"tokens_per_batch": tokens_per_row(spec), "packing": spec.packing}
+    return memory.sharding_of(sizes, training.model_copy(update=rows), spec.dtype, devices)
 
 
 def load(spec: TrainSpec, policy: Policy, *, trainable: bool = False) -> PreTrainedModel:

@@ -117,6 +117,11 @@ def test_separate_rows_are_not_sharded(spec_of, monkeypatch):
         sharding_of(spec_of(**FULL, packing="separate"))
 
 
+def test_auto_shares_nothing_on_cpus(spec_of, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert sharding_of(spec_of(**{**FULL, "sharding": "auto"})) == "none"
+
+
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, spec_of, tmp_path):
     job = Job(spec_of(**FULL), tmp_path / "train", killed_at=4)
     with pytest.raises(CalledProcessError):
