@@ -20,7 +20,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Completed, Pending, Running, State
 
 from deployments import credentials, fleet, pool, processes
+from iris_core.execution.launch import launch
 from iris_core.execution.supervision import Label, start
+from iris_core.pipeline.specs import GenerateSpec, TrainSpec
 from iris_core.store import Store
 from tests.deployments.test_lost import CREDENTIALS, beat, server, state_of
 from tests.deployments.test_services import ended, small, successors, wait_for, written
@@ -203,50 +205,36 @@ def two_machines(folder: Path, api: str, store: Path) -> Iterator[list[Machine]]
 def test_a_loop_is_taken_up_when_its_machine_is_lost(
     tmp_path: Path, tiny_model: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two machines that run the same loop in stores of their own, one is lost while it samples."""
+    """Of two machines, the one that runs a loop is lost while it samples."""
     slow = {"backend": "transformers", "max_new_tokens": 64, "shard_size": 4}
-    stores = [tmp_path / name for name in ("disturbed", "undisturbed")]
+    store = tmp_path / "store"
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
     with server(tmp_path / "server") as api, two_machines(tmp_path, api, tmp_path / "server") as machines:
         pool.get_or_create(api)
         _deploy(api, tmp_path)
         with credentials.client(api) as client:
             own = client.read_deployment_by_name("iris/full-loop")
-            runs = [
-                client.create_flow_run_from_deployment(
-                    own.id,
-                    parameters={"experiment": small(store, tiny_model, pairs_file, generation=slow)},
-                )
-                for store in stores
-            ]
-            disturbed = stores[0]
-            wait_for(lambda: written(disturbed), 600)
-            (lost,) = [machine for machine in machines if machine.runs(runs[0])]
+            parameters = {"experiment": small(store, tiny_model, pairs_file, generation=slow)}
+            run = client.create_flow_run_from_deployment(own.id, parameters=parameters)
+            wait_for(lambda: written(store), 600)
+            (lost,) = [machine for machine in machines if machine.runs(run)]
             lost.label.kill()
-            shards = written(disturbed)
-            (again,) = wait_for(lambda: successors(client, runs[0]), 120)
-            ends = [wait_for(lambda run=run: ended(client, run), 900) for run in (*runs, again)]
-            assert [end.state_name for end in ends] == ["Crashed", "Completed", "Completed"]
-            assert ends[1].labels[fleet.WORKER] == ends[2].labels[fleet.WORKER]  # both workers had one before
-            assert shards.items() <= written(disturbed).items()  # none was generated again
-    digests = _digests(stores[0])
-    assert len(digests) == 2
-    assert digests == _digests(stores[1])
-    for store in stores:
-        mlflow = MlflowClient(f"sqlite:///{store}/mlflow.db")
-        versions = mlflow.search_model_versions("name = 'small'")
-        assert sorted(int(each.version) for each in versions) == [1, 2]
+            shards = written(store)
+            (again,) = wait_for(lambda: successors(client, run), 120)
+            ends = [wait_for(lambda each=each: ended(client, each), 600) for each in (run, again)]
+            assert [end.state_name for end in ends] == ["Crashed", "Completed"]
+            assert len({end.labels[fleet.WORKER] for end in ends}) == 2
+            assert shards.items() <= written(store).items()  # none was generated again
+    for spec, output in ((GenerateSpec, "responses"), (TrainSpec, "adapter")):
+        found = Store(store, "small").manifest(f"iteration-0/{spec.stage}")
+        assert found is not None
+        undisturbed = launch(spec.of(found), tmp_path / "undisturbed" / spec.stage)
+        assert found.outputs[output].digest == undisturbed.outputs[output].digest
+    versions = MlflowClient(f"sqlite:///{store}/mlflow.db").search_model_versions("name = 'small'")
+    assert sorted(int(each.version) for each in versions) == [1, 2]
 
 
 def _deploy(api: str, folder: Path) -> None:
     environment = {**os.environ, **processes.prefect_environment(folder / "server", api, CREDENTIALS)}
     environment |= {"IRIS_STORE": str(folder), "PWD": str(ROOT)}
     subprocess.run(processes.apply_deployments(), cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)
-
-
-def _digests(store: Path) -> list[str]:
-    """What decides the loop's result: the responses and the adapter."""
-    found = Store(store, "small")
-    manifests = found.manifest("iteration-0/generate"), found.manifest("iteration-0/train")
-    names = "responses", "adapter"
-    return [each.outputs[name].digest for each, name in zip(manifests, names, strict=True) if each is not None]
