@@ -20,8 +20,16 @@ from iris_core.config.objective import RESPONSES
 from iris_core.pipeline.metrics import Sizes
 from iris_core.reporting.hours import Hours, hours, pair_tokens
 from iris_core.reporting.machine import GB, Machine
-from iris_core.training.checkpoints import KEPT_CHECKPOINTS
-from iris_core.training.memory import FP32, MOST, STATES, Memory, Sharding, sharding_of, training_memory
+from iris_core.training.memory import (
+    FP32,
+    KEPT_CHECKPOINTS,
+    MOST,
+    STATES,
+    Memory,
+    Sharding,
+    sharding_of,
+    training_memory,
+)
 
 MORE_GPUS = 8  # times as many at most, where more of them are proposed
 

@@ -28,7 +28,6 @@ NORMALIZER = "normalizer.json"  # state of the normaliser, in a checkpoint
 SCHEDULE = "schedule.json"  # state of the learning rate's schedule, in a checkpoint
 SHARDS = "shards"  # folder of weights and optimiser states, in a checkpoint
 TRAINED = StateDictOptions(ignore_frozen_params=True)
-KEPT_CHECKPOINTS = 2  # an older one, in case the newest is damaged
 
 
 def checkpoints(work: Path) -> list[Path]:

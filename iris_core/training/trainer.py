@@ -41,7 +41,6 @@ from iris_core.objectives.losses import (
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,
-    KEPT_CHECKPOINTS,
     NORMALIZER,
     SCHEDULE,
     checkpoints,
@@ -51,6 +50,7 @@ from iris_core.training.checkpoints import (
     save_weights,
     step_of,
 )
+from iris_core.training.memory import KEPT_CHECKPOINTS
 from iris_core.training.step_metrics import (
     check_step0,
     has_synthetic,

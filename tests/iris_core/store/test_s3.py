@@ -237,7 +237,7 @@ def test_of_two_writers_one_completes_the_stage(
     uri: str, endpoint: str, source: Artifact, tmp_path: Path, on: Callable[[str], None]
 ) -> None:
     """The first one stalls for longer than its lease, the second takes over, the first comes back too late."""
-    spec = UnitsSpec(source=source, count=4, pause=0.5)
+    spec = UnitsSpec(source=source, count=4, pause=2)  # stalled before it is done, on a busy machine, too
     stalled = launch(uri, spec, tmp_path / "a")
     wait_for(stalled, lambda: "part-1.bin" in parts(endpoint, uri))
     stalled.send_signal(signal.SIGSTOP)
