@@ -26,14 +26,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from iris_core import tracking
+from iris_core.common import gpus as nvidia
 from iris_core.common.errors import IrisError
-from iris_core.common.gpus import nvidia_gpus
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 from iris_core.execution import slots
 
 OLDEST_PYTHON = (3, 11)
 PROBE_S = 2.5
+ANSWER_S = 2.5  # for nvidia-smi
 FREE_DISK_GB = 8
 FREE_MEMORY_GB = 4
 VECTOR_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
@@ -60,7 +61,7 @@ class Check:
 
 def checks(store: Path = Path("iris-store")) -> list[Check]:
     """Runs all checks, the network probes at the same time."""
-    gpus = nvidia_gpus()
+    gpus = nvidia.installed(ANSWER_S)
     probes = [
         _probe("Model hub", hub),
         _probe("MLflow", mlflow_server),

@@ -17,6 +17,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from iris_core.common import gpus
+
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 hypothesis.settings.load_profile("untimed")
 
@@ -67,6 +69,12 @@ def unit_of(nodeid: str) -> str:
     """What is run by one process: the test's file, or the part of its path that is in `TOGETHER`."""
     file = nodeid.partition("::")[0]
     return next((part for part in TOGETHER if part in file), file)
+
+
+@pytest.fixture(autouse=True)
+def _ask_nvidia_smi_again() -> None:
+    """Each test has the GPUs that its own nvidia-smi shows."""
+    gpus.installed.cache_clear()
 
 
 CHAT_TEMPLATE = (

@@ -1,19 +1,25 @@
-"""The GPUs of this machine, by nvidia-smi: nothing heavy is imported."""
+"""The GPUs of this machine, by nvidia-smi, and those that this process may use. Loads no torch: launching asks it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from functools import cache
+from itertools import takewhile
 
-ANSWER_S = 2.5
-FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+LIST_S = 60.0  # for nvidia-smi on a machine whose drivers are not loaded
+FIELDS = ("uuid", "name", "driver_version", "memory.total", "compute_cap")
+
+Gpu = dict[str, str]  # a value for each of `FIELDS`
 
 
-def nvidia_gpus() -> list[dict[str, str]]:
-    """What nvidia-smi reports of each GPU; empty without a GPU."""
+@cache
+def installed(seconds: float = LIST_S) -> list[Gpu]:
+    """What nvidia-smi reports of each GPU, in the order of their numbers; empty where it does not answer in time."""
     command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return [
@@ -21,9 +27,21 @@ def nvidia_gpus() -> list[dict[str, str]]:
     ]
 
 
-def visible_gpus() -> list[dict[str, str]]:
-    """Those that CUDA_VISIBLE_DEVICES lets a process use, as many as it names."""
-    gpus, visible = nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return gpus
-    return gpus[: len([name for name in visible.split(",") if name.strip() not in ("", "-1")])]
+def visible() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by number, UUID or its beginning."""
+    chosen = os.environ.get(VISIBLE)
+    if chosen is None:
+        return [str(number) for number in range(len(installed()))]
+    return list(takewhile(_is_gpu, (name.strip() for name in chosen.split(","))))  # CUDA ignores what follows
+
+
+def find(name: str) -> Gpu | None:
+    """The GPU that CUDA_VISIBLE_DEVICES names by `name`; None if nvidia-smi shows none."""
+    gpus = installed()
+    if name.isdecimal():
+        return gpus[int(name)] if int(name) < len(gpus) else None
+    return next((gpu for gpu in gpus if gpu["uuid"].startswith(name)), None)
+
+
+def _is_gpu(name: str) -> bool:
+    return name.isdecimal() or name.startswith(("GPU-", "MIG-"))

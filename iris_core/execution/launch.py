@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from iris_core.common import progress
+from iris_core.common import gpus, progress
 from iris_core.common.disk import full_disk_errors
 from iris_core.common.errors import IrisError, StageFailed, first_line
 from iris_core.common.files import make_folder
@@ -150,7 +150,7 @@ def _gpus(
     spec: Spec, folder: Path, on_progress: Listener, on_log: Callable[[str], None]
 ) -> AbstractContextManager[slots.Held]:
     """Takes the GPUs that a stage needs on this machine, and waits for them; Ray places its own."""
-    names = devices.gpus() if spec.uses_gpus and spec.execution.launcher == "local" else []
+    names = gpus.visible() if spec.uses_gpus and spec.execution.launcher == "local" else []
     count = devices.processes(spec.execution) if names else 0
 
     def notify(message: str) -> None:

@@ -13,22 +13,19 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from iris_core.common import gpus
 from iris_core.common.errors import ConfigError
 from iris_core.common.markup import one_line
 
 SHARE_VARIABLE = "IRIS_SHARE_GPUS"  # set to 1: stages share GPUs, where two fit or a scheduler keeps them apart
 FOLDER = Path("/tmp/iris-gpus")
 LOOK_EVERY_S = 0.5
-LIST_S = 60.0  # for nvidia-smi on a machine whose drivers are not loaded
 PURPOSE_BYTES = 200
 
 
@@ -141,21 +138,9 @@ def _path(name: str) -> Path:
 
 
 def identity(name: str) -> str:
-    """The UUID of the GPU that CUDA_VISIBLE_DEVICES names by a number, its UUID or the beginning of that."""
-    uuids = _uuids()
-    if name.isdecimal():
-        return uuids[int(name)] if int(name) < len(uuids) else name
-    return next((uuid for uuid in uuids if uuid.startswith(name)), name)
-
-
-@cache
-def _uuids() -> list[str]:
-    """The UUIDs of this machine's GPUs, by nvidia-smi; none where there is no such program."""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=LIST_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return re.findall(r"^GPU \d+: .*\(UUID: ([^)]+)\)$", listed.stdout, re.MULTILINE)
+    """The UUID of the GPU that CUDA_VISIBLE_DEVICES names `name`; the name itself where nvidia-smi does not know it."""
+    gpu = gpus.find(name)
+    return gpu["uuid"] if gpu else name
 
 
 def _write(descriptor: int, text: str) -> None:

@@ -17,7 +17,7 @@ from iris_core.data import hub
 from iris_core.modeling import loading
 from iris_core.modeling.lora import check_targets, not_adaptable
 from iris_core.modeling.model_folder import check_adapter, check_config, one_line, quiet, read_config
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 
 
 def recipe_sizes(experiment: Experiment) -> Sizes:

@@ -20,6 +20,7 @@ from iris_core.config import Packing
 from iris_core.data.conversations import SourceRecord
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
+from iris_core.pipeline.sizes import Sizes
 from iris_core.store import Metrics, Recorded
 
 
@@ -27,33 +28,6 @@ class Part(BaseModel):
     """A part of a stage's metrics."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Sizes(Part):
-    """The numbers that the memory of a model follows from.
-
-    Attributes:
-        parameters: all of them; tied ones count once.
-        adapter: parameters of the adapter; 0 where the model has none.
-        matrices: parameters of all weights that matmuls read, the lm_head and experts among them.
-        layers: how many decoder layers.
-        matrices_in_layer: the same of one decoder layer, on average.
-        hidden: hidden size.
-        inner: width of the feed-forward layers that one token passes in a layer.
-    """
-
-    parameters: int
-    adapter: int
-    matrices: int
-    layers: int
-    matrices_in_layer: int
-    hidden: int
-    inner: int
-
-    @property
-    def lm_head(self) -> int:
-        """Parameters of the lm_head."""
-        return self.matrices - self.layers * self.matrices_in_layer
 
 
 class PrepareMetrics(Metrics):

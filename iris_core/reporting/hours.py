@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from iris_core.config import Experiment
 from iris_core.config.objective import RESPONSES
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 
 # dense bf16 TFLOP/s on the data sheets of NVIDIA and AMD, of SXM modules where nothing else is said; where a sheet
 # gives the number with sparsity, half of it

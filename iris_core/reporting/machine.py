@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from iris_core.common import gpus
 from iris_core.common.errors import ConfigError
-from iris_core.common.gpus import visible_gpus
 from iris_core.config import ExecutionPart
 from iris_core.training.memory import Devices
 
@@ -60,8 +60,9 @@ def parse_machine(text: str) -> Machine:
 
 def machine_here(execution: ExecutionPart) -> Machine:
     """This machine as `execution` uses it, as many times as it has nodes: its GPUs, or processes on its CPUs."""
-    gpus = visible_gpus()
-    if not gpus:
+    names = gpus.visible()
+    gpu = gpus.find(names[0]) if names else None
+    if gpu is None:
         return Machine(CPU, Devices(execution.nodes, execution.gpus_per_node or 1, None))
-    memory = float(gpus[0]["memory.total"]) * MIB
-    return Machine(gpus[0]["name"], Devices(execution.nodes, execution.gpus_per_node or len(gpus), memory))
+    memory = float(gpu["memory.total"]) * MIB
+    return Machine(gpu["name"], Devices(execution.nodes, execution.gpus_per_node or len(names), memory))

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, TrainingPart
 from iris_core.config.objective import RESPONSES
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 from iris_core.reporting.hours import Hours, hours, pair_tokens
 from iris_core.reporting.machine import GB, Machine
+from iris_core.training.checkpoints import KEPT_CHECKPOINTS
 from iris_core.training.memory import (
     FP32,
-    KEPT_CHECKPOINTS,
     MOST,
     STATES,
     Memory,

@@ -80,7 +80,7 @@ class Remote:
             self.remove([name])
         raise StoreError(
             f"store: the server of {self.uri} ignores conditions of writes (If-None-Match), so nothing can be locked: "
-            "use a server that has them, as AWS S3, MinIO or Ceph"
+            "use a server that has them, as AWS S3 does"
         )
 
     def read(self, name: str) -> Found | None:

@@ -19,12 +19,11 @@ from typing import Literal
 
 from iris_core.config import TrainingPart
 from iris_core.modeling.kernels.tiles import CPU_TILE, GPU_TILE
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 
 Sharding = Literal["none", "full", "hybrid"]
 
 FP32 = 4  # bytes
-KEPT_CHECKPOINTS = 2  # an older one, in case the newest is damaged
 STATES = {"rmsprop": 1, "adamw": 2}  # fp32 numbers an optimiser keeps for each trained parameter
 # numbers that a token leaves for backward in a layer, in multiples of the hidden size and of the inner width
 KEPT = {"lora": (6.9, 2.0), "full": (6.9, 4.0)}  # the LoRA layers here recompute some of them

@@ -41,16 +41,14 @@ from iris_core.objectives.losses import (
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,
+    KEPT_CHECKPOINTS,
     NORMALIZER,
     SCHEDULE,
     checkpoints,
-    load_optimizer,
-    load_weights,
     newest_checkpoint,
-    save_weights,
     step_of,
 )
-from iris_core.training.memory import KEPT_CHECKPOINTS
+from iris_core.training.states import load_optimizer, load_weights, save_weights
 from iris_core.training.step_metrics import (
     check_step0,
     has_synthetic,

@@ -10,7 +10,7 @@ from deployments.demo import RECIPES
 from flows.artifacts import plan_text, quantities, report_text, table
 from iris_core.common.markup import markdown
 from iris_core.config.recipe import load_recipe
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 from iris_core.reporting.machine import parse_machine
 from iris_core.reporting.resources import resources
 from iris_core.reporting.summary import Sample, rows

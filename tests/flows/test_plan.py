@@ -29,7 +29,7 @@ def test_a_run_that_does_not_fit_ends_before_generation(
 ) -> None:
     """Two GPUs of 900 MiB: CUDA alone takes most of that."""
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nfor _ in 1 2; do echo 'Small, 575.1, 900, 9.0'; done\n")
+    tool.write_text("#!/bin/sh\nfor _ in 1 2; do echo 'GPU-1, Small, 575.1, 900, 9.0'; done\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     experiment = parse_experiment({**settings(tmp_path, tiny_model, pairs_file), "name": "small"})

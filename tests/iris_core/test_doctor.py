@@ -11,9 +11,11 @@ import time
 import pytest
 
 from iris_core import doctor
+from iris_core.common import gpus
 from iris_core.execution import slots
 
 GPU = {
+    "uuid": "GPU-1",
     "name": "NVIDIA H100",
     "driver_version": "575.1",
     "memory.total": "81559",
@@ -130,12 +132,13 @@ def test_the_launchers_are_named(monkeypatch):
 
 def test_nvidia_smi_is_read(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 575.1, 81559, 9.0'\n")
+    tool.write_text("#!/bin/sh\necho 'GPU-1, NVIDIA H100, 575.1, 81559, 9.0'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    assert doctor.nvidia_gpus() == [GPU]
+    assert gpus.installed() == [GPU]
     tool.write_text("#!/bin/sh\nexit 9\n")
-    assert doctor.nvidia_gpus() == []
+    gpus.installed.cache_clear()
+    assert gpus.installed() == []
 
 
 def test_a_containers_limits_count(tmp_path):

@@ -141,22 +141,13 @@ def test_stages_share_gpus_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_of_a_gpu_lead_to_one_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    listing = (
-        "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aa11)\n  MIG 1g (UUID: MIG-x)\nGPU 1: NVIDIA H100 (UUID: GPU-bb22)"
-    )
+    listing = "GPU-aa11, NVIDIA H100, 575.1, 81559, 9.0\nGPU-bb22, NVIDIA H100, 575.1, 81559, 9.0"
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\ncat <<END\n{listing}\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    slots._uuids.cache_clear()
-    try:
-        assert [slots.identity(name) for name in ("1", "GPU-bb", "GPU-bb22", "MIG-x", "7")] == [
-            *["GPU-bb22"] * 3,
-            "MIG-x",
-            "7",
-        ]
-    finally:
-        slots._uuids.cache_clear()
+    names = "1", "GPU-bb", "GPU-bb22", "MIG-x", "7"
+    assert [slots.identity(name) for name in names] == [*["GPU-bb22"] * 3, "MIG-x", "7"]
 
 
 def test_a_lock_that_cannot_be_opened_is_named(folder: Path) -> None:

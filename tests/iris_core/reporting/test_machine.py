@@ -39,7 +39,7 @@ def test_more_of_a_machine() -> None:
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\nfor _ in 1 2 3 4; do echo 'NVIDIA H100 80GB HBM3, 575.1, 81559, 9.0'; done\n")
+    tool.write_text("#!/bin/sh\nfor _ in 1 2 3 4; do echo 'GPU-1, NVIDIA H100 80GB HBM3, 575.1, 81559, 9.0'; done\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -49,6 +49,6 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_here(on_two).devices == Devices(2, 3, memory)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert machine_here(ExecutionPart()).devices == Devices(1, 2, memory)
-    tool.write_text("#!/bin/sh\nexit 9\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert machine_here(ExecutionPart(gpus_per_node=2)) == Machine("CPU", Devices(1, 2, None))
     assert str(machine_here(ExecutionPart())) == "1 × CPU"

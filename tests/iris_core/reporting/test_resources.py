@@ -14,7 +14,7 @@ from iris_core.config import Experiment
 from iris_core.config.recipe import load_recipe
 from iris_core.modeling.sizes import recipe_sizes, trained_sizes
 from iris_core.objectives.losses import OBJECTIVES
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 from iris_core.reporting.hours import MEASURED_SHARE
 from iris_core.reporting.machine import Machine, parse_machine
 from iris_core.reporting.resources import Resources, resources, rows

@@ -7,7 +7,7 @@ from transformers import MistralConfig, Qwen2Config
 
 from iris_core.config import LoraPart, TrainingPart
 from iris_core.modeling.sizes import sizes_of
-from iris_core.pipeline.metrics import Sizes
+from iris_core.pipeline.sizes import Sizes
 from iris_core.training.memory import Devices, sharding_of, training_memory
 
 pytestmark = pytest.mark.unit

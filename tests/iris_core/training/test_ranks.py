@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from iris_core.common.errors import ConfigError
 from iris_core.store.folders import WORK
 from iris_core.store.units import NEW
-from iris_core.training.checkpoints import SHARDS, checkpoints
+from iris_core.training.checkpoints import checkpoints
 from iris_core.training.policy import sharding_of
+from iris_core.training.states import SHARDS
 from tests.iris_core.training.on_ranks import Job, run, torchrun
 from tests.iris_core.training.tiny_specs import specs
 
