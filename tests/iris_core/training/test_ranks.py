@@ -124,11 +124,6 @@ def test_ranks_on_cpus_share_nothing_unless_asked(spec_of, monkeypatch):
     assert sharding_of(spec_of(method="full", sharding="hybrid", nodes=2)) == "hybrid"
 
 
-def test_auto_shares_nothing_on_cpus(spec_of, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert sharding_of(spec_of(**{**FULL, "sharding": "auto"})) == "none"
-
-
 def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, spec_of, tmp_path):
     job = Job(spec_of(**FULL), tmp_path / "train", killed_at=4)
     with pytest.raises(CalledProcessError):
