@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
 from iris_core.config import parse_experiment
 from iris_core.pipeline.plan import member
 from iris_core.store import Manifest, Store
+from tests.prefect_server import new_server
 
 
 def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with new_server():
         yield
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.iris import iris
 from iris_core.common.errors import ConfigError
 from iris_core.config import parse_experiment
 from iris_core.store import Store
 from tests.flows.test_compare import settings
+from tests.prefect_server import new_server
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
 def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
+    with new_server():
         yield
 
 

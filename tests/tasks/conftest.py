@@ -7,28 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect import flow, task
-from prefect.testing.utilities import prefect_test_harness
+
+from tests.prefect_server import new_server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="package")
 def prefect_server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        first()
+    with new_server():
         yield
-
-
-@flow
-def first() -> None:
-    """A run to lose: after another server in this process, Prefect drops what its first run sends."""
-    nothing()
-
-
-@task
-def nothing() -> None:
-    """Sends its states."""
 
 
 @pytest.fixture

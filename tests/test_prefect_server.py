@@ -1,0 +1,55 @@
+"""What runs send reaches the server of their own test, whichever servers were there before."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import FlowRunContext
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from deployments.processes import free_port
+from tests.prefect_server import new_server
+
+
+@task
+def work() -> None:
+    """Sends its states."""
+
+
+@flow
+def run() -> UUID:
+    """The id of its run."""
+    work()
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    return context.flow_run.id
+
+
+@pytest.mark.integration
+def test_events_do_not_go_to_a_server_that_is_no_more() -> None:
+    ended = SubprocessASGIServer(port=free_port())
+    ended.start(timeout=120)
+    with temporary_settings({PREFECT_API_URL: ended.api_url}):
+        run()
+    ended.stop()
+    with new_server():
+        assert finished(run())
+
+
+def finished(flow_run: UUID) -> bool:
+    """Whether the run's task is finished within ten seconds: its states are events."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    with get_client(sync_client=True) as client:
+        for _ in range(100):
+            runs = client.read_task_runs(flow_run_filter=wanted)
+            if runs and runs[0].state is not None and runs[0].state.is_final():
+                return True
+            time.sleep(0.1)
+    return False
