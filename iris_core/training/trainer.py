@@ -48,7 +48,7 @@ from iris_core.training.checkpoints import (
     newest_checkpoint,
     step_of,
 )
-from iris_core.training.states import load_optimizer, load_weights, save_weights
+from iris_core.training.states import load_optimizer, load_weights, save_states
 from iris_core.training.step_metrics import (
     check_step0,
     has_synthetic,
@@ -286,14 +286,15 @@ class SelfPlayTrainer(Trainer):
         path = self.work / f"checkpoint-{self.state.global_step}"
         with self.units.writing(path) if distributed.rank() == 0 else nullcontext(self.units.place(path)) as place:
             distributed.barrier()  # until rank 0 has emptied it
-            save_weights(place, self.model, self.optimizer.optimizer)
+            save_states(place, self.model, self.optimizer.optimizer)
             if distributed.rank() == 0:
-                self._save_state(place)
+                self._save_progress(place)
+            distributed.barrier()  # until all have written
         if distributed.rank() == 0:
             for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
                 self.units.remove(old)
 
-    def _save_state(self, place: Path) -> None:
+    def _save_progress(self, place: Path) -> None:
         self.state.save_to_json(str(place / TRAINER_STATE_NAME))
         for name, state in ((NORMALIZER, self.settings.normalizer), (SCHEDULE, self.lr_scheduler)):
             (place / name).write_text(json.dumps(state.state_dict()), encoding="utf-8")
@@ -306,6 +307,8 @@ class SelfPlayTrainer(Trainer):
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer)
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
 
 
 def _sum_gradients(model: PreTrainedModel) -> None:

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.distributed.checkpoint import FileSystemWriter
-
 from iris_core.execution import distributed
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.train import train
+from iris_core.training import trainer as trainer_module
 from iris_core.training.trainer import SelfPlayTrainer
 
 
@@ -76,19 +75,18 @@ def work_through(jobs: Sequence[Job]) -> None:
 @contextmanager
 def killed_at(step: int | None) -> Iterator[None]:
     """Rank 1 ends inside when it has written its part of the checkpoint of `step`."""
-    write = FileSystemWriter.write_data
+    save = trainer_module.save_states
 
-    def write_and_die(self, *arguments):
-        written = write(self, *arguments)
-        if distributed.rank() == 1 and f"checkpoint-{step}" in str(self.path):
+    def save_and_die(checkpoint: Path, *arguments):
+        save(checkpoint, *arguments)
+        if distributed.rank() == 1 and checkpoint.name == f"checkpoint-{step}":
             os.kill(os.getpid(), signal.SIGKILL)
-        return written
 
-    FileSystemWriter.write_data = write_and_die
+    trainer_module.save_states = save_and_die
     try:
         yield
     finally:
-        FileSystemWriter.write_data = write
+        trainer_module.save_states = save
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from iris_core.store.folders import WORK
 from iris_core.store.units import NEW
 from iris_core.training.checkpoints import checkpoints
 from iris_core.training.policy import sharding_of
-from iris_core.training.states import SHARDS
 from tests.iris_core.training.on_ranks import Job, run, torchrun
 from tests.iris_core.training.tiny_specs import specs
 
@@ -129,7 +128,7 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, 
     with pytest.raises(CalledProcessError):
         run([job], 2, tmp_path / "jobs.json")
     assert [path.name for path in checkpoints(tmp_path / "train" / WORK)] == ["checkpoint-2"]
-    assert (tmp_path / "train" / NEW / "checkpoint-4" / SHARDS).is_dir()
+    assert (tmp_path / "train" / NEW / "checkpoint-4" / "optimizer-00001.safetensors").exists()
     run([job._replace(killed_at=None)], 1, tmp_path / "jobs.json")
     assert_equal_steps(tmp_path / "train", runs / "1" / "full")
     assert checkpoints(tmp_path / "train" / WORK)[0].name == "checkpoint-4"
