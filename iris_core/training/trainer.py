@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
@@ -30,7 +29,8 @@ from iris_core.common.progress import Progress
 from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows
 from iris_core.execution import distributed
-from iris_core.modeling.scoring import IDLE, causal_of, own, response_logprobs, waits
+from iris_core.modeling.scoring import IDLE, own, response_logprobs, waits
+from iris_core.modeling.sharding import nothing_reached
 from iris_core.objectives.losses import (
     Normalizer,
     Objective,
@@ -48,6 +48,7 @@ from iris_core.training.checkpoints import (
     newest_checkpoint,
     step_of,
 )
+from iris_core.training.gradients import sum_gradients
 from iris_core.training.states import load_optimizer, load_weights, save_states
 from iris_core.training.step_metrics import (
     check_step0,
@@ -182,8 +183,7 @@ class SelfPlayTrainer(Trainer):
             return logprobs.detach()
 
         logprobs = self._share(inputs, forward_and_backward)
-        if not isinstance(causal_of(model), FSDPModule):  # which has added them up
-            _sum_gradients(model)
+        sum_gradients(model)
         tokens_per_second = sum(len(row.input_ids) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
@@ -200,9 +200,10 @@ class SelfPlayTrainer(Trainer):
 
     def _wait(self) -> None:
         """Helps the other ranks to compute one more row, without an effect on the gradients."""
-        logprobs = self._logprobs(self.model, IDLE.to(self.args.device))
-        if torch.is_grad_enabled():
-            self.accelerator.backward(0 * logprobs.sum())
+        with nothing_reached(self.model):
+            logprobs = self._logprobs(self.model, IDLE.to(self.args.device))
+            if torch.is_grad_enabled():
+                self.accelerator.backward(0 * logprobs.sum())
 
     def compute_loss(
         self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -309,17 +310,3 @@ class SelfPlayTrainer(Trainer):
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
-
-
-def _sum_gradients(model: PreTrainedModel) -> None:
-    """Adds up the gradients of all ranks, on each of them."""
-    if distributed.world_size() == 1:
-        return
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
-    distributed.all_reduce(reached)
-    for parameter in (each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks):
-        if parameter.grad is None:  # a rank without a row
-            parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce(parameter.grad)
