@@ -25,6 +25,7 @@ from iris_core.training.memory import (
     FP32,
     MOST,
     STATES,
+    Devices,
     Memory,
     Sharding,
     sharding_of,
@@ -44,6 +45,7 @@ class Resources:
         sharding: what the ranks of training share.
         memory: of training, on each device.
         host: main memory of a machine in which its ranks load the model.
+        copied: main memory of a machine for the checkpoint that is written while training goes on.
         disk: files of the store, checkpoints included.
         traffic: what each device sends: in a step where the model is not sharded, else for each row.
         weights: of the model in a sampling engine, on each GPU.
@@ -57,6 +59,7 @@ class Resources:
     sharding: Sharding
     memory: Memory
     host: float
+    copied: float
     disk: float
     traffic: float
     weights: float
@@ -112,6 +115,7 @@ def resources(
         sharding=sharding,
         memory=memory,
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
+        copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
         traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
@@ -133,6 +137,14 @@ def _trained(
     sharding = sharding_of(sizes, training, dtype, machine.devices)
     sharing = machine.devices.sharing(sharding)
     return sharding, training_memory(sizes, training, dtype, sharing, on_cpu=machine.devices.memory is None)
+
+
+def _share_of_machine(sharding: Sharding, devices: Devices) -> float:
+    """Of a checkpoint, what the ranks of one machine write; processes on CPUs write it without a copy."""
+    if devices.memory is None:
+        return 0.0
+    sharing = devices.sharing(sharding)
+    return min(sharing, devices.per_node) / sharing
 
 
 def _traffic(sizes: Sizes, full: bool, width: int, sharing: int, count: int) -> float:
@@ -195,6 +207,8 @@ def rows(needs: Resources) -> list[tuple[str, str]]:
         sent = "in an optimiser step" if needs.sharding == "none" else "for each row of a step"
         lines.append((f"{each} sends {sent}", _gb(needs.traffic)))
     lines.append(("main memory of a machine, while its ranks load the model", _gb(needs.host)))
+    if needs.copied:
+        lines.append(("main memory of a machine, while a checkpoint is written", _gb(needs.copied)))
     lines.append(("disk: models or adapters, checkpoints", _gb(needs.disk)))
     return lines + [(f"GPU-hours of {stage}, all iterations", _hours(found)) for stage, found in needs.hours.items()]
 

@@ -24,6 +24,11 @@ def checkpoints(work: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
+def path_of(work: Path, step: int) -> Path:
+    """The checkpoint after a number of optimiser steps."""
+    return work / f"checkpoint-{step}"
+
+
 def step_of(checkpoint: Path) -> int:
     """Number of optimiser steps before a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -19,20 +19,38 @@ from torch.distributed.tensor import DTensor
 from iris_core.common.files import make_folder
 from iris_core.execution import distributed
 
+States = dict[str, dict[str, Tensor]]  # tensors by name, by the name of their file
+
 WEIGHTS, OPTIMIZER = "weights", "optimizer"  # first words of their files' names, in a checkpoint
 
 
-def save_states(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Writes this rank's part of the trained weights and of the optimizer's states to a checkpoint."""
+def states_of(model: Any, optimizer: torch.optim.Optimizer, *, copied: bool) -> States:
+    """This rank's part of the trained weights and of the optimizer's states, none where another rank has the same.
+
+    Args:
+        model: with the trained weights.
+        optimizer: of these.
+        copied: whether the tensors are copies in main memory; else a later step changes them.
+    """
     trained = _trained(model)
     copy, part, _ = _position(trained)
-    if copy:  # another rank has the same part
-        return
-    make_folder(checkpoint)
+    if copy:
+        return {}
     states = {f"{name}.{key}": state for name, each in trained.items() for key, state in optimizer.state[each].items()}
+    found = {}
     for kind, tensors in ((WEIGHTS, trained), (OPTIMIZER, states)):
-        local = {name: _local(tensor).contiguous() for name, tensor in tensors.items()}
-        save_file(local, checkpoint / f"{kind}-{part:05}.safetensors")
+        local = {name: _local(tensor.detach()).contiguous() for name, tensor in tensors.items()}
+        if copied:
+            local = {name: tensor.to("cpu", copy=True) for name, tensor in local.items()}
+        found[f"{kind}-{part:05}.safetensors"] = local
+    return found
+
+
+def write_states(checkpoint: Path, states: States) -> None:
+    """Writes the parts of this rank to a checkpoint."""
+    make_folder(checkpoint)
+    for name, tensors in states.items():
+        save_file(tensors, checkpoint / name)
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,14 @@ from iris_core.objectives.losses import (
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,
-    KEPT_CHECKPOINTS,
     NORMALIZER,
     SCHEDULE,
-    checkpoints,
     newest_checkpoint,
     step_of,
 )
 from iris_core.training.gradients import sum_gradients
-from iris_core.training.states import load_optimizer, load_weights, save_states
+from iris_core.training.saving import Saver, overlaps
+from iris_core.training.states import load_optimizer, load_weights
 from iris_core.training.step_metrics import (
     check_step0,
     has_synthetic,
@@ -136,9 +134,15 @@ class SelfPlayTrainer(Trainer):
         self.settings, self.units, self.progress = settings, units, progress
         self.work = Path(self.args.output_dir)
         self.history = self.work / HISTORY
+        self.saver = Saver(units, self.work, overlaps(self.args.device))
         self.model_accepts_loss_kwargs = False
         self._parameters = settings.parameters  # of the current optimiser batch
         self._metrics: dict[str, float] = {}
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Trains; the last checkpoint is written when this ends."""
+        with self.saver:
+            return super().train(*arguments, **options)
 
     def resume(self) -> str | None:
         """Takes over the state of the newest complete checkpoint, and returns its path; None where there is none."""
@@ -263,6 +267,7 @@ class SelfPlayTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Appends the step's row to the history and reports progress."""
         super().log(logs, *args, **kwargs)
+        self.saver.check()
         if "grad_norm" not in logs or distributed.rank():
             return
         row = {
@@ -283,23 +288,14 @@ class SelfPlayTrainer(Trainer):
         self.progress.advance(loss=row["loss"], tokens_per_second=row["tokens_per_second"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves a checkpoint as a unit, with the normaliser's state and the history so far; deletes the oldest."""
-        path = self.work / f"checkpoint-{self.state.global_step}"
-        with self.units.writing(path) if distributed.rank() == 0 else nullcontext(self.units.place(path)) as place:
-            distributed.barrier()  # until rank 0 has emptied it
-            save_states(place, self.model, self.optimizer.optimizer)
-            if distributed.rank() == 0:
-                self._save_progress(place)
-            distributed.barrier()  # until all have written
-        if distributed.rank() == 0:
-            for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
-                self.units.remove(old)
-
-    def _save_progress(self, place: Path) -> None:
-        self.state.save_to_json(str(place / TRAINER_STATE_NAME))
-        for name, state in ((NORMALIZER, self.settings.normalizer), (SCHEDULE, self.lr_scheduler)):
-            (place / name).write_text(json.dumps(state.state_dict()), encoding="utf-8")
-        shutil.copyfile(self.history, place / HISTORY)
+        """Saves a checkpoint, with the normaliser's state and the history so far."""
+        texts = {
+            TRAINER_STATE_NAME: json.dumps(asdict(self.state)),
+            NORMALIZER: json.dumps(self.settings.normalizer.state_dict()),
+            SCHEDULE: json.dumps(self.lr_scheduler.state_dict()),
+            HISTORY: self.history.read_text(encoding="utf-8") if distributed.rank() == 0 else "",
+        }
+        self.saver.save(self.state.global_step, self.model, self.optimizer.optimizer, texts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(Path(resume_from_checkpoint), self.model)

@@ -55,6 +55,7 @@ def test_full_training_of_zephyr_fits_eight_gpus_that_share_it(zephyr: Sizes) ->
     assert needs.sharding == "full"
     assert needs.memory.held["weights"] == 4 * 7_241_732_096 / 8
     assert needs.host == 4 * 7_241_732_096
+    assert needs.copied == 8 * 7_241_732_096  # weights and RMSprop's states
     assert needs.traffic == 7 / 8 * (2 + 2 + 4) * 7_241_732_096
     assert needs.fitting == {}
 
@@ -63,6 +64,7 @@ def test_without_sharding_it_does_not_fit(zephyr: Sizes) -> None:
     needs = plan(zephyr, "8xH100-80GB", training__sharding="none")
     assert needs.memory.held["weights"] == 4 * 7_241_732_096
     assert needs.host == 8 * 4 * 7_241_732_096
+    assert needs.copied == 8 * 7_241_732_096  # of rank 0
     assert needs.traffic == 2 * 7 / 8 * 4 * 7_241_732_096
     with pytest.raises(ConfigError, match=r"8 × H100 with 80 GB.*more than 90%: set training.sharding: full \(\d+%\)"):
         needs.check()
@@ -73,6 +75,7 @@ def test_machines_that_share_among_their_own(zephyr: Sizes) -> None:
     one, two = plan(zephyr, "8xH100-80GB"), plan(zephyr, "2x8xH100-80GB")
     assert two.sharding == "hybrid"
     assert two.memory == one.memory
+    assert two.copied == one.copied
     assert plan(zephyr, "2x8xH100-80GB", training__sharding="full").memory.peak < one.memory.peak
 
 
@@ -117,6 +120,7 @@ def test_a_row_is_as_long_as_the_longest_pair(zephyr: Sizes) -> None:
 
 def test_processes_on_cpus_are_shown_and_never_refused(zephyr: Sizes) -> None:
     needs = resources(recipe(), zephyr, Machine("CPU", Devices(1, 2, None)), "float32")
+    assert not needs.copied
     needs.check()
     assert needs.sharding == "none"
     found = dict(rows(needs))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from iris_core.execution import distributed
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.train import train
+from iris_core.training import saving
 from iris_core.training import trainer as trainer_module
 from iris_core.training.trainer import SelfPlayTrainer
 
@@ -30,12 +31,14 @@ class Job(NamedTuple):
         out: its folder.
         stop: the step before which it ends.
         killed_at: the step whose checkpoint rank 1 is killed at, when it has written its part.
+        overlapping: whether steps are taken while a checkpoint is written, as on GPUs.
     """
 
     spec: TrainSpec
     out: Path
     stop: int | None = None
     killed_at: int | None = None
+    overlapping: bool = False
 
 
 def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
@@ -54,7 +57,7 @@ def torchrun(ranks: int) -> list[str]:
 
 def work_through(jobs: Sequence[Job]) -> None:
     """Does `jobs` in this process, which is one of the ranks."""
-    step = SelfPlayTrainer.training_step
+    step, overlaps = SelfPlayTrainer.training_step, trainer_module.overlaps
     for job in jobs:
 
         def step_or_stop(self, *arguments, stop=job.stop, **options):
@@ -63,30 +66,31 @@ def work_through(jobs: Sequence[Job]) -> None:
             return step(self, *arguments, **options)
 
         SelfPlayTrainer.training_step = step_or_stop
+        trainer_module.overlaps = lambda device, job=job: job.overlapping
         try:
             with killed_at(job.killed_at):
                 train(job.spec, job.out)
         except KeyboardInterrupt:
             continue
         finally:
-            SelfPlayTrainer.training_step = step
+            SelfPlayTrainer.training_step, trainer_module.overlaps = step, overlaps
 
 
 @contextmanager
 def killed_at(step: int | None) -> Iterator[None]:
     """Rank 1 ends inside when it has written its part of the checkpoint of `step`."""
-    save = trainer_module.save_states
+    write = saving.write_states
 
-    def save_and_die(checkpoint: Path, *arguments):
-        save(checkpoint, *arguments)
+    def write_and_die(checkpoint: Path, *arguments):
+        write(checkpoint, *arguments)
         if distributed.rank() == 1 and checkpoint.name == f"checkpoint-{step}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer_module.save_states = save_and_die
+    saving.write_states = write_and_die
     try:
         yield
     finally:
-        trainer_module.save_states = save
+        saving.write_states = write
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def runs(spec_of, tmp_path_factory):
 
     def do(ranks: int, names: Iterable[str], stopped: Iterable[str] = ()) -> None:
         jobs = [Job(cases[name.partition(" from")[0]], root / f"{ranks}/{name}") for name in names]
-        stops = [Job(cases[name], root / f"{ranks}/stopped {name}", STOP) for name in stopped]
+        stops = [Job(cases[name], root / f"{ranks}/stopped {name}", STOP, overlapping=True) for name in stopped]
         run([*jobs, *stops], ranks, root / "jobs.json")
 
     def move(name: str, source: int, target: int) -> None:
