@@ -25,7 +25,7 @@ def documented() -> dict[str, str]:
 def test_the_documentation_has_every_objective_with_its_scale():
     found = documented()
     assert list(found) == OBJECTIVE_NAMES
-    assert found.pop("sft") == ""  # whose loss has no β
+    assert found.pop("sft") == found.pop("rft") == ""  # whose losses have no β
     assert {name: float(beta) for name, beta in found.items()} == {
         name: ObjectivePart(name=name).beta for name in found
     }
@@ -37,6 +37,6 @@ def test_defaults_depend_on_the_objective():
     assert ObjectivePart(name="space", beta=0.5).beta == 0.5
 
 
-def test_the_comparison_takes_all_but_the_variant_of_another():
+def test_the_comparison_takes_all_but_the_variant_of_another_and_what_needs_a_verifier():
     assert inspect.signature(compare.fn).parameters["objectives"].default == COMPARED
-    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge"}
+    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge", "rft"}
