@@ -17,6 +17,9 @@ ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"
 OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
 # compared by default: not `hinge`, which is SPIN with its other loss, nor `rft`, which needs a verifier
 COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name not in ("hinge", "rft")]
+# a member of a comparison: an objective without verdicts, or `verified`, which is iris with them
+MemberName = Literal[ObjectiveName, "verified"]
+WITH_VERIFIER: list[MemberName] = ["rft", "verified"]  # compared beside the others where there is a verifier
 VERIFIABLE = ("iris", "spin", "space", "spif")  # these learn from verdicts where there are any
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
