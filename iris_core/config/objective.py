@@ -65,6 +65,11 @@ class ObjectivePart(Part):
         3.0, gt=0, description="Weight ρ of the responses that the verifier judged, against the annotated ones."
     )
 
+    @property
+    def learns_from_verdicts(self) -> bool:
+        """Whether it trains on all samples of a prompt, by their verdicts."""
+        return self.name == "rft" or bool(self.verified)
+
     def resolved(self, judged: bool) -> ObjectivePart:
         """These settings with `verified` set where responses are `judged`, and None where they are not.
 
