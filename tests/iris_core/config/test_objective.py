@@ -1,12 +1,12 @@
 """The list of objectives, and what follows it: defaults, the comparison, the table in the documentation."""
 
-import inspect
 from pathlib import Path
 
 import pytest
 
-from flows.compare import compare
+from iris_core.config import parse_experiment
 from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES, PUBLISHED_BETA, ObjectivePart
+from iris_core.pipeline.plan import compared_by_default
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +25,7 @@ def documented() -> dict[str, str]:
 def test_the_documentation_has_every_objective_with_its_scale():
     found = documented()
     assert list(found) == OBJECTIVE_NAMES
-    assert found.pop("sft") == found.pop("rft") == ""  # whose losses have no β
+    assert found.pop("sft") == ""  # whose loss has no β
     assert {name: float(beta) for name, beta in found.items()} == {
         name: ObjectivePart(name=name).beta for name in found
     }
@@ -37,6 +37,12 @@ def test_defaults_depend_on_the_objective():
     assert ObjectivePart(name="space", beta=0.5).beta == 0.5
 
 
-def test_the_comparison_takes_all_but_the_variant_of_another_and_what_needs_a_verifier():
-    assert inspect.signature(compare.fn).parameters["objectives"].default == COMPARED
+def test_the_comparison_takes_all_but_the_variant_of_another():
+    least = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
+    assert compared_by_default(parse_experiment(least)) == COMPARED
     assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge", "rft"}
+    assert compared_by_default(parse_experiment({**least, "verification": {"kind": "math"}})) == [
+        *COMPARED,
+        "rft",
+        "verified",
+    ]
