@@ -84,8 +84,11 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
         assert found is not None
         return found
 
-    shared = [manifest(name, "iteration-0/generate").folder for name in ("verified", "tspin", "rft")]
-    assert len({folder.resolve() for folder in shared}) == 1
+    shared = [manifest(name, "iteration-0/generate").folder for name in ("verified", "rft", "tspin")]
+    assert shared[0].resolve() == shared[1].resolve()
+    assert shared[0].resolve() != shared[2].resolve()  # T-SPIN has a use for one response to a prompt
+    sampled = {name: manifest(name, "iteration-1/generate").metrics["finish_reasons"] for name in ("rft", "tspin")}
+    assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 20 + 6}
     second = manifest("tspin", "iteration-1/train")
     first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
     assert second.spec["initial_synthetic"]["digest"] == first_answers
