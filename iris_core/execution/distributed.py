@@ -20,7 +20,7 @@ from iris_core.common.errors import ConfigError, ExchangeFailed, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed import ProcessGroup, Store
 
 T = TypeVar("T")
 
@@ -112,12 +112,19 @@ def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -
     _end_others(store, 0)
 
 
-def barrier() -> None:
-    """Waits until every rank is here."""
+def barrier(group: ProcessGroup | None = None) -> None:
+    """Waits until every rank is here; `group` is for a thread beside the main one, see `new_group`."""
     import torch.distributed as dist
 
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group)
+
+
+def new_group() -> ProcessGroup | None:
+    """All ranks once more: exchanges of two threads in one group would mix. All of them call this; None for one."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=EXCHANGE) if world_size() > 1 else None
 
 
 def all_reduce(tensor: Tensor) -> None:

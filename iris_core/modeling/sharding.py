@@ -7,7 +7,10 @@ same number of passes (`iris_core.modeling.scoring.waits`).
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +56,26 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype | None = 
         unit.set_force_sum_reduction_for_comms(True)  # gloo refuses a factor otherwise
     causal.set_reduce_scatter_unused_params(True)  # of experts that only other ranks' tokens reach
     _put_parts(causal, parts)
+    _watch(causal)
+
+
+def reached_names(model: PreTrainedModel) -> set[str]:
+    """Names in the causal model of the parameters that backward passes have reached on this rank since the last call.
+
+    FSDP has a gradient for each parameter: zeros for one that no rank has reached.
+    """
+    causal = causal_of(model)
+    found: set[str] = causal.reached
+    causal.reached = set()
+    return found
+
+
+@contextmanager
+def nothing_reached(model: PreTrainedModel) -> Iterator[None]:
+    """Passes inside reach no parameter: they only help other ranks."""
+    before = set(causal_of(model).reached)
+    yield
+    causal_of(model).reached = before
 
 
 def reshard(model: PreTrainedModel) -> None:
@@ -91,6 +114,22 @@ def _layers(causal: nn.Module) -> list[nn.Module]:
 
 def _units(causal: nn.Module) -> list[FSDPModule]:
     return [module for module in causal.modules() if isinstance(module, FSDPModule)]
+
+
+def _watch(causal: Any) -> None:
+    """Makes `causal.reached` the names of the parameters that backward passes reach; see `reached_names`."""
+    causal.reached = set()
+    watched: set[nn.Parameter] = set()
+
+    def watch(unit: nn.Module, _: Any, prefix: str) -> None:
+        for name, parameter in unit.named_parameters(prefix):
+            if parameter.requires_grad and not isinstance(parameter, DTensor) and parameter not in watched:
+                watched.add(parameter)
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: causal.reached.add(name))
+
+    for prefix, module in causal.named_modules():
+        if isinstance(module, FSDPModule):
+            module.register_forward_pre_hook(functools.partial(watch, prefix=prefix))
 
 
 def _is_tied(causal: Any) -> bool:

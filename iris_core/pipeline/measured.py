@@ -11,7 +11,8 @@ import pyarrow.parquet as parquet
 
 from iris_core.common.digest import json_digest
 from iris_core.pipeline.comparable import exact_match_settings, logprob_settings
-from iris_core.pipeline.metrics import BenchmarkRecord, EvaluateMetrics
+from iris_core.pipeline.metrics import EvaluateMetrics
+from iris_core.pipeline.scores import BenchmarkRecord
 from iris_core.store import Manifest
 from iris_core.tracking.measures import Measure, Measures
 
@@ -75,4 +76,5 @@ def _measure(
 
 def _heldout_digest(pairs: Path) -> str:
     """SHA-256 of the held-out pairs that `prepare` wrote, tokens included. The pairs to train on may differ."""
-    return json_digest(parquet.read_table(pairs, filters=[("split", "==", "heldout")]).to_pylist())
+    rows = parquet.read_table(pairs, filters=[("split", "==", "heldout")]).to_pylist()
+    return json_digest([{name: value for name, value in row.items() if value is not None} for row in rows])

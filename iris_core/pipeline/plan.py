@@ -20,7 +20,7 @@ from iris_core.config import (
     parse_experiment,
     yaml12,
 )
-from iris_core.config.objective import WITH_INITIAL_RESPONSES
+from iris_core.config.objective import COMPARED, WITH_INITIAL_RESPONSES, WITH_VERIFIER, MemberName
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
@@ -37,6 +37,7 @@ from iris_core.pipeline.specs import (
     ScheduleSpec,
     TrainSpec,
 )
+from iris_core.pipeline.verifier import verifier_digest
 from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
 from iris_core.store.places import place_of
 
@@ -51,6 +52,7 @@ class LoopState(Strict):
         order: α_t.
         gaps: the gaps measured by the iterations before.
         previous: the synthetic responses of iteration t-1.
+        previous_verdicts: what the verifier said of them; None without one.
         first: the synthetic responses of iteration 0, those of the initial model.
         converged: the loop stops: the last iteration found nothing more to learn, and the experiment asks for that.
     """
@@ -60,6 +62,7 @@ class LoopState(Strict):
     order: float
     gaps: list[Gap] = Field(default_factory=list)
     previous: Artifact | None = None
+    previous_verdicts: Artifact | None = None
     first: Artifact | None = None
     converged: bool = False
 
@@ -116,6 +119,9 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data=data,
         data_digest=source_digest("data.path", data, data.path),
         heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
+        prompts_digest=source_digest("data.prompts_path", data, data.prompts_path),
+        verification=experiment.verification,
+        verifier_digest=verifier_digest(experiment.verification),
         max_new_tokens=experiment.generation.max_new_tokens,
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,
@@ -126,12 +132,18 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
 
 
 def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
-    """The opponent answers every prompt."""
+    """The opponent answers every prompt, as often as the objective has a use for; the verifier judges the answers."""
+    verification, generation = experiment.verification, experiment.generation
+    if not experiment.objective.learns_from_verdicts:
+        generation = generation.model_copy(update={"samples": 1})
     return GenerateSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         pairs=prepared.pairs,
-        generation=experiment.generation,
+        generation=generation,
+        verification=verification,
+        verifier_digest=verifier_digest(verification),
+        answer_pattern=experiment.data.answer_pattern if verification.judges else None,
         stop_token_ids=prepared.stop_token_ids,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
@@ -144,12 +156,15 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
     """The policy learns to tell annotated from synthetic responses."""
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
+    mixed_verdicts = [state.previous_verdicts] if mixed and state.previous_verdicts else []
+    learns = experiment.objective.learns_from_verdicts
     return TrainSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
+        verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if learns else [],
         initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,
@@ -181,6 +196,8 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, da
         data=Artifact.of(data) if data else None,
         pairs=prepared.pairs,
         answer_pattern=experiment.data.answer_pattern,
+        verification=experiment.verification,
+        verifier_digest=verifier_digest(experiment.verification),
         chat_template_kwargs=experiment.data.chat_template_kwargs,
         template_date=experiment.data.template_date,
         stop_token_ids=prepared.stop_token_ids,
@@ -215,6 +232,7 @@ def next_state(state: LoopState, generated: Manifest, trained: Manifest, schedul
         order=decided.next_order,
         gaps=[*state.gaps, TrainMetrics.of(trained).gap],
         previous=generated.artifact("responses"),
+        previous_verdicts=generated.artifact("verdicts") if "verdicts" in generated.outputs else None,
         first=state.first or generated.artifact("responses"),
         converged=decided.stop,
     )
@@ -252,19 +270,25 @@ def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSp
     )
 
 
-def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
-    """The loop of a comparison that trains with objective `name` and `seed`, in the same store.
+def compared_by_default(experiment: Experiment) -> list[MemberName]:
+    """What a comparison has by default: objectives without verdicts, and those with them where there is a verifier."""
+    return [*COMPARED, *(WITH_VERIFIER if experiment.verification.judges else [])]
+
+
+def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
+    """The loop of a comparison for the member `name` with `seed`, in the same store.
 
     Raises:
-        ConfigError: the seed is out of range, or the loop's name gets too long.
+        ConfigError: the seed is out of range, the loop's name gets too long, or there is no verifier.
     """
     objective = experiment.objective
-    if name != objective.name:
-        beta = ObjectivePart(name=name).beta
-        objective = objective.model_copy(update={"name": name, "beta": beta})
+    trained: ObjectiveName = "iris" if name == "verified" else name
+    if trained != objective.name:
+        beta = ObjectivePart(name=trained).beta
+        objective = objective.model_copy(update={"name": trained, "beta": beta})
     changed = {
         "name": f"{experiment.name}-{name}-seed-{seed}",
-        "objective": objective,
+        "objective": objective.model_copy(update={"verified": name == "verified"}),
         "seed": seed,
     }
     return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
@@ -297,7 +321,7 @@ def _member(loop: Experiment) -> Member:
     if not trained:
         raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
     return Member(
-        objective=loop.objective.name,
+        objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
         beta=loop.objective.beta,
         seed=loop.seed,
         train=trained,

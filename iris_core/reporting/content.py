@@ -21,9 +21,9 @@ from iris_core.pipeline.metrics import (
     PrepareMetrics,
     RegisterMetrics,
     ScheduleMetrics,
-    Score,
 )
 from iris_core.pipeline.plan import Prepared
+from iris_core.pipeline.scores import Score
 from iris_core.pipeline.specs import PrepareSpec, RegisterSpec, TrainSpec
 from iris_core.reporting.findings import sentence, tiles
 from iris_core.reporting.report import (
@@ -118,6 +118,7 @@ def inputs(prepared: Manifest | None) -> Inputs | None:
         data_digest=start.pairs.digest,
         train_pairs=found.train_pairs,
         heldout_pairs=found.heldout_pairs,
+        prompts=found.prompts,
         dropped=found.dropped,
     )
 

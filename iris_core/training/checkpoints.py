@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from iris_core.common.files import write_atomic
@@ -11,13 +12,21 @@ from iris_core.store.units import Units
 HISTORY = "history.jsonl"  # JSON Lines, a row for each optimiser step
 NORMALIZER = "normalizer.json"  # state of the normaliser, in a checkpoint
 SCHEDULE = "schedule.json"  # state of the learning rate's schedule, in a checkpoint
+STATES = "*.safetensors"  # files of the weights and of the optimizer's states, in a checkpoint
 KEPT_CHECKPOINTS = 2  # an older one, in case the newest is damaged
+
+log = logging.getLogger(__name__)
 
 
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     found = [path for path in work.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=step_of)
+
+
+def path_of(work: Path, step: int) -> Path:
+    """The checkpoint after a number of optimiser steps."""
+    return work / f"checkpoint-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -29,10 +38,21 @@ def newest_checkpoint(work: Path, units: Units) -> Path | None:
     """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
     if distributed.rank() == 0:
         found = checkpoints(work)
-        while found and not units.holds(found[-1]):
+        while found and not _is_whole(found[-1], units):
             found.pop()
         history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
         write_atomic(work / HISTORY, history)
     distributed.barrier()  # until rank 0 has deleted what is not complete
     complete = checkpoints(work)
     return complete[-1] if complete else None
+
+
+def _is_whole(checkpoint: Path, units: Units) -> bool:
+    """Whether training can go on from a checkpoint; one that an earlier version has written is removed."""
+    if not units.holds(checkpoint):
+        return False
+    if any(checkpoint.glob(STATES)):
+        return True
+    log.warning("%s holds no safetensors, as earlier versions wrote it: it is redone", checkpoint)
+    units.remove(checkpoint)
+    return False

@@ -16,7 +16,7 @@ class RMSprop(torch.optim.RMSprop):
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Treats a group's `weight_decay` as decoupled, and keeps it under a second name in checkpoints."""
+        """Treats a group's `weight_decay` as decoupled: under another name, torch's step leaves it alone."""
         decay = param_group.get("weight_decay", self.defaults["weight_decay"])
         super().add_param_group({**param_group, "weight_decay": 0.0, "decoupled_decay": decay})
 

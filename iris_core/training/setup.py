@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.modeling.scoring import causal_of
-from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
+from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters, SampleWeights
+from iris_core.objectives.verified import VERIFIED
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.folders import WORK
 from iris_core.store.units import Units
@@ -27,7 +28,12 @@ OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 
 
 def build_trainer(
-    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, units: Units
+    spec: TrainSpec,
+    model: PreTrainedModel,
+    groups: list[Group],
+    opponent: Tensor,
+    units: Units,
+    weights: SampleWeights | None = None,
 ) -> SelfPlayTrainer:
     """The trainer on `groups`; its checkpoints are units.
 
@@ -35,17 +41,19 @@ def build_trainer(
         spec: of the stage.
         model: the policy at the start.
         groups: of the pairs to train on.
-        opponent: their log-probs under the opponent, shape [pairs, 3].
+        opponent: their log-probs under the opponent, shape [pairs, sums].
         units: of the stage.
+        weights: of the responses, by a verifier's verdicts; None in plain self-play.
     """
     make_deterministic()
-    training, objective = spec.training, OBJECTIVES[spec.objective.name]
-    seen = [group.first(objective.responses) for group in groups]
+    training = spec.training
+    responses = OBJECTIVES[spec.objective.name].responses
+    seen = [group.first(responses) for group in groups] if weights is None else groups
     batches = Batches(seen, training.epochs, training.batch_size, tokens_per_row(spec), spec.seed, spec.packing)
     # the Trainer wraps no model that has been loaded on several ranks; on ours, weights and gradients are our part
     causal_of(model)._is_distributed_loading_by_transformers = True
     trainer = SelfPlayTrainer(
-        _settings(spec, opponent, len(batches)),
+        _settings(spec, weights, opponent, len(batches)),
         units,
         Progress("train", len(batches)),
         model=model,
@@ -62,10 +70,10 @@ def _optimizer_settings(spec: TrainSpec) -> dict[str, Any]:
     return {"lr": spec.learning_rate, "foreach": False}
 
 
-def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
+def _settings(spec: TrainSpec, weights: SampleWeights | None, opponent: Tensor, steps: int) -> Settings:
     training, starts_as_opponent = spec.training, spec.policy == spec.opponent
     return Settings(
-        objective=OBJECTIVES[spec.objective.name],
+        objective=(OBJECTIVES if weights is None else VERIFIED)[spec.objective.name],
         parameters=Parameters.of(spec.objective, spec.order),
         opponent=opponent,
         beta=spec.objective.beta,
@@ -77,6 +85,7 @@ def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
             warmup_ratio=training.warmup_ratio,
             kind=training.lr_scheduler,
         ),
+        weights=weights,
         precision=precision(spec),
     )
 

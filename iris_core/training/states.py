@@ -1,58 +1,130 @@
-"""Weights and optimizer states in a checkpoint, in the format of torch.distributed.checkpoint.
+"""Trained weights and optimizer states in a checkpoint, as safetensors: any number of ranks can go on from it.
 
-Each rank writes its part, and any number of ranks can go on from it.
+Each rank that has a part of the model writes its rows of every tensor. The files in order are the whole tensors.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-SHARDS = "shards"  # their folder, in a checkpoint
-TRAINED = StateDictOptions(ignore_frozen_params=True)
+from iris_core.common.files import make_folder
+from iris_core.execution import distributed
+
+States = dict[str, dict[str, Tensor]]  # tensors by name, by the name of their file
+
+WEIGHTS, OPTIMIZER = "weights", "optimizer"  # first words of their files' names, in a checkpoint
 
 
-def save_weights(checkpoint: Path, model: Any, optimizer: Any) -> None:
-    """Writes trained weights and the optimiser's states to a new checkpoint; all ranks do this together."""
-    states = {
-        "model": get_model_state_dict(model, options=TRAINED),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=TRAINED),
-    }
-    writer = dcp.FileSystemWriter(checkpoint / SHARDS, sync_files=False)  # the unit is flushed as a whole
-    with _quiet():
-        dcp.save(states, storage_writer=writer)
+def states_of(model: Any, optimizer: torch.optim.Optimizer, *, copied: bool) -> States:
+    """This rank's part of the trained weights and of the optimizer's states, none where another rank has the same.
+
+    Args:
+        model: with the trained weights.
+        optimizer: of these.
+        copied: whether the tensors are copies in main memory; else a later step changes them.
+    """
+    trained = _trained(model)
+    copy, part, _ = _position(trained)
+    if copy:
+        return {}
+    states = {f"{name}.{key}": state for name, each in trained.items() for key, state in optimizer.state[each].items()}
+    found = {}
+    for kind, tensors in ((WEIGHTS, trained), (OPTIMIZER, states)):
+        local = {name: _local(tensor.detach()).contiguous() for name, tensor in tensors.items()}
+        if copied:
+            local = {name: tensor.to("cpu", copy=True) for name, tensor in local.items()}
+        found[f"{kind}-{part:05}.safetensors"] = local
+    return found
+
+
+def write_states(checkpoint: Path, states: States) -> None:
+    """Writes the parts of this rank to a checkpoint."""
+    make_folder(checkpoint)
+    for name, tensors in states.items():
+        save_file(tensors, checkpoint / name)
 
 
 def load_weights(checkpoint: Path, model: Any) -> None:
     """Gives `model` the trained weights of a checkpoint."""
-    states = {"model": get_model_state_dict(model, options=TRAINED)}
-    _read(states, checkpoint)
-    set_model_state_dict(model, states["model"], options=StateDictOptions(strict=False))
+    trained = _trained(model)
+    with _opened(checkpoint, WEIGHTS) as files, torch.no_grad():
+        for name, parameter in trained.items():
+            _local(parameter).copy_(_rows(files, name, _own_rows(parameter)))
 
 
-def load_optimizer(checkpoint: Path, model: Any, optimizer: Any) -> None:
+def load_optimizer(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
     """Gives `optimizer` the states of a checkpoint."""
-    states = {"optimizer": get_optimizer_state_dict(model, optimizer, options=TRAINED)}
-    _read(states, checkpoint)
-    set_optimizer_state_dict(model, optimizer, states["optimizer"], options=TRAINED)
+    trained = _trained(model)
+    with _opened(checkpoint, OPTIMIZER) as files:
+        for stored in files[0].keys():  # noqa: SIM118, a file is no mapping
+            name, _, key = stored.rpartition(".")
+            optimizer.state[trained[name]][key] = _state(files, stored, trained[name])
 
 
-def _read(states: dict[str, Any], checkpoint: Path) -> None:
-    """Replaces the values in `states` by those of a checkpoint, of each tensor the part that is this rank's."""
-    with _quiet():
-        dcp.load(states, checkpoint_id=checkpoint / SHARDS)
+def _trained(model: Any) -> dict[str, Tensor]:
+    """Trainable parameters by name, tied ones once."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
 
 
-def _quiet() -> warnings.catch_warnings:
-    """Hides the warning that one process is one process."""
-    return warnings.catch_warnings(action="ignore")
+def _state(files: list[Any], name: str, parameter: Tensor) -> Tensor:
+    """The part of an optimizer's state that belongs to the part of `parameter` on this rank."""
+    if not files[0].get_slice(name).get_shape():  # a number of steps, the same for all parts
+        whole: Tensor = files[0].get_tensor(name)
+        return whole
+    rows = _rows(files, name, _own_rows(parameter)).to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return rows
+    shape, stride = parameter.shape, parameter.stride()
+    return DTensor.from_local(
+        rows, parameter.device_mesh, parameter.placements, run_check=False, shape=shape, stride=stride
+    )
+
+
+def _rows(files: list[Any], name: str, wanted: range) -> Tensor:
+    """Some rows of a tensor whose rows are divided among `files`."""
+    found, first = [], 0
+    for file in files:
+        part = file.get_slice(name)
+        rows = part.get_shape()[0]
+        start, stop = (min(max(row - first, 0), rows) for row in (wanted.start, wanted.stop))
+        found.append(part[start:stop])
+        first += rows
+    return torch.cat(found)
+
+
+def _own_rows(parameter: Tensor) -> range:
+    """The rows of `parameter` that this rank has: equal parts, but the last ones may be smaller."""
+    _, part, parts = _position({"": parameter})
+    rows = range(len(parameter))
+    each = -(-len(rows) // parts)
+    return rows[part * each : (part + 1) * each]
+
+
+def _position(trained: dict[str, Tensor]) -> tuple[int, int, int]:
+    """Which copy of the model this rank has a part of, which part, and of how many."""
+    parameter = next(iter(trained.values()))
+    if not isinstance(parameter, DTensor):
+        return distributed.rank(), 0, 1
+    mesh = parameter.device_mesh
+    return mesh.get_rank() // mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def _opened(checkpoint: Path, kind: str) -> Iterator[list[Any]]:
+    """The files of a kind, in the order of their rows."""
+    with ExitStack() as stack:
+        files = sorted(checkpoint.glob(f"{kind}-*.safetensors"))
+        yield [stack.enter_context(safe_open(file, framework="pt")) for file in files]

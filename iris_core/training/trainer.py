@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer
@@ -30,30 +28,33 @@ from iris_core.common.progress import Progress
 from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows
 from iris_core.execution import distributed
-from iris_core.modeling.scoring import IDLE, causal_of, own, response_logprobs, waits
+from iris_core.modeling.scoring import IDLE, own, response_logprobs, waits
+from iris_core.modeling.sharding import nothing_reached
 from iris_core.objectives.losses import (
     Normalizer,
     Objective,
     Parameters,
     Rewards,
+    SampleWeights,
     gradient_coefficients,
 )
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,
-    KEPT_CHECKPOINTS,
     NORMALIZER,
     SCHEDULE,
-    checkpoints,
     newest_checkpoint,
     step_of,
 )
-from iris_core.training.states import load_optimizer, load_weights, save_weights
+from iris_core.training.gradients import sum_gradients
+from iris_core.training.saving import Saver, overlaps
+from iris_core.training.states import load_optimizer, load_weights
 from iris_core.training.step_metrics import (
     check_step0,
     has_synthetic,
     peak_memory_gb,
     response_metrics,
+    verified_metrics,
     weight_metrics,
 )
 
@@ -102,11 +103,12 @@ class Settings:
         objective: the loss, and which rewards it is a function of.
         parameters: constants of the loss.
         opponent: log-probs of each pair under the opponent: the annotated response's cut, its rest, the synthetic
-            response; shape [pairs, 3].
+            response; shape [pairs, 3], or [pairs, 2 + n] with n samples.
         beta: reward scale β.
         normalizer: state of the normaliser.
         step0_tolerance: largest mean |log-ratio| per token at step 0, in nats; None if the policy is not the opponent.
         rate: share of the peak learning rate at each step.
+        weights: of all responses, by a verifier's verdicts; None in plain self-play.
         precision: context manager around each forward.
     """
 
@@ -117,6 +119,7 @@ class Settings:
     normalizer: Normalizer
     step0_tolerance: float | None
     rate: Callable[[int], float]
+    weights: SampleWeights | None = None
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -135,9 +138,15 @@ class SelfPlayTrainer(Trainer):
         self.settings, self.units, self.progress = settings, units, progress
         self.work = Path(self.args.output_dir)
         self.history = self.work / HISTORY
+        self.saver = Saver(units, self.work, overlaps(self.args.device))
         self.model_accepts_loss_kwargs = False
         self._parameters = settings.parameters  # of the current optimiser batch
         self._metrics: dict[str, float] = {}
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Trains; the last checkpoint is written when this ends."""
+        with self.saver:
+            return super().train(*arguments, **options)
 
     def resume(self) -> str | None:
         """Takes over the state of the newest complete checkpoint, and returns its path; None where there is none."""
@@ -173,7 +182,7 @@ class SelfPlayTrainer(Trainer):
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
-            mean_tokens=lengths[:, :2].sum().item() / len(pairs),
+            mean_tokens=self._weighted_tokens(lengths, pairs) / len(pairs),
         )
 
         def forward_and_backward(row: Row) -> Tensor:
@@ -182,10 +191,16 @@ class SelfPlayTrainer(Trainer):
             return logprobs.detach()
 
         logprobs = self._share(inputs, forward_and_backward)
-        if not isinstance(causal_of(model), FSDPModule):  # which has added them up
-            _sum_gradients(model)
+        sum_gradients(model)
         tokens_per_second = sum(len(row.input_ids) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
+
+    def _weighted_tokens(self, lengths: Tensor, pairs: Tensor) -> float:
+        """Tokens whose likelihood RFT raises: of annotated responses, and of samples by their weight U."""
+        tokens = lengths[:, :2].sum()
+        if self.settings.weights is not None:
+            tokens = tokens + (self.settings.weights.of(pairs).up * lengths[:, 2:]).sum()
+        return float(tokens.item())
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
         """Log-probs that `work` finds for each row, shape [pairs, sums]; each rank does its share of the rows."""
@@ -200,9 +215,10 @@ class SelfPlayTrainer(Trainer):
 
     def _wait(self) -> None:
         """Helps the other ranks to compute one more row, without an effect on the gradients."""
-        logprobs = self._logprobs(self.model, IDLE.to(self.args.device))
-        if torch.is_grad_enabled():
-            self.accelerator.backward(0 * logprobs.sum())
+        with nothing_reached(self.model):
+            logprobs = self._logprobs(self.model, IDLE.to(self.args.device))
+            if torch.is_grad_enabled():
+                self.accelerator.backward(0 * logprobs.sum())
 
     def compute_loss(
         self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -224,13 +240,16 @@ class SelfPlayTrainer(Trainer):
             logprobs = self._log_ratios(logprobs, pairs)
         if objective.scaled:
             logprobs = self.settings.beta * logprobs
+        if self.settings.weights is not None:
+            weights = self.settings.weights.of(pairs)
+            return Rewards(logprobs[:, 0], logprobs[:, 2:], rest=logprobs[:, 1], weights=weights)
         cut, rest, *others = logprobs.unbind(dim=1)
         synthetic, initial = [*others, None, None][:2]
         return Rewards(cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest)
 
     def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
-        """log p_θ − log p_t of cut, rest and, where the objective has it, synthetic response; shape [pairs, 2 or 3]."""
-        compared = logprobs[:, :3]
+        """log p_θ − log p_t of cut, rest and the synthetic responses that the objective has, shape [pairs, sums]."""
+        compared = logprobs[:, : self.settings.opponent.shape[1]]  # nothing of the initial model's responses
         return compared - self.settings.opponent.to(compared.device)[pairs, : compared.shape[1]]
 
     def _conclude(self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, tokens_per_second: float) -> Tensor:
@@ -244,24 +263,39 @@ class SelfPlayTrainer(Trainer):
                 "or objective.beta; the work up to the last checkpoint is kept"
             )
         if self.state.global_step == 0:
-            check_step0(ratios, lengths[:, :3], settings.step0_tolerance)
-        w, v = gradient_coefficients(settings.objective, rewards, self._parameters)
-        v = v[has_synthetic(lengths)]
+            check_step0(ratios, lengths[:, : ratios.shape[1]], settings.step0_tolerance)
+        coefficients = gradient_coefficients(settings.objective, rewards, self._parameters)
         if not settings.normalizer.needs_whole_batch:
             settings.normalizer.update(rewards)
         self._metrics = {
             "loss": loss.item(),
-            **weight_metrics("annotated", w),
-            **weight_metrics("synthetic", v),
-            **response_metrics(settings.beta * ratios, logprobs, lengths),
+            **self._response_metrics(coefficients, ratios, logprobs, lengths, rewards.weights),
             "tokens_per_second": tokens_per_second,
             "memory_gb": peak_memory_gb(),
         }
         return loss.detach()
 
+    def _response_metrics(
+        self,
+        coefficients: tuple[Tensor, Tensor],
+        ratios: Tensor,
+        logprobs: Tensor,
+        lengths: Tensor,
+        weights: SampleWeights | None,
+    ) -> dict[str, float]:
+        (w, v), rewards = coefficients, self.settings.beta * ratios
+        if weights is not None:
+            return verified_metrics(w, v, rewards, logprobs, lengths, weights)
+        return {
+            **weight_metrics("annotated", w),
+            **weight_metrics("synthetic", v[has_synthetic(lengths)]),
+            **response_metrics(rewards, logprobs, lengths),
+        }
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Appends the step's row to the history and reports progress."""
         super().log(logs, *args, **kwargs)
+        self.saver.check()
         if "grad_norm" not in logs or distributed.rank():
             return
         row = {
@@ -282,22 +316,14 @@ class SelfPlayTrainer(Trainer):
         self.progress.advance(loss=row["loss"], tokens_per_second=row["tokens_per_second"])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Saves a checkpoint as a unit, with the normaliser's state and the history so far; deletes the oldest."""
-        path = self.work / f"checkpoint-{self.state.global_step}"
-        with self.units.writing(path) if distributed.rank() == 0 else nullcontext(self.units.place(path)) as place:
-            distributed.barrier()  # until rank 0 has emptied it
-            save_weights(place, self.model, self.optimizer.optimizer)
-            if distributed.rank() == 0:
-                self._save_state(place)
-        if distributed.rank() == 0:
-            for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
-                self.units.remove(old)
-
-    def _save_state(self, place: Path) -> None:
-        self.state.save_to_json(str(place / TRAINER_STATE_NAME))
-        for name, state in ((NORMALIZER, self.settings.normalizer), (SCHEDULE, self.lr_scheduler)):
-            (place / name).write_text(json.dumps(state.state_dict()), encoding="utf-8")
-        shutil.copyfile(self.history, place / HISTORY)
+        """Saves a checkpoint, with the normaliser's state and the history so far."""
+        texts = {
+            TRAINER_STATE_NAME: json.dumps(asdict(self.state)),
+            NORMALIZER: json.dumps(self.settings.normalizer.state_dict()),
+            SCHEDULE: json.dumps(self.lr_scheduler.state_dict()),
+            HISTORY: self.history.read_text(encoding="utf-8") if distributed.rank() == 0 else "",
+        }
+        self.saver.save(self.state.global_step, self.model, self.optimizer.optimizer, texts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(Path(resume_from_checkpoint), self.model)
@@ -306,17 +332,5 @@ class SelfPlayTrainer(Trainer):
         if checkpoint is not None:
             load_optimizer(Path(checkpoint), self.model, self.optimizer.optimizer)
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULE).read_text()))
-
-
-def _sum_gradients(model: PreTrainedModel) -> None:
-    """Adds up the gradients of all ranks, on each of them."""
-    if distributed.world_size() == 1:
-        return
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    reached = torch.tensor([float(each.grad is not None) for each in trained], device=model.device)
-    # a parameter that no rank has reached (a vision tower) takes no step, nor weight decay
-    distributed.all_reduce(reached)
-    for parameter in (each for each, ranks in zip(trained, reached.tolist(), strict=True) if ranks):
-        if parameter.grad is None:  # a rank without a row
-            parameter.grad = torch.zeros_like(parameter)
-        distributed.all_reduce(parameter.grad)
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate

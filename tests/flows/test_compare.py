@@ -11,8 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.compare import compare
+from iris_core.common.errors import ConfigError
 from iris_core.config import parse_experiment
-from iris_core.pipeline.plan import member
+from iris_core.pipeline.plan import compared_by_default, member
 from iris_core.store import Manifest, Store
 from tests.prefect_server import new_server
 
@@ -52,27 +53,58 @@ def test_members_differ_in_objective_and_seed_and_keep_published_scales(tmp_path
     assert other.store == base.store
 
 
+@pytest.mark.unit
+def test_members_learn_from_verdicts_by_their_name_alone(tmp_path):
+    base = settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl") | {"verification": {"kind": "answer"}}
+    for own in ({"beta": 0.3}, {"name": "spin", "verified": False}):
+        experiment = parse_experiment({**base, "objective": own})
+        found = {name: member(experiment, name, 0).objective for name in compared_by_default(experiment)}
+        assert {name for name, objective in found.items() if objective.verified} == {"verified"}
+        assert {name: objective.name for name, objective in found.items() if objective.name != name} == {
+            "verified": "iris"
+        }
+    assert found["verified"].beta == 0.1
+    plain = parse_experiment(settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl"))
+    with pytest.raises(ConfigError, match=r"comparison: objective: name is rft, and verification.kind is none"):
+        member(plain, "rft", 0)
+    assert member(plain, "iris", 0).objective == plain.objective
+
+
 @pytest.mark.integration
 def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_path):
-    experiment = parse_experiment(settings(tmp_path, tiny_model, pairs_file))
-    page = compare(experiment, ["iris", "tspin"], [0])
+    content = settings(tmp_path, tiny_model, pairs_file)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "New?"}\n{"prompt": "Newer?"}\n')
+    content["generation"]["samples"] = 2
+    content["data"]["prompts_path"] = str(tmp_path / "prompts.jsonl")
+    experiment = parse_experiment({**content, "verification": {"kind": "answer"}})
+    page = compare(experiment, ["verified", "tspin", "rft"], [0])
 
     def manifest(objective: str, place: str) -> Manifest:
         found = Store(tmp_path / "store", f"both-{objective}-seed-0").manifest(place)
         assert found is not None
         return found
 
-    shared = [manifest(name, "iteration-0/generate").folder for name in ("iris", "tspin")]
+    shared = [manifest(name, "iteration-0/generate").folder for name in ("verified", "rft", "tspin")]
     assert shared[0].resolve() == shared[1].resolve()
+    assert shared[0].resolve() != shared[2].resolve()  # T-SPIN has a use for one response to a prompt
+    sampled = {name: manifest(name, "iteration-1/generate").metrics["finish_reasons"] for name in ("rft", "tspin")}
+    assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 20 + 6}
     second = manifest("tspin", "iteration-1/train")
     first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
     assert second.spec["initial_synthetic"]["digest"] == first_answers
     assert manifest("tspin", "iteration-0/train").spec["initial_synthetic"] is None
-    assert manifest("iris", "iteration-1/train").spec["initial_synthetic"] is None
+    own = manifest("verified", "iteration-1/train").spec
+    assert own["initial_synthetic"] is None
+    assert [each["digest"] for each in own["verdicts"]] == [
+        manifest("verified", "iteration-1/generate").outputs["verdicts"].digest
+    ]
 
     rows = {row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())}
-    assert set(rows) == {"iris", "tspin"}
-    for name, row in rows.items():
+    assert set(rows) == {"iris verified", "tspin", "rft"}
+    for label, row in rows.items():
+        name = label.replace("iris verified", "verified")
+        assert row["verifier"] == "answer"
+        assert set(row["differences"]) == set(rows) - {label}
         held = manifest(name, "iteration-1/train").metrics["heldout"]
         assert row["logprob"][-1]["value"] == pytest.approx(held["annotated_logprob_per_token"]["value"], abs=1e-6)
         assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations

@@ -36,7 +36,7 @@ FINISHED = {
 UNFINISHED = {
     "generate": ["responses/shard-00001.parquet", "spec.json"],
     "train": [
-        "work/checkpoint-4/shards/__0_0.distcp",
+        "work/checkpoint-4/optimizer-00000.safetensors",
         "work/checkpoint-4/history.jsonl",
         "work/checkpoint-4/trainer_state.json",
         "work/checkpoint-4",

@@ -22,7 +22,6 @@ from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import Manifest, run_stage
 from iris_core.train import train
-from iris_core.training import trainer as trainer_module
 from iris_core.training.opponent import measured_pairs
 from iris_core.training.trainer import SelfPlayTrainer
 
@@ -141,7 +140,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(inputs, whole, tiny_model, pa
     assert resumed.outputs["adapter"].digest == whole.outputs["adapter"].digest
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVE_NAMES if name != "rft"])  # which needs verdicts
 def test_every_objective_raises_the_annotated_responses(inputs, tiny_model, pairs_file, tmp_path, name):
     """The recipes differ in one line, `objective.name`; T-SPIN also gets the initial model's responses."""
     prepared, state, generated = inputs
@@ -174,18 +173,6 @@ def test_micro_batches_do_not_change_the_run(inputs, tiny_model, pairs_file, tmp
     many = run(inputs, experiment(tiny_model, pairs_file, tokens_per_batch=16, **gentle), tmp_path / "b")
     for one, other in zip(compared(one_row), compared(many), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
-
-
-def test_what_no_rank_has_reached_takes_no_step(monkeypatch):
-    """In one process a parameter without a gradient is left alone, by weight decay, too."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8))
-    reached, other = model.transformer.wpe.weight, model.transformer.wte.weight
-    reached.grad = torch.ones_like(reached)
-    monkeypatch.setattr(trainer_module.distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(trainer_module.distributed, "all_reduce", lambda tensors: None)
-    trainer_module._sum_gradients(model)
-    assert other.grad is None
-    assert (reached.grad == 1).all()
 
 
 def test_weight_decay_is_in_every_step_of_a_resumed_run(inputs, whole, tiny_model, pairs_file, tmp_path, monkeypatch):

@@ -55,6 +55,7 @@ def test_full_training_of_zephyr_fits_eight_gpus_that_share_it(zephyr: Sizes) ->
     assert needs.sharding == "full"
     assert needs.memory.held["weights"] == 4 * 7_241_732_096 / 8
     assert needs.host == 4 * 7_241_732_096
+    assert needs.copied == 8 * 7_241_732_096  # weights and RMSprop's states
     assert needs.traffic == 7 / 8 * (2 + 2 + 4) * 7_241_732_096
     assert needs.fitting == {}
 
@@ -63,6 +64,7 @@ def test_without_sharding_it_does_not_fit(zephyr: Sizes) -> None:
     needs = plan(zephyr, "8xH100-80GB", training__sharding="none")
     assert needs.memory.held["weights"] == 4 * 7_241_732_096
     assert needs.host == 8 * 4 * 7_241_732_096
+    assert needs.copied == 8 * 7_241_732_096  # of rank 0
     assert needs.traffic == 2 * 7 / 8 * 4 * 7_241_732_096
     with pytest.raises(ConfigError, match=r"8 × H100 with 80 GB.*more than 90%: set training.sharding: full \(\d+%\)"):
         needs.check()
@@ -73,6 +75,7 @@ def test_machines_that_share_among_their_own(zephyr: Sizes) -> None:
     one, two = plan(zephyr, "8xH100-80GB"), plan(zephyr, "2x8xH100-80GB")
     assert two.sharding == "hybrid"
     assert two.memory == one.memory
+    assert two.copied == one.copied
     assert plan(zephyr, "2x8xH100-80GB", training__sharding="full").memory.peak < one.memory.peak
 
 
@@ -117,6 +120,7 @@ def test_a_row_is_as_long_as_the_longest_pair(zephyr: Sizes) -> None:
 
 def test_processes_on_cpus_are_shown_and_never_refused(zephyr: Sizes) -> None:
     needs = resources(recipe(), zephyr, Machine("CPU", Devices(1, 2, None)), "float32")
+    assert not needs.copied
     needs.check()
     assert needs.sharding == "none"
     found = dict(rows(needs))
@@ -163,6 +167,26 @@ def test_gpu_hours_on_paper(zephyr: Sizes) -> None:
     assert known.hours["train"] == pytest.approx(flop / 434e12 / 3600 / 2)
 
 
+def test_samples_count_where_verdicts_are_learned_from(zephyr: Sizes) -> None:
+    """The annotated response and 4 samples: 1,024 + 1,024 + 4 · 256 tokens of each pair, as often as by one sample.
+
+    Of 2 iterations there are 2 · (1,000 · 4 + 512) responses of 256 tokens, 8 bytes each.
+    """
+    small = {"iterations": 2, "data__max_pairs": 1000, "training__method": "lora", "data__mix_previous": False}
+    judged = {**small, "verification__kind": "math", "generation__samples": 4}
+    needs = plan(zephyr, "8xH100-80GB", **judged)
+    flop = zephyr.matrices * 2000 * 3072 * (2 * (4 + 2) + 2)
+    assert needs.hours["train"] == pytest.approx(flop / 434e12 / 3600)
+    assert needs.responses == 2 * 4512 * 256 * 8
+    assert dict(rows(needs))["disk: responses"] == "at most 18.5 MB"
+    plain = plan(zephyr, "8xH100-80GB", **judged, objective__verified=False)
+    assert plain.hours["train"] == plan(zephyr, "8xH100-80GB", **small).hours["train"]
+    assert plan(zephyr, "8xH100-80GB", **judged, objective__name="rft").hours["train"] == needs.hours["train"]
+    unread = plan(zephyr, "8xH100-80GB", **judged, data__prompts_path="p.jsonl")
+    assert unread.hours["train"] == "not estimated: data.prompts_path is set, and the data is not read yet"
+    assert unread.responses is None
+
+
 def test_the_measured_rate_is_that_of_the_benchmark() -> None:
     """In the text of the GPU's row: the slowest of three steps, and the data sheet's peak."""
     text = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())["text"]
@@ -183,7 +207,7 @@ def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
 def test_responses_of_a_step() -> None:
     """The plan takes them from a table that needs no torch; the losses take it from there, too."""
     assert {name: objective.responses for name, objective in OBJECTIVES.items()} == {
-        **dict.fromkeys(("iris", "spin", "hinge", "space", "spif"), 2),
+        **dict.fromkeys(("iris", "spin", "hinge", "space", "spif", "rft"), 2),
         "tspin": 3,
         "sft": 1,
     }

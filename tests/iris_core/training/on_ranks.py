@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from torch.distributed.checkpoint import FileSystemWriter
-
 from iris_core.execution import distributed
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.train import train
+from iris_core.training import saving
+from iris_core.training import trainer as trainer_module
 from iris_core.training.trainer import SelfPlayTrainer
 
 
@@ -31,12 +31,14 @@ class Job(NamedTuple):
         out: its folder.
         stop: the step before which it ends.
         killed_at: the step whose checkpoint rank 1 is killed at, when it has written its part.
+        overlapping: whether steps are taken while a checkpoint is written, as on GPUs.
     """
 
     spec: TrainSpec
     out: Path
     stop: int | None = None
     killed_at: int | None = None
+    overlapping: bool = False
 
 
 def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
@@ -55,7 +57,7 @@ def torchrun(ranks: int) -> list[str]:
 
 def work_through(jobs: Sequence[Job]) -> None:
     """Does `jobs` in this process, which is one of the ranks."""
-    step = SelfPlayTrainer.training_step
+    step, overlaps = SelfPlayTrainer.training_step, trainer_module.overlaps
     for job in jobs:
 
         def step_or_stop(self, *arguments, stop=job.stop, **options):
@@ -64,31 +66,31 @@ def work_through(jobs: Sequence[Job]) -> None:
             return step(self, *arguments, **options)
 
         SelfPlayTrainer.training_step = step_or_stop
+        trainer_module.overlaps = lambda device, job=job: job.overlapping
         try:
             with killed_at(job.killed_at):
                 train(job.spec, job.out)
         except KeyboardInterrupt:
             continue
         finally:
-            SelfPlayTrainer.training_step = step
+            SelfPlayTrainer.training_step, trainer_module.overlaps = step, overlaps
 
 
 @contextmanager
 def killed_at(step: int | None) -> Iterator[None]:
     """Rank 1 ends inside when it has written its part of the checkpoint of `step`."""
-    write = FileSystemWriter.write_data
+    write = saving.write_states
 
-    def write_and_die(self, *arguments):
-        written = write(self, *arguments)
-        if distributed.rank() == 1 and f"checkpoint-{step}" in str(self.path):
+    def write_and_die(checkpoint: Path, *arguments):
+        write(checkpoint, *arguments)
+        if distributed.rank() == 1 and checkpoint.name == f"checkpoint-{step}":
             os.kill(os.getpid(), signal.SIGKILL)
-        return written
 
-    FileSystemWriter.write_data = write_and_die
+    saving.write_states = write_and_die
     try:
         yield
     finally:
-        FileSystemWriter.write_data = write
+        saving.write_states = write
 
 
 if __name__ == "__main__":

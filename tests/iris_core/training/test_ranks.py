@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from iris_core.common.errors import ConfigError
+from iris_core.config import ObjectivePart
 from iris_core.store.folders import WORK
 from iris_core.store.units import NEW
 from iris_core.training.checkpoints import checkpoints
 from iris_core.training.policy import sharding_of
-from iris_core.training.states import SHARDS
 from tests.iris_core.training.on_ranks import Job, run, torchrun
 from tests.iris_core.training.tiny_specs import specs
 
@@ -36,9 +36,11 @@ CASES: dict[str, dict[str, object]] = {
     "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored", "gradient_checkpointing": True},
     "lora": LORA,
     "lora on bfloat16": {**LORA, "dtype": "bfloat16", "gradient_checkpointing": True},
+    "samples": {**FULL, "objective": ObjectivePart(beta=0.5)},
 }
 ROUNDED = {**FULL, "untied": True, "dtype": "bfloat16"}
-COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
+COMPARED = ("loss", "reward/annotated", "logprob/annotated", "grad_norm", "ess/annotated", "ess/synthetic")
+OF_ONE_SAMPLE, OF_SAMPLES = ("reward/margin", "logprob/synthetic"), ("reward/right", "reward/wrong")
 STOP = 5
 
 
@@ -57,7 +59,7 @@ def runs(spec_of, tmp_path_factory):
 
     def do(ranks: int, names: Iterable[str], stopped: Iterable[str] = ()) -> None:
         jobs = [Job(cases[name.partition(" from")[0]], root / f"{ranks}/{name}") for name in names]
-        stops = [Job(cases[name], root / f"{ranks}/stopped {name}", STOP) for name in stopped]
+        stops = [Job(cases[name], root / f"{ranks}/stopped {name}", STOP, overlapping=True) for name in stopped]
         run([*jobs, *stops], ranks, root / "jobs.json")
 
     def move(name: str, source: int, target: int) -> None:
@@ -77,7 +79,8 @@ def runs(spec_of, tmp_path_factory):
 
 def history(folder: Path) -> list[list[float]]:
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [[row[name] for name in COMPARED] for row in rows]
+    others = OF_SAMPLES if "verified/up" in rows[0] else OF_ONE_SAMPLE
+    return [[row[name] for name in (*COMPARED, *others)] for row in rows]
 
 
 def assert_equal_steps(found: Path, expected: Path, relative: float = 1e-5) -> None:
@@ -129,7 +132,7 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, 
     with pytest.raises(CalledProcessError):
         run([job], 2, tmp_path / "jobs.json")
     assert [path.name for path in checkpoints(tmp_path / "train" / WORK)] == ["checkpoint-2"]
-    assert (tmp_path / "train" / NEW / "checkpoint-4" / SHARDS).is_dir()
+    assert (tmp_path / "train" / NEW / "checkpoint-4" / "optimizer-00001.safetensors").exists()
     run([job._replace(killed_at=None)], 1, tmp_path / "jobs.json")
     assert_equal_steps(tmp_path / "train", runs / "1" / "full")
     assert checkpoints(tmp_path / "train" / WORK)[0].name == "checkpoint-4"

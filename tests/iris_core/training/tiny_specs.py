@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from iris_core.config import Experiment, Packing, parse_experiment
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iris_core.config import Experiment, ObjectivePart, Packing, parse_experiment
 from iris_core.generate import generate
 from iris_core.pipeline import plan
 from iris_core.pipeline.specs import TrainSpec
@@ -26,17 +29,43 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
     base = _experiment(model, pairs)
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(base), folder / "prepare", prepare))
     state = prepared.start(base)
-    generated = run_stage(plan.generate_spec(base, prepared, state), folder / "generate", generate)
+    generating = plan.generate_spec(base, prepared, state)
+    several = generating.generation.model_copy(update={"samples": 3})  # of which plain self-play takes the first
+    generated = run_stage(generating.model_copy(update={"generation": several}), folder / "generate", generate)
+    samples = judged(generated.artifact("responses"), folder / "judged")
 
     def make(
-        untied: bool = False, dtype: str = "float32", nodes: int = 1, packing: Packing = "packed", **training: object
+        untied: bool = False,
+        dtype: str = "float32",
+        nodes: int = 1,
+        packing: Packing = "packed",
+        objective: ObjectivePart | None = None,
+        **training: object,
     ) -> TrainSpec:
         spec = plan.train_spec(_experiment(model, pairs, **training), prepared, state, generated)
         policy = Policy(model=Artifact.of(folder / "untied")) if untied else spec.policy
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
+        if objective:
+            changes |= {"objective": objective.resolved(judged=True), **samples}
         return spec.model_copy(update={**changes, "execution": Execution(nodes=nodes)})
 
     return make
+
+
+def judged(responses: Artifact, folder: Path) -> dict[str, list[Artifact]]:
+    """`responses` as if all had ended by themselves, and verdicts on them, of all three kinds by their tokens' sum."""
+    rows, kinds = pq.read_table(responses.path).to_pylist(), ("right", "wrong", "undecided", "right", "wrong")
+    found = {
+        "synthetic": [{**row, "finish_reason": "stop"} for row in rows],
+        "verdicts": [
+            {"prompt_id": row["prompt_id"], "sample": row["sample"], "verdict": kinds[sum(row["token_ids"]) % 5]}
+            for row in rows
+        ],
+    }
+    for name, content in found.items():
+        (folder / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(content), folder / name / "shard-00000.parquet")
+    return {name: [Artifact.of(folder / name)] for name in found}
 
 
 def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
