@@ -37,7 +37,7 @@ from iris_core.training.setup import build_trainer
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    if distributed.rank() == 0:
+    if distributed.local_rank() == 0:
         loading.verify(spec.policy)
         loading.verify(spec.opponent)
     distributed.barrier()

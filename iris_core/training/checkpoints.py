@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from iris_core.common.files import write_atomic
-from iris_core.execution import distributed
+from iris_core.execution import distributed, exchange
 from iris_core.store.units import Units
 
 HISTORY = "history.jsonl"  # JSON Lines, a row for each optimiser step
 NORMALIZER = "normalizer.json"  # state of the normaliser, in a checkpoint
 SCHEDULE = "schedule.json"  # state of the learning rate's schedule, in a checkpoint
+PREFIX = "checkpoint-"  # of their names, before the step
 KEPT_CHECKPOINTS = 2  # an older one, in case the newest is damaged
 
 
 def checkpoints(work: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    found = [path for path in work.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [path for path in work.glob(f"{PREFIX}*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=step_of)
 
 
@@ -27,12 +28,16 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_checkpoint(work: Path, units: Units) -> Path | None:
     """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
+    found: list[Path] = []
     if distributed.rank() == 0:
         found = checkpoints(work)
         while found and not units.holds(found[-1]):
             found.pop()
         history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
         write_atomic(work / HISTORY, history)
-    distributed.barrier()  # until rank 0 has deleted what is not complete
-    complete = checkpoints(work)
-    return complete[-1] if complete else None
+    step = distributed.agreed(step_of(found[-1]) if found else 0)
+    if step == 0:
+        return None
+    newest = work / f"{PREFIX}{step}"
+    exchange.spread(units.folder, newest)
+    return newest

@@ -29,7 +29,7 @@ from iris_core.common.errors import TrainingError
 from iris_core.common.progress import Progress
 from iris_core.config import Packing
 from iris_core.data.packing import Group, Row, build_rows
-from iris_core.execution import distributed
+from iris_core.execution import distributed, exchange
 from iris_core.modeling.scoring import IDLE, causal_of, own, response_logprobs, waits
 from iris_core.objectives.losses import (
     Normalizer,
@@ -285,8 +285,9 @@ class SelfPlayTrainer(Trainer):
         """Saves a checkpoint as a unit, with the normaliser's state and the history so far; deletes the oldest."""
         path = self.work / f"checkpoint-{self.state.global_step}"
         with self.units.writing(path) if distributed.rank() == 0 else nullcontext(self.units.place(path)) as place:
-            distributed.barrier()  # until rank 0 has emptied it
+            exchange.spread(self.units.folder, place)  # rank 0 has emptied it
             save_weights(place, self.model, self.optimizer.optimizer)
+            exchange.gather(self.units.folder, place)
             if distributed.rank() == 0:
                 self._save_state(place)
         if distributed.rank() == 0:
