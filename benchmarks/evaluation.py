@@ -124,9 +124,9 @@ def _spec(model: Path) -> Any:
     from iris_core.evaluation.miniature import FOLDER
     from iris_core.modeling.loading import resolve_dtype
     from iris_core.pipeline.specs import EvaluateSpec
-    from iris_core.store import Artifact, Policy
+    from iris_core.store import Artifact, Execution, Policy
 
-    backend: Any = resolve_backend("auto")
+    backend: Any = resolve_backend("auto", Execution())
     return EvaluateSpec(
         policy=Policy(model=Artifact.of(model)),
         evaluation=EvaluationPart(max_gen_tokens=NEW_TOKENS, backend=backend),

@@ -162,12 +162,15 @@ def _check_mlflow(experiment: Experiment) -> None:
 
 
 def _check_engines(experiment: Experiment) -> None:
-    wanted = experiment.generation.backend
-    engine = backends.resolve("generation.backend", wanted, "transformers")
-    backends.check_device("generation.backend", engine, "transformers")
+    """The nodes of a Ray cluster have the packages of this machine, but may have GPUs where it has none."""
+    here = experiment.execution.launcher == "local"
+    engine = backends.resolve("generation.backend", experiment.generation.backend, "transformers")
+    if here:
+        backends.check_device("generation.backend", engine, "transformers")
     if experiment.evaluation.backend == "vllm":  # "auto" is vLLM on GPUs only
         backends.resolve("evaluation.backend", "vllm", "hf")
-        backends.check_device("evaluation.backend", "vllm", "hf")
+        if here:
+            backends.check_device("evaluation.backend", "vllm", "hf")
 
 
 def _check_mirror(experiment: Experiment) -> None:

@@ -53,8 +53,8 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
         DataError: no annotated held-out answer matches the answer pattern.
         VerificationError: the verifier does not work.
     """
-    backend = harness.resolve_backend(spec.evaluation.backend)
-    backends.check_tensor_parallel("evaluation.backend", backend, spec.execution.tensor_parallel)
+    spec = _with_backend(spec)
+    backends.check_tensor_parallel("evaluation.backend", spec.evaluation.backend, spec.execution.tensor_parallel)
     loading.verify(spec.policy)
     folder.verify(spec.data)
     make_folder(out / SCORES)
@@ -74,7 +74,7 @@ def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None
     """Opens an engine. Returns the function that scores the benchmark with a name, or answers the held-out prompts.
 
     Args:
-        spec: the stage's.
+        spec: the stage's, with the backend that all its engines have.
         out: the stage's folder.
         tasks: of benchmarks, where they are loaded already.
     """
@@ -83,7 +83,7 @@ def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     lm = harness.open_model(
         spec.policy,
-        harness.resolve_backend(spec.evaluation.backend),
+        spec.evaluation.backend,
         spec.dtype,
         template=Template(tokenizer, spec.chat_template_kwargs, spec.template_date),
         stop_token_ids=spec.stop_token_ids,
@@ -164,6 +164,12 @@ def _run(spec: EvaluateSpec, out: Path, pending: list[Benchmark], pairs: list[Pa
     lengths |= {HELDOUT_ITEM: (True, len(pairs))} if pairs else {}
     names = sorted(lengths, key=lambda name: lengths[name], reverse=True)
     run_items(spec, out, names, lambda spec, out: scorer(spec, out, tasks), on_done)
+
+
+def _with_backend(spec: EvaluateSpec) -> EvaluateSpec:
+    """`spec` with the engine that "auto" means where its engines run: one for all of them, and for their units."""
+    backend = harness.resolve_backend(spec.evaluation.backend, spec.execution)
+    return spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"backend": backend})})
 
 
 def _units(spec: EvaluateSpec, out: Path) -> Units:

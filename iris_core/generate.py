@@ -11,6 +11,7 @@ responses of an uninterrupted one, and eight GPUs give those of one. Shards are 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
 import time
@@ -90,7 +91,9 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
         longest = max(len(pair.prompt_ids) for _, shard in shards.values() for pair in shard)
         work = out / WORK / ENGINES
         make_folder(work)
-        return engines.open_engine(spec, longest, Path(tempfile.mkdtemp(dir=work)))
+        files = Path(tempfile.mkdtemp(dir=work))
+        atexit.register(remove, files)  # on another machine than the stage's, nothing else removes them
+        return engines.open_engine(spec, longest, files)
 
     def do_shard(name: str) -> None:
         path, shard = shards[name]

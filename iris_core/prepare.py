@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from iris_core.common.digest import model_digest
-from iris_core.common.errors import DataError
+from iris_core.common.errors import ConfigError, DataError
 from iris_core.common.files import write_atomic
 from iris_core.data.chat import Chat
 from iris_core.data.conversations import Conversation
@@ -20,6 +20,7 @@ from iris_core.data.judged import PATTERNED, prove
 from iris_core.data.pairs import KNOWN, Pair, Usable, make_pairs, split_pairs, unseen, write_pairs
 from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.evaluation.heldout import checkable
+from iris_core.execution import devices
 from iris_core.execution.stage import main
 from iris_core.modeling import fit, loading
 from iris_core.modeling.lora import check_targets
@@ -35,10 +36,11 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     """Checks and writes the experiment's inputs.
 
     Raises:
-        ModelError: the model cannot be used; DataError: the data cannot.
-        ConfigError: the verifier lacks something; VerificationError: it does not work.
+        ConfigError: the dtype would be chosen for another kind of machine, or the verifier lacks something.
+        ModelError: the model cannot be used; DataError: the data cannot; VerificationError: the verifier cannot.
     """
     check_verifier(spec.verification)
+    _check_dtype(spec)
     folder = loading.resolve(spec.model, spec.model_commit)
     model = check_model(folder, spec.model.trust_remote_code)
     if spec.lora is not None:
@@ -80,6 +82,16 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
             warnings=[*found.warnings, *rows.warnings, *unproved],
         ),
     )
+
+
+def _check_dtype(spec: PrepareSpec) -> None:
+    """Refuses to choose a dtype on a machine without a GPU for machines with some."""
+    here = spec.execution.model_copy(update={"launcher": "local"})
+    if spec.model.dtype == "auto" and not devices.on_gpus(here) and devices.on_gpus(spec.execution):
+        raise ConfigError(
+            "model.dtype: auto is chosen on the machine of the run, which shows no GPU, but the Ray cluster has GPUs: "
+            "write bfloat16, or float32 for GPUs without it"
+        )
 
 
 def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Reading]:

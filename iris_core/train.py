@@ -40,7 +40,7 @@ COMPARED = "compared"  # pairs whose margin is measured where groups of training
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    if distributed.rank() == 0:
+    if distributed.local_rank() == 0:
         loading.verify(spec.policy)
         loading.verify(spec.opponent)
     distributed.barrier()

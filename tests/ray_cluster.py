@@ -26,12 +26,17 @@ CPUS = 2  # of each node, as Ray counts; they may be more than the machine has
 class Nodes:
     """A cluster of `count` nodes.
 
+    Args:
+        count: of the nodes.
+        apart: whether each node has an IRIS_CACHE of its own, `folder/cache-<number>`.
+
     Attributes:
+        folder: of Ray's files.
         environment: variables that a process needs to use it.
         address: of the cluster.
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, apart: bool = False):
         self.folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 bytes
         self.environment = {
             "RAY_AUTH_MODE": "token",
@@ -41,7 +46,7 @@ class Nodes:
             "PYTHONPATH": str(ROOT),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_cluster", str(count)],
+            [sys.executable, "-m", "tests.ray_cluster", str(count), *([self.folder] if apart else [])],
             env={**os.environ, **self.environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -54,9 +59,9 @@ class Nodes:
         found = {raylet(process).pid for process in processes(*words)} - {int(self.head)}
         self._ask(f"lose {min(found)}")
 
-    def add(self) -> None:
-        """Adds a node."""
-        self._ask("add")
+    def add(self, gpus: int = 0) -> None:
+        """Adds a node that says it has some GPUs."""
+        self._ask(f"add {gpus}")
 
     def end(self) -> None:
         """Ends the cluster."""
@@ -111,20 +116,26 @@ def pid_of(node: Any) -> int:
     return pid
 
 
-def serve(count: int) -> None:
-    """Runs the cluster, does what each line of the input says, and ends with it."""
+def serve(count: int, folder: str | None = None) -> None:
+    """Runs the cluster, does what each line of the input says, and ends with it.
+
+    Args:
+        count: of the nodes.
+        folder: where each node has an IRIS_CACHE of its own.
+    """
     from ray.cluster_utils import Cluster
 
     size = {"num_cpus": CPUS, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=size)
-    nodes = [cluster.add_node(**size) for _ in range(count - 1)]
+    own = [{"env_vars": {"IRIS_CACHE": f"{folder}/cache-{number}"}} if folder else {} for number in range(count)]
+    cluster = Cluster(initialize_head=True, head_node_args={**size, **own[0]})
+    nodes = [cluster.add_node(**size, **each) for each in own[1:]]
     print("ready", pid_of(cluster.head_node), cluster.address, flush=True)
     for line in sys.stdin:
-        word, _, pid = line.strip().partition(" ")
+        word, _, number = line.strip().partition(" ")
         if word == "add":
-            nodes.append(cluster.add_node(**size))
+            nodes.append(cluster.add_node(**size, num_gpus=int(number)))
         else:
-            (lost,) = (node for node in nodes if pid_of(node) == int(pid))
+            (lost,) = (node for node in nodes if pid_of(node) == int(number))
             nodes.remove(lost)
             cluster.remove_node(lost, allow_graceful=False)
         print("done", flush=True)
@@ -132,4 +143,4 @@ def serve(count: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), *sys.argv[2:])

@@ -22,13 +22,14 @@ from iris_core.data import hub
 from iris_core.data.templates import Template
 from iris_core.evaluation.benchmarks import BENCHMARKS, NLTK_FOLDER, Benchmark, data_sets, task_manager
 from iris_core.evaluation.mirror import in_mirror
+from iris_core.execution import devices
 from iris_core.generation import backends
 from iris_core.generation.vllm_settings import vllm_settings
 from iris_core.modeling import loading
 from iris_core.modeling.patches.harness_bars import hidden_task_bars
 from iris_core.modeling.patches.harness_data import data_sets_in
 from iris_core.modeling.patches.vllm_environment import set_vllm_environment
-from iris_core.store import Artifact, Policy
+from iris_core.store import Artifact, Execution, Policy
 
 FEWSHOT_SEED = 1234  # the harness's default, for every experiment: it chooses the examples of a prompt
 LOAD_SEED = 0  # GPQA shuffles its choices while it is loaded
@@ -59,13 +60,13 @@ class Result:
     recorded: dict[str, float]
 
 
-def resolve_backend(name: str) -> str:
-    """ "vllm" or "hf"; "auto" is vLLM on a GPU and transformers on a CPU, where it is faster and starts at once.
+def resolve_backend(name: str, execution: Execution) -> str:
+    """ "vllm" or "hf"; "auto" is vLLM on GPUs and transformers on CPUs, where it is faster and starts at once.
 
     Raises:
         ConfigError: vLLM is asked for and not installed.
     """
-    if name == "auto" and not torch.cuda.is_available():
+    if name == "auto" and not devices.on_gpus(execution):
         return "hf"
     return backends.resolve("evaluation.backend", name, "hf")
 
@@ -179,6 +180,7 @@ def score(
 
 
 def _open_vllm(policy: Policy, dtype: str, trust_remote_code: bool, tensor_parallel: int) -> Any:
+    backends.check_device("evaluation.backend", "vllm", "hf")
     gpu = torch.cuda.is_available()
     set_vllm_environment(gpu=gpu)
     from iris_core.evaluation.prefix_vllm import PrefixVLLM

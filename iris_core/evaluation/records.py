@@ -19,7 +19,7 @@ from iris_core.store.units import Units
 
 
 def protocol_settings(spec: EvaluateSpec, item: Benchmark) -> ProtocolSettings:
-    """The settings that decide the score of `item` in this stage."""
+    """The settings that decide the score of `item` in this stage, whose backend is not "auto"."""
     part = spec.evaluation
     template = {"date": spec.template_date.isoformat(), "variables": spec.chat_template_kwargs}
     return ProtocolSettings(
@@ -33,7 +33,7 @@ def protocol_settings(spec: EvaluateSpec, item: Benchmark) -> ProtocolSettings:
         chat_template=template if part.apply_chat_template else None,
         fewshot_seed=harness.FEWSHOT_SEED,
         max_gen_tokens=part.max_gen_tokens if item.generates else None,
-        backend=harness.resolve_backend(part.backend),
+        backend=part.backend,
         dtype=spec.dtype,
         data=spec.data.digest if spec.data else "hub",
         label=folder.label(spec.data),

@@ -23,6 +23,22 @@ def processes(execution: Execution) -> int:
     return wanted or max(found, 1)
 
 
+def on_gpus(execution: Execution) -> bool:
+    """Whether the stages of a run that use GPUs find some where they run: here, or on the nodes of its Ray cluster.
+
+    Raises:
+        IrisError: the cluster cannot be used, or is too small.
+    """
+    if execution.launcher == "ray":
+        from iris_core.execution import ray_cluster  # Ray is optional
+
+        with ray_cluster.connected(execution):
+            return ray_cluster.share_of(execution).resource == ray_cluster.GPU
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def engine_gpus(execution: Execution) -> list[list[str]]:
     """The GPUs of each sampling engine on this machine; without GPUs an empty list for each engine.
 

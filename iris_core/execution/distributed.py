@@ -135,15 +135,18 @@ def all_reduce(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def decided(decide: Callable[[], bool]) -> bool:
-    """What `decide` says on rank 0, on every rank."""
-    if world_size() == 1:
-        return decide()
+def agreed(number: int) -> int:
+    """The `number` of rank 0, on every rank."""
     import torch
 
-    answer = torch.tensor(int(rank() == 0 and decide()))
-    all_reduce(answer)
-    return bool(answer)
+    shared = torch.tensor(number if rank() == 0 else 0)
+    all_reduce(shared)
+    return int(shared)
+
+
+def decided(decide: Callable[[], bool]) -> bool:
+    """What `decide` says on rank 0, on every rank."""
+    return bool(agreed(int(rank() == 0 and decide())))
 
 
 def _store() -> Store:

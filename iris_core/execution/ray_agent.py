@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import ray
@@ -25,7 +25,9 @@ from iris_core.execution.channels import in_memory
 from iris_core.execution.item_worker import LocalWorker
 from iris_core.execution.launch import ranks_command, supervise
 from iris_core.store import probe
+from iris_core.store.remote import remote
 
+PLACES = ("HF_HOME", "IRIS_CACHE")  # where things are on a node, unless it does not say so
 LOOK_S = 0.1
 END_S = supervision.GRACE_S + 5.0
 
@@ -66,11 +68,9 @@ class Agent:
         count: how many processes of the stage share the node.
     """
 
-    exchanges_files: ClassVar[bool] = False  # with other nodes, in the stage's folder
-
     def __init__(self, environment: dict[str, str], count: int):
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray's guess
-        os.environ.update(environment)
+        os.environ.update({name: value for name, value in environment.items() if not _is_own(name)})
         self.variables = devices.environment(count, [])
 
     def place(self) -> Place:
@@ -88,6 +88,13 @@ class Agent:
         """As `probe.check_probe`, on this node."""
         return probe.check_probe(store, token)
 
+    def check_bucket(self, uri: str) -> None:
+        """As `Remote.check`, on this node."""
+        try:
+            remote(uri).check()
+        except IrisError as error:
+            raise type(error)(f"{socket.gethostname()}: {error}") from error
+
     def end(self) -> None:
         """Ends what runs here, and returns once nothing is left of it."""
         supervision.terminate(psutil.Process().children(), END_S)
@@ -95,8 +102,6 @@ class Agent:
 
 class RankAgent(Agent):
     """Runs the ranks of its node."""
-
-    exchanges_files = True
 
     def run(self, stage: str, spec: str, out: Path, ranks: int, rendezvous: Sequence[str]) -> Iterator[Lines]:
         """Runs a stage's ranks to their end.
@@ -143,6 +148,11 @@ class EngineAgent(Agent):
         if self.worker is not None:
             self.worker.close()
             self.files.close()
+
+
+def _is_own(name: str) -> bool:
+    """Whether this node has a variable of its own."""
+    return name in PLACES and name in os.environ
 
 
 def _said(

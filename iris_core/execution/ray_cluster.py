@@ -26,6 +26,7 @@ from iris_core.store import probe
 from iris_core.store.spec import Execution
 
 ANSWER_S = 120.0  # of a new actor: it imports its module first
+GPU = "GPU"  # the resource
 PLACED_S = 5.0  # to be placed in a cluster that is idle
 FORWARDED = ("GLOO_", "HF_", "IRIS_", "MKL_", "NCCL_", "OMP_", "TOKENIZERS_", "TORCH_", "TRANSFORMERS_", "VLLM_")
 SECRET = {"KEY", "PASSWORD", "SECRET", "TOKEN"}
@@ -79,8 +80,8 @@ def share_of(execution: Execution) -> Share:
         ServiceError: too few nodes have it.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    gpus = _counts(nodes, "GPU")
-    resource = "GPU" if any(gpus) else "CPU"
+    gpus = _counts(nodes, GPU)
+    resource = GPU if any(gpus) else "CPU"
     all_of_them = gpus[execution.nodes - 1] if len(gpus) >= execution.nodes else 0
     amount = execution.gpus_per_node or max(1, all_of_them)
     if sum(count >= amount for count in _counts(nodes, resource)) < execution.nodes:
@@ -121,8 +122,7 @@ def started(
             for bundle in bundles[:count]
         ]
         try:
-            exchange = kind.exchanges_files and execution.nodes > 1
-            _check_nodes(store, actors[: execution.nodes], exchange)
+            _check_nodes(store, actors[: execution.nodes])
             yield actors
         finally:
             with suppress(RayError):  # also where one is lost
@@ -178,16 +178,15 @@ def _placed(execution: Execution, share: Share) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def _check_nodes(store: Path, actors: list[Any], exchange: bool) -> None:
-    """Checks that the nodes have the versions of this machine and share the folder `store`; logs each that does not.
-
-    Of a store in S3, each node may have a mirror of its own, unless they `exchange` files in it.
+def _check_nodes(store: Path, actors: list[Any]) -> None:
+    """Checks that the nodes have the versions of this machine and share the store; logs each that does not.
 
     Raises:
-        StoreError: one of them does not.
+        IrisError: one of them does not.
     """
     answers([actor.check_versions.remote(probe.versions_here()) for actor in actors])
-    if mirrors.split(store) and not exchange:
+    if mirror := mirrors.split(store):
+        answers([actor.check_bucket.remote(mirrors.uri_of(mirror[0])) for actor in actors])
         return
     token, written = probe.write_probe(store), []
     try:
@@ -219,7 +218,7 @@ def _listed(nodes: list[dict[str, Any]]) -> str:
     """The nodes with what they have: "2 nodes (10.0.0.1: 8 GPUs, 64 CPUs; 10.0.0.2: 64 CPUs)"."""
     known = [
         f"{node['NodeManagerAddress']}: "
-        + ", ".join(f"{int(node['Resources'][name])} {name}s" for name in ("GPU", "CPU") if name in node["Resources"])
+        + ", ".join(f"{int(node['Resources'][name])} {name}s" for name in (GPU, "CPU") if name in node["Resources"])
         for node in nodes
     ]
     return f"{len(nodes)} nodes ({'; '.join(known)})"

@@ -24,7 +24,7 @@ from iris_core.common.errors import ConfigError, IrisError, OutOfMemoryError
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 from iris_core.config.explain import explain
-from iris_core.execution import distributed, logs, supervision
+from iris_core.execution import distributed, exchange, logs, supervision
 from iris_core.execution.failure import report
 from iris_core.execution.item_worker import serve
 from iris_core.store import Outcome, Spec, run_stage
@@ -96,7 +96,14 @@ def _run(spec: S, out: Path, work: Callable[[S, Path], Outcome]) -> None:
         supervision.end_with_parent(os.getppid())  # torchrun's agent
     if distributed.rank():
         fetch_inputs(spec)
-    distributed.all_ranks(partial(_run_first, spec, out), lambda: work(spec, out))
+
+    def all_work() -> Outcome:
+        exchange.machines_apart(out)  # is refused here where they may not be
+        outcome = work(spec, out)
+        exchange.forget(out)
+        return outcome
+
+    distributed.all_ranks(partial(_run_first, spec, out), all_work)
     if distributed.rank() == 0:
         logging.getLogger(spec.stage).info("%s is complete in %s", spec.stage, out)
 

@@ -74,6 +74,7 @@ def open_engine(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
 
 
 def _open_vllm(spec: GenerateSpec, longest_prompt: int, work: Path) -> Sampler:
+    backends.check_device("generation.backend", "vllm", "transformers")
     generation, gpu = spec.generation, torch.cuda.is_available()
     set_vllm_environment(gpu=gpu)
     from vllm import LLM, SamplingParams

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from iris_core.common.files import write_atomic
-from iris_core.execution import distributed
+from iris_core.execution import distributed, exchange
 from iris_core.store.units import Units
 
 HISTORY = "history.jsonl"  # JSON Lines, a row for each optimiser step
@@ -36,15 +36,19 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_checkpoint(work: Path, units: Units) -> Path | None:
     """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
+    found: list[Path] = []
     if distributed.rank() == 0:
         found = checkpoints(work)
         while found and not _is_whole(found[-1], units):
             found.pop()
         history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
         write_atomic(work / HISTORY, history)
-    distributed.barrier()  # until rank 0 has deleted what is not complete
-    complete = checkpoints(work)
-    return complete[-1] if complete else None
+    step = distributed.agreed(step_of(found[-1]) if found else 0)
+    if step == 0:
+        return None
+    newest = path_of(work, step)
+    exchange.spread(units.folder, newest)
+    return newest
 
 
 def _is_whole(checkpoint: Path, units: Units) -> bool:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from iris_core.common.parquet import write_parquet
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
-from iris_core.execution import distributed
+from iris_core.execution import distributed, exchange
 from iris_core.modeling.scoring import score
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.units import Units
@@ -33,7 +33,7 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
         if distributed.rank() == 0:
             with units.writing(path) as place:
                 write_parquet(place, table)
-        distributed.barrier()
+    exchange.spread(units.folder, path)
     stored = pq.read_table(path, memory_map=True).to_pandas()
     by_split = {split: stored[stored["split"] == split][_columns(items)] for split, items in groups.items()}
     return {split: torch.tensor(rows.to_numpy()) for split, rows in by_split.items()}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from iris_core.execution import distributed
+from iris_core.execution import distributed, exchange
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import KEPT_CHECKPOINTS, checkpoints, path_of
 from iris_core.training.states import States, states_of, write_states
@@ -75,12 +75,12 @@ class Saver:
     def _write(self, path: Path, states: States, texts: dict[str, str]) -> None:
         first = distributed.rank() == 0
         with self.units.writing(path) if first else nullcontext(self.units.place(path)) as place:
-            distributed.barrier(self.group)  # until rank 0 has emptied it
+            exchange.spread(self.units.folder, place, self.group)  # rank 0 has emptied it
             write_states(place, states)
+            exchange.gather(self.units.folder, place, self.group)
             if first:
                 for name, text in texts.items():
                     (place / name).write_text(text, encoding="utf-8")
-            distributed.barrier(self.group)  # until all have written
         if first:
             for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
                 self.units.remove(old)

@@ -139,8 +139,8 @@ def test_the_average_is_the_plain_mean_with_its_error() -> None:
 @unit
 def test_auto_is_hf_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert harness.resolve_backend("auto") == "hf"
-    assert harness.resolve_backend("hf") == "hf"
+    assert harness.resolve_backend("auto", Execution()) == "hf"
+    assert harness.resolve_backend("hf", Execution()) == "hf"
 
 
 @unit

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from iris_core.common.errors import IrisError, ServiceError
-from iris_core.execution.launch import supervise
+from iris_core.common.errors import ConfigError, IrisError, ServiceError
+from iris_core.config import parse_experiment
+from iris_core.execution.launch import launch, supervise
+from iris_core.pipeline.plan import prepare_spec
 from iris_core.store.spec import Execution
 from tests.ray_cluster import Nodes
 
@@ -69,6 +71,24 @@ def test_another_token(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyP
     error = refused(tmp_path, ray_address=nodes.address)
     assert isinstance(error, ServiceError)
     assert "does RAY_AUTH_TOKEN hold the cluster's token?" in str(error)
+
+
+def test_a_dtype_is_not_chosen_on_another_kind_of_machine(
+    tmp_path: Path, nodes: Nodes, tiny_model: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's machine has no GPU; a node has one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    nodes.add(gpus=1)
+    experiment = parse_experiment(
+        {
+            "name": "test",
+            "model": {"path": str(tiny_model)},
+            "data": {"path": str(pairs_file), "heldout": 4},
+            "execution": {"launcher": "ray", "ray_address": nodes.address},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"model\.dtype: auto is chosen .*: write bfloat16"):
+        launch(prepare_spec(experiment), tmp_path / "prepare")
 
 
 def test_settings_of_libraries_reach_other_nodes_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,11 +38,19 @@ def test_another_folder_of_the_same_path_is_refused(tmp_path: Path, token: str) 
         check_probe(tmp_path / "other", token)
 
 
-def test_other_versions_are_refused(tmp_path: Path, token: str) -> None:
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"torch": "0.1"}, r"torch is 2.*, but 0\.1 on the run's machine: install the same lock"),
+        ({"peft": None}, r"peft is 0.*, but missing on the run's machine"),  # as an engine that is not installed there
+        ({"vllm": "0.1+cu0"}, r"vllm is .*, but 0\.1\+cu0 on the run's machine"),
+    ],
+)
+def test_other_versions_are_refused(tmp_path: Path, token: str, theirs: dict[str, str | None], message: str) -> None:
     file = tmp_path / FOLDER / token / FILE
-    known = json.loads(file.read_text())
-    file.write_text(json.dumps({**known, "torch": "0.1"}))
-    with pytest.raises(StoreError, match=r"torch is 2.*, but 0\.1 on the run's machine: install the same lock"):
+    known = {**json.loads(file.read_text()), **theirs}
+    file.write_text(json.dumps({name: version for name, version in known.items() if version}))
+    with pytest.raises(StoreError, match=message):
         check_probe(tmp_path, token)
 
 
