@@ -80,7 +80,7 @@ def _experiment(asked: argparse.Namespace) -> Experiment:
 def _planned(experiment: Experiment, ranks: int, dtype: str) -> float:
     sizes, devices = recipe_sizes(experiment), Devices(1, ranks, None)
     sharing = devices.sharing(sharding_of(sizes, experiment.training, dtype, devices))
-    return training_memory(sizes, experiment.training, dtype, sharing, on_cpu=True).peak
+    return training_memory(sizes, experiment.training, dtype, sharing, on_cpu=True).on_cpu
 
 
 def _measure(experiment: Experiment, ranks: int, dtype: str, folder: Path) -> float:

@@ -2,8 +2,9 @@
 
     python -m iris_core.train --spec spec.json --out DIR
 
-The opponent's log-probabilities are computed once, with the numerics of the training step, and stored. So a second
-model is never in memory. A killed run continues at its last checkpoint, with the losses of an uninterrupted run.
+The opponent's log-probabilities are computed once, with the numerics of the training step, and stored. Where the
+opponent is the policy before its first step, this computes them, so a second model is never in memory. A killed run
+continues at its last checkpoint, with the losses of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     make_folder(out / WORK)
     if distributed.local_rank() == 0:
         loading.verify(spec.policy)
-        loading.verify(spec.opponent)
+        if spec.opponent != spec.policy:
+            loading.verify(spec.opponent)
     distributed.barrier()
     units = Units(out, spec.key())
     set_seed(spec.seed)
@@ -50,8 +52,9 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     groups = {"train": trained.scored, "heldout": load_groups(spec, "heldout")[0]}
     if trained.weights is not None:
         groups[COMPARED] = compared_groups(spec, len(groups["heldout"]))
-    opponent = opponent_logprobs(spec, groups, units)
-    model = trainable_policy(spec)
+    policy = trainable_policy(spec) if spec.opponent == spec.policy else None
+    opponent = opponent_logprobs(spec, groups, units, policy)
+    model = trainable_policy(spec) if policy is None else policy
     trainer = build_trainer(spec, model, trained.groups, opponent["train"], units, trained.weights)
     trainer.train(resume_from_checkpoint=trainer.resume())
     model.eval()

@@ -71,8 +71,8 @@ class Resources:
 
     @property
     def needed(self) -> float:
-        """On each device while it trains: on a GPU with fragments and what CUDA holds."""
-        return self.memory.peak if self.machine.devices.memory is None else self.memory.on_gpu
+        """On each device while it trains, with what lies free between tensors and, on a GPU, what CUDA holds."""
+        return self.memory.on_cpu if self.machine.devices.memory is None else self.memory.on_gpu
 
     @property
     def share(self) -> float | None:
@@ -216,8 +216,8 @@ def rows(needs: Resources) -> list[tuple[str, str]]:
     moment = max(memory.moments, key=memory.moments.__getitem__)
     parts = {**memory.held, moment: memory.moments[moment]}
     lines = [(f"{each}: {name}", _gb(size)) for name, size in parts.items() if size]
-    if needs.share is not None:
-        lines.append((f"{each}: fragments, CUDA", _gb(needs.needed - memory.peak)))
+    beside = "free between tensors" if needs.share is None else "fragments, CUDA"
+    lines.append((f"{each}: {beside}", _gb(needs.needed - memory.peak)))
     lines.append((f"{each}: training in all", _gb(needs.needed) + _of(needs)))
     lines.append((f"{each}: weights in the sampling engine", _gb(needs.weights)))
     if needs.machine.devices.count > 1:

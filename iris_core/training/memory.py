@@ -34,6 +34,9 @@ CONTEXT = 0.8e9  # bytes that CUDA and its libraries hold on a device, measured 
 FRAGMENTS = 0.05  # of what is allocated: pieces between tensors that no other tensor fits into, assumed
 
 
+KEPT_FREE = 0.15  # on CPUs, of what is allocated: free memory between tensors, measured as 0.08 to 0.3
+
+
 @dataclass(frozen=True)
 class Devices:
     """The devices that train together, one rank each.
@@ -80,6 +83,11 @@ class Memory:
         """The peak with fragments and with what CUDA holds."""
         return self.peak * (1 + FRAGMENTS) + CONTEXT
 
+    @property
+    def on_cpu(self) -> float:
+        """The peak of a process on CPUs, with the free memory that malloc keeps."""
+        return self.peak * (1 + KEPT_FREE)
+
 
 def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devices) -> Sharding:
     """What the ranks share: as `training.sharding` says, or for auto the first of none, hybrid and full that fits.
@@ -125,7 +133,7 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, sharing: i
         "optimizer states": trained * FP32 * STATES[training.optimizer] / sharing,
     }
     autocast = full and width < FP32 and sharing == 1  # sharded weights are gathered in the dtype of the matmuls
-    weights = _sharded(sizes, full, width) if sharing > 1 else _whole(sizes, width if autocast else 0)
+    weights = _sharded(sizes, full, width) if sharing > 1 else _whole(sizes, full, width if autocast else 0)
     inputs, inside = _activations(sizes, training, width, autocast)
     head = _head(sizes, training, CPU_TILE if on_cpu else GPU_TILE)
     return Memory(
@@ -138,12 +146,17 @@ def training_memory(sizes: Sizes, training: TrainingPart, dtype: str, sharing: i
     )
 
 
-def _whole(sizes: Sizes, copied: int) -> dict[str, float]:
-    """Copies of weights by pass, `copied` bytes each: autocast keeps one of every matrix during the forward pass."""
+def _whole(sizes: Sizes, full: bool, copied: int) -> dict[str, float]:
+    """Copies of weights by pass, `copied` bytes each, and the lm_head's gradient of one row.
+
+    Autocast keeps a copy of every matrix during the forward pass. The gradient is there beside the sum of other rows';
+    one that is tied to the embedding is, until the embedding's is known, too.
+    """
+    gradient = sizes.lm_head * FP32 if full else 0
     return {
         "forward": float(sizes.matrices * copied),
-        "lm_head": float(sizes.matrices * copied),
-        "layers": float(sizes.matrices_in_layer * copied),
+        "lm_head": float(sizes.matrices * copied + gradient),
+        "layers": float(sizes.matrices_in_layer * copied + (gradient if _tied(sizes) else 0)),
     }
 
 
@@ -156,12 +169,18 @@ def _sharded(sizes: Sizes, full: bool, width: int) -> dict[str, float]:
     """
     gradient, reduced = (width, FP32) if full else (0, 0)
     layer, head = sizes.matrices_in_layer, sizes.lm_head
-    tied = sizes.parameters - sizes.matrices < head / 2
     return {
         "forward": float(2 * layer * width + head * width),
         "lm_head": float(head * (width + gradient + reduced)),
-        "layers": float(layer * (2 * width + gradient + 2 * reduced) + (head * (width + gradient) if tied else 0)),
+        "layers": float(
+            layer * (2 * width + gradient + 2 * reduced) + (head * (width + gradient) if _tied(sizes) else 0)
+        ),
     }
+
+
+def _tied(sizes: Sizes) -> bool:
+    """Whether the lm_head is the embedding."""
+    return sizes.parameters - sizes.matrices < sizes.lm_head / 2
 
 
 def _activations(sizes: Sizes, training: TrainingPart, width: int, autocast: bool) -> tuple[float, float]:

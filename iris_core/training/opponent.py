@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.execution import distributed, exchange
 from iris_core.modeling.scoring import score
+from iris_core.modeling.sharding import reshard
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.units import Units
 from iris_core.training.movement import SUMS
@@ -25,11 +27,20 @@ OPPONENT = "opponent_logprobs.parquet"
 NUMERICS, PLAIN = b"iris.numerics", b"plain"  # in the file's metadata; plain ones are not named
 
 
-def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
-    """Log-probs under the opponent, by split, shape [pairs, sums] as `Group.sums` counts them; stored as a unit."""
+def opponent_logprobs(
+    spec: TrainSpec, groups: dict[str, list[Group]], units: Units, policy: PreTrainedModel | None
+) -> dict[str, Tensor]:
+    """Log-probs under the opponent, by split, shape [pairs, sums] as `Group.sums` counts them; stored as a unit.
+
+    Args:
+        spec: of the stage.
+        groups: of the pairs, by split.
+        units: of the stage.
+        policy: before its first step, where that is the opponent; None: the opponent is loaded.
+    """
     path = units.folder / OPPONENT
     if not distributed.decided(lambda: _is_stored(path, units, numerics(spec))):
-        table = _computed(spec, groups)
+        table = _computed(spec, groups, policy)
         if distributed.rank() == 0:
             with units.writing(path) as place:
                 write_parquet(place, table)
@@ -50,8 +61,8 @@ def _is_stored(path: Path, units: Units, wanted: str) -> bool:
     return False
 
 
-def _computed(spec: TrainSpec, groups: dict[str, list[Group]]) -> pa.Table:
-    model = shard(spec, load(spec, spec.opponent))
+def _computed(spec: TrainSpec, groups: dict[str, list[Group]], policy: PreTrainedModel | None) -> pa.Table:
+    model = shard(spec, load(spec, spec.opponent)) if policy is None else policy
     progress = Progress("train: opponent", sum(map(len, groups.values())))
     tables = []
     for split, items in groups.items():
@@ -59,6 +70,9 @@ def _computed(spec: TrainSpec, groups: dict[str, list[Group]]) -> pa.Table:
         columns = {name: sums[:, index].numpy() for index, name in enumerate(_columns(items))}
         columns["split"] = [split] * len(items)
         tables.append(pa.table(columns))
+    reshard(model)
+    del model
+    gc.collect()  # a sharded model refers to itself
     table = pa.concat_tables(tables, promote_options="default")
     found = numerics(spec).encode()
     return table if found == PLAIN else table.replace_schema_metadata({NUMERICS: found})

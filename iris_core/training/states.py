@@ -98,7 +98,7 @@ def _rows(files: list[Any], name: str, wanted: range) -> Tensor:
         start, stop = (min(max(row - first, 0), rows) for row in (wanted.start, wanted.stop))
         found.append(part[start:stop])
         first += rows
-    return torch.cat(found)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _own_rows(parameter: Tensor) -> range:

@@ -77,6 +77,17 @@ def test_tied_weights_count_once() -> None:
     assert untied.parameters - tied.parameters == 151936 * 2048
 
 
+def test_the_gradient_of_an_lm_head_is_there_beside_its_sum() -> None:
+    """fp32, 32768 · 4096 weights of 4 bytes; where they are the embedding's, too, until the backward pass ends."""
+    training = TrainingPart(method="full", tokens_per_batch=16)
+    untied, tied = MistralConfig(**MISTRAL, num_hidden_layers=1), Qwen2Config(**QWEN, num_hidden_layers=1)
+    for config, gradient, until_the_end in ((untied, 32768 * 4096 * 4, False), (tied, 151936 * 2048 * 4, True)):
+        moments = training_memory(sizes_of(config, None), training, "float32").moments
+        forward, head, layers = moments.values()
+        assert head - forward == gradient
+        assert layers - forward == (gradient if until_the_end else 0)
+
+
 def test_full_training_on_paper() -> None:
     """fp32: weights, gradients and RMSprop's state are 12 bytes a parameter, AdamW's 16; two ranks hold half each."""
     sizes = sizes_of(MistralConfig(**MISTRAL, num_hidden_layers=1), None)
