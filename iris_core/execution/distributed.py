@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from iris_core.common import gpus
 from iris_core.common.errors import ConfigError, ExchangeFailed, first_line
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def check(stage: str, *, allowed: bool) -> None:
         allowed: whether several ranks may work on it.
 
     Raises:
-        ConfigError: only some of them are set, one is no number, or there are several ranks and may not be.
+        ConfigError: only some of them are set, one is no number, there are several ranks and may not be, or more ranks
+            than GPUs.
     """
     found = {name: os.environ.get(name, "") for name in VARIABLES}
     if not found["RANK"] and not found["WORLD_SIZE"]:
@@ -66,6 +68,10 @@ def check(stage: str, *, allowed: bool) -> None:
                 f"{name} is {value or 'not set'}, beside other variables of torchrun: start ranks with torchrun, which "
                 f"sets {', '.join(VARIABLES)}, or unset them all"
             )
+    if (count := len(gpus.visible())) and local_rank() >= count:
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank()}, but this machine shows {count} GPUs ({gpus.VISIBLE}): start one rank a GPU"
+        )
     if world_size() > 1 and not allowed:
         raise ConfigError(
             f"WORLD_SIZE is {world_size()}, but {stage} is one process: start it without torchrun, or unset WORLD_SIZE"

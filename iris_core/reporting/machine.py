@@ -12,7 +12,10 @@ from iris_core.training.memory import Devices
 
 GB = 1e9
 MIB = 2**20  # the unit of nvidia-smi
-NAMED = re.compile(r"(?:(?:(?P<nodes>[1-9]\d*)x)?(?P<count>[1-9]\d*)x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>[1-9]\d*)GB")
+NUMBER = r"[1-9]\d{0,4}"
+NAMED = re.compile(
+    rf"(?:(?:(?P<nodes>{NUMBER})x)?(?P<count>{NUMBER})x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>{NUMBER})GB", re.ASCII
+)
 CPU = "CPU"
 IN_ONE = 8  # GPUs that one machine usually holds at most
 

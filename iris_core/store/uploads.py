@@ -215,9 +215,12 @@ def owner_of(root: Path) -> str:
 
 
 def _push(copy: Copy, path: Path) -> None:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    """Makes the copy of a unit what it is here: a killed stage may have left other files there, as of more ranks."""
+    files = {_object(copy, file): file for file in (path, *path.rglob("*")) if file.is_file()}
+    name = _object(copy, path)
     try:
-        copy.remote.upload((file, _object(copy, file), file_digest(file)) for file in files)
+        copy.remote.remove({f"{name}/{each}" for each in copy.remote.names(name)} - files.keys())
+        copy.remote.upload((file, each, file_digest(file)) for each, file in files.items())
         copy.remote.write(f"{copy.name}/{DIGESTS}/{path.name}", (copy.folder / DIGESTS / path.name).read_bytes())
     except FileNotFoundError:  # removed since, as old checkpoints are; the same happens to its copy
         log.info("%s is not uploaded: it was removed", path)

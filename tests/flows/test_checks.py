@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -230,6 +231,21 @@ def test_vllm_that_cannot_run_here(small: SmallExperiment, tmp_path: Path, monke
         backends.check_device("generation.backend", "vllm", "transformers", tmp_path)
     (tmp_path / "nvidia0").touch()
     backends.check_device("generation.backend", "vllm", "transformers", tmp_path)
+
+
+def test_the_nodes_may_have_gpus_where_this_machine_has_none(
+    small: SmallExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: object() if name == "vllm" else find(name, *of))
+    monkeypatch.setattr(backends, "version", lambda name: "0.32.0")
+    monkeypatch.setattr(backends, "DEVICES", ())
+    with pytest.raises(ConfigError, match=r"generation\.backend: .* runs on GPUs, and this machine shows none"):
+        check_services(small.experiment)
+    with socket.create_server(("127.0.0.1", 0)) as cluster:
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        check_services(changed(small, execution={"launcher": "ray", "ray_address": address}).experiment)
 
 
 def test_the_checks_are_light() -> None:

@@ -259,9 +259,13 @@ def test_an_error_of_rank_1_ends_rank_0(tmp_path: Path) -> None:
             "error: RANK is not set, beside other variables of torchrun: start ranks with torchrun, which ",
         ),
         ({"RANK": "x"}, "error: RANK is x, beside other variables of torchrun: start ranks with torchrun, which sets "),
+        (
+            {"LOCAL_RANK": "2", "CUDA_VISIBLE_DEVICES": "0,1"},
+            "error: LOCAL_RANK is 2, but this machine shows 2 GPUs (CUDA_VISIBLE_DEVICES): start one rank a GPU",
+        ),
     ],
 )
-def test_ranks_need_all_of_torchruns_variables(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
+def test_ranks_need_what_torchrun_gives_them(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text(spec_of("add").model_dump_json())
     ((code, said),) = by_hand(tmp_path / "out", spec, 1, **changes)

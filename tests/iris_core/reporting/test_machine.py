@@ -24,7 +24,11 @@ def test_machines_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["8", "8xH100", "0xH100-80GB", "H100-80", "8 x H100-80GB", "8xH100-80TB", "2x2x8xH100-80GB"]
+    "text",
+    [
+        *("8", "8xH100", "0xH100-80GB", "H100-80", "8 x H100-80GB", "8xH100-80TB", "2x2x8xH100-80GB"),
+        *("8xH100-80GB\n", "1٣xH100-80GB", f"{'1' * 5000}xH100-80GB", f"8xH100-{'9' * 400}GB"),
+    ],
 )
 def test_what_names_no_machine_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="write number, name and memory, as in 8xH100-80GB, or for several"):

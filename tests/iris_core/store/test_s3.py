@@ -277,6 +277,24 @@ def test_a_unit_of_a_worker_on_another_machine_is_fetched(
     assert (made.folder / "parts" / "part-1.bin").read_bytes() == content(b"seed", 1, 1000)
 
 
+def test_a_checkpoint_of_fewer_ranks_replaces_what_a_killed_upload_has_left(
+    uri: str, endpoint: str, on: Callable[[str], None]
+) -> None:
+    for machine, ranks in (("a", 3), ("b", 2)):
+        on(machine)
+        folder = mirrors.local_root(uri) / "objects" / "train-0"
+        with Units(folder, "key").writing(folder / WORK / "checkpoint-4") as place:
+            place.mkdir()
+            for rank in range(ranks):
+                (place / f"{rank}.part").write_text(f"{rank} of {ranks}")
+        if machine == "a":
+            files(endpoint).rm(f"{uri}/objects/train-0/{DIGESTS}/checkpoint-4")  # which would have been written last
+    on("c")
+    folder = mirrors.local_root(uri) / "objects" / "train-0"
+    assert Units(folder, "key").holds(folder / WORK / "checkpoint-4")
+    assert sorted(path.name for path in (folder / WORK / "checkpoint-4").iterdir()) == ["0.part", "1.part"]
+
+
 def test_damage_in_the_bucket_is_found(
     uri: str, endpoint: str, source: Artifact, on: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
