@@ -101,7 +101,7 @@ def sections(name: str, schema: Schema, parts: Schema, defaults: Schema) -> Iter
     for key, field in schema["properties"].items():
         if "$ref" in field:
             part = parts[part_name(field)]
-            yield from sections(f"{name}.{key}".lstrip("."), part, parts, defaults[key])
+            yield from sections(f"{name}.{key}".lstrip("."), part, parts, defaults.get(key, {}))
 
 
 def section(name: str, part: Schema, defaults: Schema) -> str:

@@ -23,3 +23,4 @@ from iris_core.config.experiment import TrainingPart as TrainingPart
 from iris_core.config.experiment import parse_experiment as parse_experiment
 from iris_core.config.objective import ObjectiveName as ObjectiveName
 from iris_core.config.objective import ObjectivePart as ObjectivePart
+from iris_core.config.verification import VerificationPart as VerificationPart

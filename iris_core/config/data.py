@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from iris_core.config.explain import NO, YES
-from iris_core.config.rules import Address, AnswerPattern, Part
+from iris_core.config.rules import Address, AnswerPattern, Part, is_none
 
 DataFormat = Literal["auto", "pairs", "alpaca", "sharegpt", "messages", "prompt_completion", "preference"]
 Turns = Literal["first", "last", "all"]
@@ -86,6 +86,12 @@ class DataPart(Part):
         description="File (JSON Lines, JSON, CSV, TSV, Parquet, Arrow), folder, glob of files, or the name of a data "
         "set on the Hugging Face hub; or a list of {path, weight, …}."
     )
+    prompts_path: Sources | None = Field(
+        None,
+        exclude_if=is_none,
+        description="Where prompts without annotation are, as in `path`; they are answered and judged, and need a "
+        "verifier. Annotated answers there are ignored.",
+    )
     name: str | None = Field(None, description="Subset of a data set that has several.")
     split: str = Field("train", description="Split to read of a data set or a folder.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; the resolved commit is recorded.")
@@ -97,6 +103,11 @@ class DataPart(Part):
     response_column: str | None = Field(
         None,
         description="Column with the annotated answer, text or messages; left out: that of the format.",
+    )
+    reference_column: str | None = Field(
+        None,
+        exclude_if=is_none,
+        description="Column with what the verifier compares responses with; left out: the annotated answer.",
     )
     system_prompt: str | None = Field(
         None, description="System message put before every prompt; left out: the template's own."
@@ -157,4 +168,10 @@ class DataPart(Part):
                 f"heldout_path is path itself ({self.path}), so that no pair would be left to train on: leave "
                 "heldout_path out"
             )
+        for name in ("path", "heldout_path"):
+            if self.prompts_path is not None and self.prompts_path == getattr(self, name):
+                raise ValueError(
+                    f"prompts_path is {name} itself ({self.prompts_path}), whose prompts are annotated: leave "
+                    "prompts_path out"
+                )
         return self

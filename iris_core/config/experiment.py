@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from iris_core.common.errors import ConfigError
 from iris_core.common.mirrors import local_root
@@ -25,6 +25,7 @@ from iris_core.config.rules import (
     StorePath,
     TrackingUri,
 )
+from iris_core.config.verification import VerificationPart
 
 LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
 
@@ -56,6 +57,13 @@ class GenerationPart(Part):
         1024,
         ge=1,
         description="Prompts per shard. A resumed run keeps whole shards; GPUs share them.",
+    )
+    samples: int = Field(
+        1,
+        ge=1,
+        le=64,
+        exclude_if=lambda samples: samples == 1,  # as before there was this setting: old keys stay
+        description="Responses to each prompt that is trained on; more than 1 needs a verifier.",
     )
 
 
@@ -273,7 +281,13 @@ class Experiment(Part):
     model: ModelPart = Field(description="The model that self-play starts from.")
     data: DataPart = Field(description="The annotated pairs.")
     generation: GenerationPart = Field(default_factory=GenerationPart, description="How the opponent answers.")
-    objective: ObjectivePart = Field(default_factory=ObjectivePart, description="The loss.")
+    verification: VerificationPart = Field(
+        default_factory=VerificationPart,
+        validate_default=True,
+        exclude_if=lambda part: not part.judges,
+        description="The verifier of responses.",
+    )
+    objective: ObjectivePart = Field(default_factory=ObjectivePart, validate_default=True, description="The loss.")
     schedule: SchedulePart = Field(default_factory=SchedulePart, description="The order α over iterations.")
     training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
@@ -286,6 +300,30 @@ class Experiment(Part):
         if name.lower() in STORE_NAMES or name.lower().startswith("mlflow.db"):
             raise ValueError("the store uses this name itself: choose another")
         return name
+
+    @field_validator("verification")
+    @classmethod
+    def _fits_data(cls, verification: VerificationPart, info: ValidationInfo) -> VerificationPart:
+        data, generation = info.data.get("data"), info.data.get("generation")
+        uses = {
+            "data.prompts_path": data is not None and data.prompts_path is not None,
+            "data.reference_column": data is not None and data.reference_column is not None,
+            "generation.samples": generation is not None and generation.samples > 1,
+        }
+        needing = [name for name, used in uses.items() if used]
+        if needing and not verification.judges:
+            raise ValueError(
+                f"kind is none, and {needing[0]} needs a verifier: set verification.kind, or leave {needing[0]} out"
+            )
+        if verification.kind == "answer" and data is not None and data.answer_pattern is None:
+            raise ValueError("kind is answer, and data.answer_pattern is missing: set it")
+        return verification
+
+    @field_validator("objective")
+    @classmethod
+    def _resolved(cls, objective: ObjectivePart, info: ValidationInfo) -> ObjectivePart:
+        verification = info.data.get("verification")
+        return objective.resolved(verification.judges) if verification else objective
 
     @property
     def tracking_uri(self) -> str:

@@ -45,7 +45,7 @@ def _line(item: Mapping[str, Any], root: type[BaseModel]) -> str:
     if kind == "model_type":
         known = ", ".join(_fields((*location, ""), root))
         return f"{field}: a mapping with the keys {known} is needed{given}"
-    if kind == "value_error" and isinstance(item["input"], dict):
+    if kind == "value_error" and isinstance(item["input"], dict | BaseModel):
         given = ""  # the rule is about several fields, and its message names them
     remedy = _remedy(kind, item["input"])
     return f"{field}: {item['msg'].removeprefix('Value error, ')}{given}{remedy and f': {remedy}'}"

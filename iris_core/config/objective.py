@@ -6,17 +6,18 @@ deployment and the tests take the list from here; a test compares the table in t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from iris_core.config.rules import Part
 
 NormalizerName = Literal["unit", "anchored", "running", "batch"]
-ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"]
+ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft", "rft"]
 OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
-# compared by default: all but `hinge`, which is SPIN with its other loss
-COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name != "hinge"]
+# compared by default: not `hinge`, which is SPIN with its other loss, nor `rft`, which needs a verifier
+COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name not in ("hinge", "rft")]
+VERIFIABLE = ("iris", "spin", "space", "spif")  # these learn from verdicts where there are any
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
@@ -52,3 +53,31 @@ class ObjectivePart(Part):
         "previous",
         description="Whose log-probabilities the rewards refer to: the previous iteration's model or the first.",
     )
+    verified: bool | None = Field(
+        None,
+        description="Learn from the verdicts on several responses to a prompt (iris, spin, space, spif); left out: "
+        "true where there is a verifier.",
+    )
+    verified_weight: float = Field(
+        3.0, gt=0, description="Weight ρ of the responses that the verifier judged, against the annotated ones."
+    )
+
+    def resolved(self, judged: bool) -> ObjectivePart:
+        """These settings with `verified` set where responses are `judged`, and None where they are not.
+
+        Raises:
+            ValueError: verdicts are needed, and there is no verifier.
+        """
+        if not judged and (self.verified or self.name == "rft"):
+            needs = "verified is true" if self.verified else f"name is {self.name}"
+            raise ValueError(f"{needs}, and verification.kind is none: set verification.kind, or change the objective")
+        learns = self.name in VERIFIABLE and self.verified is not False
+        return self.model_copy(update={"verified": learns if judged else None})
+
+    @model_serializer(mode="wrap")
+    def _without_verifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the settings for verdicts where there are none: keys are then those of versions without them."""
+        content: dict[str, Any] = serialize(self)
+        if self.verified is None:
+            return {name: value for name, value in content.items() if not name.startswith("verified")}
+        return content

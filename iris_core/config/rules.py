@@ -52,6 +52,11 @@ class Part(Strict):
         return value
 
 
+def is_none(value: object) -> bool:
+    """Whether nothing is set. A setting of a later version is left out of keys where that is so: old keys stay."""
+    return value is None
+
+
 def usable_path(text: str) -> str:
     """Refuses text that is neither a path that the file system accepts nor a name on the hub."""
     if "\0" in text or not text.strip():

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
         ("split", pa.string()),
+        ("reference", pa.string()),
     ]
 )
 
@@ -35,15 +36,16 @@ Encode = Callable[[Conversation], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True)
 class Pair:
-    """One annotated pair, as text for people and as tokens for the model.
+    """One annotated pair, or a prompt without annotation, as text for people and as tokens for the model.
 
     Attributes:
         prompt_id: digest of the conversation before the answer.
         prompt: the last message of the user.
-        response: the annotated answer.
+        response: the annotated answer; "" where there is none.
         prompt_ids: tokens of the whole conversation in the chat template, up to where the answer starts.
         response_ids: tokens of the answer in the chat template, with the end of turn.
         split: "train" or "heldout".
+        reference: what the verifier compares responses with; None: the annotated answer, or nothing without one.
     """
 
     prompt_id: str
@@ -52,6 +54,12 @@ class Pair:
     prompt_ids: list[int]
     response_ids: list[int]
     split: str = "train"
+    reference: str | None = None
+
+    @property
+    def annotated(self) -> bool:
+        """Whether it has an annotated answer."""
+        return bool(self.response_ids)
 
 
 @dataclass(frozen=True)

@@ -75,4 +75,5 @@ def _measure(
 
 def _heldout_digest(pairs: Path) -> str:
     """SHA-256 of the held-out pairs that `prepare` wrote, tokens included. The pairs to train on may differ."""
-    return json_digest(parquet.read_table(pairs, filters=[("split", "==", "heldout")]).to_pylist())
+    rows = parquet.read_table(pairs, filters=[("split", "==", "heldout")]).to_pylist()
+    return json_digest([{name: value for name, value in row.items() if value is not None} for row in rows])

@@ -34,8 +34,9 @@ class PrepareMetrics(Metrics):
     """What the annotated data and the model hold.
 
     Attributes:
-        train_pairs: pairs to train on.
+        train_pairs: annotated pairs to train on.
         heldout_pairs: pairs to measure with.
+        prompts: prompts without annotation to train on.
         format: the formats of the sources, separated by commas.
         sources: what was read of each source.
         dropped: pairs that are not used, by reason.
@@ -46,6 +47,7 @@ class PrepareMetrics(Metrics):
 
     train_pairs: int
     heldout_pairs: int
+    prompts: int = 0
     format: str = ""
     sources: list[SourceRecord] = Field(default_factory=list)
     dropped: dict[str, int] = Field(default_factory=dict)
@@ -58,13 +60,19 @@ class GenerateMetrics(Metrics):
     """What the opponent answered.
 
     Attributes:
-        prompts: responses, one for each prompt.
+        prompts: responses of both splits: one for each prompt, or several for each that is trained on.
         tokens: of all responses.
         mean_tokens: of one response.
         truncated: responses that were cut at the limit.
         empty: responses without text.
         finish_reasons: how many responses ended for which reason.
         tokens_per_second: the rate of sampling; None where every shard was already there.
+        right: responses to prompts that are trained on which the verifier found right; None without a verifier.
+        wrong: those it found wrong.
+        undecided: those it could not judge.
+        judged_prompts: how many prompts they answer.
+        mixed: how many of these prompts have both right and wrong responses.
+        heldout_right: share of the responses to held-out prompts that are right.
     """
 
     prompts: int
@@ -74,6 +82,12 @@ class GenerateMetrics(Metrics):
     empty: int
     finish_reasons: dict[str, int] = Field(default_factory=dict)
     tokens_per_second: float | None = None
+    right: int | None = None
+    wrong: int | None = None
+    undecided: int | None = None
+    judged_prompts: int | None = None
+    mixed: int | None = None
+    heldout_right: float | None = None
 
 
 class HeldoutMetrics(Part):

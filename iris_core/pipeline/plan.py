@@ -37,6 +37,7 @@ from iris_core.pipeline.specs import (
     ScheduleSpec,
     TrainSpec,
 )
+from iris_core.pipeline.verifier import verifier_digest
 from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
 from iris_core.store.places import place_of
 
@@ -51,6 +52,7 @@ class LoopState(Strict):
         order: α_t.
         gaps: the gaps measured by the iterations before.
         previous: the synthetic responses of iteration t-1.
+        previous_verdicts: what the verifier said of them; None without one.
         first: the synthetic responses of iteration 0, those of the initial model.
         converged: the loop stops: the last iteration found nothing more to learn, and the experiment asks for that.
     """
@@ -60,6 +62,7 @@ class LoopState(Strict):
     order: float
     gaps: list[Gap] = Field(default_factory=list)
     previous: Artifact | None = None
+    previous_verdicts: Artifact | None = None
     first: Artifact | None = None
     converged: bool = False
 
@@ -116,6 +119,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data=data,
         data_digest=source_digest("data.path", data, data.path),
         heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
+        prompts_digest=source_digest("data.prompts_path", data, data.prompts_path),
         max_new_tokens=experiment.generation.max_new_tokens,
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,
@@ -126,12 +130,16 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
 
 
 def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
-    """The opponent answers every prompt."""
+    """The opponent answers every prompt, and the verifier judges the answers."""
+    verification = experiment.verification
     return GenerateSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         pairs=prepared.pairs,
         generation=experiment.generation,
+        verification=verification,
+        verifier_digest=verifier_digest(verification),
+        answer_pattern=experiment.data.answer_pattern if verification.judges else None,
         stop_token_ids=prepared.stop_token_ids,
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
@@ -144,12 +152,14 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
     """The policy learns to tell annotated from synthetic responses."""
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
+    mixed_verdicts = [state.previous_verdicts] if mixed and state.previous_verdicts else []
     return TrainSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
+        verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if experiment.verification.judges else [],
         initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,
@@ -181,6 +191,8 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, da
         data=Artifact.of(data) if data else None,
         pairs=prepared.pairs,
         answer_pattern=experiment.data.answer_pattern,
+        verification=experiment.verification,
+        verifier_digest=verifier_digest(experiment.verification),
         chat_template_kwargs=experiment.data.chat_template_kwargs,
         template_date=experiment.data.template_date,
         stop_token_ids=prepared.stop_token_ids,
@@ -215,6 +227,7 @@ def next_state(state: LoopState, generated: Manifest, trained: Manifest, schedul
         order=decided.next_order,
         gaps=[*state.gaps, TrainMetrics.of(trained).gap],
         previous=generated.artifact("responses"),
+        previous_verdicts=generated.artifact("verdicts") if "verdicts" in generated.outputs else None,
         first=state.first or generated.artifact("responses"),
         converged=decided.stop,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from iris_core import tracking
 from iris_core.common.digest import json_digest
@@ -22,14 +22,17 @@ from iris_core.config import (
     SchedulePart,
     SyntheticPart,
     TrainingPart,
+    VerificationPart,
 )
-from iris_core.config.rules import ModelName, TrackingUri
+from iris_core.config.rules import ModelName, TrackingUri, is_none
 from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.pipeline.metrics import CompareMetrics, RegisterMetrics
 from iris_core.store import Artifact, Manifest, Policy, Spec
 
 EVALUATION_BATCH = 16  # requests in a batch of the stage `evaluate`, where `execution.batch_size` says nothing
+# A field of a later version is left out of keys where it says nothing, so that the keys of older stores stay.
+Verification = Annotated[VerificationPart, Field(exclude_if=lambda part: not part.judges)]
 PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is kept with it
 
 
@@ -47,6 +50,7 @@ class PrepareSpec(Spec):
     data: DataPart
     data_digest: str | None
     heldout_digest: str | None
+    prompts_digest: str | None = Field(None, exclude_if=is_none)
     max_new_tokens: int
     packing: Literal["auto", "packed", "separate"]
     lora: LoraPart | None
@@ -84,9 +88,10 @@ class ResolvedModel(BaseModel):
 
 
 class GenerateSpec(Spec):
-    """Sample one response to every prompt of both splits.
+    """Sample `generation.samples` responses to every prompt that is trained on, and one to every held-out prompt.
 
-    Output `responses`: folder of Parquet shards with prompt_id, response, token_ids, finish_reason, split.
+    Output `responses`: folder of Parquet shards with prompt_id, sample, split, response, token_ids, finish_reason.
+    Output `verdicts`, where there is a verifier: as many shards with prompt_id, sample, verdict, reason.
     """
 
     stage: ClassVar[str] = "generate"
@@ -94,6 +99,9 @@ class GenerateSpec(Spec):
     policy: Policy
     pairs: Artifact
     generation: GenerationPart
+    verification: Verification = VerificationPart()
+    verifier_digest: str | None = Field(None, exclude_if=is_none)
+    answer_pattern: str | None = Field(None, exclude_if=is_none)  # for the verifier
     stop_token_ids: list[int]
     dtype: str
     trust_remote_code: bool = False
@@ -103,8 +111,9 @@ class GenerateSpec(Spec):
 class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
-    `synthetic` holds the opponent's responses, the newest first. `initial_synthetic` holds those of the initial model,
-    for T-SPIN. Both sides are compared up to `max_new_tokens` tokens, because no synthetic response is longer.
+    `synthetic` holds the opponent's responses, the newest first, and `verdicts` what a verifier says of each of them.
+    `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides are compared up to `max_new_tokens`
+    tokens, because no synthetic response is longer.
 
     Outputs: `adapter` (LoRA) or `model` (full); `history` (JSON Lines, a row for each step); `opponent_logprobs`;
     `heldout` (Parquet, a row for each held-out pair: log-probs of both responses under opponent and policy).
@@ -118,6 +127,7 @@ class TrainSpec(Spec):
     opponent: Policy
     pairs: Artifact
     synthetic: list[Artifact]
+    verdicts: list[Artifact] = Field(default=[], exclude_if=lambda verdicts: not verdicts)
     initial_synthetic: Artifact | None = None
     objective: ObjectivePart
     order: float
@@ -132,9 +142,9 @@ class TrainSpec(Spec):
 
 
 class EvaluateSpec(Spec):
-    """Score a policy on the benchmarks, and on held-out prompts by exact match.
+    """Score a policy on the benchmarks, and on held-out prompts by a verifier or by exact match.
 
-    Outputs: `scores` (folder, a JSON file a benchmark) and, with an answer pattern, `heldout` (Parquet).
+    Outputs: `scores` (folder, a JSON file a benchmark) and, with a verifier or an answer pattern, `heldout` (Parquet).
     """
 
     stage: ClassVar[str] = "evaluate"
@@ -144,6 +154,8 @@ class EvaluateSpec(Spec):
     data: Artifact | None
     pairs: Artifact
     answer_pattern: str | None
+    verification: Verification = VerificationPart()
+    verifier_digest: str | None = Field(None, exclude_if=is_none)
     stop_token_ids: list[int]
     chat_template_kwargs: dict[str, str | bool | int | float | None]
     template_date: datetime.date

@@ -1,0 +1,35 @@
+"""What a verifier reads besides responses, by content: its verdicts depend on that, and so do the keys of stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iris_core.common.digest import file_digest, folder_digest, json_digest
+from iris_core.common.errors import ConfigError
+from iris_core.config import VerificationPart
+
+DATABASES = ("*/*.sqlite",)
+
+
+def verifier_digest(settings: VerificationPart) -> str | None:
+    """SHA-256 of the files that the verifier reads: schema, databases, or those that the command names.
+
+    None for a verifier without files. What a command reads besides that is unknown.
+
+    Raises:
+        ConfigError: the schema or the databases are missing.
+    """
+    if settings.schema_path is not None:
+        file = Path(settings.schema_path).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"verification.schema_path: there is no file {file}: give the file with the JSON Schema")
+        return file_digest(file)
+    if settings.databases is not None:
+        folder = Path(settings.databases).expanduser()
+        if not any(folder.glob(DATABASES[0])):
+            raise ConfigError(
+                f"verification.databases: {folder} holds no <db_id>/<db_id>.sqlite: give the folder with the databases"
+            )
+        return folder_digest(folder, DATABASES)
+    files = [Path(part).expanduser() for part in settings.command or []]
+    return json_digest([file_digest(file) for file in files if file.is_file()]) if settings.command else None
