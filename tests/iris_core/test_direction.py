@@ -25,6 +25,7 @@ SUBPACKAGES = (
     "store",
     "objectives",
     "execution",
+    "verification",
     "tracking",
     "data",
     "pipeline",
