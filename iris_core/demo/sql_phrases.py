@@ -53,7 +53,7 @@ DATABASES: dict[str, tuple[Table, Table]] = {
         ),
     ),
     "school": (
-        Table("teacher", "teachers", PEOPLE, "subject", words("math physics art history"), {"salary": range(2000, 6000)}),
+        Table("teacher", "teachers", PEOPLE, "subject", words("math physics art history"), {"pay": range(2000, 6000)}),
         Table("student", "students", PEOPLE, "grade", words("A B C"), {"age": range(10, 40), "score": range(30, 100)}),
     ),
     "cinema": (
@@ -101,7 +101,9 @@ DATABASES: dict[str, tuple[Table, Table]] = {
         ),
     ),
     "sports": (
-        Table("team", "teams", PLACES, "league", words("first second third"), {"founded": YEARS, "points": range(5, 99)}),
+        Table(
+            "team", "teams", PLACES, "league", words("first second third"), {"founded": YEARS, "points": range(5, 99)}
+        ),
         Table(
             "player",
             "players",
@@ -112,7 +114,14 @@ DATABASES: dict[str, tuple[Table, Table]] = {
         ),
     ),
     "hospital": (
-        Table("doctor", "doctors", PEOPLE, "specialty", words("surgery cardiology oncology"), {"salary": range(3000, 9000)}),
+        Table(
+            "doctor",
+            "doctors",
+            PEOPLE,
+            "specialty",
+            words("surgery cardiology oncology"),
+            {"pay": range(3000, 9000)},
+        ),
         Table(
             "patient",
             "patients",
@@ -167,7 +176,7 @@ DATABASES: dict[str, tuple[Table, Table]] = {
         ),
     ),
     "publisher": (
-        Table("editor", "editors", PEOPLE, "department", words("fiction science travel"), {"salary": range(2500, 7000)}),
+        Table("editor", "editors", PEOPLE, "department", words("fiction science travel"), {"pay": range(2500, 7000)}),
         Table(
             "magazine",
             "magazines",

@@ -39,7 +39,12 @@ SETTINGS = (
     "PRAGMA temp_store = MEMORY",  # a large sort reaches the limit of memory, and no file
 )
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-FORBIDDEN_FUNCTIONS = {"load_extension", "random", "randomblob", "fts3_tokenizer"}  # the two give other results each time
+FORBIDDEN_FUNCTIONS = {
+    "load_extension",
+    "random",
+    "randomblob",
+    "fts3_tokenizer",
+}  # the two give other results each time
 
 
 @dataclass(frozen=True)

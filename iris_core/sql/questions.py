@@ -80,7 +80,9 @@ class Folder:
     def _questions(self, names: tuple[str, ...]) -> list[Question]:
         files = [self.path / name for name in names if (self.path / name).is_file()]
         if not files:
-            raise DataError(f"{self.path} has no questions in {' or '.join(names)}: give a folder as Spider or BIRD has it")
+            raise DataError(
+                f"{self.path} has no questions in {' or '.join(names)}: give a folder as Spider or BIRD has it"
+            )
         return [question for file in files for question in read_questions(file)]
 
 
@@ -116,8 +118,8 @@ def read_questions(file: Path) -> list[Question]:
 
 def _question(row: dict[str, Any]) -> Question:
     query = row["query"] if "query" in row else row["SQL"]
-    found = Question(row["db_id"], row["question"].strip(), query.strip().removesuffix(";").strip(), row.get("evidence") or "")
-    return found._replace(evidence=found.evidence.strip())
+    evidence = row.get("evidence") or ""
+    return Question(row["db_id"], row["question"].strip(), query.strip().removesuffix(";").strip(), evidence.strip())
 
 
 def write_pairs(source: Folder, out: Path, count: TokenCount, most_tokens: int) -> Report:

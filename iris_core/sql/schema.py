@@ -71,7 +71,10 @@ def quoted(name: str) -> str:
 def _table(connection: sqlite3.Connection, name: str) -> Table:
     source = '"' + name.replace('"', '""') + '"'
     keys = connection.execute(f"PRAGMA foreign_key_list({source})").fetchall()
-    refers = {column: f"{quoted(table)}.{quoted(other)}" if other else quoted(table) for _, _, table, column, other, *_ in keys}
+    refers = {
+        column: f"{quoted(table)}.{quoted(other)}" if other else quoted(table)
+        for _, _, table, column, other, *_ in keys
+    }
     columns = connection.execute(f"PRAGMA table_info({source})").fetchall()
     rows = connection.execute(f"SELECT * FROM {source} LIMIT {SAMPLED_ROWS}").fetchall()
     values: list[Any] = list(zip(*rows, strict=True)) or [()] * len(columns)

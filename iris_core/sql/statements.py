@@ -119,12 +119,22 @@ def _clause(value: Any) -> frozenset[str]:
     found: list[exp.Expression] = []
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, exp.Where | exp.Having):
-            found += each.this.flatten() if isinstance(each.this, exp.And) else [each.this]
+            found += _conditions(each.this)
         elif isinstance(each, exp.Group):
             found += each.expressions
+        elif isinstance(each, exp.Join):
+            joined = each.copy()
+            on = joined.args.get("on")
+            joined.set("on", None)
+            found += [joined, *(_conditions(on) if on else [])]
         elif isinstance(each, exp.Expression):
             found.append(each)
     return frozenset(_text(each) for each in found)
+
+
+def _conditions(condition: exp.Expression) -> list[exp.Expression]:
+    """The conditions that AND joins, or the one that there is."""
+    return list(condition.flatten()) if isinstance(condition, exp.And) else [condition]
 
 
 def _order(tree: exp.Expression) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ PACKAGES = (
 )  # each may import itself and those before it
 SUBPACKAGES = (
     "common",
+    "sql",
     "config",
     "store",
     "objectives",
