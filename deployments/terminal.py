@@ -121,8 +121,8 @@ def summary_line(finished: Finished) -> str:
         case PrepareMetrics() as found:
             return f"{found.train_pairs} pairs to train on, {found.heldout_pairs} held out"
         case GenerateMetrics() as found:
-            cut = f", {found.truncated / found.prompts:.0%} truncated" if found.truncated else ""
-            return f"{found.prompts} answers, {found.mean_tokens:.0f} tokens each{cut}"
+            cut = f", {found.truncated / found.responses:.0%} truncated" if found.truncated else ""
+            return f"{found.responses} answers, {found.mean_tokens:.0f} tokens each{cut}"
         case TrainMetrics() as found:
             return f"gap {found.gap.value:.3f}, held-out reward margin {found.heldout.reward_margin:.3f}"
         case EvaluateMetrics() as found:

@@ -25,7 +25,7 @@ from iris_core.data.pairs import load_pairs
 from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
 from iris_core.generation import engines
-from iris_core.generation.responses import Shards, count_tokens, divide, prompt_seed, write_shard
+from iris_core.generation.responses import Shards, asked, count_tokens, divide, sampling_seed, write_shard
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.pipeline.specs import GenerateSpec
@@ -39,7 +39,7 @@ MAX_TRUNCATED = 0.1  # share of truncated responses above which there is a warni
 
 
 def generate(spec: GenerateSpec, out: Path) -> Outcome:
-    """Samples a response to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all."""
+    """Samples responses to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all."""
     engines.check_backend(spec)
     shards = _shards(spec, out)
     loading.verify(spec.policy)
@@ -70,10 +70,11 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
         path, shard = shards[name]
         if units.holds(path):  # by a worker that was lost before it could say so
             return
-        seeds = [prompt_seed(spec.seed, pair.prompt_id) for pair in shard]
-        samples = sample([pair.prompt_ids for pair in shard], seeds)
+        requests = asked(shard, spec.generation.samples)
+        seeds = [sampling_seed(spec.seed, pair.prompt_id, number) for pair, number in requests]
+        samples = sample([pair.prompt_ids for pair, _ in requests], seeds)
         with units.writing(path) as temporary:
-            write_shard(temporary, shard, samples, tokenizer, spec.stop_token_ids)
+            write_shard(temporary, requests, samples, tokenizer, spec.stop_token_ids)
 
     return sample_shard
 
@@ -83,7 +84,7 @@ def summarize(generation: GenerationPart, rows: list[dict[str, Any]], rate: floa
     tokens = sum(len(row["token_ids"]) for row in rows)
     truncated = sum(row["finish_reason"] == "length" for row in rows)
     return GenerateMetrics(
-        prompts=len(rows),
+        prompts=len({row["prompt_id"] for row in rows}),
         tokens=tokens,
         mean_tokens=tokens / len(rows),
         truncated=truncated,

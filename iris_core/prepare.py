@@ -8,14 +8,15 @@ What is wrong with the inputs is found here, before any stage that takes long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from iris_core.common.digest import model_digest
 from iris_core.common.errors import DataError
 from iris_core.common.files import write_atomic
 from iris_core.data.chat import Chat
-from iris_core.data.pairs import Pair, Usable, make_pairs, split_pairs, write_pairs
+from iris_core.data.conversations import Conversation
+from iris_core.data.pairs import KNOWN, Pair, Usable, make_pairs, split_pairs, unseen, write_pairs
 from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.evaluation.heldout import checkable
 from iris_core.execution.stage import main
@@ -56,12 +57,14 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
         packing=rows.packing,
     )
     write_atomic(out / "model.json", resolved.model_dump_json(indent=1))
-    train = sum(pair.split == "train" for pair in pairs)
+    train = [pair for pair in pairs if pair.split == "train"]
+    annotated = sum(pair.annotated for pair in train)
     return Outcome(
         outputs={"pairs": out / "pairs.parquet", "model": out / "model.json"},
         metrics=PrepareMetrics(
-            train_pairs=train,
-            heldout_pairs=len(pairs) - train,
+            train_pairs=annotated,
+            heldout_pairs=len(pairs) - len(train),
+            prompts=len(train) - annotated,
             format=", ".join(dict.fromkeys(source.format for source in found.sources)),
             sources=found.sources,
             dropped=dict(found.dropped),
@@ -75,17 +78,24 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
 
 def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Reading]:
     """The pairs of both splits, and what was read in all: sources, dropped pairs, warnings."""
-    data, heldout, near = spec.data, None, set[str]()
+    data, heldout, near = spec.data, None, dict[str, str]()
     readings = []
     if data.heldout_path is not None:
         usable, reading = _usable(spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest)
-        heldout, near = [each.pair for each in usable], {each.near for each in usable}
+        heldout, near = [each.pair for each in usable], {each.pair.prompt_id: each.near for each in usable}
         readings.append(reading)
-    usable, reading = _usable(spec, chat, "data.path", data.path, spec.data_digest, near)
-    where = label("data.path", data.path)
-    pairs = split_pairs(usable, heldout, data, spec.seed, where)
-    unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
+    usable, reading = _usable(spec, chat, "data.path", data.path, spec.data_digest, near.values())
     readings.append(reading)
+    pairs = split_pairs(usable, heldout, data, spec.seed, label("data.path", data.path))
+    unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
+    if data.prompts_path is not None:
+        near |= {each.pair.prompt_id: each.near for each in usable}
+        known = {near[pair.prompt_id] for pair in pairs}
+        usable, reading = _usable(
+            spec, chat, "data.prompts_path", data.prompts_path, spec.prompts_digest, known, annotated=False
+        )
+        readings.append(reading)
+        pairs = [*pairs, *(each.pair for each in usable)]
     return pairs, Reading(
         sources=[source for each in readings for source in each.sources],
         dropped=sum((each.dropped for each in readings), Counter()),
@@ -99,7 +109,8 @@ def _usable(
     setting: str,
     path: SourcePath,
     digest: str | None,
-    heldout: Collection[str] = (),
+    known: Collection[str] = (),
+    annotated: bool = True,
 ) -> tuple[list[Usable], Reading]:
     """The usable pairs in `path`, and what was read and dropped.
 
@@ -109,7 +120,9 @@ def _usable(
         setting: the setting that holds `path`, for messages.
         path: where the pairs are.
         digest: of what they held when the spec was written.
-        heldout: digests of the held-out prompts (`Usable.near`), which must not be trained on.
+        known: digests (`Usable.near`) of held-out prompts, which must not be trained on, and of annotated ones where
+            these are prompts without annotation.
+        annotated: whether they are annotated.
 
     Raises:
         DataError: the data changed, or a pair cannot be used.
@@ -117,12 +130,15 @@ def _usable(
     data, where = spec.data, label(setting, path)
     if source_digest(setting, data, path) != digest:
         raise DataError(f"{where} has changed since this spec was written: run again")
-    reading = read_conversations(data, path, spec.seed, setting)
-    rows = ([chat.clean(each) for each in row] for row in reading.rows)
-    usable = make_pairs(rows, data, where, chat.encode, reading.dropped, heldout)
-    dropped = reading.dropped.total()
+    reading = read_conversations(data, path, spec.seed, setting, annotated)
+    rows: Iterable[list[Conversation]] = ([chat.clean(each) for each in row] for row in reading.rows)
+    if not annotated:
+        rows, known = unseen(rows, known, reading.dropped), ()
+    usable = make_pairs(rows, data, where, chat.encode, reading.dropped, known)
+    faults = Counter({reason: count for reason, count in reading.dropped.items() if reason != KNOWN})
+    dropped = faults.total()
     if dropped > len(usable):
-        reasons = ", ".join(f"{reason} {count}" for reason, count in reading.dropped.most_common())
+        reasons = ", ".join(f"{reason} {count}" for reason, count in faults.most_common())
         reading.warnings.append(f"{where}: {dropped} of {dropped + len(usable)} pairs were dropped: {reasons}")
     return usable, reading
 
@@ -130,11 +146,13 @@ def _usable(
 def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:
     """A warning if exact match leaves out held-out pairs, for example turns of a conversation without an answer.
 
+    Where a column holds references, answers are compared with those.
+
     Raises:
         DataError: it would leave out all of them.
     """
     pattern = spec.data.answer_pattern
-    if pattern is None:
+    if pattern is None or spec.data.reference_column is not None:
         return []
     checked = {pair.prompt_id for pair in checkable(pattern, heldout)}
     others = [pair for pair in heldout if pair.prompt_id not in checked]

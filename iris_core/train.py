@@ -31,7 +31,10 @@ from iris_core.training.groups import load_groups
 from iris_core.training.movement import measure, summary
 from iris_core.training.opponent import OPPONENT, measured_pairs, opponent_logprobs, pair_logprobs
 from iris_core.training.policy import round_weights, save_policy, trainable_policy
+from iris_core.training.samples import compared_groups, load_trained
 from iris_core.training.setup import build_trainer
+
+COMPARED = "compared"  # pairs whose margin is measured where groups of training hold several samples
 
 
 def train(spec: TrainSpec, out: Path) -> Outcome:
@@ -43,23 +46,29 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     distributed.barrier()
     units = Units(out, spec.key())
     set_seed(spec.seed)
-    trained, counts = load_groups(spec, "train")
-    groups = {"train": trained, "heldout": load_groups(spec, "heldout")[0]}
-    before = opponent_logprobs(spec, groups, units)
+    trained = load_trained(spec)
+    groups = {"train": trained.scored, "heldout": load_groups(spec, "heldout")[0]}
+    if trained.weights is not None:
+        groups[COMPARED] = compared_groups(spec, len(groups["heldout"]))
+    opponent = opponent_logprobs(spec, groups, units)
     model = trainable_policy(spec)
-    trainer = build_trainer(spec, model, groups["train"], before["train"], units)
+    trainer = build_trainer(spec, model, trained, opponent["train"], units)
     trainer.train(resume_from_checkpoint=trainer.resume())
     model.eval()
     reshard(model)
     round_weights(spec, model)
-    pairs = measured_pairs(groups)
-    before = {split: before[split][pairs[split]] for split in groups}
-    after = {split: pair_logprobs(spec, model, [items[i] for i in pairs[split]]) for split, items in groups.items()}
+    measured = {"train": COMPARED if COMPARED in groups else "train", "heldout": "heldout"}
+    pairs = measured_pairs({split: groups[source] for split, source in measured.items()})
+    before = {split: opponent[source][pairs[split]] for split, source in measured.items()}
+    after = {
+        split: pair_logprobs(spec, model, [groups[source][i] for i in pairs[split]])
+        for split, source in measured.items()
+    }
     name, folder = save_policy(spec, model, out)
     if distributed.rank():
         return Outcome(outputs={})
     write_atomic(out / HISTORY, (out / WORK / HISTORY).read_text(encoding="utf-8"))
-    steps = summary(out / HISTORY, counts)
+    steps = summary(out / HISTORY, trained.counts)
     metrics = measure(spec, groups["heldout"], before, after, out / "heldout.parquet", steps)
     return Outcome(
         outputs={

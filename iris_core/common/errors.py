@@ -41,6 +41,10 @@ class EvaluationError(IrisError):
     """A benchmark is unknown or its data is missing."""
 
 
+class VerificationError(IrisError):
+    """The verifier cannot judge: it does not start, or the user's program fails at every response."""
+
+
 class TrainingError(IrisError):
     """Training cannot continue: the loss is not a number, or policy and opponent differ at step 0."""
 

@@ -168,10 +168,4 @@ class DataPart(Part):
                 f"heldout_path is path itself ({self.path}), so that no pair would be left to train on: leave "
                 "heldout_path out"
             )
-        for name in ("path", "heldout_path"):
-            if self.prompts_path is not None and self.prompts_path == getattr(self, name):
-                raise ValueError(
-                    f"prompts_path is {name} itself ({self.prompts_path}), whose prompts are annotated: leave "
-                    "prompts_path out"
-                )
         return self

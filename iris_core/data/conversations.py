@@ -19,12 +19,16 @@ class Conversation:
         answer: the assistant's turn, {"role": "assistant", "content": text}, with tool calls where it has any.
         place: where it is in the source, for messages: "row 17" or "row 17, turn 2".
         tools: descriptions of the tools, for the chat template, or None.
+        annotated: whether the answer is an annotated one; otherwise a placeholder stands there.
+        reference: what a verifier compares responses with, instead of the annotated answer.
     """
 
     messages: list[Message]
     answer: Message
     place: str
     tools: list[dict[str, Any]] | None = None
+    annotated: bool = True
+    reference: str | None = None
 
 
 def single_turn(question: str, answer: str, place: str = "") -> Conversation:

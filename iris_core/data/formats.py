@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,7 @@ CONTEXT = {  # columns that an answer may depend on
     "choices",
     "options",
 }
+PLACEHOLDER = "answer"  # where nobody has annotated one: templates render whole turns
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
@@ -49,12 +51,18 @@ class Format:
         needs: required columns, each with its possible names.
         parts: gives the messages of a row.
         optional: columns that are read if they exist. `system` and `tools` are read in every format.
+        answer: the column that holds the annotated answer alone; None: the answer is part of a conversation.
     """
 
     name: str
     needs: tuple[tuple[str, ...], ...]
     parts: Callable[[Row], Parts]
     optional: tuple[str, ...] = ()
+    answer: str | None = None
+
+    def without_answer(self) -> Format:
+        """The format of rows that need no annotated answer."""
+        return replace(self, needs=tuple(names for names in self.needs if self.answer not in names))
 
     def fits(self, columns: Collection[str]) -> bool:
         """Whether rows with these columns can be read."""
@@ -80,22 +88,27 @@ class Format:
         return sorted((CONTEXT & set(columns)) - read)
 
 
-def format_of(source: Source, columns: Collection[str], where: str) -> Format:
+def format_of(source: Source, columns: Collection[str], where: str, annotated: bool = True) -> Format:
     """The format of rows with these columns.
 
     Args:
         source: the user's settings.
         columns: names of columns with a value in any row.
         where: the source, for messages.
+        annotated: whether rows need an annotated answer.
 
     Raises:
         DataError: the columns fit no format, several formats, or not the one that is set.
     """
     if source.prompt_column or source.response_column:
-        return _fitting(_pairs(source.prompt_column, source.response_column), columns, where)
+        form = _pairs(source.prompt_column, source.response_column)
+        return _fitting(form if annotated else form.without_answer(), columns, where)
     if source.format not in (None, "auto"):
-        return _fitting(FORMATS[source.format], columns, where)
+        form = FORMATS[source.format]
+        return _fitting(form if annotated else form.without_answer(), columns, where)
     fitting = [each for each in FORMATS.values() if each.fits(columns)]
+    if not fitting and not annotated:
+        fitting = [each for each in PROMPT_FORMATS if each.fits(columns)]
     if len(fitting) > 1:
         names = ", ".join(each.name for each in fitting)
         raise DataError(f"{where}: its columns fit the formats {names}: set data.format to one of them")
@@ -129,6 +142,44 @@ def conversations_in(row: Row, form: Format, place: str, turns: Turns) -> list[C
     return {"first": found[:1], "last": found[-1:], "all": found}[turns]
 
 
+def prompts_in(row: Row, form: Format, place: str, turns: Turns) -> list[Conversation]:
+    """The same without annotated answers: those of the row are ignored, or missing as after a last turn of the user.
+
+    Raises:
+        Unusable: the row cannot be understood.
+    """
+    if form.answer:
+        row = {**row, form.answer: PLACEHOLDER}
+    asked = replace(form, parts=lambda row: _answered(*form.parts(row)))
+    found = conversations_in(row, asked, place, turns)
+    placeholder = {"role": "assistant", "content": PLACEHOLDER}
+    return [replace(each, answer=placeholder, annotated=False) for each in found]
+
+
+def with_reference(found: list[Conversation], row: Row, column: str | None) -> list[Conversation]:
+    """`found` with the reference in `column` of their row, which is that of the last of them.
+
+    Raises:
+        Unusable: an annotated row has none.
+    """
+    if column is None or not found:
+        return found
+    value = row.get(column)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else as_text(value, column)
+    if text.strip():
+        return [*found[:-1], replace(found[-1], reference=text)]
+    if found[-1].annotated:
+        raise Unusable("empty reference", f"column {column!r} is empty, a reference for the verifier is needed")
+    return found
+
+
+def _answered(before: list[Message], annotated: list[Message]) -> Parts:
+    """A conversation that ends with a question gets a placeholder for its answer."""
+    if annotated and annotated[-1]["role"] != "assistant":
+        return before, [*annotated, {"role": "assistant", "content": PLACEHOLDER}]
+    return before, annotated
+
+
 def _fitting(form: Format, columns: Collection[str], where: str) -> Format:
     for names in form.needs:
         if not any(name in columns for name in names):
@@ -153,7 +204,8 @@ def _pairs(prompt: str | None, response: str | None) -> Format:
         before = _asked(row.get(prompt), prompt)
         return _joined(before, messages_of(row.get(response), "assistant", response), prompt, response)
 
-    return Format("messages" if prompt == response else "pairs", ((prompt,), (response,)), parts)
+    name, answer = ("messages", None) if prompt == response else ("pairs", response)
+    return Format(name, ((prompt,), (response,)), parts, answer=answer)
 
 
 def _joined(before: list[Message], answers: list[Message], prompt: str, response: str) -> Parts:
@@ -227,7 +279,13 @@ FORMATS = {
     each.name: each
     for each in (
         _pairs(None, None),
-        Format("alpaca", (("instruction",), ("output", "response")), _alpaca, ("input", "context", "history")),
+        Format(
+            "alpaca",
+            (("instruction",), ("output", "response")),
+            _alpaca,
+            ("input", "context", "history"),
+            answer="output",
+        ),
         Format("sharegpt", (("conversations",),), _sharegpt),
         Format("messages", (("messages", "conversation"),), _messages),
         replace(_pairs("prompt", "completion"), name="prompt_completion"),
@@ -235,6 +293,8 @@ FORMATS = {
     )
 }
 
+# of prompts alone; without their answers, `pairs` and `prompt_completion` are the same
+PROMPT_FORMATS = [each.without_answer() for name, each in FORMATS.items() if name != "prompt_completion"]
 
 COLUMNS: frozenset[str | None] = frozenset(
     name for each in FORMATS.values() for names in (*each.needs, each.optional) for name in names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ SCHEMA = pa.schema(
         ("reference", pa.string()),
     ]
 )
+
+KNOWN = "known prompt"  # a reason to leave out a prompt without annotation that is no fault of the data
 
 Encode = Callable[[Conversation], tuple[list[int], list[int]]]
 
@@ -119,6 +121,26 @@ def make_pairs(
     if not kept:
         raise DataError(f"{where} has no usable pair: {dict(dropped) or 'it is empty'}")
     return kept
+
+
+def unseen(
+    rows: Iterable[Iterable[Conversation]], known: Collection[str], dropped: Counter[str]
+) -> Iterator[list[Conversation]]:
+    """The prompts of each row that are not known, and not in a row before, even in nearly the same words.
+
+    Args:
+        rows: the conversations of each row.
+        known: `near` of prompts that are annotated or held out.
+        dropped: how many were dropped, by reason; this function adds to it.
+    """
+    seen = set(known)
+    for row in rows:
+        nears = {near_digest(each): each for each in row}
+        fresh = [each for near, each in nears.items() if near not in seen]
+        if known_here := len(nears) - len(fresh):
+            dropped[KNOWN] += known_here
+        seen |= nears.keys()
+        yield fresh
 
 
 def near_digest(conversation: Conversation) -> str:
@@ -224,15 +246,17 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     Raises:
         Unusable: it cannot become one.
     """
-    prompt, response = last_question(conversation), text_of(conversation.answer)
+    annotated, prompt = conversation.annotated, last_question(conversation)
+    response = text_of(conversation.answer) if annotated else ""
     if not prompt.strip():
         raise Unusable("empty prompt", "the prompt is empty")
-    if not response.strip() and not conversation.answer.get("tool_calls"):
+    if annotated and not response.strip() and not conversation.answer.get("tool_calls"):
         raise Unusable("empty response", "the annotated response is empty")
     prompt_id = json_digest([conversation.messages, conversation.tools])[:16]
     if prompt_id in seen:
         raise Unusable("duplicated prompt", "the prompt is there twice")
-    prompt_ids, response_ids = encode(conversation)
+    prompt_ids, answer_ids = encode(conversation)
+    response_ids = answer_ids if annotated else []
     limits = (
         ("prompt", len(prompt_ids), data.max_prompt_tokens),
         ("response", len(response_ids), data.max_response_tokens),
@@ -240,4 +264,4 @@ def _pair(conversation: Conversation, data: DataPart, encode: Encode, seen: set[
     for name, tokens, limit in limits:
         if tokens > limit:
             raise Unusable(f"long {name}", f"the {name} has {tokens} tokens, data.max_{name}_tokens is {limit}")
-    return Pair(prompt_id, prompt, response, prompt_ids, response_ids)
+    return Pair(prompt_id, prompt, response, prompt_ids, response_ids, reference=conversation.reference)

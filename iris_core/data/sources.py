@@ -21,7 +21,7 @@ from iris_core.common.redaction import redact
 from iris_core.config import DataPart, Source
 from iris_core.data import hub, hub_files, splits
 from iris_core.data.conversations import Conversation, SourceRecord, Unusable
-from iris_core.data.formats import COLUMNS, conversations_in, format_of
+from iris_core.data.formats import COLUMNS, conversations_in, format_of, prompts_in, with_reference
 from iris_core.data.rows import READERS, read_rows, readable, suffix
 
 SHARED = ("name", "split", "revision", "format", "prompt_column", "response_column")
@@ -63,14 +63,17 @@ class Reading:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str = "data.path") -> Reading:
-    """Reads the annotated conversations in `path`, in its order.
+def read_conversations(
+    data: DataPart, path: SourcePath, seed: int, setting: str = "data.path", annotated: bool = True
+) -> Reading:
+    """Reads the conversations in `path`, in its order.
 
     Args:
         data: the settings for reading.
-        path: `data.path` or `data.heldout_path`.
+        path: `data.path`, `data.heldout_path` or `data.prompts_path`.
         seed: of the sampling of rows if sources have weights.
         setting: the name of that setting, for messages.
+        annotated: whether they have annotated answers; those of others are ignored.
 
     Raises:
         DataError: a source is not readable or of no known format, or a row cannot be understood and `data.on_invalid`
@@ -79,7 +82,7 @@ def read_conversations(data: DataPart, path: SourcePath, seed: int, setting: str
         ServiceError: the hub cannot be reached.
     """
     reading, sources = Reading(), sources_of(data, path)
-    found = [_read(source, data, setting, len(sources) > 1, reading) for source in sources]
+    found = [_read(source, data, setting, len(sources) > 1, reading, annotated) for source in sources]
     counts = _shares([record.used for _, record in found], [source.weight for source in sources])
     for (rows, whole), count in zip(found, counts, strict=True):
         if rows and not count:
@@ -127,9 +130,10 @@ def pin(data: DataPart) -> DataPart:
         ServiceError: the hub cannot be reached, and the data set is not in the cache.
     """
     pinned: dict[str, Any] = {"path": _pinned("data.path", data, data.path)}
-    if data.heldout_path is not None:
-        pinned["heldout_path"] = _pinned("data.heldout_path", data, data.heldout_path)
-    if all(path in (data.path, data.heldout_path) for path in pinned.values()):  # nothing on the hub
+    for name in ("heldout_path", "prompts_path"):
+        if (path := getattr(data, name)) is not None:
+            pinned[name] = _pinned(f"data.{name}", data, path)
+    if all(path == getattr(data, name) for name, path in pinned.items()):  # nothing on the hub
         if data.revision is not None:
             raise ConfigError(
                 f"data.revision: {data.revision} is for data sets on the hub, {label('data.path', data.path)} is here: "
@@ -177,12 +181,12 @@ def _pinned(setting: str, data: DataPart, path: SourcePath) -> SourcePath:
 
 
 def _read(
-    source: Source, data: DataPart, setting: str, several: bool, reading: Reading
+    source: Source, data: DataPart, setting: str, several: bool, reading: Reading, annotated: bool
 ) -> tuple[list[list[Conversation]], SourceRecord]:
     """The conversations of one source by row, and its record. Dropped rows and warnings are added to `reading`."""
     found = _find(setting, source)
     where = source.path
-    known = COLUMNS | {source.prompt_column, source.response_column}
+    known = COLUMNS | {source.prompt_column, source.response_column, data.reference_column}
     rows = [
         (f"{name}, row {number}" if name else f"row {number}", row)
         for file, name in zip(found.files, found.names, strict=True)
@@ -191,12 +195,17 @@ def _read(
     if not rows:
         raise DataError(f"{where} is empty: give a file with annotated pairs")
     columns = list(dict.fromkeys(name for _, row in rows for name, value in row.items() if value is not None))
-    form = format_of(source, columns, where)
-    conversations = []
+    form = format_of(source, columns, where, annotated)
+    if annotated and data.reference_column not in (None, *columns):
+        raise DataError(
+            f"{where} has no column {data.reference_column!r}; it has {', '.join(map(repr, columns))}: correct "
+            "data.reference_column, or leave it out"
+        )
+    parse, conversations = conversations_in if annotated else prompts_in, []
     for place, row in rows:
         try:
             full = f"{where}, {place}" if several else place
-            conversations.append(conversations_in(row, form, full, data.turns))
+            conversations.append(with_reference(parse(row, form, full, data.turns), row, data.reference_column))
         except Unusable as error:
             if data.on_invalid == "error":
                 raise DataError(f"{where}, {place}: {error.detail}: fix it, or set data.on_invalid: drop") from None

@@ -1,27 +1,14 @@
-"""Greedy answers by the engine that scores benchmarks, and what `data.answer_pattern` finds in a text."""
+"""Greedy answers by the engine that scores benchmarks."""
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from iris_core.modeling import padding
-
-
-def extract(pattern: str, text: str) -> str | None:
-    """The answer in `text`: what the last match of `pattern` captures, or all of the match without a group, stripped.
-
-    None where the pattern does not match.
-    """
-    found = list(re.finditer(pattern, text, re.MULTILINE))
-    if not found:
-        return None
-    last = found[-1]
-    return str(last.group(last.lastindex or 0)).strip()
 
 
 def answer(

@@ -10,9 +10,10 @@ import pyarrow as pa
 from iris_core.common.errors import DataError
 from iris_core.common.parquet import write_parquet
 from iris_core.data.pairs import Pair
-from iris_core.evaluation.answers import answer, extract
+from iris_core.evaluation.answers import answer
 from iris_core.modeling import loading
 from iris_core.pipeline.specs import EvaluateSpec
+from iris_core.verification.patterns import extract
 
 SCHEMA = pa.schema(
     [

@@ -17,6 +17,7 @@ from iris_core.generation.engines import Sample
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
         ("split", pa.string()),
         ("response", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
@@ -36,29 +37,42 @@ def divide(pairs: list[Pair], size: int, folder: Path) -> Shards:
     }
 
 
-def prompt_seed(seed: int, prompt_id: str) -> int:
-    """The sampling seed of one prompt: a digest of the stage's seed and the prompt, below 2^31."""
-    return int(text_digest(f"{seed}:{prompt_id}")[:8], 16) >> 1
+def asked(shard: list[Pair], samples: int) -> list[tuple[Pair, int]]:
+    """The prompts of a shard as they are sampled, with the number of the sample: `samples` times, held-out ones once.
+
+    The samples of a prompt follow each other, so that an engine with a cache of prefixes reads it once.
+    """
+    return [(pair, number) for pair in shard for number in range(samples if pair.split == "train" else 1)]
+
+
+def sampling_seed(seed: int, prompt_id: str, sample: int) -> int:
+    """The seed of one response: a digest of the stage's seed, the prompt and the number of the sample, below 2^31.
+
+    Sample 0 has the seed of a prompt that is answered once.
+    """
+    name = f"{seed}:{prompt_id}:{sample}" if sample else f"{seed}:{prompt_id}"
+    return int(text_digest(name)[:8], 16) >> 1
 
 
 def write_shard(
     path: Path,
-    shard: list[Pair],
+    requests: list[tuple[Pair, int]],
     samples: list[Sample],
     tokenizer: PreTrainedTokenizerBase,
     stop_token_ids: list[int],
 ) -> None:
-    """Writes the response to each pair of `shard`; its text is without the tokens that ended it."""
+    """Writes the response to each of `requests` (from `asked`); its text is without the tokens that ended it."""
     texts = [[token for token in sample.token_ids if token not in stop_token_ids] for sample in samples]
     rows = [
         {
             "prompt_id": pair.prompt_id,
+            "sample": number,
             "split": pair.split,
             "response": tokenizer.decode(text, skip_special_tokens=True),
             "token_ids": sample.token_ids,
             "finish_reason": sample.finish_reason,
         }
-        for pair, sample, text in zip(shard, samples, texts, strict=True)
+        for (pair, number), sample, text in zip(requests, samples, texts, strict=True)
     ]
     write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
 

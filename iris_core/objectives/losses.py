@@ -38,21 +38,43 @@ MOMENTUM = 0.1
 SERIES_BELOW = 1e-4
 
 
+class SampleWeights(NamedTuple):
+    """What each response weighs by a verifier's verdicts (`iris_core.objectives.verified`).
+
+    Attributes:
+        annotated: 1, or 0 where the prompt has no annotated response, shape [..., pairs].
+        up: U, weight of each sample's likelihood, shape [..., pairs, n].
+        down: D, weight of the push on each sample, the same shape.
+        share: p̂, share of right samples among the decided ones, shape [..., pairs]; NaN where none is decided.
+    """
+
+    annotated: Tensor
+    up: Tensor
+    down: Tensor
+    share: Tensor
+
+    def of(self, pairs: Tensor) -> SampleWeights:
+        """Those of some pairs, by index, on the device of the indices."""
+        return SampleWeights(*(each.to(pairs.device)[pairs] for each in self))
+
+
 class Rewards(NamedTuple):
     """β times the log-ratio (or, for an objective that is not `relative`, the log-probability) of each response.
 
     Attributes:
         annotated: of the annotated responses, shape [..., pairs].
-        synthetic: of the opponent's responses, the same shape.
+        synthetic: of the opponent's responses, the same shape; with `weights`, of n samples, shape [..., pairs, n].
         initial: of the initial model's responses, the same shape; only T-SPIN uses them.
         rest: of the tokens of annotated responses beyond the longest synthetic one, the same shape; None if there are
             none. The annotated likelihood uses them, the comparison does not.
+        weights: of all responses in verified self-play, else None.
     """
 
     annotated: Tensor
     synthetic: Tensor
     initial: Tensor | None = None
     rest: Tensor | None = None
+    weights: SampleWeights | None = None
 
     @property
     def whole(self) -> Tensor:
@@ -72,7 +94,8 @@ class Parameters:
         ratio: μ of SPACE, synthetic responses per annotated one.
         curvature: c of SPIF; its optimal rewards are in [−1/c, 1/c].
         initial_weight: b of T-SPIN.
-        mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token.
+        mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token; for RFT's, samples
+            count by their weight, too.
     """
 
     order: float | Tensor
@@ -153,6 +176,17 @@ def sft(rewards: Rewards, parameters: Parameters) -> Tensor:
     return -rewards.whole / parameters.mean_tokens
 
 
+def rft(rewards: Rewards, parameters: Parameters) -> Tensor:
+    """−(log p_θ(y|x) + Σ_k U_k·log p_θ(y'_k|x)) per token: SFT with the right samples (rejection sampling, 2308.01825).
+
+    Without verdicts, or right samples, it is SFT.
+    """
+    likelihood = rewards.whole
+    if rewards.weights is not None:
+        likelihood = likelihood + (rewards.weights.up * rewards.synthetic).sum(dim=-1)
+    return -likelihood / parameters.mean_tokens
+
+
 @dataclass(frozen=True)
 class Objective:
     """An objective and what it needs from the trainer.
@@ -184,13 +218,14 @@ OBJECTIVES = {
     "spif": Objective(spif),
     "tspin": Objective(tspin, relative=False, responses=RESPONSES["tspin"]),
     "sft": Objective(sft, relative=False, scaled=False, responses=RESPONSES["sft"]),
+    "rft": Objective(rft, relative=False, scaled=False),
 }
 
 
 def gradient_coefficients(objective: Objective, rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Per-pair gradient coefficients: −∂loss/∂r of the annotated response and ∂loss/∂r' of the synthetic one.
 
-    For IRIS these are its importance weights (w + λ and v).
+    For IRIS these are its importance weights (w + λ and v), for verified self-play with U and D (D·v − U).
 
     Returns:
         Two tensors of the shape of the rewards.
@@ -223,6 +258,11 @@ def tilted_risk(reward: Tensor, tilt: float) -> Tensor:
 def log_mean_exp(values: Tensor) -> Tensor:
     """log mean e^x over the last axis, which is kept; it does not overflow."""
     return torch.logsumexp(values, dim=-1, keepdim=True) - math.log(values.shape[-1])
+
+
+def weighted_log_mean_exp(values: Tensor, weights: Tensor) -> Tensor:
+    """log (Σ w·e^x / Σ w) over the last axis, which is kept; NaN where all weights are 0."""
+    return torch.logsumexp(values + weights.log(), dim=-1, keepdim=True) - weights.sum(dim=-1, keepdim=True).log()
 
 
 def variational_bound(annotated: Tensor, synthetic: Tensor, order: float) -> Tensor:
@@ -269,6 +309,9 @@ class Normalizer:
       first batch it is 1, which is exact: at the first step r ≡ 0.
     - `anchored`: max(running, 1).
 
+    In verified self-play Z of the synthetic side is the mean over samples weighted by D: over wrong ones alone. A side
+    without any in a batch keeps its Z.
+
     Args:
         kind: one of the four above.
         order: α.
@@ -294,17 +337,26 @@ class Normalizer:
 
     def update(self, rewards: Rewards) -> None:
         """Adds the rewards of a whole optimiser batch (before the step for `batch`, else after it)."""
-        annotated, synthetic = rewards.annotated.detach(), rewards.synthetic.detach()
-        new = torch.stack(
-            [
-                log_mean_exp((self.order - 1) * annotated.double()),
-                log_mean_exp(self.order * synthetic.double()),
-            ]
-        ).cpu()
+        new = self._log_means(rewards).cpu()
         if self.kind == "batch" or self.state is None:
             self.state = new
         else:
             self.state = torch.logaddexp(self.state + math.log1p(-MOMENTUM), new + math.log(MOMENTUM))
+
+    def _log_means(self, rewards: Rewards) -> Tensor:
+        """log mean e^{s r} of both sides, shape [2, ..., 1]."""
+        annotated, synthetic = rewards.annotated.detach().double(), rewards.synthetic.detach().double()
+        if rewards.weights is None:
+            return torch.stack([log_mean_exp((self.order - 1) * annotated), log_mean_exp(self.order * synthetic)])
+        weights = rewards.weights
+        new = torch.stack(
+            [
+                weighted_log_mean_exp((self.order - 1) * annotated, weights.annotated.double()),
+                weighted_log_mean_exp(self.order * synthetic.flatten(-2), weights.down.double().flatten(-2)),
+            ]
+        )
+        before = torch.zeros_like(new) if self.state is None else self.state.to(new)
+        return torch.where(new.isnan(), before, new)
 
     def state_dict(self) -> dict[str, list[list[float]] | None]:
         """The state for a checkpoint."""

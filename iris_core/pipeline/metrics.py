@@ -60,7 +60,7 @@ class GenerateMetrics(Metrics):
     """What the opponent answered.
 
     Attributes:
-        prompts: responses of both splits: one for each prompt, or several for each that is trained on.
+        prompts: of both splits.
         tokens: of all responses.
         mean_tokens: of one response.
         truncated: responses that were cut at the limit.
@@ -88,6 +88,11 @@ class GenerateMetrics(Metrics):
     judged_prompts: int | None = None
     mixed: int | None = None
     heldout_right: float | None = None
+
+    @property
+    def responses(self) -> int:
+        """How many there are: one to each prompt, or several to each that is trained on."""
+        return sum(self.finish_reasons.values()) or self.prompts
 
 
 class HeldoutMetrics(Part):

@@ -32,7 +32,8 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
     """Prompt and responses of each pair of `split`: annotated, synthetic, and the initial model's if the spec has them.
 
     Synthetic responses are cut at `max_new_tokens`. The annotated response has one sum of log-probs up to there, and
-    another of the rest. Held-out pairs have only the newest synthetic response, and all of them are kept.
+    another of the rest. Held-out pairs have only the newest synthetic response, and all of them are kept. Of several
+    responses to a prompt the first is taken. Prompts without annotation have no group.
 
     Args:
         spec: of the stage.
@@ -48,15 +49,15 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
     """
     training = split == "train"
     initial = [spec.initial_synthetic] if training and spec.initial_synthetic else []
-    pairs = load_pairs(spec.pairs, split)
+    pairs = [pair for pair in load_pairs(spec.pairs, split) if pair.annotated]
     groups, counts = [], Counter[str]()
     for source in spec.synthetic if training else spec.synthetic[:1]:
-        sampled = [_responses(artifact, spec.max_new_tokens) for artifact in (source, *initial)]
+        sampled = [load_responses(artifact, spec.max_new_tokens) for artifact in (source, *initial)]
         for pair in pairs:
             if any(pair.prompt_id not in responses for responses in sampled):
                 raise DataError(f"{source.path}: no synthetic response to prompt {pair.prompt_id}: run generate again")
-            responses = [by_prompt[pair.prompt_id] for by_prompt in sampled]
-            kinds = _kinds(pair, responses[0], spec.max_new_tokens) if training else []
+            responses = [by_prompt[pair.prompt_id][0] for by_prompt in sampled]
+            kinds = kinds_of(pair, responses[0], spec.max_new_tokens) if training else []
             handling = {getattr(spec.handling, kind) for kind in kinds}
             counts.update(kinds)
             if "drop" in handling:
@@ -73,31 +74,40 @@ def load_groups(spec: TrainSpec, split: str) -> tuple[list[Group], Counter[str]]
     return groups, counts
 
 
-def _kinds(pair: Pair, response: Response, cut: int) -> list[str]:
+def kinds_of(pair: Pair, response: Response, cut: int) -> list[str]:
     """The settings in `data.synthetic` that apply to the opponent's response to `pair`."""
     same_ids = response.token_ids == pair.response_ids[:cut]
     same_text = response.text.strip() == pair.response.strip()
     found = {
         "truncated": response.truncated,
         "empty": not response.text.strip(),
-        "equal": same_ids or same_text,
+        "equal": pair.annotated and (same_ids or same_text),
     }
     return [kind for kind, applies in found.items() if applies]
 
 
-def _responses(artifact: Artifact, cut: int) -> dict[str, Response]:
-    """The responses that `generate` sampled, by prompt; an earlier iteration may have had a higher limit than `cut`."""
+def load_responses(artifact: Artifact, cut: int) -> dict[str, list[Response]]:
+    """The responses that `generate` sampled, in order, by prompt.
+
+    An earlier iteration may have had a higher limit than `cut`.
+    """
+    columns = ["prompt_id", "token_ids", "response", "finish_reason"]
+    found: dict[str, list[Response]] = {}
+    for row in pq.read_table(intact(artifact).path, columns=columns).to_pylist():
+        truncated = row["finish_reason"] == "length" or len(row["token_ids"]) > cut
+        found.setdefault(row["prompt_id"], []).append(Response(row["token_ids"][:cut], row["response"], truncated))
+    return found
+
+
+def intact(artifact: Artifact) -> Artifact:
+    """What `generate` wrote, unchanged.
+
+    Raises:
+        DataError: it is missing, or has changed.
+    """
     if not artifact.holds():
         raise DataError(
             f"{artifact.path} is missing or has changed since `generate` wrote it: run the loop again, which generates "
             "it again"
         )
-    columns = ["prompt_id", "token_ids", "response", "finish_reason"]
-    return {
-        row["prompt_id"]: Response(
-            row["token_ids"][:cut],
-            row["response"],
-            row["finish_reason"] == "length" or len(row["token_ids"]) > cut,
-        )
-        for row in pq.read_table(artifact.path, columns=columns).to_pylist()
-    }
+    return artifact

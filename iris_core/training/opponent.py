@@ -26,7 +26,7 @@ NUMERICS, PLAIN = b"iris.numerics", b"plain"  # in the file's metadata; plain on
 
 
 def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Units) -> dict[str, Tensor]:
-    """Log-probs under the opponent, by split, shape [pairs, 3] in the order of `SUMS`; stored as a unit."""
+    """Log-probs under the opponent, by split, shape [pairs, sums] as `Group.sums` counts them; stored as a unit."""
     path = units.folder / OPPONENT
     if not distributed.decided(lambda: _is_stored(path, units, numerics(spec))):
         table = _computed(spec, groups)
@@ -35,8 +35,8 @@ def opponent_logprobs(spec: TrainSpec, groups: dict[str, list[Group]], units: Un
                 write_parquet(place, table)
         distributed.barrier()
     stored = pq.read_table(path, memory_map=True).to_pandas()
-    by_split = {split: stored[stored["split"] == split] for split in groups}
-    return {split: torch.tensor(rows[SUMS].to_numpy()) for split, rows in by_split.items()}
+    by_split = {split: stored[stored["split"] == split][_columns(items)] for split, items in groups.items()}
+    return {split: torch.tensor(rows.to_numpy()) for split, rows in by_split.items()}
 
 
 def _is_stored(path: Path, units: Units, wanted: str) -> bool:
@@ -56,12 +56,17 @@ def _computed(spec: TrainSpec, groups: dict[str, list[Group]]) -> pa.Table:
     tables = []
     for split, items in groups.items():
         sums = pair_logprobs(spec, model, items, progress.advance)
-        columns = {name: sums[:, index].numpy() for index, name in enumerate(SUMS)}
+        columns = {name: sums[:, index].numpy() for index, name in enumerate(_columns(items))}
         columns["split"] = [split] * len(items)
         tables.append(pa.table(columns))
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables, promote_options="default")
     found = numerics(spec).encode()
     return table if found == PLAIN else table.replace_schema_metadata({NUMERICS: found})
+
+
+def _columns(groups: list[Group]) -> list[str]:
+    """Names of the sums of `groups`; samples beyond the first are numbered."""
+    return [*SUMS, *(f"synthetic_{number}" for number in range(2, len(groups[0].sums) - 1))][: len(groups[0].sums)]
 
 
 def pair_logprobs(
@@ -70,7 +75,7 @@ def pair_logprobs(
     groups: list[Group],
     on_row: Callable[[int], None] = lambda groups: None,
 ) -> Tensor:
-    """Log-probs with the numerics of the training step, shape [pairs, 3] in the order of `SUMS`.
+    """Log-probs with the numerics of the training step, shape [pairs, sums] as `Group.sums` counts them.
 
     Args:
         spec: of the stage.
@@ -78,8 +83,7 @@ def pair_logprobs(
         groups: of the pairs.
         on_row: called after each row, or one on each rank, with the number of groups.
     """
-    pairs = [group.first(2) for group in groups]
-    return score(model, pairs, tokens_per_row(spec), precision(spec), on_row, packing=spec.packing)
+    return score(model, groups, tokens_per_row(spec), precision(spec), on_row, packing=spec.packing)
 
 
 def measured_pairs(groups: dict[str, list[Group]]) -> dict[str, list[int]]:

@@ -12,14 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from iris_core.common.progress import Progress
-from iris_core.data.packing import Group
 from iris_core.modeling.scoring import causal_of
-from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters
+from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters, SampleWeights
+from iris_core.objectives.verified import VERIFIED
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.folders import WORK
 from iris_core.store.units import Units
 from iris_core.training.optimizers import RMSprop, learning_rate_share
 from iris_core.training.policy import precision, tokens_per_row
+from iris_core.training.samples import Trained
 from iris_core.training.trainer import Batches, SelfPlayTrainer, Settings
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -27,25 +28,26 @@ OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 
 
 def build_trainer(
-    spec: TrainSpec, model: PreTrainedModel, groups: list[Group], opponent: Tensor, units: Units
+    spec: TrainSpec, model: PreTrainedModel, trained: Trained, opponent: Tensor, units: Units
 ) -> SelfPlayTrainer:
-    """The trainer on `groups`; its checkpoints are units.
+    """The trainer on the groups of `trained`; its checkpoints are units.
 
     Args:
         spec: of the stage.
         model: the policy at the start.
-        groups: of the pairs to train on.
-        opponent: their log-probs under the opponent, shape [pairs, 3].
+        trained: what to train on.
+        opponent: its log-probs under the opponent, shape [pairs, sums].
         units: of the stage.
     """
     make_deterministic()
-    training, objective = spec.training, OBJECTIVES[spec.objective.name]
-    seen = [group.first(objective.responses) for group in groups]
+    training, seen = spec.training, trained.groups
+    if trained.weights is None:
+        seen = [group.first(OBJECTIVES[spec.objective.name].responses) for group in seen]
     batches = Batches(seen, training.epochs, training.batch_size, tokens_per_row(spec), spec.seed, spec.packing)
     # the Trainer wraps no model that has been loaded on several ranks; on ours, weights and gradients are our part
     causal_of(model)._is_distributed_loading_by_transformers = True
     trainer = SelfPlayTrainer(
-        _settings(spec, opponent, len(batches)),
+        _settings(spec, trained.weights, opponent, len(batches)),
         units,
         Progress("train", len(batches)),
         model=model,
@@ -62,10 +64,10 @@ def _optimizer_settings(spec: TrainSpec) -> dict[str, Any]:
     return {"lr": spec.learning_rate, "foreach": False}
 
 
-def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
+def _settings(spec: TrainSpec, weights: SampleWeights | None, opponent: Tensor, steps: int) -> Settings:
     training, starts_as_opponent = spec.training, spec.policy == spec.opponent
     return Settings(
-        objective=OBJECTIVES[spec.objective.name],
+        objective=(OBJECTIVES if weights is None else VERIFIED)[spec.objective.name],
         parameters=Parameters.of(spec.objective, spec.order),
         opponent=opponent,
         beta=spec.objective.beta,
@@ -77,6 +79,7 @@ def _settings(spec: TrainSpec, opponent: Tensor, steps: int) -> Settings:
             warmup_ratio=training.warmup_ratio,
             kind=training.lr_scheduler,
         ),
+        weights=weights,
         precision=precision(spec),
     )
 

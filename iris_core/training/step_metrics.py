@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iris_core.common.errors import TrainingError
-from iris_core.objectives.losses import effective_sample_size
+from iris_core.objectives.losses import SampleWeights, effective_sample_size
 
 
 def weight_metrics(side: str, weights: Tensor) -> dict[str, float]:
@@ -48,6 +48,37 @@ def response_metrics(rewards: Tensor, logprobs: Tensor, lengths: Tensor) -> dict
             "reward/margin": margin.mean().item(),
             "reward/accuracy": (margin > 0).float().mean().item(),
         }
+    return metrics
+
+
+def verified_metrics(
+    up: Tensor, down: Tensor, rewards: Tensor, logprobs: Tensor, lengths: Tensor, weights: SampleWeights
+) -> dict[str, float]:
+    """The same of verified self-play; rewards of right and wrong samples are means weighted by U and D.
+
+    Args:
+        up: gradient coefficients of annotated responses, shape [pairs].
+        down: those of samples, D·v − U for IRIS, shape [pairs, n].
+        rewards: shape [pairs, 2 + n].
+        logprobs: the same shape.
+        lengths: tokens of each sum, the same shape.
+        weights: of the responses.
+    """
+    annotated, wrong = weights.annotated > 0, weights.down > 0
+    metrics = {
+        **weight_metrics("annotated", up[annotated]),
+        **weight_metrics("synthetic", down[wrong]),
+        "verified/up": weights.up.sum(dim=1).mean().item(),
+        "verified/down": weights.down.sum(dim=1).mean().item(),
+    }
+    if annotated.any():
+        metrics["reward/annotated"] = rewards[annotated, 0].mean().item()
+        metrics["logprob/annotated"] = (logprobs[:, :2].sum() / lengths[:, :2].sum()).item()
+    if not weights.share.isnan().all():
+        metrics["verified/share_right"] = weights.share.nanmean().item()
+    for name, weight in (("right", weights.up), ("wrong", weights.down)):
+        if weight.any():
+            metrics[f"reward/{name}"] = ((weight * rewards[:, 2:]).sum() / weight.sum()).item()
     return metrics
 
 

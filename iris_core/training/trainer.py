@@ -36,6 +36,7 @@ from iris_core.objectives.losses import (
     Objective,
     Parameters,
     Rewards,
+    SampleWeights,
     gradient_coefficients,
 )
 from iris_core.store.units import Units
@@ -54,6 +55,7 @@ from iris_core.training.step_metrics import (
     has_synthetic,
     peak_memory_gb,
     response_metrics,
+    verified_metrics,
     weight_metrics,
 )
 
@@ -102,11 +104,12 @@ class Settings:
         objective: the loss, and which rewards it is a function of.
         parameters: constants of the loss.
         opponent: log-probs of each pair under the opponent: the annotated response's cut, its rest, the synthetic
-            response; shape [pairs, 3].
+            response; shape [pairs, 3], or [pairs, 2 + n] with n samples.
         beta: reward scale β.
         normalizer: state of the normaliser.
         step0_tolerance: largest mean |log-ratio| per token at step 0, in nats; None if the policy is not the opponent.
         rate: share of the peak learning rate at each step.
+        weights: of all responses, by a verifier's verdicts; None in plain self-play.
         precision: context manager around each forward.
     """
 
@@ -117,6 +120,7 @@ class Settings:
     normalizer: Normalizer
     step0_tolerance: float | None
     rate: Callable[[int], float]
+    weights: SampleWeights | None = None
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
@@ -173,7 +177,7 @@ class SelfPlayTrainer(Trainer):
         self._parameters = replace(
             self.settings.parameters,
             log_normalizers=normalizer.log_values(self.settings.opponent.to(pairs.device)),
-            mean_tokens=lengths[:, :2].sum().item() / len(pairs),
+            mean_tokens=self._weighted_tokens(lengths, pairs) / len(pairs),
         )
 
         def forward_and_backward(row: Row) -> Tensor:
@@ -186,6 +190,13 @@ class SelfPlayTrainer(Trainer):
             _sum_gradients(model)
         tokens_per_second = sum(len(row.input_ids) for row in inputs) / (time.monotonic() - started)
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
+
+    def _weighted_tokens(self, lengths: Tensor, pairs: Tensor) -> float:
+        """Tokens whose likelihood RFT raises: of annotated responses, and of samples by their weight U."""
+        tokens = lengths[:, :2].sum()
+        if self.settings.weights is not None:
+            tokens = tokens + (self.settings.weights.of(pairs).up * lengths[:, 2:]).sum()
+        return float(tokens.item())
 
     def _share(self, rows: list[Row], work: Callable[[Row], Tensor]) -> Tensor:
         """Log-probs that `work` finds for each row, shape [pairs, sums]; each rank does its share of the rows."""
@@ -224,13 +235,16 @@ class SelfPlayTrainer(Trainer):
             logprobs = self._log_ratios(logprobs, pairs)
         if objective.scaled:
             logprobs = self.settings.beta * logprobs
+        if self.settings.weights is not None:
+            weights = self.settings.weights.of(pairs)
+            return Rewards(logprobs[:, 0], logprobs[:, 2:], rest=logprobs[:, 1], weights=weights)
         cut, rest, *others = logprobs.unbind(dim=1)
         synthetic, initial = [*others, None, None][:2]
         return Rewards(cut, torch.zeros_like(cut) if synthetic is None else synthetic, initial, rest)
 
     def _log_ratios(self, logprobs: Tensor, pairs: Tensor) -> Tensor:
-        """log p_θ − log p_t of cut, rest and, where the objective has it, synthetic response; shape [pairs, 2 or 3]."""
-        compared = logprobs[:, :3]
+        """log p_θ − log p_t of cut, rest and the synthetic responses that the objective has, shape [pairs, sums]."""
+        compared = logprobs[:, : self.settings.opponent.shape[1]]  # nothing of the initial model's responses
         return compared - self.settings.opponent.to(compared.device)[pairs, : compared.shape[1]]
 
     def _conclude(self, logprobs: Tensor, pairs: Tensor, lengths: Tensor, tokens_per_second: float) -> Tensor:
@@ -244,20 +258,34 @@ class SelfPlayTrainer(Trainer):
                 "or objective.beta; the work up to the last checkpoint is kept"
             )
         if self.state.global_step == 0:
-            check_step0(ratios, lengths[:, :3], settings.step0_tolerance)
-        w, v = gradient_coefficients(settings.objective, rewards, self._parameters)
-        v = v[has_synthetic(lengths)]
+            check_step0(ratios, lengths[:, : ratios.shape[1]], settings.step0_tolerance)
+        coefficients = gradient_coefficients(settings.objective, rewards, self._parameters)
         if not settings.normalizer.needs_whole_batch:
             settings.normalizer.update(rewards)
         self._metrics = {
             "loss": loss.item(),
-            **weight_metrics("annotated", w),
-            **weight_metrics("synthetic", v),
-            **response_metrics(settings.beta * ratios, logprobs, lengths),
+            **self._response_metrics(coefficients, ratios, logprobs, lengths, rewards.weights),
             "tokens_per_second": tokens_per_second,
             "memory_gb": peak_memory_gb(),
         }
         return loss.detach()
+
+    def _response_metrics(
+        self,
+        coefficients: tuple[Tensor, Tensor],
+        ratios: Tensor,
+        logprobs: Tensor,
+        lengths: Tensor,
+        weights: SampleWeights | None,
+    ) -> dict[str, float]:
+        (w, v), rewards = coefficients, self.settings.beta * ratios
+        if weights is not None:
+            return verified_metrics(w, v, rewards, logprobs, lengths, weights)
+        return {
+            **weight_metrics("annotated", w),
+            **weight_metrics("synthetic", v[has_synthetic(lengths)]),
+            **response_metrics(rewards, logprobs, lengths),
+        }
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Appends the step's row to the history and reports progress."""

@@ -50,6 +50,11 @@ def spec_of(config, tmp_path):
     return plan.generate_spec(config, prepared, prepared.start(config))
 
 
+def several(spec, samples=2):
+    """The stage with `samples` responses to each prompt that is trained on, and no verifier."""
+    return spec.model_copy(update={"generation": spec.generation.model_copy(update={"samples": samples})})
+
+
 def responses(manifest):
     return pq.read_table(manifest.artifact("responses").path).to_pylist()
 
@@ -80,10 +85,14 @@ def wait_for(condition, seconds=120.0):
 def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
     tiny_model, pairs_file, tmp_path, backend, monkeypatch
 ):
-    spec = spec_of(experiment(tiny_model, pairs_file, backend), tmp_path)
+    spec = several(spec_of(experiment(tiny_model, pairs_file, backend), tmp_path))
     whole = run_stage(spec, tmp_path / "whole", generate)
     assert whole.metrics["prompts"] == 24
-    assert len({tuple(row["token_ids"]) for row in responses(whole)}) > 12  # each prompt has a seed of its own
+    samples = {(row["prompt_id"], row["sample"]): tuple(row["token_ids"]) for row in responses(whole)}
+    assert len(samples) == len(responses(whole)) == 44  # of 20 prompts two, of 4 held-out ones one
+    assert len(set(samples.values())) > 30  # each response has a seed of its own
+    shards = [pq.read_table(file) for file in sorted(whole.artifact("responses").path.glob("*.parquet"))]
+    assert [len(set(shard["prompt_id"].to_pylist())) for shard in shards] == [10, 10, 4]  # whole prompts
     written = []
     right = generate_module.write_shard
 
@@ -108,7 +117,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
 @pytest.mark.integration
 @pytest.mark.parametrize(("backend", "size"), [("transformers", 4), ("vllm", 8)])
 def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tmp_path, backend, size):
-    spec = spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path)
+    spec = several(spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path))
     one = launch(on(spec, 1), tmp_path / "one")
     seen, done = {}, []
 
@@ -173,13 +182,14 @@ def test_two_devices_hold_one_engine(tiny_model, pairs_file, tmp_path):
 @pytest.mark.unit
 def test_counts_of_responses():
     rows = [
-        {"token_ids": [5, 2], "response": "a", "finish_reason": "stop"},
-        {"token_ids": [2], "response": " ", "finish_reason": "stop"},
-        {"token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
+        {"prompt_id": "a", "token_ids": [5, 2], "response": "a", "finish_reason": "stop"},
+        {"prompt_id": "a", "token_ids": [2], "response": " ", "finish_reason": "stop"},
+        {"prompt_id": "b", "token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
     ]
     found = summarize(GenerationPart(max_new_tokens=3), rows, 7.5)
-    assert found.model_dump(exclude={"warnings"}) == {
-        "prompts": 3,
+    assert found.responses == 3
+    assert found.model_dump(exclude={"warnings"}, exclude_none=True) == {
+        "prompts": 2,
         "tokens": 6,
         "mean_tokens": 2.0,
         "truncated": 1,

@@ -57,6 +57,7 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
     assert manifest.metrics == {
         "train_pairs": 9,
         "heldout_pairs": 3,
+        "prompts": 0,
         "format": "pairs",
         "sources": [source],
         "dropped": {},
@@ -253,6 +254,98 @@ def test_prompts_of_the_held_out_file_are_not_trained_on(tiny_model, tmp_path):
     manifest = run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), on_invalid="drop")
     assert manifest.metrics["dropped"] == {"held-out prompt": 1}
     assert manifest.metrics["train_pairs"] == 11
+
+
+def prompts_file(tmp_path, rows):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(lines(rows))
+    return {"prompts_path": str(path)}
+
+
+def run_verified(tiny_model, tmp_path, rows, **data):
+    """`run` with a verifier, which prompts without annotation and references need."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines(rows))
+    config = parse_experiment(
+        {
+            "name": "t",
+            "model": {"path": str(tiny_model)},
+            "data": {"path": str(path), "heldout": 3, **data},
+            "verification": {"kind": "math"},
+        }
+    )
+    return run_stage(spec := plan.prepare_spec(config), tmp_path / spec.key()[:16], prepare)
+
+
+def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_path):
+    """Annotated, held-out and repeated prompts are left out and counted, in other words for case and space, too."""
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text(lines([{"prompt": f"Held {i}?", "response": "x"} for i in range(2)]))
+    rows = [
+        {"prompt": "New 0?", "response": "ignored", "gold": 7},
+        {"prompt": "New 1?"},
+        {"prompt": " NEW  1? "},
+        {"prompt": "question 3?"},
+        {"prompt": "HELD 1?"},
+    ]
+    good = [{**row, "gold": f"gold {n}"} for n, row in enumerate(GOOD)]
+    heldout.write_text(lines([{"prompt": f"Held {i}?", "response": "x", "gold": "y"} for i in range(2)]))
+    data = {"heldout_path": str(heldout), "reference_column": "gold", **prompts_file(tmp_path, rows)}
+    manifest = run_verified(tiny_model, tmp_path, good, **data)
+    counts = {name: manifest.metrics[name] for name in ("train_pairs", "heldout_pairs", "prompts", "dropped")}
+    assert counts == {"train_pairs": 12, "heldout_pairs": 2, "prompts": 2, "dropped": {"known prompt": 3}}
+    assert manifest.metrics["warnings"] == []
+    pairs = {pair.prompt: pair for pair in load_pairs(manifest.artifact("pairs"))}
+    new = pairs["New 0?"]
+    assert (new.response, new.response_ids, new.split, new.annotated, new.reference) == ("", [], "train", False, "7")
+    assert (pairs["New 1?"].annotated, pairs["New 1?"].reference) == (False, None)
+    assert (pairs["Question 3?"].annotated, pairs["Question 3?"].reference) == (True, "gold 3")
+    assert (pairs["Held 1?"].split, pairs["Held 1?"].reference) == ("heldout", "y")
+    tokenizer = loading.load_tokenizer(tiny_model)
+    asked = "<|im_start|>user\nNew 0?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(new.prompt_ids) == asked
+
+
+def test_the_pairs_beyond_the_most_can_be_prompts(tiny_model, tmp_path):
+    """`max_pairs` cuts annotated pairs only; the file of pairs gives its other prompts."""
+    data = {"max_pairs": 4, **prompts_file(tmp_path, GOOD)}
+    manifest = run_verified(tiny_model, tmp_path, GOOD, **data)
+    counts = {name: manifest.metrics[name] for name in ("train_pairs", "heldout_pairs", "prompts")}
+    assert counts == {"train_pairs": 4, "heldout_pairs": 3, "prompts": 5}
+    assert len({pair.prompt for pair in load_pairs(manifest.artifact("pairs"))}) == 12
+
+
+@pytest.mark.parametrize(
+    ("prompts", "data", "message"),
+    [
+        ([{"prompt": " "}], {}, r"prompts.jsonl, row 0: the prompt is empty; prompt ' ': fix it, or set"),
+        ([{"prompt": "x" * 40}], {"max_prompt_tokens": 30}, r"prompts.jsonl, row 0: the prompt has \d+ tokens"),
+        ([{"question": "x"}], {}, r"prompts.jsonl has no columns of a known format; it has 'question': set"),
+        (GOOD, {}, r"prompts.jsonl has no usable pair: \{'known prompt': 12\}"),
+        ([{"prompt": "a"}], {"reference_column": "gold"}, r"pairs.jsonl has no column 'gold'; it has 'prompt', 'resp"),
+    ],
+)
+def test_bad_prompts_are_named(tiny_model, tmp_path, prompts, data, message):
+    with pytest.raises(DataError, match=message):
+        run_verified(tiny_model, tmp_path, GOOD, **data, **prompts_file(tmp_path, prompts))
+
+
+def test_an_annotated_row_without_its_reference_is_named(tiny_model, tmp_path):
+    rows = [{**row, "gold": n or None} for n, row in enumerate(GOOD)]
+    with pytest.raises(DataError, match="row 0: column 'gold' is empty, a reference for the verifier is needed"):
+        run_verified(tiny_model, tmp_path, rows, reference_column="gold")
+
+
+def test_prompts_that_changed_after_they_were_digested(tiny_model, tmp_path):
+    path, data = tmp_path / "pairs.jsonl", prompts_file(tmp_path, [{"prompt": "a"}])
+    path.write_text(lines(GOOD))
+    settings = {"path": str(path), "heldout": 3, **data}
+    experiment = {"name": "t", "model": {"path": str(tiny_model)}, "verification": {"kind": "math"}, "data": settings}
+    spec = plan.prepare_spec(parse_experiment(experiment))
+    prompts_file(tmp_path, [{"prompt": "b"}])
+    assert plan.prepare_spec(parse_experiment(experiment)).key() != spec.key()
+    with pytest.raises(DataError, match="prompts.jsonl has changed since this spec was written: run again"):
+        run_stage(spec, tmp_path / "out", prepare)
 
 
 def test_the_same_question_in_another_context_is_no_duplicate(tiny_model, tmp_path):

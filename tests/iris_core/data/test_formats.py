@@ -9,7 +9,7 @@ import pytest
 from iris_core.common.errors import DataError
 from iris_core.config import Source
 from iris_core.data.conversations import Unusable
-from iris_core.data.formats import conversations_in, format_of
+from iris_core.data.formats import conversations_in, format_of, prompts_in, with_reference
 
 pytestmark = pytest.mark.unit
 
@@ -305,3 +305,49 @@ def test_rows_that_cannot_be_understood(row, reason, message):
 def test_columns_that_are_refused(columns, source, message):
     with pytest.raises(DataError, match=message):
         format_of(Source(path="x", **source), columns, "x")
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "expected"),
+    [
+        ({"prompt": "a"}, "pairs", [[user("a")]]),
+        ({"prompt": "a", "response": ["no", "text"]}, "pairs", [[user("a")]]),
+        ({"prompt": DIALOG[:3]}, "pairs", [DIALOG[:3]]),
+        ({"instruction": "c", "input": "d"}, "alpaca", [[user("c\n\nd")]]),
+        ({"instruction": "c", "response": "d"}, "alpaca", [[user("c")]]),
+        ({"conversations": SHAREGPT[:2]}, "sharegpt", [[system("s"), user("a")]]),
+        ({"conversations": SHAREGPT}, "sharegpt", [[system("s"), user("a")]]),
+        ({"messages": DIALOG}, "messages", [DIALOG[:1], DIALOG[:3]]),
+        ({"messages": DIALOG[:3]}, "messages", [DIALOG[:1], DIALOG[:3]]),
+        ({"prompt": "a", "completion": "b"}, "prompt_completion", [[user("a")]]),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference", [[user("a")]]),
+        ({"chosen": DIALOG, "rejected": DIALOG[:2]}, "preference", [DIALOG[:3]]),
+    ],
+)
+def test_prompts_are_read_in_every_format_and_answers_ignored(row, name, expected):
+    form = format_of(Source(path="x"), [key for key in row if row[key] is not None], "x", annotated=False)
+    found = prompts_in(row, form, "row 0", "all")
+    assert form.name == name
+    assert [each.messages for each in found] == expected
+    assert not any(each.annotated for each in found)
+    assert {each.answer["content"] for each in found} == {"answer"}
+
+
+def test_columns_of_prompts_that_are_set():
+    source = Source(path="x", prompt_column="question", response_column="solution")
+    form = format_of(source, ["question"], "x", annotated=False)
+    (found,) = prompts_in({"question": "a"}, form, "row 0", "all")
+    assert found.messages == [user("a")]
+    with pytest.raises(DataError, match="x has no column 'solution'"):
+        format_of(source, ["question"], "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("SELECT 1", "SELECT 1"), (7, "7"), ({"a": [1, "ü"]}, '{"a": [1, "ü"]}'), ([], "[]")],
+)
+def test_a_reference_belongs_to_the_last_turn_of_its_row(value, text):
+    row = {"messages": DIALOG, "gold": value}
+    form = format_of(Source(path="x"), list(row), "x")
+    found = with_reference(conversations_in(row, form, "row 0", "all"), row, "gold")
+    assert [each.reference for each in found] == [None, text]

@@ -4,8 +4,8 @@ import pytest
 
 from iris_core.common.errors import DataError
 from iris_core.data.pairs import Pair
-from iris_core.evaluation.answers import extract
 from iris_core.evaluation.heldout import checkable
+from iris_core.verification.patterns import extract
 
 pytestmark = pytest.mark.unit
 

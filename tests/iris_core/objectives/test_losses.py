@@ -338,7 +338,7 @@ def test_every_objective_pulls_annotated_up_and_synthetic_down(name):
         assert up.tolist() == down.tolist() == [0.0]
         return
     assert up.item() > 0
-    assert down.item() == 0 if name == "sft" else down.item() > 0
+    assert down.item() == 0 if name in ("sft", "rft") else down.item() > 0
 
 
 def test_the_gradient_coefficients_of_iris_are_its_weights():

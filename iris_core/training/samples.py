@@ -1,0 +1,173 @@
+"""What a training works on; in verified self-play a prompt with all its sampled responses that have a weight."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from iris_core.common.errors import DataError
+from iris_core.config import SyntheticPart
+from iris_core.data.packing import Group
+from iris_core.data.pairs import Pair, load_pairs
+from iris_core.objectives.losses import SampleWeights
+from iris_core.objectives.verified import right_weights, sample_weights
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.store import Artifact
+from iris_core.training.groups import Response, intact, kinds_of, load_groups, load_responses
+
+T = TypeVar("T")
+VERDICTS = {"right": 1.0, "wrong": -1.0, "undecided": 0.0}
+
+
+class Trained(NamedTuple):
+    """What a training works on.
+
+    Attributes:
+        groups: prompt and responses, of each pair.
+        weights: of the responses, by a verifier's verdicts; None in plain self-play.
+        counts: pairs, or samples, by kind of synthetic response; see `load_groups`.
+    """
+
+    groups: list[Group]
+    weights: SampleWeights | None
+    counts: Counter[str]
+
+    @property
+    def scored(self) -> list[Group]:
+        """The responses that the opponent's log-probs are needed of: not those of the initial model."""
+        return [group.first(2) for group in self.groups] if self.weights is None else self.groups
+
+
+class Sample(NamedTuple):
+    """A sampled response, as it is compared, with its verdict: 1 if right, −1 if wrong, 0 if undecided."""
+
+    response: Response
+    verdict: float
+
+
+class Weighted(NamedTuple):
+    """The different responses of a prompt that have a weight; equal ones are there once, with the sum of theirs."""
+
+    token_ids: list[list[int]]
+    up: list[float]
+    down: list[float]
+
+
+class Found(NamedTuple):
+    """A pair with its weighted samples and p̂, the share of right ones."""
+
+    pair: Pair
+    samples: Weighted
+    share: float
+
+
+def load_trained(spec: TrainSpec) -> Trained:
+    """The groups to train on: of pairs, or [prompt | annotated | samples] where the objective learns from verdicts.
+
+    In the latter, an annotated response that is missing is empty, and so are samples that a group has less than
+    others. A prompt with neither an annotated response nor a weight is left out. Samples that `spec.handling` drops or
+    masks count as undecided; so does a right one that is cut.
+
+    Raises:
+        DataError: a prompt has no samples, a sample has no verdict, or files do not match the spec's digests.
+    """
+    if not (spec.objective.verified or spec.objective.name == "rft"):
+        groups, counts = load_groups(spec, "train")
+        return Trained(groups, None, counts)
+    found, counts = _found(spec)
+    return Trained(*_padded(found, spec.max_new_tokens), counts)
+
+
+def compared_groups(spec: TrainSpec, count: int) -> list[Group]:
+    """At most `count` annotated pairs that are trained on, each with one response of the opponent, as held-out ones."""
+    whole = spec.model_copy(update={"synthetic": spec.synthetic[:1], "handling": SyntheticPart()})
+    groups, _ = load_groups(whole, "train")
+    return [group.first(2) for group in groups[:count]]
+
+
+def _found(spec: TrainSpec) -> tuple[list[Found], Counter[str]]:
+    """All pairs that are annotated or have samples with a weight, and counts of samples by kind."""
+    pairs, counts = load_pairs(spec.pairs, "train"), Counter[str]()
+    found = []
+    for responses, verdicts in zip(spec.synthetic, spec.verdicts, strict=True):
+        samples = _judged(responses, verdicts, spec.max_new_tokens)
+        if missing := next((pair for pair in pairs if pair.prompt_id not in samples), None):
+            raise DataError(
+                f"{responses.path}: no synthetic response to prompt {missing.prompt_id}: run generate again"
+            )
+        verdict = torch.tensor([_verdicts(spec, pair, samples[pair.prompt_id], counts) for pair in pairs])
+        weights = _weigh(spec, verdict, pairs)
+        for pair, up, down, share in zip(pairs, *(each.tolist() for each in weights[1:]), strict=True):
+            weighted = _weighted(samples[pair.prompt_id], up, down)
+            if pair.annotated or weighted.token_ids:
+                found.append(Found(pair, weighted, share))
+    return found, counts
+
+
+def _judged(responses: Artifact, verdicts: Artifact, cut: int) -> dict[str, list[Sample]]:
+    """The samples of each prompt, in order, by prompt."""
+    columns = ["prompt_id", "sample", "verdict"]
+    rows = pq.read_table(intact(verdicts).path, columns=columns).to_pylist()
+    by_sample = {(row["prompt_id"], row["sample"]): VERDICTS[row["verdict"]] for row in rows}
+
+    def judged(prompt_id: str, number: int, response: Response) -> Sample:
+        if (prompt_id, number) not in by_sample:
+            raise DataError(f"{verdicts.path}: no verdict on response {number} to {prompt_id}: run generate again")
+        return Sample(response, by_sample[prompt_id, number])
+
+    return {
+        prompt_id: [judged(prompt_id, number, response) for number, response in enumerate(sampled)]
+        for prompt_id, sampled in load_responses(responses, cut).items()
+    }
+
+
+def _verdicts(spec: TrainSpec, pair: Pair, samples: Sequence[Sample], counts: Counter[str]) -> list[float]:
+    """The verdicts that count, shape [n]: 0 for samples that training leaves out."""
+    counting = []
+    for response, verdict in samples:
+        kinds = kinds_of(pair, response, spec.max_new_tokens)
+        counts.update(kinds)
+        masked = any(getattr(spec.handling, kind) != "keep" for kind in kinds)
+        counts["masked"] += masked
+        counting.append(0.0 if masked or (response.truncated and verdict > 0) else verdict)
+    return counting
+
+
+def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWeights:
+    """Weights by verdicts of shape [pairs, n]."""
+    annotated = torch.tensor([float(pair.annotated) for pair in pairs])
+    weigh = right_weights if spec.objective.name == "rft" else sample_weights
+    return weigh((verdicts > 0).float(), (verdicts < 0).float(), annotated, spec.objective.verified_weight)
+
+
+def _weighted(samples: Sequence[Sample], up: Sequence[float], down: Sequence[float]) -> Weighted:
+    sums: dict[tuple[int, ...], tuple[float, float]] = {}
+    for sample, u, d in zip(samples, up, down, strict=True):
+        if u or d:
+            before = sums.get(ids := tuple(sample.response.token_ids), (0.0, 0.0))
+            sums[ids] = (before[0] + u, before[1] + d)
+    return Weighted([list(ids) for ids in sums], *([pair[side] for pair in sums.values()] for side in (0, 1)))
+
+
+def _padded(found: Sequence[Found], cut: int) -> tuple[list[Group], SampleWeights]:
+    """All groups with as many responses as the one that has the most."""
+    width = max(len(each.samples.token_ids) for each in found)
+
+    def padded(values: list[T], filler: T) -> list[T]:
+        return values + [filler] * (width - len(values))
+
+    groups = [
+        Group(each.pair.prompt_ids, (each.pair.response_ids, *padded(each.samples.token_ids, [])), cut)
+        for each in found
+    ]
+    return groups, SampleWeights(
+        annotated=torch.tensor([float(each.pair.annotated) for each in found]),
+        up=torch.tensor([padded(each.samples.up, 0.0) for each in found]),
+        down=torch.tensor([padded(each.samples.down, 0.0) for each in found]),
+        share=torch.tensor([each.share for each in found]),
+    )
