@@ -45,23 +45,40 @@ class Prompt(NamedTuple):
     fits: bool
 
 
-def prompt(
-    db_id: str, tables: list[Table], question: str, evidence: str, count: Callable[[str], int], most_tokens: int
-) -> Prompt:
-    """The prompt for one question, with as much of the schema as fits.
+class Budget(NamedTuple):
+    """How long a prompt may be: a function that counts the tokens of a text, and the most there may be."""
+
+    count: Callable[[str], int]
+    most: int
+
+
+def prompt(db_id: str, tables: list[Table], question: str, budget: Budget, evidence: str = "") -> Prompt:
+    """The prompt for one question.
 
     Args:
         db_id: the database's name.
         tables: its schema.
         question: in words.
+        budget: of the prompt.
         evidence: a hint that comes with the question, as in BIRD; "" for none.
-        count: gives the number of tokens of a text.
-        most_tokens: of the prompt, without the chat template.
+    """
+    asked = f"Question: {question}" + (f"\nHint: {evidence}" if evidence else "")
+    return with_schema(db_id, tables, f"{INSTRUCTION}\n{asked}", budget, about=asked)
+
+
+def with_schema(db_id: str, tables: list[Table], task: str, budget: Budget, about: str) -> Prompt:
+    """A prompt of a schema and a task, with as much of the schema as fits.
+
+    Args:
+        db_id: the database's name.
+        tables: its schema.
+        task: what follows the schema.
+        budget: of the prompt.
+        about: the words that decide which columns are left where not all fit.
     """
     for detail in DETAILS:
-        hint = f"\nHint: {evidence}" if evidence else ""
-        text = f"{schema_text(db_id, tables, detail, question + hint)}\n{INSTRUCTION}\nQuestion: {question}{hint}"
-        if count(text) <= most_tokens:
+        text = f"{schema_text(db_id, tables, detail, about)}\n{task}"
+        if budget.count(text) <= budget.most:
             return Prompt(text, detail.name, fits=True)
     return Prompt(text, detail.name, fits=False)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 from iris_core.common.errors import DataError
 from iris_core.common.files import write_atomic
 from iris_core.sql.execution import Limits, QueryFailed, execute
-from iris_core.sql.prompts import prompt
+from iris_core.sql.prompts import DETAILS, Budget, prompt
 from iris_core.sql.schema import Table, read_schema
 
 TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
 HELDOUT = ("dev.json", "dev/dev.json")
 DATABASES = ("database", "train_databases", "dev_databases", "train/train_databases", "dev/dev_databases")
-GOLD = Limits(seconds=30.0, rows=1_000_000, result_bytes=1_000_000_000, memory_bytes=2_000_000_000)
+Row = dict[str, Any]  # of a file of pairs
 
-TokenCount = Callable[[str], int]
+GOLD = Limits(seconds=30.0, rows=1_000_000, result_bytes=1_000_000_000, memory_bytes=2_000_000_000)
 
 
 class Question(NamedTuple):
@@ -122,7 +122,7 @@ def _question(row: dict[str, Any]) -> Question:
     return Question(row["db_id"], row["question"].strip(), query.strip().removesuffix(";").strip(), evidence.strip())
 
 
-def write_pairs(source: Folder, out: Path, count: TokenCount, most_tokens: int) -> Report:
+def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
     """Writes `pairs.jsonl`, `heldout.jsonl` and `databases/` to `out`.
 
     `databases/` has links to the files of all databases, as the verifier needs them in one folder.
@@ -130,17 +130,16 @@ def write_pairs(source: Folder, out: Path, count: TokenCount, most_tokens: int) 
     Args:
         source: the questions and databases.
         out: a folder.
-        count: gives the number of tokens of a text.
-        most_tokens: of a prompt, without the chat template.
+        budget: of a prompt.
 
     Raises:
         DataError: a split has no usable question, or a database cannot be read.
     """
     report, heldout = Report(), source.heldout_databases
     train = [each for each in source.train if each.db_id not in heldout]
-    report.left_out["on a held-out database"] = len(source.train) - len(train)
+    report.left_out.update({"on a held-out database": len(source.train) - len(train)})
     for name, questions in (("pairs", train), ("heldout", source.heldout)):
-        rows = list(pairs(questions, source.databases, count, most_tokens, report))
+        rows = list(pairs(questions, source.databases, budget, report))
         if not rows:
             raise DataError(f"{source.path} has no usable question for {name}.jsonl: {dict(report.left_out)}")
         write_rows(out / f"{name}.jsonl", rows)
@@ -149,9 +148,7 @@ def write_pairs(source: Folder, out: Path, count: TokenCount, most_tokens: int) 
     return report
 
 
-def pairs(
-    questions: list[Question], databases: dict[str, Path], count: TokenCount, most_tokens: int, report: Report
-) -> Iterator[dict[str, str]]:
+def pairs(questions: list[Question], databases: dict[str, Path], budget: Budget, report: Report) -> Iterator[Row]:
     """Rows with prompt, response and reference for the usable `questions`; the others are counted in `report`."""
     schemas: dict[str, list[Table]] = {}
     seen: set[tuple[str, str]] = set()
@@ -162,24 +159,29 @@ def pairs(
         seen.add((each.db_id, each.question))
         if each.db_id not in schemas:
             schemas[each.db_id] = read_schema(databases[each.db_id])
-        made = prompt(each.db_id, schemas[each.db_id], each.question, each.evidence, count, most_tokens)
+        made = prompt(each.db_id, schemas[each.db_id], each.question, budget, each.evidence)
         if not made.fits:
             report.left_out["its prompt is too long"] += 1
             continue
-        if made.detail != "all":
+        if made.detail != DETAILS[0].name:
             report.shortened[made.detail] += 1
         yield row(made.text, each)
 
 
-def row(text: str, question: Question) -> dict[str, str]:
+def row(text: str, question: Question) -> Row:
     """A row of a file of pairs."""
     return {
         "prompt": text,
         "response": question.query,
-        "reference": json.dumps({"db_id": question.db_id, "sql": question.query}, ensure_ascii=False),
+        "reference": reference(question.db_id, question.query),
         "db_id": question.db_id,
         "question": question.question,
     }
+
+
+def reference(db_id: str, query: str) -> str:
+    """What the verifier `sql` compares a response with."""
+    return json.dumps({"db_id": db_id, "sql": query}, ensure_ascii=False)
 
 
 def _problem(question: Question, databases: dict[str, Path], seen: set[tuple[str, str]]) -> str:
@@ -197,7 +199,7 @@ def _problem(question: Question, databases: dict[str, Path], seen: set[tuple[str
     return ""
 
 
-def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(file: Path, rows: list[Row]) -> None:
     """Writes rows as JSON Lines, replacing the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
