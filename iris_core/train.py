@@ -52,7 +52,7 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
         groups[COMPARED] = compared_groups(spec, len(groups["heldout"]))
     opponent = opponent_logprobs(spec, groups, units)
     model = trainable_policy(spec)
-    trainer = build_trainer(spec, model, trained, opponent["train"], units)
+    trainer = build_trainer(spec, model, trained.groups, opponent["train"], units, trained.weights)
     trainer.train(resume_from_checkpoint=trainer.resume())
     model.eval()
     reshard(model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from iris_core.common.progress import Progress
+from iris_core.data.packing import Group
 from iris_core.modeling.scoring import causal_of
 from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters, SampleWeights
 from iris_core.objectives.verified import VERIFIED
@@ -20,7 +21,6 @@ from iris_core.store.folders import WORK
 from iris_core.store.units import Units
 from iris_core.training.optimizers import RMSprop, learning_rate_share
 from iris_core.training.policy import precision, tokens_per_row
-from iris_core.training.samples import Trained
 from iris_core.training.trainer import Batches, SelfPlayTrainer, Settings
 
 STEP0_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -28,26 +28,32 @@ OPTIMIZERS = {"rmsprop": RMSprop, "adamw": torch.optim.AdamW}
 
 
 def build_trainer(
-    spec: TrainSpec, model: PreTrainedModel, trained: Trained, opponent: Tensor, units: Units
+    spec: TrainSpec,
+    model: PreTrainedModel,
+    groups: list[Group],
+    opponent: Tensor,
+    units: Units,
+    weights: SampleWeights | None = None,
 ) -> SelfPlayTrainer:
-    """The trainer on the groups of `trained`; its checkpoints are units.
+    """The trainer on `groups`; its checkpoints are units.
 
     Args:
         spec: of the stage.
         model: the policy at the start.
-        trained: what to train on.
-        opponent: its log-probs under the opponent, shape [pairs, sums].
+        groups: of the pairs to train on.
+        opponent: their log-probs under the opponent, shape [pairs, sums].
         units: of the stage.
+        weights: of the responses, by a verifier's verdicts; None in plain self-play.
     """
     make_deterministic()
-    training, seen = spec.training, trained.groups
-    if trained.weights is None:
-        seen = [group.first(OBJECTIVES[spec.objective.name].responses) for group in seen]
+    training = spec.training
+    responses = OBJECTIVES[spec.objective.name].responses
+    seen = [group.first(responses) for group in groups] if weights is None else groups
     batches = Batches(seen, training.epochs, training.batch_size, tokens_per_row(spec), spec.seed, spec.packing)
     # the Trainer wraps no model that has been loaded on several ranks; on ours, weights and gradients are our part
     causal_of(model)._is_distributed_loading_by_transformers = True
     trainer = SelfPlayTrainer(
-        _settings(spec, trained.weights, opponent, len(batches)),
+        _settings(spec, weights, opponent, len(batches)),
         units,
         Progress("train", len(batches)),
         model=model,

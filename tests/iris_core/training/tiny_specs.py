@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from iris_core.config import Experiment, Packing, parse_experiment
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from iris_core.config import Experiment, ObjectivePart, Packing, parse_experiment
 from iris_core.generate import generate
 from iris_core.pipeline import plan
 from iris_core.pipeline.specs import TrainSpec
@@ -27,16 +30,34 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(base), folder / "prepare", prepare))
     state = prepared.start(base)
     generated = run_stage(plan.generate_spec(base, prepared, state), folder / "generate", generate)
+    verdicts = write_verdicts(generated.artifact("responses"), folder / "verdicts")
 
     def make(
-        untied: bool = False, dtype: str = "float32", nodes: int = 1, packing: Packing = "packed", **training: object
+        untied: bool = False,
+        dtype: str = "float32",
+        nodes: int = 1,
+        packing: Packing = "packed",
+        objective: ObjectivePart | None = None,
+        **training: object,
     ) -> TrainSpec:
         spec = plan.train_spec(_experiment(model, pairs, **training), prepared, state, generated)
         policy = Policy(model=Artifact.of(folder / "untied")) if untied else spec.policy
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
+        if objective:
+            changes |= {"objective": objective, "verdicts": [verdicts]}
         return spec.model_copy(update={**changes, "execution": Execution(nodes=nodes)})
 
     return make
+
+
+def write_verdicts(responses: Artifact, folder: Path) -> Artifact:
+    """Verdicts on `responses` by the sum of their tokens, of all three kinds."""
+    folder.mkdir()
+    rows = pq.read_table(responses.path, columns=["prompt_id", "sample", "token_ids"]).to_pylist()
+    kinds = ("right", "wrong", "undecided", "right", "wrong")
+    found = [{**row, "verdict": kinds[sum(row.pop("token_ids")) % 5], "reason": ""} for row in rows]
+    pq.write_table(pa.Table.from_pylist(found), folder / "shard-00000.parquet")
+    return Artifact.of(folder)
 
 
 def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
@@ -46,7 +67,7 @@ def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
             "name": "test",
             "model": {"path": str(model), "dtype": "float32"},
             "data": {"path": str(pairs), "heldout": 4},
-            "generation": {"backend": "transformers", "max_new_tokens": 8},
+            "generation": {"backend": "transformers", "max_new_tokens": 8, "samples": 3},
             "objective": {"beta": 0.5, "normalizer": training.pop("normalizer", "batch")},
             "training": {**settings, **training},
         }

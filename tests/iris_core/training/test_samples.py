@@ -1,0 +1,163 @@
+"""How verified self-play prepares samples: their weights, equal ones, and those that are left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from iris_core.common.errors import DataError
+from iris_core.config import ObjectivePart, SyntheticPart, TrainingPart
+from iris_core.data.packing import Group
+from iris_core.data.pairs import Pair, write_pairs
+from iris_core.pipeline.specs import TrainSpec
+from iris_core.store import Artifact, Policy
+from iris_core.training.samples import compared_groups, load_trained
+
+pytestmark = pytest.mark.unit
+
+VERIFIED = ObjectivePart(verified_weight=4.0).resolved(judged=True)
+RFT = ObjectivePart(name="rft", verified_weight=4.0).resolved(judged=True)
+ANNOTATED = {"a": [1, 2, 3, 4, 5], "b": [6, 2], "c": [], "d": []}  # c and d are prompts without annotation
+R, W, U = "right", "wrong", "undecided"
+SAMPLES = {  # tokens and verdict of four samples; L is 3
+    "a": [([7, 2], R), ([8, 2], W), ([7, 2], R), ([9, 9, 9], U)],
+    "b": [([7, 2], R), ([8, 2], R), ([7, 2], R), ([9, 2], U)],
+    "c": [([5, 2], W), ([5, 2], W), ([5, 2], W), ([4, 2], R)],
+    "d": [([5, 2], W), ([6, 2], W), ([5, 2], W), ([4, 2], U)],
+}
+
+
+def write(folder: Path, samples: dict[str, list[tuple[list[int], str]]]) -> dict[str, list[Artifact]]:
+    """The responses and verdicts of `generate`, as a spec has them."""
+    rows = [
+        {
+            "prompt_id": name,
+            "sample": number,
+            "token_ids": ids,
+            "response": f"{ids}",
+            "finish_reason": "stop" if ids[-1] == 2 else "length",
+            "verdict": verdict,
+        }
+        for name, sampled in samples.items()
+        for number, (ids, verdict) in enumerate(sampled)
+    ]
+    found = {}
+    for output, left_out in (("synthetic", "verdict"), ("verdicts", "token_ids")):
+        (folder / output).mkdir(parents=True)
+        kept = [{key: value for key, value in row.items() if key != left_out} for row in rows]
+        pq.write_table(pa.Table.from_pylist(kept), folder / output / "0.parquet")
+        found[output] = [Artifact.of(folder / output)]
+    return found
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> TrainSpec:
+    pairs = [Pair(name, f"prompt {name}", f"text {name}" if ids else "", [50], ids) for name, ids in ANNOTATED.items()]
+    write_pairs([*pairs, Pair("h", "held out", "text", [51], [3, 2], "heldout")], tmp_path / "pairs.parquet")
+    policy = Policy(model=Artifact(path=tmp_path, digest="model"))
+    return TrainSpec(
+        policy=policy,
+        opponent=policy,
+        pairs=Artifact.of(tmp_path / "pairs.parquet"),
+        **write(tmp_path, SAMPLES),
+        objective=VERIFIED,
+        order=1.0,
+        training=TrainingPart(),
+        learning_rate=1e-4,
+        handling=SyntheticPart(),
+        max_new_tokens=3,
+        packing="packed",
+        dtype="float32",
+        seed=0,
+    )
+
+
+def test_groups_and_weights_on_paper(spec):
+    """ρ = 4, n = 4. a: p̂ = 2/3, the right one twice: U = 2·(1 − 2/3), D = 2/3. b: all right. c: p̂ = 1/4, thrice D = ¼.
+
+    d is all wrong without annotation and left out.
+    """
+    trained = load_trained(spec)
+    assert trained.groups == [
+        Group([50], ([1, 2, 3, 4, 5], [7, 2], [8, 2]), cut=3),
+        Group([50], ([6, 2], [], []), cut=3),
+        Group([50], ([], [5, 2], [4, 2]), cut=3),
+    ]
+    assert [group.sums for group in trained.groups] == [[3, 2, 2, 2], [2, 0, 0, 0], [0, 0, 2, 2]]
+    assert trained.weights is not None
+    assert trained.weights.annotated.tolist() == [1, 1, 0]
+    assert trained.weights.up.flatten().tolist() == pytest.approx([2 / 3, 0, 0, 0, 0, 3 / 4])
+    assert trained.weights.down.flatten().tolist() == pytest.approx([0, 2 / 3, 0, 0, 3 / 4, 0])
+    assert trained.weights.share.tolist() == pytest.approx([2 / 3, 1, 1 / 4])
+    assert trained.scored == trained.groups
+    assert {kind: count for kind, count in trained.counts.items() if count} == {"truncated": 1}
+
+
+def test_rft_has_right_samples_alone(spec):
+    trained = load_trained(spec.model_copy(update={"objective": RFT}))
+    assert [group.responses[1:] for group in trained.groups] == [([7, 2], []), ([7, 2], [8, 2]), ([4, 2], [])]
+    assert trained.weights is not None
+    assert trained.weights.up.tolist() == [[2, 0], [2, 1], [1, 0]]
+    assert not trained.weights.down.any()
+
+
+def test_without_verdicts_pairs_have_their_first_sample(spec):
+    """Prompts without annotation have none, and so no pair."""
+    plain = spec.model_copy(update={"objective": VERIFIED.model_copy(update={"verified": False})})
+    trained = load_trained(plain)
+    assert trained.weights is None
+    assert [group.responses for group in trained.groups] == [([1, 2, 3, 4, 5], [7, 2]), ([6, 2], [7, 2])]
+    assert compared_groups(spec, 5) == trained.groups
+    assert compared_groups(spec, 1) == trained.groups[:1]
+
+
+@pytest.mark.parametrize("handling", ["mask", "drop"])
+def test_samples_that_are_masked_or_dropped_are_undecided(spec, handling, tmp_path):
+    """The wrong sample of a, cut at L, does not count: then p̂ = 1 there."""
+    cut = {**SAMPLES, "a": [([7, 2], R), ([8, 8, 8], W), ([7, 2], R), ([9, 2], U)]}
+    changed = spec.model_copy(update=write(tmp_path / "cut", cut))
+    assert load_trained(changed).groups[0].responses[1:] == ([7, 2], [8, 8, 8])
+    masked = load_trained(changed.model_copy(update={"handling": SyntheticPart(truncated=handling)}))
+    assert masked.groups[0].responses == ([1, 2, 3, 4, 5], [], [])
+    assert masked.counts["masked"] == 1
+
+
+def test_a_right_sample_that_is_cut_here_is_undecided(spec, tmp_path):
+    """The iteration before was allowed more tokens."""
+    longer = {**SAMPLES, "a": [([7, 7, 7, 2], R), ([8, 2], W), ([7, 2], R), ([9, 2], U)]}
+    trained = load_trained(spec.model_copy(update=write(tmp_path / "longer", longer)))
+    assert trained.groups[0].responses[1:] == ([8, 2], [7, 2])
+    assert trained.weights is not None
+    assert trained.weights.share[0] == 0.5
+
+
+def test_responses_mixed_in_have_groups_of_their_own(spec, tmp_path):
+    before = write(tmp_path / "before", {name: [([3, 2], R), ([4, 4, 2], W)] for name in ANNOTATED})
+    mixed = {name: [*getattr(spec, name), *before[name]] for name in before}
+    trained = load_trained(spec.model_copy(update=mixed))
+    assert len(trained.groups) == 3 + 4
+    assert trained.weights is not None
+    assert torch.equal(trained.weights.up[3:], torch.ones(4, 1) @ torch.tensor([[1.0, 0.0]]))  # 4·½/2
+
+
+def test_a_response_without_verdict_is_refused(spec, tmp_path):
+    fewer = write(tmp_path / "fewer", {name: sampled[:3] for name, sampled in SAMPLES.items()})
+    changed = spec.model_copy(update={"verdicts": fewer["verdicts"]})
+    with pytest.raises(DataError, match="no verdict on response 3 to a: run generate again"):
+        load_trained(changed)
+
+
+def test_a_prompt_without_samples_is_refused(spec, tmp_path):
+    fewer = write(tmp_path / "fewer", {name: SAMPLES[name] for name in "abc"})
+    with pytest.raises(DataError, match="no synthetic response to prompt d"):
+        load_trained(spec.model_copy(update=fewer))
+
+
+def test_verdicts_that_changed_are_refused(spec):
+    (spec.verdicts[0].path / "0.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match="verdicts is missing or has changed since `generate` wrote it"):
+        load_trained(spec)
