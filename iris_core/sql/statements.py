@@ -77,7 +77,7 @@ def same_parts(first: str, second: str) -> bool:
         return False
 
 
-def _without_aliases(tree: exp.Expression) -> exp.Expression:
+def _without_aliases(tree: exp.Expr) -> exp.Expr:
     """`tree` with names in lower case, tables' own names in place of aliases, and none where there is one table."""
     tree = tree.copy()
     for column in list(tree.find_all(exp.Column)):
@@ -104,7 +104,7 @@ def _is_text(column: exp.Column) -> bool:
     return quoted and isinstance(column.parent, exp.Predicate) and column.parent.this is not column
 
 
-def _parts(tree: exp.Expression) -> Any:
+def _parts(tree: exp.Expr) -> Any:
     """The parts of a query, comparable: a frozenset where the order does not count."""
     if isinstance(tree, exp.SetOperation):
         sides = (_parts(tree.left.unnest()), _parts(tree.right.unnest()))
@@ -116,7 +116,7 @@ def _parts(tree: exp.Expression) -> Any:
 
 
 def _clause(value: Any) -> frozenset[str]:
-    found: list[exp.Expression] = []
+    found: list[exp.Expr] = []
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, exp.Where | exp.Having):
             found += _conditions(each.this)
@@ -127,22 +127,22 @@ def _clause(value: Any) -> frozenset[str]:
             on = joined.args.get("on")
             joined.set("on", None)
             found += [joined, *(_conditions(on) if on else [])]
-        elif isinstance(each, exp.Expression):
+        elif isinstance(each, exp.Expr):
             found.append(each)
     return frozenset(_text(each) for each in found)
 
 
-def _conditions(condition: exp.Expression) -> list[exp.Expression]:
+def _conditions(condition: exp.Expr) -> list[exp.Expr]:
     """The conditions that AND joins, or the one that there is."""
     return list(condition.flatten()) if isinstance(condition, exp.And) else [condition]
 
 
-def _order(tree: exp.Expression) -> tuple[str, ...]:
+def _order(tree: exp.Expr) -> tuple[str, ...]:
     order = tree.args.get("order")
     return tuple(_text(each) for each in order.expressions) if order else ()
 
 
-def _text(tree: exp.Expression) -> str:
+def _text(tree: exp.Expr) -> str:
     if isinstance(tree, exp.Alias):
         tree = tree.this
     if isinstance(tree, exp.EQ):  # a = b and b = a

@@ -14,6 +14,7 @@ from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
 from iris_core.verification.sql import check, open_judge
 from iris_core.verification.verdicts import Case
+from iris_core.verification.verifier import open_verifier
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +90,21 @@ def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -
 def test_missing_databases_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"verification\.databases: .* holds no <db_id>/<db_id>\.sqlite"):
         check(settings(tmp_path))
+
+
+def test_hostile_responses_do_not_stop_a_verifier(databases: Path) -> None:
+    """In the verifier's real processes: each hostile response has a verdict, and the next ones are judged."""
+    hostile = [
+        "ATTACH 'x' AS y",
+        "SELECT load_extension('x')",
+        "SELECT COUNT(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c)",
+        "SELECT hex(zeroblob(900000)) LIKE '" + "%0" * 90 + "%1'",
+        "SELECT " + "(" * 90_000,
+        "WITH RECURSIVE c(n) AS (SELECT zeroblob(500000) UNION SELECT n || 'x' FROM c) SELECT COUNT(*) FROM c",
+    ]
+    before = file_digest(databases / "pets" / "pets.sqlite")
+    with open_verifier(settings(databases, timeout=2.0), None) as verifier:
+        found = verifier.verify([case(response) for response in hostile])
+        assert all(verdict.verdict in ("wrong", "undecided") for verdict in found), found
+        assert [verdict.verdict for verdict in verifier.verify([case(PETS)] * 3)] == ["right"] * 3
+    assert file_digest(databases / "pets" / "pets.sqlite") == before
