@@ -120,6 +120,8 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data_digest=source_digest("data.path", data, data.path),
         heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
         prompts_digest=source_digest("data.prompts_path", data, data.prompts_path),
+        verification=experiment.verification,
+        verifier_digest=verifier_digest(experiment.verification),
         max_new_tokens=experiment.generation.max_new_tokens,
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,

@@ -52,6 +52,8 @@ class PrepareSpec(Spec):
     data_digest: str | None
     heldout_digest: str | None
     prompts_digest: str | None = Field(None, exclude_if=is_none)
+    verification: Verification = VerificationPart()
+    verifier_digest: str | None = Field(None, exclude_if=is_none)
     max_new_tokens: int
     packing: Literal["auto", "packed", "separate"]
     lora: LoraPart | None
