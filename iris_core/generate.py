@@ -29,7 +29,14 @@ from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
 from iris_core.generation import engines
 from iris_core.generation.responses import Shards, asked, count_tokens, divide, sampling_seed, write_shard
-from iris_core.generation.verdicts import VERDICTS, count_verdicts, undecided_warnings, verdicts_file, write_verdicts
+from iris_core.generation.verdicts import (
+    VERDICTS,
+    count_verdicts,
+    mixed_warnings,
+    undecided_warnings,
+    verdicts_file,
+    write_verdicts,
+)
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.pipeline.specs import GenerateSpec
@@ -113,6 +120,8 @@ def summarize(
     """
     tokens = sum(len(row["token_ids"]) for row in rows)
     truncated = sum(row["finish_reason"] == "length" for row in rows)
+    counts = count_verdicts(rows, verdicts) if verdicts else {}
+    judged = [*undecided_warnings(verdicts), *mixed_warnings(counts, generation.samples)] if verdicts else []
     return GenerateMetrics(
         prompts=len({row["prompt_id"] for row in rows}),
         tokens=tokens,
@@ -121,8 +130,8 @@ def summarize(
         empty=sum(not row["response"].strip() for row in rows),
         finish_reasons=dict(Counter(row["finish_reason"] for row in rows)),
         tokens_per_second=rate,
-        warnings=[*warnings(generation, truncated, len(rows)), *undecided_warnings(verdicts)],
-        **(count_verdicts(rows, verdicts) if verdicts else {}),
+        warnings=[*warnings(generation, truncated, len(rows)), *judged],
+        **counts,
     )
 
 

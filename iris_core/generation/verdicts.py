@@ -17,6 +17,7 @@ from iris_core.verification.verifier import open_verifier
 
 VERDICTS = "verdicts"
 MAX_UNDECIDED = 0.1  # share of undecided responses above which there is a warning
+MIN_MIXED = 0.05  # share of prompts with right and wrong responses below which there is a warning
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -87,4 +88,28 @@ def undecided_warnings(verdicts: list[dict[str, Any]]) -> list[str]:
     return [
         f"verification: {reasons.total()} of {len(verdicts)} synthetic responses are undecided, {count} of them for "
         f"the reason {reason!r}"
+    ]
+
+
+def mixed_warnings(counts: dict[str, Any], samples: int) -> list[str]:
+    """A warning if the responses to nearly every prompt are all right or all wrong: they show no difference.
+
+    Args:
+        counts: from `count_verdicts`.
+        samples: responses to each prompt. With one, both verdicts must be there among the prompts.
+    """
+    prompts = counts["judged_prompts"]
+    shown = counts["mixed"] if samples > 1 else min(counts["right"], counts["wrong"])
+    if shown >= MIN_MIXED * prompts:
+        return []
+    mostly, other = ("right", "harder") if counts["right"] >= counts["wrong"] else ("wrong", "easier")
+    what = (
+        f"both right and wrong responses to {counts['mixed']} of {prompts} prompts"
+        if samples > 1
+        else (f"{counts['right']} right and {counts['wrong']} wrong responses to {prompts} prompts")
+    )
+    remedy = "" if mostly == "right" and samples > 1 else ", or raise generation.samples"
+    return [
+        f"verification: {what}, nearly all others are {mostly}, so that verdicts teach little: take {other} prompts"
+        f"{remedy}"
     ]

@@ -45,6 +45,7 @@ class PrepareSpec(Spec):
     """
 
     stage: ClassVar[str] = "prepare"
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, **VERIFIERS_FILES}
     model: ModelPart
     model_digest: str | None  # of a local folder
     model_commit: str | None  # of a model on the hub
