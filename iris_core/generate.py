@@ -61,8 +61,9 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     folders, units = _folders(spec, out), _units(spec, out)
     for folder in folders.values():
         make_folder(folder)
-    unsampled = [path for path in shards if not units.holds(path)]
-    missing = {path: shard for path, shard in shards.items() if not all(map(units.holds, _files(spec, path)))}
+    held = {file: units.holds(file) for path in shards for file in _files(spec, path)}
+    unsampled = [path for path in shards if not held[path]]
+    missing = {path: shard for path, shard in shards.items() if not all(held[file] for file in _files(spec, path))}
     started = time.monotonic()
     if missing:
         _do_missing(spec, out, missing, sum(map(len, shards.values())))

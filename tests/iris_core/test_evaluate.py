@@ -21,7 +21,7 @@ import torch
 from iris_core import evaluate
 from iris_core.common.digest import json_digest
 from iris_core.common.errors import ConfigError, EvaluationError
-from iris_core.config import EvaluationPart
+from iris_core.config import EvaluationPart, VerificationPart
 from iris_core.data.pairs import Pair, write_pairs
 from iris_core.data.templates import Template
 from iris_core.evaluation import harness, miniature
@@ -263,6 +263,21 @@ def test_the_stage_scores_answers_and_reports(tiny_model: Path, pairs: Artifact,
     assert found["n"] == 5
     assert found["exact_match"]["low"] <= found["exact_match"]["value"] <= found["exact_match"]["high"]
     assert run(spec, tmp_path / "out").reused
+
+
+@integration
+@pytest.mark.parametrize(("stop", "correct"), [(list(range(384)), 1.0), ([0], 0.0)])
+def test_the_verifier_says_which_held_out_answers_are_correct(
+    tiny_model: Path, pairs: Artifact, tmp_path: Path, stop: list[int], correct: float
+) -> None:
+    """It judges all held-out answers, also those without a pattern. An answer that was cut is not correct."""
+    code = 'import sys; [print(\'{"verdict": "right"}\') for line in sys.stdin]'
+    verification = VerificationPart(kind="command", command=[sys.executable, "-c", code])
+    spec = make_spec(tiny_model, pairs, [], verification=verification, stop_token_ids=stop)
+    manifest = run(spec, tmp_path / "out")
+    rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
+    assert [row["prompt_id"] for row in rows] == [*(f"id{i}" for i in range(5)), "n"]
+    assert manifest.metrics["heldout"]["exact_match"]["value"] == correct
 
 
 @integration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import threading
 import time
 
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGe
 
 from iris_core import generate as generate_module
 from iris_core.common.errors import ConfigError, DataError, ModelError
-from iris_core.config import GenerationPart, parse_experiment
+from iris_core.config import GenerationPart, VerificationPart, parse_experiment
 from iris_core.execution.item_worker import LABEL_VARIABLE
 from iris_core.execution.launch import launch
 from iris_core.execution.supervision import command_line, labelled
@@ -53,6 +54,25 @@ def spec_of(config, tmp_path):
 def several(spec, samples=2):
     """The stage with `samples` responses to each prompt that is trained on, and no verifier."""
     return spec.model_copy(update={"generation": spec.generation.model_copy(update={"samples": samples})})
+
+
+JUDGE = """
+import json, sys
+for line in sys.stdin:
+    verdict = ("right", "wrong", "undecided")[len(json.loads(line)["response"].encode("utf-8", "replace")) % 3]
+    print(json.dumps({"verdict": verdict, "reason": "its length"}))
+"""
+
+
+def judged(spec, tmp_path):
+    """The stage with a verifier: a program that looks at the length of a response."""
+    (tmp_path / "judge.py").write_text(JUDGE)
+    settings = VerificationPart(kind="command", command=[sys.executable, str(tmp_path / "judge.py")])
+    return spec.model_copy(update={"verification": settings, "verifier_digest": "1"})
+
+
+def verdicts(manifest):
+    return pq.read_table(manifest.artifact("verdicts").path).to_pylist()
 
 
 def responses(manifest):
@@ -115,9 +135,50 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
 
 
 @pytest.mark.integration
+def test_each_response_has_a_verdict_and_a_run_killed_between_them_samples_nothing_again(
+    tiny_model, pairs_file, tmp_path, monkeypatch
+):
+    config = experiment(tiny_model, pairs_file, max_new_tokens=30)
+    spec = judged(several(spec_of(config, tmp_path), 3), tmp_path)
+    whole = run_stage(spec, tmp_path / "whole", generate)
+    found = verdicts(whole)
+    assert [(row["prompt_id"], row["sample"]) for row in found] == [
+        (row["prompt_id"], row["sample"]) for row in responses(whole)
+    ]
+    for row, response in zip(found, responses(whole), strict=True):
+        name = ("right", "wrong", "undecided")[len(response["response"].encode()) % 3]
+        cut = name == "right" and response["finish_reason"] == "length"
+        expected = ("undecided", "truncated") if cut else (name, "its length")
+        assert (row["verdict"], row["reason"]) == expected
+    written, right = [], generate_module.write_verdicts
+
+    def dies(path, *arguments):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(path)
+        right(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, "write_verdicts", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(spec, tmp_path / "killed", generate)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("[rv]*/*.parquet")}
+    assert len(kept) == 3  # two shards of responses, and the verdicts on the first
+    resumed = run_stage(spec, tmp_path / "killed", generate)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    for name in ("responses", "verdicts"):
+        assert resumed.outputs[name].digest == whole.outputs[name].digest
+    (tmp_path / "killed" / "manifest.json").unlink()
+    next((tmp_path / "killed" / "verdicts").iterdir()).write_bytes(b"damaged")
+    judged_again = run_stage(spec, tmp_path / "killed", generate)
+    assert judged_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
+    assert judged_again.metrics["tokens_per_second"] is None  # no engine was needed
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(("backend", "size"), [("transformers", 4), ("vllm", 8)])
 def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tmp_path, backend, size):
-    spec = several(spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path))
+    spec = judged(several(spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path)), tmp_path)
     one = launch(on(spec, 1), tmp_path / "one")
     seen, done = {}, []
 
@@ -127,7 +188,8 @@ def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tm
 
     two = launch(on(spec, 2), tmp_path / "two", watch)
     assert responses(two) == responses(one)
-    assert two.outputs["responses"].digest == one.outputs["responses"].digest
+    for name in ("responses", "verdicts"):
+        assert two.outputs[name].digest == one.outputs[name].digest
     assert two.key == one.key
     assert done == list(range(0, 25, size))
     assert seen == shards(tmp_path / "two")  # no shard was written twice
@@ -198,6 +260,32 @@ def test_counts_of_responses():
         "tokens_per_second": 7.5,
     }
     assert found.warnings == warnings(GenerationPart(max_new_tokens=3), 1, 3)
+
+
+@pytest.mark.unit
+def test_counts_of_verdicts():
+    """Of four prompts that are trained on, b has both right and wrong responses; of two held-out ones, one is right."""
+    table = [("a", "rr"), ("b", "wur"), ("c", "ww"), ("d", "u"), ("x", "r"), ("y", "u")]
+    names = {"r": "right", "w": "wrong", "u": "undecided"}
+    rows = [
+        {
+            "prompt_id": prompt,
+            "split": "heldout" if prompt in "xy" else "train",
+            "token_ids": [2],
+            "response": "a",
+            "finish_reason": "stop",
+            "verdict": names[letter],
+            "reason": "timeout",
+        }
+        for prompt, letters in table
+        for letter in letters
+    ]
+    found = summarize(GenerationPart(), rows, rows, None)
+    assert (found.right, found.wrong, found.undecided) == (3, 3, 2)
+    assert (found.judged_prompts, found.mixed, found.heldout_right) == (4, 1, 0.5)
+    assert found.warnings == [
+        "verification: 3 of 10 synthetic responses are undecided, 3 of them for the reason 'timeout'"
+    ]
 
 
 @pytest.mark.unit

@@ -16,7 +16,7 @@ from transformers import (
     Phi3ForCausalLM,
 )
 
-from iris_core.common.errors import DataError, ModelError
+from iris_core.common.errors import ConfigError, DataError, ModelError
 from iris_core.config import DataPart, parse_experiment
 from iris_core.data.chat import Chat
 from iris_core.data.conversations import single_turn
@@ -303,6 +303,35 @@ def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_pat
     tokenizer = loading.load_tokenizer(tiny_model)
     asked = "<|im_start|>user\nNew 0?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(new.prompt_ids) == asked
+
+
+def prepare_with(tiny_model, tmp_path, rows, verification, **data):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines(rows))
+    settings = {"data": {"path": str(path), "heldout": 3, **data}, "verification": verification}
+    config = parse_experiment({"name": "t", "model": {"path": str(tiny_model)}, **settings})
+    return run_stage(spec := plan.prepare_spec(config), tmp_path / spec.key()[:16], prepare)
+
+
+def test_the_verifier_is_proved_on_annotated_responses(tiny_model, tmp_path):
+    data = {"answer_pattern": "Answer: (.+)", "reference_column": "gold"}
+    rows = [{**row, "gold": f"{n}.0" if n else "one"} for n, row in enumerate(GOOD)]
+    manifest = prepare_with(tiny_model, tmp_path, rows, {"kind": "answer"}, **data)
+    assert manifest.metrics["warnings"] == [
+        "verification.kind: answer does not find 1 of 12 annotated responses right, such as 'Answer: 0' (wrong: 0 is "
+        "not one)"
+    ]
+    rows = [{**row, "gold": "one"} for row in GOOD]
+    with pytest.raises(DataError, match="answer finds none of 12 annotated responses right, such as 'Answer: "):
+        prepare_with(tiny_model, tmp_path, rows, {"kind": "answer"}, **data)
+
+
+def test_what_the_verifier_lacks_is_found_before_the_data_is_read(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match="verification.command: there is no program 'no-such-program'"):
+        prepare_with(tiny_model, tmp_path, [], {"kind": "command", "command": ["no-such-program"]})
+    (tmp_path / "schema.json").write_text('{"type": 7}')
+    with pytest.raises(ConfigError, match=r"verification.schema_path: \S+schema.json is no JSON Schema"):
+        prepare_with(tiny_model, tmp_path, [], {"kind": "json_schema", "schema_path": str(tmp_path / "schema.json")})
 
 
 def test_the_pairs_beyond_the_most_can_be_prompts(tiny_model, tmp_path):
