@@ -33,13 +33,8 @@ from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
 from iris_core.generation import backends
 from iris_core.modeling import loading
-from iris_core.pipeline.metrics import (
-    Average,
-    BenchmarkRecord,
-    EvaluateMetrics,
-    ExactMatch,
-    Score,
-)
+from iris_core.pipeline.metrics import EvaluateMetrics, ExactMatch
+from iris_core.pipeline.scores import Average, BenchmarkRecord, Score
 from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only

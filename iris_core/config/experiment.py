@@ -63,7 +63,7 @@ class GenerationPart(Part):
         ge=1,
         le=64,
         exclude_if=lambda samples: samples == 1,  # as before there was this setting: old keys stay
-        description="Responses to each prompt that is trained on; more than 1 needs a verifier.",
+        description="Responses to each prompt that is trained on, where the objective learns from verdicts; else 1.",
     )
 
 

@@ -13,7 +13,7 @@ NEEDED_BY: dict[str, VerifierKind] = {"command": "command", "schema_path": "json
 
 
 class VerificationPart(Part):
-    """How the opponent's responses are judged: right, wrong or undecided."""
+    """How the opponent's responses are judged: right, wrong or undecided; see docs/verification.md."""
 
     kind: VerifierKind = Field(
         "none",

@@ -12,7 +12,7 @@ from typing import Any
 from iris_core.common.digest import json_digest
 from iris_core.evaluation import folder, harness
 from iris_core.evaluation.benchmarks import Benchmark
-from iris_core.pipeline.metrics import BenchmarkRecord, ProtocolSettings
+from iris_core.pipeline.scores import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import versions
 from iris_core.store.units import Units

@@ -11,7 +11,8 @@ import pyarrow.parquet as parquet
 
 from iris_core.common.digest import json_digest
 from iris_core.pipeline.comparable import exact_match_settings, logprob_settings
-from iris_core.pipeline.metrics import BenchmarkRecord, EvaluateMetrics
+from iris_core.pipeline.metrics import EvaluateMetrics
+from iris_core.pipeline.scores import BenchmarkRecord
 from iris_core.store import Manifest
 from iris_core.tracking.measures import Measure, Measures
 

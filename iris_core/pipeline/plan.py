@@ -132,13 +132,15 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
 
 
 def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) -> GenerateSpec:
-    """The opponent answers every prompt, and the verifier judges the answers."""
-    verification = experiment.verification
+    """The opponent answers every prompt, as often as the objective has a use for; the verifier judges the answers."""
+    verification, generation = experiment.verification, experiment.generation
+    if not experiment.objective.learns_from_verdicts:
+        generation = generation.model_copy(update={"samples": 1})
     return GenerateSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         pairs=prepared.pairs,
-        generation=experiment.generation,
+        generation=generation,
         verification=verification,
         verifier_digest=verifier_digest(verification),
         answer_pattern=experiment.data.answer_pattern if verification.judges else None,
@@ -155,13 +157,14 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
     training, data = experiment.training, experiment.data
     mixed = [state.previous] if data.mix_previous and state.previous else []
     mixed_verdicts = [state.previous_verdicts] if mixed and state.previous_verdicts else []
+    learns = experiment.objective.learns_from_verdicts
     return TrainSpec(
         execution=execution_of(experiment),
         policy=state.policy,
         opponent=prepared.initial if experiment.objective.opponent == "initial" else state.policy,
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
-        verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if experiment.verification.judges else [],
+        verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if learns else [],
         initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,

@@ -116,9 +116,9 @@ class GenerateSpec(Spec):
 class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
-    `synthetic` holds the opponent's responses, the newest first, and `verdicts` what a verifier says of each of them.
-    `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides are compared up to `max_new_tokens`
-    tokens, because no synthetic response is longer.
+    `synthetic` holds the opponent's responses, the newest first, and `verdicts` what a verifier says of each of them,
+    where the objective learns from that. `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides
+    are compared up to `max_new_tokens` tokens, because no synthetic response is longer.
 
     Outputs: `adapter` (LoRA) or `model` (full); `history` (JSON Lines, a row for each step); `opponent_logprobs`;
     `heldout` (Parquet, a row for each held-out pair: log-probs of both responses under opponent and policy).

@@ -21,9 +21,9 @@ from iris_core.pipeline.metrics import (
     PrepareMetrics,
     RegisterMetrics,
     ScheduleMetrics,
-    Score,
 )
 from iris_core.pipeline.plan import Prepared
+from iris_core.pipeline.scores import Score
 from iris_core.pipeline.specs import PrepareSpec, RegisterSpec, TrainSpec
 from iris_core.reporting.findings import sentence, tiles
 from iris_core.reporting.report import (

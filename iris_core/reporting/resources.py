@@ -137,7 +137,8 @@ def _planned(experiment: Experiment) -> int | None:
 def _responses(experiment: Experiment, pairs: int) -> float:
     """Bytes of all responses, each as long as it may be."""
     generation = experiment.generation
-    count = pairs * generation.samples + experiment.data.heldout
+    samples = generation.samples if experiment.objective.learns_from_verdicts else 1
+    count = pairs * samples + experiment.data.heldout
     return float(experiment.iterations * count * generation.max_new_tokens * RESPONSE_TOKEN)
 
 

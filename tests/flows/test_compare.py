@@ -72,25 +72,39 @@ def test_members_learn_from_verdicts_by_their_name_alone(tmp_path):
 
 @pytest.mark.integration
 def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_path):
-    experiment = parse_experiment(settings(tmp_path, tiny_model, pairs_file))
-    page = compare(experiment, ["iris", "tspin"], [0])
+    content = settings(tmp_path, tiny_model, pairs_file)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "New?"}\n{"prompt": "Newer?"}\n')
+    content["generation"]["samples"] = 2
+    content["data"]["prompts_path"] = str(tmp_path / "prompts.jsonl")
+    experiment = parse_experiment({**content, "verification": {"kind": "answer"}})
+    page = compare(experiment, ["verified", "tspin", "rft"], [0])
 
     def manifest(objective: str, place: str) -> Manifest:
         found = Store(tmp_path / "store", f"both-{objective}-seed-0").manifest(place)
         assert found is not None
         return found
 
-    shared = [manifest(name, "iteration-0/generate").folder for name in ("iris", "tspin")]
+    shared = [manifest(name, "iteration-0/generate").folder for name in ("verified", "rft", "tspin")]
     assert shared[0].resolve() == shared[1].resolve()
+    assert shared[0].resolve() != shared[2].resolve()  # T-SPIN has a use for one response to a prompt
+    sampled = {name: manifest(name, "iteration-1/generate").metrics["finish_reasons"] for name in ("rft", "tspin")}
+    assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 20 + 6}
     second = manifest("tspin", "iteration-1/train")
     first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
     assert second.spec["initial_synthetic"]["digest"] == first_answers
     assert manifest("tspin", "iteration-0/train").spec["initial_synthetic"] is None
-    assert manifest("iris", "iteration-1/train").spec["initial_synthetic"] is None
+    own = manifest("verified", "iteration-1/train").spec
+    assert own["initial_synthetic"] is None
+    assert [each["digest"] for each in own["verdicts"]] == [
+        manifest("verified", "iteration-1/generate").outputs["verdicts"].digest
+    ]
 
     rows = {row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())}
-    assert set(rows) == {"iris", "tspin"}
-    for name, row in rows.items():
+    assert set(rows) == {"iris verified", "tspin", "rft"}
+    for label, row in rows.items():
+        name = label.replace("iris verified", "verified")
+        assert row["verifier"] == "answer"
+        assert set(row["differences"]) == set(rows) - {label}
         held = manifest(name, "iteration-1/train").metrics["heldout"]
         assert row["logprob"][-1]["value"] == pytest.approx(held["annotated_logprob_per_token"]["value"], abs=1e-6)
         assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations

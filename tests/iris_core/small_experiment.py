@@ -20,18 +20,17 @@ from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.pipeline import plan
 from iris_core.pipeline.metrics import (
-    Average,
     EvaluateMetrics,
     ExactMatch,
     GenerateMetrics,
     HeldoutMetrics,
     PrepareMetrics,
     ScheduleMetrics,
-    Score,
     StepMetrics,
     TrainMetrics,
 )
 from iris_core.pipeline.plan import LoopState, Prepared
+from iris_core.pipeline.scores import Average, Score
 from iris_core.pipeline.specs import RegisterSpec
 from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
 

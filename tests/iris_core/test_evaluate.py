@@ -31,7 +31,7 @@ from iris_core.evaluation.records import protocol_settings
 from iris_core.execution.item_worker import LABEL_VARIABLE
 from iris_core.execution.launch import launch
 from iris_core.execution.supervision import labelled
-from iris_core.pipeline.metrics import BenchmarkRecord, ProtocolSettings
+from iris_core.pipeline.scores import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.store import Artifact, Execution, Manifest, Policy, run_stage
 from iris_core.store.units import Units

@@ -86,17 +86,17 @@ def lora(model, targets="all-linear"):
     return adapted
 
 
-def both_ways(model):
+def both_ways(model, groups=GROUPS):
     """Log-probs and gradients of everything trainable: packed, then by separate forwards."""
-    coefficients = torch.tensor([[1.0, -0.5], [0.3, 2.0], [-1.0, 0.7], [0.4, -0.9]])
+    coefficients = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0, 0.7, 0.4, -0.9, 0.6, 1.2, -0.8, 0.5])
     found = []
     for forward in (
-        lambda: response_logprobs(model, build_row(GROUPS, [0, 1, 2, 3])),
-        lambda: torch.stack([separate(model, group) for group in GROUPS]),
+        lambda: response_logprobs(model, build_row(groups, range(len(groups)))),
+        lambda: torch.stack([separate(model, group) for group in groups]),
     ):
         model.zero_grad()
         values = forward()
-        (values * coefficients).sum().backward()
+        (values.flatten() * coefficients[: values.numel()]).sum().backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         found.append((values.detach(), gradients))
     return found
@@ -168,6 +168,20 @@ def test_one_response_and_three_are_sequences_with_the_prompt_before_them(count,
         (values * torch.linspace(-1, 1, 4 * count).view(4, count)).sum().backward()
         found.append((values.detach(), [p.grad.clone() for p in model.parameters()]))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("kind", ["segments", "flex", "flash"])
+def test_samples_of_a_prompt_with_and_without_an_annotated_response(kind, monkeypatch):
+    groups = [
+        Group([1, 5, 9, 11], ([], [7, 8, 2], [20, 21, 22, 2], [9, 9])),
+        Group([3], ([2, 4], [], [5, 6, 7], [])),
+        Group([4, 4], ([], [], [], [6])),
+    ]
+    monkeypatch.setattr("iris_core.modeling.attention.interface.kind_for", lambda *asked: kind)
+    monkeypatch.setattr("iris_core.modeling.attention.flash.varlen.varlen_attn", slow_varlen)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
+    with torch.compiler.set_stance("force_eager"):
+        assert_same(*both_ways(build("llama"), groups))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])

@@ -203,7 +203,7 @@ def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
 def test_responses_of_a_step() -> None:
     """The plan takes them from a table that needs no torch; the losses take it from there, too."""
     assert {name: objective.responses for name, objective in OBJECTIVES.items()} == {
-        **dict.fromkeys(("iris", "spin", "hinge", "space", "spif"), 2),
+        **dict.fromkeys(("iris", "spin", "hinge", "space", "spif", "rft"), 2),
         "tspin": 3,
         "sft": 1,
     }

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from iris_core.common.errors import ConfigError
+from iris_core.config import ObjectivePart
 from iris_core.store.folders import WORK
 from iris_core.store.units import NEW
 from iris_core.training.checkpoints import checkpoints
@@ -36,9 +37,11 @@ CASES: dict[str, dict[str, object]] = {
     "few rows": {**FULL, "tokens_per_batch": 4096, "normalizer": "anchored", "gradient_checkpointing": True},
     "lora": LORA,
     "lora on bfloat16": {**LORA, "dtype": "bfloat16", "gradient_checkpointing": True},
+    "samples": {**FULL, "objective": ObjectivePart(beta=0.5)},
 }
 ROUNDED = {**FULL, "untied": True, "dtype": "bfloat16"}
-COMPARED = ("loss", "reward/margin", "logprob/annotated", "logprob/synthetic", "grad_norm", "ess/annotated")
+COMPARED = ("loss", "reward/annotated", "logprob/annotated", "grad_norm", "ess/annotated", "ess/synthetic")
+OF_ONE_SAMPLE, OF_SAMPLES = ("reward/margin", "logprob/synthetic"), ("reward/right", "reward/wrong")
 STOP = 5
 
 
@@ -77,7 +80,8 @@ def runs(spec_of, tmp_path_factory):
 
 def history(folder: Path) -> list[list[float]]:
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [[row[name] for name in COMPARED] for row in rows]
+    others = OF_SAMPLES if "verified/up" in rows[0] else OF_ONE_SAMPLE
+    return [[row[name] for name in (*COMPARED, *others)] for row in rows]
 
 
 def assert_equal_steps(found: Path, expected: Path, relative: float = 1e-5) -> None:

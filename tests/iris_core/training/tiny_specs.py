@@ -29,8 +29,10 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
     base = _experiment(model, pairs)
     prepared = plan.Prepared.of(run_stage(plan.prepare_spec(base), folder / "prepare", prepare))
     state = prepared.start(base)
-    generated = run_stage(plan.generate_spec(base, prepared, state), folder / "generate", generate)
-    verdicts = write_verdicts(generated.artifact("responses"), folder / "verdicts")
+    generating = plan.generate_spec(base, prepared, state)
+    several = generating.generation.model_copy(update={"samples": 3})  # of which plain self-play takes the first
+    generated = run_stage(generating.model_copy(update={"generation": several}), folder / "generate", generate)
+    samples = judged(generated.artifact("responses"), folder / "judged")
 
     def make(
         untied: bool = False,
@@ -44,20 +46,26 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
         policy = Policy(model=Artifact.of(folder / "untied")) if untied else spec.policy
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
         if objective:
-            changes |= {"objective": objective, "verdicts": [verdicts]}
+            changes |= {"objective": objective.resolved(judged=True), **samples}
         return spec.model_copy(update={**changes, "execution": Execution(nodes=nodes)})
 
     return make
 
 
-def write_verdicts(responses: Artifact, folder: Path) -> Artifact:
-    """Verdicts on `responses` by the sum of their tokens, of all three kinds."""
-    folder.mkdir()
-    rows = pq.read_table(responses.path, columns=["prompt_id", "sample", "token_ids"]).to_pylist()
-    kinds = ("right", "wrong", "undecided", "right", "wrong")
-    found = [{**row, "verdict": kinds[sum(row.pop("token_ids")) % 5], "reason": ""} for row in rows]
-    pq.write_table(pa.Table.from_pylist(found), folder / "shard-00000.parquet")
-    return Artifact.of(folder)
+def judged(responses: Artifact, folder: Path) -> dict[str, list[Artifact]]:
+    """`responses` as if all had ended by themselves, and verdicts on them, of all three kinds by their tokens' sum."""
+    rows, kinds = pq.read_table(responses.path).to_pylist(), ("right", "wrong", "undecided", "right", "wrong")
+    found = {
+        "synthetic": [{**row, "finish_reason": "stop"} for row in rows],
+        "verdicts": [
+            {"prompt_id": row["prompt_id"], "sample": row["sample"], "verdict": kinds[sum(row["token_ids"]) % 5]}
+            for row in rows
+        ],
+    }
+    for name, content in found.items():
+        (folder / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(content), folder / name / "shard-00000.parquet")
+    return {name: [Artifact.of(folder / name)] for name in found}
 
 
 def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
@@ -67,7 +75,7 @@ def _experiment(model: Path, pairs: Path, **training: object) -> Experiment:
             "name": "test",
             "model": {"path": str(model), "dtype": "float32"},
             "data": {"path": str(pairs), "heldout": 4},
-            "generation": {"backend": "transformers", "max_new_tokens": 8, "samples": 3},
+            "generation": {"backend": "transformers", "max_new_tokens": 8},
             "objective": {"beta": 0.5, "normalizer": training.pop("normalizer", "batch")},
             "training": {**settings, **training},
         }
