@@ -66,6 +66,16 @@ def normal_form(query: str) -> str:
         raise NotParsed("it is nested too deeply") from None
 
 
+def reads_columns(query: str) -> bool:
+    """Whether the query reads or counts something in a table; others give a constant.
+
+    Raises:
+        NotParsed: it cannot be parsed.
+    """
+    tree = parse(query)
+    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Count) is not None
+
+
 def same_parts(first: str, second: str) -> bool:
     """Whether two queries have the same parts: sets of columns, tables, conditions and groups, and the same order.
 

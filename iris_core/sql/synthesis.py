@@ -9,13 +9,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sqlglot import exp
-
 from iris_core.sql.execution import Limits, QueryFailed, Row, execute
 from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
 from iris_core.sql.schema import Table
-from iris_core.sql.statements import NotParsed, normal_form, parse
+from iris_core.sql.statements import NotParsed, normal_form, reads_columns
 
 MAX_ROWS, MAX_COLUMNS = 100, 8  # of a result that somebody would ask for
 LONGEST_QUESTION = 300  # characters
@@ -49,7 +47,7 @@ def question_in(response: str) -> str:
 def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
     """Why a query is not worth a question; "" if it is. `known` holds the normal forms of queries that there are."""
     try:
-        tree, form = parse(query), normal_form(query)
+        form, reads = normal_form(query), reads_columns(query)
         rows = execute(database, query, limits)
     except NotParsed:
         return "not a query"
@@ -57,7 +55,7 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
         return "does not run"
     if form in known:
         return "known"
-    if tree.find(exp.Table) is None or not any(isinstance(node, exp.Column | exp.Count) for node in tree.walk()):
+    if not reads:
         return "no column"
     return problem_of_result(rows)
 
