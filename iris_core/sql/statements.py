@@ -73,7 +73,7 @@ def reads_columns(query: str) -> bool:
         NotParsed: it cannot be parsed.
     """
     tree = parse(query)
-    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Count) is not None
+    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Star, exp.Count) is not None
 
 
 def same_parts(first: str, second: str) -> bool:

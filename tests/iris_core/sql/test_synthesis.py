@@ -35,6 +35,7 @@ def database(tmp_path: Path) -> Path:
         ("SELECT COUNT(*) FROM pet", ""),
         ("SELECT age, COUNT(*) FROM pet GROUP BY age", ""),
         ("SELECT name FROM pet WHERE age > 3 LIMIT 5", ""),
+        ("SELECT * FROM pet LIMIT 5", ""),
         ("select T.name from PET as T where T.age = 6", "known"),
         ("SELECT name FROM pet", "large result"),
         ("SELECT name, name, name, name, name, age, age, age, age FROM pet LIMIT 1", "large result"),
