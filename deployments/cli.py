@@ -3,7 +3,8 @@
     iris run deployments/recipes/demo.yaml --set training.epochs=1
     iris demo --seed 1
 
-It runs a recipe or the demo, plans its memory, writes the report, checks the machine, starts and stops the services.
+It runs a recipe or a demo, plans its memory, writes the report, makes pairs for text-to-SQL, checks the machine, starts
+and stops the services.
 """
 
 from __future__ import annotations
@@ -76,6 +77,65 @@ def demo(
     console.print("making the demo's model and annotated set", style="dim")
     overrides = {**make_inputs(seed), **parse_settings(set_ or [])}
     run_loop(load_recipe(RECIPES / "demo.yaml", overrides))
+
+
+@app.command("sql-demo")
+@handle_errors
+def sql_demo(
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the databases and everything random.")] = 0,
+    set_: Settings = None,
+) -> None:
+    """Watch the demo's model learn text-to-SQL on small databases, by executing its queries."""
+    from deployments.demo import RECIPES, make_sql_inputs
+
+    console.print("making the demo's model, databases and questions", style="dim")
+    overrides = {**make_sql_inputs(seed), **parse_settings(set_ or [])}
+    run_loop(load_recipe(RECIPES / "sql-demo.yaml", overrides))
+
+
+@app.command("sql-pairs")
+@handle_errors
+def sql_pairs(
+    recipe: Annotated[str, typer.Argument(help="The recipe that will train on the pairs: it names the model.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with questions and databases, as Spider or BIRD has it.")],
+    out: Annotated[Path, typer.Option(help="Folder for pairs.jsonl, heldout.jsonl and databases/.")],
+    set_: Settings = None,
+) -> None:
+    """Write the questions of Spider or BIRD as annotated pairs, with the schema in the prompt."""
+    from deployments.demo import recipe_path
+    from deployments.terminal import show
+    from iris_core.sql.questions import Folder, write_pairs
+    from iris_core.synthesize_sql import budget_of, open_chat
+
+    source = Folder(folder)
+    experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
+    found = write_pairs(source, out, budget_of(experiment, open_chat(experiment)[1]))
+    for counts in (found.written, found.left_out, found.shortened):
+        for name, count in counts.items():
+            show(console, f"{count:>8}  {name}")
+
+
+@app.command("synthesize-sql")
+@handle_errors
+def synthesize_sql(
+    recipe: Annotated[str, typer.Argument(help="A recipe whose pairs `iris sql-pairs` has written.")],
+    out: Annotated[Path, typer.Option(help="File for the pairs, for `data.path` beside the annotated ones.")],
+    queries: Annotated[int, typer.Option(min=1, help="Queries that the model writes on each database.")] = 64,
+    answers: Annotated[
+        int, typer.Option(min=0, help="Its answers to a question, of which one must have the query's result; 0: any.")
+    ] = 4,
+    set_: Settings = None,
+) -> None:
+    """Let the model write more pairs for text-to-SQL: queries that run, and the questions that they answer."""
+    from deployments.demo import recipe_path
+    from deployments.terminal import show
+    from iris_core.synthesize_sql import synthesize
+
+    experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
+    found = synthesize(experiment, out, queries, answers, functools.partial(show, console))
+    for reason, count in found.left_out.items():
+        show(console, f"{count:>8}  left out, {reason}")
+    show(console, f"{found.pairs:>8}  pairs in {out}, on {found.databases} databases")
 
 
 @app.command()
@@ -152,6 +212,7 @@ def up(
     echo = functools.partial(console.print, style="dim")
     try:
         inputs.make_inputs(seed=0)  # the deployments' default parameters name them
+        inputs.make_sql_inputs(seed=0)
     except ModelError as error:
         echo(f"the deployments' default parameters will not run: {error}", markup=False)
     if is_remote(store):

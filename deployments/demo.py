@@ -1,13 +1,16 @@
-"""Makes the demo's model and annotated set, for `iris demo` and the default parameters of the deployments."""
+"""Makes the inputs of the demos, for `iris demo`, `iris sql-demo` and the default parameters of the deployments."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from iris_core.common.cache import cache_folder
-from iris_core.demo import house_style, model
+from iris_core.demo import house_style, model, sql_databases
+from iris_core.sql.prompts import Budget
+from iris_core.sql.questions import Folder, write_pairs
 
 RECIPES = Path(__file__).parent / "recipes"
+WHOLE_SCHEMA = Budget(len, 10_000)  # characters; every schema of the demo is shorter
 
 
 def recipe_path(name: str) -> Path:
@@ -38,4 +41,23 @@ def make_inputs(seed: int) -> dict[str, object]:
         "model.path": str(model.ensure()),
         "data.path": str(folder / "pairs.jsonl"),
         "data.heldout_path": str(folder / "heldout.jsonl"),
+    }
+
+
+def make_sql_inputs(seed: int) -> dict[str, object]:
+    """Makes the demo's model, and small databases with questions as annotated pairs.
+
+    Returns:
+        The settings of `recipes/sql-demo.yaml` that depend on the cache folder and the seed.
+    """
+    folder = cache_folder() / "sql-demo" / f"seed-{seed}"
+    sql_databases.write_folder(folder, seed)
+    write_pairs(Folder(folder), folder, WHOLE_SCHEMA)
+    return {
+        "name": "sql-demo" if seed == 0 else f"sql-demo-seed-{seed}",
+        "seed": seed,
+        "model.path": str(model.ensure()),
+        "data.path": str(folder / "pairs.jsonl"),
+        "data.heldout_path": str(folder / "heldout.jsonl"),
+        "verification.databases": str(folder / "databases"),
     }

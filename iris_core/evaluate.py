@@ -21,6 +21,7 @@ from iris_core.common import intervals
 from iris_core.common.digest import json_digest
 from iris_core.common.files import make_folder
 from iris_core.common.progress import Progress
+from iris_core.config.verification import VerifierKind
 from iris_core.data.judged import judgeable
 from iris_core.data.pairs import Pair, load_pairs
 from iris_core.data.templates import Template
@@ -67,7 +68,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     keep_only(out / SCORES, {_file(out, item.name).name for item in chosen})
     records = {item.name: BenchmarkRecord.read(_file(out, item.name)) for item in chosen}
     outputs = {"scores": out / SCORES, **({"heldout": out / HELDOUT} if pairs else {})}
-    return Outcome(outputs=outputs, metrics=summarize(records, outputs.get("heldout")))
+    return Outcome(outputs=outputs, metrics=summarize(records, outputs.get("heldout"), spec.verification.kind))
 
 
 def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None = None) -> Callable[[str], None]:
@@ -107,7 +108,9 @@ def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None
     return score
 
 
-def summarize(records: dict[str, BenchmarkRecord], heldout: Path | None) -> EvaluateMetrics:
+def summarize(
+    records: dict[str, BenchmarkRecord], heldout: Path | None, verifier: VerifierKind = "none"
+) -> EvaluateMetrics:
     """The metrics of the stage: a score for each benchmark, their average, and exact match in the file `heldout`."""
     scores = {name: record.score for name, record in records.items()}
     return EvaluateMetrics(
@@ -115,6 +118,7 @@ def summarize(records: dict[str, BenchmarkRecord], heldout: Path | None) -> Eval
         label=next((record.label for record in records.values()), None),
         average=_average(list(scores.values())) if scores else None,
         heldout=exact_match(heldout) if heldout else None,
+        exact_set=exact_set(heldout) if heldout and verifier == "sql" else None,
     )
 
 
@@ -132,7 +136,18 @@ def _average(scores: list[Score]) -> Average:
 
 def exact_match(path: Path) -> ExactMatch:
     """The share of correct held-out answers, by the verifier or by exact match, with its exact 95 % interval."""
-    correct = pq.read_table(path, columns=["correct"])["correct"].to_pylist()
+    return _share(pq.read_table(path, columns=["correct"])["correct"].to_pylist())
+
+
+def exact_set(path: Path) -> ExactMatch:
+    """The share of held-out answers that are queries with the same parts as the annotated ones, with its interval."""
+    from iris_core.sql.statements import query_in, same_parts
+
+    rows = pq.read_table(path, columns=["annotated", "response"]).to_pylist()
+    return _share([same_parts(query_in(row["response"]), query_in(row["annotated"])) for row in rows])
+
+
+def _share(correct: list[bool]) -> ExactMatch:
     return ExactMatch(exact_match=intervals.proportion(sum(correct), len(correct)), n=len(correct))
 
 

@@ -100,6 +100,8 @@ def _scores(evaluated: Manifest) -> dict[str, Any]:
         verifier = verifier_of(evaluated)
         name = f"accuracy/{verifier}" if verifier else "exact_match"
         numbers |= spread(name, found.heldout.exact_match.model_dump())
+    if found.exact_set:
+        numbers |= spread("accuracy/sql_exact_set", found.exact_set.exact_match.model_dump())
     return numbers
 
 

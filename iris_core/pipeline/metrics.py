@@ -174,12 +174,14 @@ class EvaluateMetrics(Metrics):
         label: "miniature" where the embedded benchmarks gave them; None for real ones.
         average: None without benchmarks.
         heldout: None without an answer pattern.
+        exact_set: of queries (verifier sql), those with the parts of the annotated one; None for other answers.
     """
 
     benchmarks: dict[str, Score] = Field(default_factory=dict)
     label: str | None = None
     average: Average | None = None
     heldout: ExactMatch | None = None
+    exact_set: ExactMatch | None = None
 
 
 class ScheduleMetrics(Metrics):

@@ -122,8 +122,8 @@ def flow_of(stage: psutil.Process) -> psutil.Process:
 def test_default_parameters_are_an_experiment() -> None:
     content = yaml.safe_load((CHECKOUT / "deployments" / "prefect.yaml").read_text())
     by_name = {item["name"]: item for item in content["deployments"]}
-    recipes = {path.stem for path in (CHECKOUT / "deployments" / "recipes").glob("*.yaml")} - {"demo"}
-    assert set(by_name) == {"full-loop", "objectives", "benchmarks", "weekly", *recipes}
+    recipes = {path.stem for path in (CHECKOUT / "deployments" / "recipes").glob("*.yaml")} - {"demo", "sql-demo"}
+    assert set(by_name) == {"full-loop", "objectives", "benchmarks", "text-to-sql", "weekly", *recipes}
     assert by_name["full-loop"]["entrypoint"] == "flows/iris.py:iris"
     assert by_name["objectives"]["entrypoint"] == "flows/compare.py:compare"
     for item in by_name.values():

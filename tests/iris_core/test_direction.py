@@ -21,6 +21,7 @@ PACKAGES = (
 )  # each may import itself and those before it
 SUBPACKAGES = (
     "common",
+    "sql",
     "config",
     "store",
     "objectives",
@@ -35,7 +36,7 @@ SUBPACKAGES = (
     "evaluation",
     "reporting",
 )
-MODULES = {"__init__", *STAGES, "load", "doctor", "mirror"}
+MODULES = {"__init__", *STAGES, "load", "doctor", "mirror", "synthesize_sql"}
 
 
 def imports(file: Path) -> Iterator[str]:

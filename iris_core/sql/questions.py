@@ -1,0 +1,214 @@
+"""Reads folders as Spider and BIRD have them, and writes their questions as ordinary files of pairs.
+
+    spider/  train_spider.json, train_others.json, dev.json, database/<db_id>/<db_id>.sqlite
+    bird/    train/train.json, train/train_databases/…, dev/dev.json, dev/dev_databases/…
+
+Rows have `question`, `db_id`, the query as `query` (Spider) or `SQL` (BIRD), and BIRD's `evidence`. What is written has
+a prompt with the database's schema (`prompts`), the query as the response, and a reference for the verifier `sql`. A
+database is in one split only: the questions for training on held-out databases are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iris_core.common.errors import DataError
+from iris_core.common.files import write_atomic
+from iris_core.sql.execution import Limits, QueryFailed, execute
+from iris_core.sql.prompts import DETAILS, Budget, prompt
+from iris_core.sql.schema import Table, read_schema
+
+TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
+HELDOUT = ("dev.json", "dev/dev.json")
+DATABASES = ("database", "train_databases", "dev_databases", "train/train_databases", "dev/dev_databases")
+Row = dict[str, Any]  # of a file of pairs
+
+GOLD = Limits(seconds=30.0, rows=1_000_000, result_bytes=1_000_000_000, memory_bytes=2_000_000_000)
+
+
+class Question(NamedTuple):
+    """A question about a database with its query."""
+
+    db_id: str
+    question: str
+    query: str
+    evidence: str = ""
+
+
+@dataclass
+class Folder:
+    """A folder in the format of Spider or BIRD.
+
+    Raises:
+        DataError: there are no questions, or no databases.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.databases:
+            raise DataError(f"{self.path} has none of {', '.join(DATABASES)}: give a folder as Spider or BIRD has it")
+
+    @cached_property
+    def databases(self) -> dict[str, Path]:
+        """The file of each database, by its name."""
+        folders = [self.path / name for name in DATABASES if (self.path / name).is_dir()]
+        files = (file for folder in folders for file in sorted(folder.glob("*/*.sqlite")))
+        return {file.stem: file for file in files if file.stem == file.parent.name}
+
+    @cached_property
+    def heldout(self) -> list[Question]:
+        """The questions to measure with."""
+        return self._questions(HELDOUT)
+
+    @cached_property
+    def train(self) -> list[Question]:
+        """The questions to train on, those about held-out databases included."""
+        return self._questions(TRAIN)
+
+    @property
+    def heldout_databases(self) -> set[str]:
+        """The names of the databases that are never trained on."""
+        return {each.db_id for each in self.heldout}
+
+    def _questions(self, names: tuple[str, ...]) -> list[Question]:
+        files = [self.path / name for name in names if (self.path / name).is_file()]
+        if not files:
+            raise DataError(
+                f"{self.path} has no questions in {' or '.join(names)}: give a folder as Spider or BIRD has it"
+            )
+        return [question for file in files for question in read_questions(file)]
+
+
+@dataclass
+class Report:
+    """What became of a folder's questions.
+
+    Attributes:
+        written: pairs, by file.
+        left_out: questions that are not used, by reason.
+        shortened: prompts with less than the whole schema, by the detail that they have.
+    """
+
+    written: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    shortened: Counter[str] = field(default_factory=Counter)
+
+
+def read_questions(file: Path) -> list[Question]:
+    """The questions in a JSON file.
+
+    Raises:
+        DataError: it is not a list of objects with question, db_id and query or SQL.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        return [_question(row) for row in rows]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{file} is not a list of objects with question, db_id and query or SQL ({error!r}): fix it"
+        ) from error
+
+
+def _question(row: dict[str, Any]) -> Question:
+    query = row["query"] if "query" in row else row["SQL"]
+    evidence = row.get("evidence") or ""
+    return Question(row["db_id"], row["question"].strip(), query.strip().removesuffix(";").strip(), evidence.strip())
+
+
+def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
+    """Writes `pairs.jsonl`, `heldout.jsonl` and `databases/` to `out`.
+
+    `databases/` has links to the files of all databases, as the verifier needs them in one folder.
+
+    Args:
+        source: the questions and databases.
+        out: a folder.
+        budget: of a prompt.
+
+    Raises:
+        DataError: a split has no usable question, or a database cannot be read.
+    """
+    report, heldout = Report(), source.heldout_databases
+    train = [each for each in source.train if each.db_id not in heldout]
+    report.left_out.update({"on a held-out database": len(source.train) - len(train)})
+    for name, questions in (("pairs", train), ("heldout", source.heldout)):
+        rows = list(pairs(questions, source.databases, budget, report))
+        if not rows:
+            raise DataError(f"{source.path} has no usable question for {name}.jsonl: {dict(report.left_out)}")
+        write_rows(out / f"{name}.jsonl", rows)
+        report.written[f"{name}.jsonl"] = len(rows)
+    link_databases(source.databases, out / "databases")
+    return report
+
+
+def pairs(questions: list[Question], databases: dict[str, Path], budget: Budget, report: Report) -> Iterator[Row]:
+    """Rows with prompt, response and reference for the usable `questions`; the others are counted in `report`."""
+    schemas: dict[str, list[Table]] = {}
+    seen: set[tuple[str, str]] = set()
+    for each in questions:
+        if problem := _problem(each, databases, seen):
+            report.left_out[problem] += 1
+            continue
+        seen.add((each.db_id, each.question))
+        if each.db_id not in schemas:
+            schemas[each.db_id] = read_schema(databases[each.db_id])
+        made = prompt(each.db_id, schemas[each.db_id], each.question, budget, each.evidence)
+        if not made.fits:
+            report.left_out["its prompt is too long"] += 1
+            continue
+        if made.detail != DETAILS[0].name:
+            report.shortened[made.detail] += 1
+        yield row(made.text, each)
+
+
+def row(text: str, question: Question) -> Row:
+    """A row of a file of pairs."""
+    return {
+        "prompt": text,
+        "response": question.query,
+        "reference": reference(question.db_id, question.query),
+        "db_id": question.db_id,
+        "question": question.question,
+    }
+
+
+def reference(db_id: str, query: str) -> str:
+    """What the verifier `sql` compares a response with."""
+    return json.dumps({"db_id": db_id, "sql": query}, ensure_ascii=False)
+
+
+def _problem(question: Question, databases: dict[str, Path], seen: set[tuple[str, str]]) -> str:
+    """Why a question is not used; "" if it is."""
+    if not question.question or not question.query:
+        return "empty"
+    if (question.db_id, question.question) in seen:
+        return "asked twice"
+    if question.db_id not in databases:
+        return "its database is missing"
+    try:
+        execute(databases[question.db_id], question.query, GOLD)
+    except QueryFailed:
+        return "its query does not run"
+    return ""
+
+
+def write_rows(file: Path, rows: list[Row]) -> None:
+    """Writes rows as JSON Lines, replacing the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
+
+
+def link_databases(databases: dict[str, Path], folder: Path) -> None:
+    """Makes `folder/<db_id>/<db_id>.sqlite` a link to the file of each database."""
+    for db_id, file in databases.items():
+        link = folder / db_id / f"{db_id}.sqlite"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(file.absolute())

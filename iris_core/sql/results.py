@@ -1,0 +1,72 @@
+"""Whether two results of queries are the same, as Spider's execution accuracy counts it.
+
+Rows are compared as a multiset, or as a list where the reference asks for an order. Columns may be in another order and
+have other names: results are the same if some order of the columns makes their rows equal. NULL equals NULL, text
+equals the same text only, and numbers are equal if they agree to nine digits, whatever their types.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from iris_core.sql.execution import Row
+
+Columns = list[list[Any]]
+
+DIGITS = 9
+MAX_TRIES = 10_000  # orders of columns; only results with many equal values need more than their number of columns
+
+
+def same_result(found: list[Row], expected: list[Row], *, ordered: bool) -> bool:
+    """Whether two results are the same.
+
+    Args:
+        found: rows of the query in question.
+        expected: rows of the reference.
+        ordered: whether the order of the rows counts.
+    """
+    if len(found) != len(expected):
+        return False
+    if not expected:
+        return True
+    if len(found[0]) != len(expected[0]):
+        return False
+    return _matches(_columns(found), _columns(expected), ordered, (), iter(range(MAX_TRIES)))
+
+
+def canonical(value: Any) -> Any:
+    """`value` in the form that is compared: numbers with `DIGITS` digits, whole ones as int."""
+    if isinstance(value, float):
+        rounded = value if value.is_integer() else float(f"{value:.{DIGITS}g}")
+        return int(rounded) if rounded.is_integer() else rounded
+    return value
+
+
+def _columns(rows: list[Row]) -> Columns:
+    return [[canonical(value) for value in column] for column in zip(*rows, strict=True)]
+
+
+def _matches(found: Columns, expected: Columns, ordered: bool, order: tuple[int, ...], tries: Iterator[int]) -> bool:
+    """Whether `order`, columns of `found` for the first ones of `expected`, can be completed."""
+    if len(order) == len(expected):
+        return True
+    seen: Columns = []
+    for index, column in enumerate(found):
+        if index in order or column in seen:  # an equal column would not do better
+            continue
+        if next(tries, None) is None:
+            return False
+        seen.append(column)
+        longer = (*order, index)
+        if _equal(found, expected, ordered, longer) and _matches(found, expected, ordered, longer, tries):
+            return True
+    return False
+
+
+def _equal(found: Columns, expected: Columns, ordered: bool, order: tuple[int, ...]) -> bool:
+    """Whether the rows are equal in the first columns of `expected`."""
+    rows = zip(*(found[index] for index in order), strict=True)
+    wanted = zip(*expected[: len(order)], strict=True)
+    return list(rows) == list(wanted) if ordered else Counter(rows) == Counter(wanted)

@@ -1,0 +1,94 @@
+"""The schema of a SQLite database: tables, columns with types, keys, and a few values of each column."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iris_core.common.errors import DataError
+
+MOST_SAMPLES = 3  # values of a column
+LONGEST_SAMPLE = 40  # characters
+SAMPLED_ROWS = 1000  # of a table, in which different values are looked for
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        name: as the schema writes it.
+        type: declared, in lower case; "" where there is none.
+        key: whether it is part of the primary key.
+        refers: "table.column" of a foreign key, or None.
+        samples: different values as SQL literals, at most `MOST_SAMPLES`.
+    """
+
+    name: str
+    type: str
+    key: bool
+    refers: str | None
+    samples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its columns, in the order of the schema."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+
+def read_schema(database: Path) -> list[Table]:
+    """The tables of a database that the user gave, in the order of their creation.
+
+    Raises:
+        DataError: the file is no SQLite database, or has no table.
+    """
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            connection.text_factory = lambda text: text.decode(errors="replace")
+            names = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            )
+            tables = [_table(connection, name) for (name,) in names.fetchall()]
+    except sqlite3.Error as error:
+        raise DataError(f"{database} cannot be read as a SQLite database ({error}): replace it") from error
+    if not tables:
+        raise DataError(f"{database} has no table: replace it, or leave out its questions")
+    return tables
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it: between double quotes where it is not a plain word."""
+    plain = name.isidentifier() and name.isascii()
+    return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def _table(connection: sqlite3.Connection, name: str) -> Table:
+    source = '"' + name.replace('"', '""') + '"'
+    keys = connection.execute(f"PRAGMA foreign_key_list({source})").fetchall()
+    refers = {
+        column: f"{quoted(table)}.{quoted(other)}" if other else quoted(table)
+        for _, _, table, column, other, *_ in keys
+    }
+    columns = connection.execute(f"PRAGMA table_info({source})").fetchall()
+    rows = connection.execute(f"SELECT * FROM {source} LIMIT {SAMPLED_ROWS}").fetchall()
+    values: list[Any] = list(zip(*rows, strict=True)) or [()] * len(columns)
+    return Table(
+        name,
+        tuple(
+            Column(column, kind.lower(), bool(key), refers.get(column), _samples(found))
+            for (_, column, kind, _, _, key), found in zip(columns, values, strict=True)
+        ),
+    )
+
+
+def _samples(values: tuple[Any, ...]) -> tuple[str, ...]:
+    """The first different values as SQL literals, without blobs and long text."""
+    usable = [value for value in values if isinstance(value, int | float | str) and len(str(value)) <= LONGEST_SAMPLE]
+    literals = (str(value) if not isinstance(value, str) else "'" + value.replace("'", "''") + "'" for value in usable)
+    return tuple(list(dict.fromkeys(literals))[:MOST_SAMPLES])

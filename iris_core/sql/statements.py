@@ -1,0 +1,160 @@
+"""Queries as text: the one in a response, and its parts, by sqlglot's grammar of SQLite."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from iris_core.common.errors import ConfigError
+
+try:
+    import sqlglot
+    from sqlglot import exp
+except ModuleNotFoundError as error:
+    raise ConfigError("text-to-SQL needs sqlglot: install it with `pip install 'iris[sql]'`") from error
+
+FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+CLAUSES = ("with_", "from_", "joins", "where", "group", "having", "expressions", "distinct", "limit", "offset")
+
+
+class NotParsed(Exception):
+    """sqlglot cannot parse a text as one query."""
+
+
+def query_in(response: str) -> str:
+    """The query in a response: the last block between fences, or all of the text. A semicolon at its end is cut off."""
+    blocks = FENCE.findall(response)
+    return (blocks[-1] if blocks else response).strip().removesuffix(";").strip()
+
+
+def parse(query: str) -> exp.Query:
+    """The syntax tree of one query.
+
+    Raises:
+        NotParsed: it is not one query.
+    """
+    try:
+        found = [each for each in sqlglot.parse(query, read="sqlite") if each is not None]
+    except (sqlglot.errors.SqlglotError, RecursionError) as error:
+        raise NotParsed(str(error).splitlines()[0][:160]) from None
+    if len(found) != 1 or not isinstance(found[0], exp.Query):
+        raise NotParsed("it is not one query")
+    return found[0]
+
+
+def is_ordered(query: str) -> bool:
+    """Whether the order of the rows counts: there is an ORDER BY at the top level.
+
+    Raises:
+        NotParsed: the query has an ORDER BY somewhere and cannot be parsed.
+    """
+    if not re.search(r"\border\s+by\b", query, re.IGNORECASE):
+        return False
+    return parse(query).unnest().args.get("order") is not None
+
+
+def normal_form(query: str) -> str:
+    """The query without what has no meaning: letter case of names, comments, spaces, names of tables' aliases.
+
+    Raises:
+        NotParsed: it cannot be parsed.
+    """
+    tree = parse(query)
+    try:
+        return _without_aliases(tree).sql(dialect="sqlite", normalize=True, comments=False)
+    except RecursionError:
+        raise NotParsed("it is nested too deeply") from None
+
+
+def reads_columns(query: str) -> bool:
+    """Whether the query reads or counts something in a table; others give a constant.
+
+    Raises:
+        NotParsed: it cannot be parsed.
+    """
+    tree = parse(query)
+    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Star, exp.Count) is not None
+
+
+def same_parts(first: str, second: str) -> bool:
+    """Whether two queries have the same parts: sets of columns, tables, conditions and groups, and the same order.
+
+    This is Spider's exact-set match with values, approximately: see docs/sql.md.
+    """
+    try:
+        return _parts(_without_aliases(parse(first))) == _parts(_without_aliases(parse(second)))
+    except (NotParsed, RecursionError):
+        return False
+
+
+def _without_aliases(tree: exp.Expr) -> exp.Expr:
+    """`tree` with names in lower case, tables' own names in place of aliases, and none where there is one table."""
+    tree = tree.copy()
+    for column in list(tree.find_all(exp.Column)):
+        if _is_text(column):
+            column.replace(exp.Literal.string(column.name))
+    for name in tree.find_all(exp.Identifier):
+        name.replace(exp.to_identifier(name.name.lower()))
+    tables = [table for table in tree.find_all(exp.Table) if table.name]
+    own = {table.alias: table.name for table in tables if table.alias}
+    if len(set(own.values())) < len(own):  # a table joined to itself: its aliases tell its two rows apart
+        return tree
+    for table in tables:
+        table.set("alias", None)
+    for column in tree.find_all(exp.Column):
+        if column.table:
+            qualifier = None if len(tables) == 1 else exp.to_identifier(own.get(column.table, column.table))
+            column.set("table", qualifier)
+    return tree
+
+
+def _is_text(column: exp.Column) -> bool:
+    """Whether a name between double quotes is compared with: SQLite takes it for text where no column has that name."""
+    quoted = isinstance(column.this, exp.Identifier) and column.this.quoted and not column.table
+    return quoted and isinstance(column.parent, exp.Predicate) and column.parent.this is not column
+
+
+def _parts(tree: exp.Expr) -> Any:
+    """The parts of a query, comparable: a frozenset where the order does not count."""
+    if isinstance(tree, exp.SetOperation):
+        sides = (_parts(tree.left.unnest()), _parts(tree.right.unnest()))
+        swaps = not isinstance(tree, exp.Except)
+        return type(tree).__name__, bool(tree.args.get("distinct")), frozenset(sides) if swaps else sides, _order(tree)
+    if isinstance(tree, exp.Subquery):
+        return _parts(tree.unnest())
+    return tuple(_clause(tree.args.get(name)) for name in CLAUSES), _order(tree)
+
+
+def _clause(value: Any) -> frozenset[str]:
+    found: list[exp.Expr] = []
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, exp.Where | exp.Having):
+            found += _conditions(each.this)
+        elif isinstance(each, exp.Group):
+            found += each.expressions
+        elif isinstance(each, exp.Join):
+            joined = each.copy()
+            on = joined.args.get("on")
+            joined.set("on", None)
+            found += [joined, *(_conditions(on) if on else [])]
+        elif isinstance(each, exp.Expr):
+            found.append(each)
+    return frozenset(_text(each) for each in found)
+
+
+def _conditions(condition: exp.Expr) -> list[exp.Expr]:
+    """The conditions that AND joins, or the one that there is."""
+    return list(condition.flatten()) if isinstance(condition, exp.And) else [condition]
+
+
+def _order(tree: exp.Expr) -> tuple[str, ...]:
+    order = tree.args.get("order")
+    return tuple(_text(each) for each in order.expressions) if order else ()
+
+
+def _text(tree: exp.Expr) -> str:
+    if isinstance(tree, exp.Alias):
+        tree = tree.this
+    if isinstance(tree, exp.EQ):  # a = b and b = a
+        return " = ".join(sorted(side.sql(dialect="sqlite") for side in (tree.left, tree.right)))
+    return tree.sql(dialect="sqlite", comments=False)

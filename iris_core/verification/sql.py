@@ -1,0 +1,98 @@
+"""Verifier `sql`: the query in the response has the result of the reference's query on its database.
+
+A reference is JSON: `{"db_id": "pets", "sql": "SELECT COUNT(*) FROM pet"}`. What counts as the same result is in
+`iris_core.sql.results`, and what a query may do in `iris_core.sql.execution`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from iris_core.common.errors import ConfigError
+from iris_core.config import VerificationPart
+from iris_core.sql.execution import Limits, QueryFailed, Row, database_file, execute
+from iris_core.sql.results import same_result
+from iris_core.sql.statements import NotParsed, is_ordered, query_in, same_parts
+from iris_core.verification.verdicts import Case, Judge, Verdict
+
+SAME_PARTS, SAME_RESULT = "same parts", "same result"  # why a response is right
+TIME_SHARE = 0.4  # of the time for a verdict that one of the two queries may take
+MEMORY_SHARE = 0.25  # of the process's memory that SQLite may take
+KEPT = 4  # results of references: the responses to one prompt follow each other
+
+
+class Expected(NamedTuple):
+    """The reference: its database, its query, the result, and whether the order of its rows counts."""
+
+    database: Path
+    query: str
+    rows: list[Row]
+    ordered: bool
+
+
+def check(settings: VerificationPart) -> None:
+    """Looks for databases.
+
+    Raises:
+        ConfigError: the folder holds none.
+    """
+    folder = _folder(settings)
+    if not any(folder.glob("*/*.sqlite")):
+        raise ConfigError(
+            f"verification.databases: {folder} holds no <db_id>/<db_id>.sqlite: give the folder with the databases"
+        )
+
+
+def open_judge(settings: VerificationPart) -> Judge:
+    """Executes queries on the databases of `settings`."""
+    folder = _folder(settings)
+    limits = Limits(
+        seconds=TIME_SHARE * settings.timeout, memory_bytes=int(MEMORY_SHARE * settings.memory_gb * 1_000_000_000)
+    )
+
+    @lru_cache(maxsize=KEPT)
+    def expected(reference: str) -> Expected:
+        return read_reference(folder, reference, limits)
+
+    def judge(case: Case) -> Verdict:
+        assert case.reference is not None
+        try:
+            wanted = expected(case.reference)
+        except (QueryFailed, NotParsed, ValueError, KeyError, TypeError) as error:
+            return Verdict("undecided", f"the reference: {error}")
+        return compare(case.response, wanted, limits)
+
+    return judge
+
+
+def read_reference(folder: Path, reference: str, limits: Limits) -> Expected:
+    """Executes the query of a reference.
+
+    Raises:
+        QueryFailed: it has no result.
+        NotParsed: it has an ORDER BY, and whether at the top level is not known.
+        ValueError, KeyError, TypeError: the reference is not what it must be.
+    """
+    found = json.loads(reference)
+    database, query = database_file(folder, found["db_id"]), found["sql"]
+    return Expected(database, query, execute(database, query, limits), is_ordered(query))
+
+
+def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
+    """Right if the query in `response` has the wanted result."""
+    query = query_in(response)
+    try:
+        rows = execute(wanted.database, query, limits)
+    except QueryFailed as error:
+        return Verdict("wrong", str(error))
+    if not same_result(rows, wanted.rows, ordered=wanted.ordered):
+        return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
+    return Verdict("right", SAME_PARTS if same_parts(query, wanted.query) else SAME_RESULT)
+
+
+def _folder(settings: VerificationPart) -> Path:
+    assert settings.databases is not None
+    return Path(settings.databases).expanduser()

@@ -1,0 +1,58 @@
+"""Which results of queries are the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from iris_core.sql.results import same_result
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "same"),
+    [
+        ([(1,), (2,)], [(2,), (1,)], True),
+        ([(1,), (1,), (2,)], [(1,), (2,), (2,)], False),  # a multiset, not a set
+        ([(1,)], [(1,), (1,)], False),
+        ([], [], True),
+        ([], [(1,)], False),
+        ([(1, "a"), (2, "b")], [("a", 1), ("b", 2)], True),  # another order of the columns
+        ([(1, 2), (2, 1)], [(1, 2), (2, 1)], True),
+        ([(1, 2), (3, 4)], [(1, 4), (3, 2)], False),  # equal columns, other rows
+        ([(1, 1, 2)], [(1, 2, 2)], False),
+        ([(1, 2)], [(1,)], False),
+        ([(None,)], [(None,)], True),
+        ([(None,)], [(0,)], False),
+        ([("",)], [(None,)], False),
+        ([(3,)], [(3.0,)], True),
+        ([(0.1 + 0.2,)], [(0.3,)], True),
+        ([(1 / 3,)], [(0.333,)], False),
+        ([(1234567891,)], [(1234567891.0,)], True),
+        ([(1234567891,)], [(1234567892,)], False),
+        ([("3",)], [(3,)], False),
+        ([("Ann",)], [("ann",)], False),
+        ([(b"A",)], [(b"A",)], True),
+        ([(float("inf"),)], [(float("inf"),)], True),
+    ],
+)
+def test_without_order(found: list[tuple[object, ...]], expected: list[tuple[object, ...]], same: bool) -> None:
+    assert same_result(found, expected, ordered=False) is same
+
+
+def test_order_counts_where_it_is_asked_for() -> None:
+    assert not same_result([(1,), (2,)], [(2,), (1,)], ordered=True)
+    assert same_result([(1, "a"), (2, "b")], [("a", 1), ("b", 2)], ordered=True)
+
+
+def test_many_columns_in_another_order_are_found() -> None:
+    rng = random.Random(0)
+    rows = [tuple(rng.randrange(3) for _ in range(30)) for _ in range(40)]
+    order = rng.sample(range(30), 30)
+    shuffled = [tuple(row[index] for index in order) for row in rng.sample(rows, 40)]
+    assert same_result(shuffled, rows, ordered=False)
+    first = shuffled[0]
+    other = [(*first[:-1], first[-1] + 1), *shuffled[1:]]
+    assert not same_result(other, rows, ordered=False)

@@ -1,0 +1,84 @@
+"""The query in a response, whether its order counts, and whether two queries have the same parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from iris_core.sql.statements import NotParsed, is_ordered, normal_form, query_in, same_parts
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("response", "query"),
+    [
+        ("SELECT 1", "SELECT 1"),
+        (" SELECT 1 ;\n", "SELECT 1"),
+        ("Here it is:\n```sql\nSELECT 1;\n```\nDone.", "SELECT 1"),
+        ("```\nSELECT 1\n```", "SELECT 1"),
+        ("```sql\nSELECT 1\n```\nBetter:\n```sqlite\nSELECT 2\n```", "SELECT 2"),
+        ("```sql\nSELECT 1", "SELECT 1"),
+        ("I do not know.", "I do not know."),
+        ("", ""),
+    ],
+)
+def test_query_in_a_response(response: str, query: str) -> None:
+    assert query_in(response) == query
+
+
+@pytest.mark.parametrize(
+    ("query", "ordered"),
+    [
+        ("SELECT a FROM t", False),
+        ("SELECT a FROM t ORDER BY a", True),
+        ("SELECT a FROM t UNION SELECT b FROM u ORDER BY 1", True),
+        ("(SELECT a FROM t ORDER BY a)", True),
+        ("SELECT a FROM (SELECT a FROM t ORDER BY a LIMIT 3)", False),
+        ("SELECT a FROM t WHERE a IN (SELECT b FROM u ORDER BY b)", False),
+        ("SELECT a, RANK() OVER (ORDER BY a) FROM t", False),
+    ],
+)
+def test_order(query: str, ordered: bool) -> None:
+    assert is_ordered(query) is ordered
+
+
+def test_order_of_what_cannot_be_parsed() -> None:
+    with pytest.raises(NotParsed):
+        is_ordered("SELECT FROM FROM ORDER BY")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("SELECT T1.Name FROM Pet AS T1 -- x\n WHERE T1.Age > 3", "select name from pet where age > 3", True),
+        ("SELECT a FROM t WHERE x = 1 AND y = 2", "SELECT a FROM t WHERE y = 2 AND x = 1", True),
+        ("SELECT a FROM t WHERE x = 1 AND y = 2", "SELECT a FROM t WHERE x = 1 OR y = 2", False),
+        ("SELECT a FROM t WHERE x = 'A'", "SELECT a FROM t WHERE x = 'B'", False),
+        ('SELECT a FROM t WHERE x = "Joe"', "SELECT a FROM t WHERE 'Joe' = x", True),
+        ("SELECT a, b FROM t", "SELECT b, a FROM t", True),
+        ("SELECT COUNT(*) FROM t", "SELECT count(*) AS n FROM t", True),
+        ("SELECT DISTINCT a FROM t", "SELECT a FROM t", False),
+        ("SELECT a FROM t ORDER BY a, b", "SELECT a FROM t ORDER BY b, a", False),
+        ("SELECT a FROM t ORDER BY a LIMIT 1", "SELECT a FROM t ORDER BY a LIMIT 2", False),
+        ("SELECT t.a FROM t JOIN u ON t.i = u.j", "SELECT x.a FROM t AS x JOIN u AS y ON y.j = x.i", True),
+        ("SELECT a FROM t UNION SELECT b FROM u", "SELECT b FROM u UNION SELECT a FROM t", True),
+        ("SELECT a FROM t EXCEPT SELECT b FROM u", "SELECT b FROM u EXCEPT SELECT a FROM t", False),
+        ("SELECT a FROM t GROUP BY a HAVING COUNT(*) > 1", "SELECT a FROM t GROUP BY a HAVING COUNT(*) > 2", False),
+        ("SELECT a FROM t", "not a query", False),
+    ],
+)
+def test_parts(first: str, second: str, same: bool) -> None:
+    assert same_parts(first, second) is same
+
+
+def test_normal_form() -> None:
+    assert normal_form("select T1.Name from Pet as T1 /* x */") == "SELECT name FROM pet"
+    assert normal_form('SELECT "First Name" FROM pet') == 'SELECT "first name" FROM pet'
+    joined = "SELECT t1.a FROM t AS t1 JOIN t AS t2 ON t1.id = t2.parent"  # aliases tell the two apart
+    assert normal_form(joined) == joined
+
+
+@pytest.mark.parametrize("text", ["", "DROP TABLE t", "SELECT 1; SELECT 2", "hello there", "SELECT " + "(" * 3000])
+def test_what_is_not_one_query(text: str) -> None:
+    with pytest.raises(NotParsed):
+        normal_form(text)

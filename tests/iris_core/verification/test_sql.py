@@ -1,0 +1,110 @@
+"""The verifier `sql`: by the results of queries, with hostile queries in a verifier's real process."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from iris_core.common.digest import file_digest
+from iris_core.common.errors import ConfigError
+from iris_core.config import VerificationPart
+from iris_core.verification.sql import check, open_judge
+from iris_core.verification.verdicts import Case
+from iris_core.verification.verifier import open_verifier
+
+pytestmark = pytest.mark.unit
+
+PETS = "SELECT name FROM pet WHERE age > 2"
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("databases")
+    (folder / "pets").mkdir()
+    with closing(sqlite3.connect(folder / "pets" / "pets.sqlite")) as connection:
+        connection.execute("CREATE TABLE pet (name TEXT, age INTEGER)")
+        connection.executemany("INSERT INTO pet VALUES (?, ?)", [("Rex", 3), ("Tom", 5), ("Ida", 1)])
+        connection.commit()
+    return folder
+
+
+def settings(databases: Path, **given: object) -> VerificationPart:
+    return VerificationPart.model_validate({"kind": "sql", "databases": str(databases), **given})
+
+
+def case(response: str, sql: str = PETS, db_id: str = "pets") -> Case:
+    return Case("?", response, json.dumps({"db_id": db_id, "sql": sql}))
+
+
+@pytest.mark.parametrize(
+    ("response", "verdict", "reason"),
+    [
+        (PETS, "right", "same parts"),
+        ("```sql\nSELECT T1.name FROM pet AS T1 WHERE T1.age > 2;\n```", "right", "same parts"),
+        ("SELECT name FROM pet WHERE NOT age <= 2 ORDER BY age DESC", "right", "same result"),
+        ("SELECT name FROM pet", "wrong", "another result: 3 rows, the reference has 2"),
+        ("SELECT nam FROM pet", "wrong", "no such column: nam"),
+        ("There are two.", "wrong", 'near "There": syntax error'),
+        ("", "wrong", "it is not a query"),
+        ("DROP TABLE pet", "wrong", "not authorized"),
+        (f"{PETS}; DROP TABLE pet", "wrong", "You can only execute one statement at a time."),
+    ],
+)
+def test_verdicts(databases: Path, response: str, verdict: str, reason: str) -> None:
+    before = file_digest(databases / "pets" / "pets.sqlite")
+    found = open_judge(settings(databases))(case(response))
+    assert (found.verdict, found.reason) == (verdict, reason)
+    assert file_digest(databases / "pets" / "pets.sqlite") == before
+
+
+def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> None:
+    judge, up = open_judge(settings(databases)), "SELECT name FROM pet ORDER BY age"
+    assert judge(case("SELECT name FROM pet ORDER BY age ASC", up)).verdict == "right"
+    assert judge(case("SELECT name FROM pet ORDER BY age DESC", up)).verdict == "wrong"
+    assert judge(case("SELECT name FROM pet ORDER BY age DESC", "SELECT name FROM pet")).verdict == "right"
+
+
+@pytest.mark.parametrize(
+    ("sql", "db_id", "reason"),
+    [
+        ("SELECT nam FROM pet", "pets", "the reference: no such column: nam"),
+        (PETS, "../pets", "the reference: there is no database '../pets'"),
+        ("DELETE FROM pet", "pets", "the reference: not authorized"),
+    ],
+)
+def test_a_reference_without_result_decides_nothing(databases: Path, sql: str, db_id: str, reason: str) -> None:
+    found = open_judge(settings(databases))(case(PETS, sql, db_id))
+    assert found.verdict == "undecided"
+    assert found.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("reference", ["", "[]", "{}", '{"db_id": "pets"}', '{"db_id": 3, "sql": "x"}', PETS])
+def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -> None:
+    assert open_judge(settings(databases))(Case("?", PETS, reference)).verdict == "undecided"
+
+
+def test_missing_databases_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"verification\.databases: .* holds no <db_id>/<db_id>\.sqlite"):
+        check(settings(tmp_path))
+
+
+def test_hostile_responses_do_not_stop_a_verifier(databases: Path) -> None:
+    """In the verifier's real processes: each hostile response has a verdict, and the next ones are judged."""
+    hostile = [
+        "ATTACH 'x' AS y",
+        "SELECT load_extension('x')",
+        "SELECT COUNT(*) FROM (WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n FROM c)",
+        "SELECT hex(zeroblob(900000)) LIKE '" + "%0" * 90 + "%1'",
+        "SELECT " + "(" * 90_000,
+        "WITH RECURSIVE c(n) AS (SELECT zeroblob(500000) UNION SELECT n || 'x' FROM c) SELECT COUNT(*) FROM c",
+    ]
+    before = file_digest(databases / "pets" / "pets.sqlite")
+    with open_verifier(settings(databases, timeout=2.0), None) as verifier:
+        found = verifier.verify([case(response) for response in hostile])
+        assert all(verdict.verdict in ("wrong", "undecided") for verdict in found), found
+        assert [verdict.verdict for verdict in verifier.verify([case(PETS)] * 3)] == ["right"] * 3
+    assert file_digest(databases / "pets" / "pets.sqlite") == before
