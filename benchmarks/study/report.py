@@ -81,7 +81,8 @@ def _introduction(study: Study) -> str:
 Written by `python -m benchmarks.study` on {datetime.date.today().isoformat()} with Python {platform.python_version()},
 {versions}, on {os.cpu_count()} {platform.machine()} cores: {len(study.results)} variants, {runs:,} runs,
 {sum(result.seconds for result in everything) / 60:.0f} minutes of computing, shared by the
-workers. The study can be killed at any time and continues where it stopped.
+workers. The study can be killed at any time and continues where it stopped. Panel c,
+[self-play with a verifier](verified/README.md), has worlds, students and tables of its own.
 
 {_method(study)}"""
 

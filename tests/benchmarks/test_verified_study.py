@@ -10,9 +10,11 @@ import torch
 
 from benchmarks.study.language import log_likelihood, positions
 from benchmarks.study.network import random_students, student_table
+from benchmarks.study.results import Interval
 from benchmarks.study.selfplay import Runs
-from benchmarks.study.verified import exact
-from benchmarks.study.verified.__main__ import confirming, exploring
+from benchmarks.study.tables import signed
+from benchmarks.study.verified import exact, report
+from benchmarks.study.verified.__main__ import CONFIRMING_SEEDS, confirming, exploring
 from benchmarks.study.verified.losses import (
     OBJECTIVES_OF_STUDY,
     balanced_weights,
@@ -25,8 +27,17 @@ from benchmarks.study.verified.methods import Method, balanced, groups, iris, rf
 from benchmarks.study.verified.play import play
 from benchmarks.study.verified.regimes import COMP, H8, LEAK, Regime, Split, build_world, table_of
 from benchmarks.study.verified.report import counterpart
-from benchmarks.study.verified.results import Job, Result
-from benchmarks.study.verified.selection import Choice, Model, best_likelihood, choose, model, validity_at, wins
+from benchmarks.study.verified.results import Job, Result, compute, load
+from benchmarks.study.verified.selection import (
+    Choice,
+    Model,
+    best_likelihood,
+    choose,
+    model,
+    validity_at,
+    validity_at_likelihood,
+    wins,
+)
 from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import Parameters, Rewards
 
@@ -238,6 +249,43 @@ def test_validity_at_equal_entropy_and_wins():
     assert validity_at(cold, np.array([9.0])).tolist() == pytest.approx([0.2])
     other = Model({"scores": np.array([[0.0, 2.0, 5.0, 3.0]])})
     assert wins(cold, other).tolist() == [2.5 / 4]
+
+
+def test_validity_at_equal_likelihood():
+    """Models in any order, each seed with its own; beyond the last one its value."""
+    ladder = [
+        Model({"validation": np.array(likelihood), "validity": np.array(valid)})
+        for likelihood, valid in (
+            ([-10.0, -20.0], [0.2, 0.0]),
+            ([-14.0, -22.0], [0.6, 1.0]),
+            ([-9.0, -20.0], [0.1, 0.0]),
+        )
+    ]
+    assert validity_at_likelihood(ladder, np.array([-11.0, -21.0])).tolist() == pytest.approx([0.3, 0.5])
+    assert validity_at_likelihood(ladder, np.array([-9.5, -30.0])).tolist() == pytest.approx([0.15, 1.0])
+
+
+def test_a_page_of_a_tiny_panel(tmp_path, monkeypatch):
+    """Tables and findings of three methods, from runs on two seeds."""
+    methods = {"All": [Method("SFT ×1", "sft"), rft(2), iris(2)]}
+    jobs = [Job(method, TINY, ((1e-2, 3.0), (3e-2, 10.0))) for method in methods["All"]]
+    explored = [_computed(job, tmp_path) for job in jobs]
+    confirmed = [_computed(job, tmp_path) for job in confirming(explored)]
+    monkeypatch.setattr(report, "groups", lambda regime: methods)
+    monkeypatch.setattr(report, "FINDINGS", tmp_path / "findings.md")
+    (tmp_path / "findings.md").write_text("IRIS-V: {validity[tiny / 4 / IRIS-V n=2 / SFT]} to SFT.")
+    panel = report.Panel(TINY, explored, confirmed)
+    report.write_report([panel], tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    ours, theirs = (panel.model(name, 4.0).at("validity") for name in ("IRIS-V n=2", "SFT"))
+    assert f"IRIS-V: {signed(Interval.of(ours - theirs))} to SFT." in page
+    assert page.count("| RFT n=2 |") == 3
+    assert len(ours) == CONFIRMING_SEEDS
+
+
+def _computed(job, folder):
+    compute(job, folder)
+    return load(job, folder)
 
 
 @pytest.mark.parametrize("regime", [H8, COMP], ids=lambda regime: regime.name)

@@ -18,10 +18,10 @@ from benchmarks.study.verified.methods import groups
 from benchmarks.study.verified.regimes import COMP, H8, Regime
 from benchmarks.study.verified.report import Panel, write_report
 from benchmarks.study.verified.results import Job, Result, compute, load
-from benchmarks.study.verified.selection import BUDGETS, best_likelihood, choose
+from benchmarks.study.verified.selection import LADDER, best_likelihood, choose
 from benchmarks.study.workers import Task, finish, worker_pool
 
-CONFIRMING_SEEDS = 24
+CONFIRMING_SEEDS = 8
 
 
 def exploring(regime: Regime) -> list[Job]:
@@ -35,7 +35,7 @@ def confirming(explored: Iterable[Result]) -> list[Job]:
     best = best_likelihood(result for result in results if result.job.method.objective == "sft")
     jobs = []
     for result in results:
-        chosen = {choose(result, budget, best).cell for budget in BUDGETS}
+        chosen = {choose(result, budget, best).cell for budget in LADDER}
         fresh = replace(result.job.regime, seeds=CONFIRMING_SEEDS, draw=result.job.regime.draw + 1)
         jobs.append(Job(result.job.method, fresh, tuple(sorted(chosen))))
     return jobs

@@ -11,8 +11,9 @@ from benchmarks.study.verified.regimes import Regime
 Prompts = Literal["annotated", "all", "unannotated"]
 
 SUPERVISED_RATES = (3.2e-4, 1e-3, 3.2e-3, 1e-2, 3.2e-2, 1e-1)
-RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)
+PLAIN_RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)
 BETAS = (0.3, 1.0, 3.0, 10.0)
+VERIFIED_RATES = (3.2e-3, 1e-2, 3.2e-2, 1e-1)
 WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 BUDGETS = (1, 3, 10)
 SAMPLES = (1, 4, 16)
@@ -75,7 +76,8 @@ class Method:
         """The grid: learning rates × β, or × ρ with a verifier; supervised fine-tuning has neither."""
         if self.objective == "sft":
             return [(rate, 1.0) for rate in SUPERVISED_RATES]
-        return [(rate, scale) for rate in RATES for scale in (WEIGHTS if self.samples else BETAS)]
+        rates, scales = (VERIFIED_RATES, WEIGHTS) if self.verified else (PLAIN_RATES, BETAS)
+        return [(rate, scale) for rate in rates for scale in scales]
 
 
 SUPERVISED = [Method(f"SFT ×{budget}", "sft", budget=budget) for budget in BUDGETS]
@@ -113,6 +115,7 @@ VERIFIED = [
     *(make(samples) for make in (rft, iris) for samples in SAMPLES if (make, samples) != (iris, 1)),
     iris(1, baseline="smoothed"),
     *(make(4, noise=0.1) for make in (rft, iris)),
+    balanced(1.0, noise=0.1),
     *(Method(f"{name.upper()}-V n=4", name, 4) for name in ("spin", "space", "spif")),
 ]
 
@@ -122,7 +125,6 @@ def forms(prompts: Prompts) -> list[Method]:
     iris_forms: list[dict[str, Any]] = [
         {"baseline": "smoothed"},
         {"baseline": "common"},
-        {"beta": 0.1},
         {"beta": 2.0},
         {"normalized": True},
         {"negatives": "nearest"},
@@ -134,9 +136,10 @@ def forms(prompts: Prompts) -> list[Method]:
         rft(4, prompts=prompts, refreshed=True),
         *(iris(4, prompts=prompts, **changes) for changes in iris_forms),
         *(balanced(strength, prompts=prompts) for strength in (0.25, 0.5, 1.0)),
-        *(balanced(strength, prompts=prompts, baseline="common") for strength in (0.5, 1.0)),
-        balanced(0.5, prompts=prompts, refreshed=True),
+        balanced(1.0, prompts=prompts, baseline="common"),
+        balanced(1.0, prompts=prompts, beta=2.0),
         balanced(1.0, prompts=prompts, negatives="suffix"),
+        balanced(1.0, prompts=prompts, refreshed=True),
         balanced(1.0, prompts=prompts, objective="reinforce"),
     ]
 

@@ -99,12 +99,13 @@ class _Game:
     def _iterate(self, iteration: int) -> None:
         generator = torch.Generator().manual_seed(1000 + iteration)
         opponent = self._table()
-        self._fine_tune(generator)
+        self._fine_tune(iteration, generator)
         if self.method.adaptive:
             self.gaps.append(self._gap(opponent, generator))
             self.orders = next_orders(ADAPTIVE, iteration, self.regime.iterations, self.orders, self.gaps)
 
-    def _fine_tune(self, generator: torch.Generator) -> None:
+    def _fine_tune(self, iteration: int, generator: torch.Generator) -> None:
+        shuffle = torch.Generator().manual_seed(2000 + iteration)  # the same batches for all methods
         optimizer, normalizer = RMSProp(self.weights, MAX_NORM), Normalizer("anchored", self.orders)
         epochs, pairs = self.regime.epochs * self.method.budget, self.annotated.shape[1]
         steps, step = epochs * -(-pairs // self.regime.batch), 0
@@ -112,7 +113,7 @@ class _Game:
         for epoch in range(epochs):
             if epoch and self.method.refreshed:
                 opponent = self._opponent(generator)
-            for rows in torch.randperm(pairs, generator=generator).split(self.regime.batch):
+            for rows in torch.randperm(pairs, generator=shuffle).split(self.regime.batch):
                 loss = self._loss(rows, opponent, normalizer).sum()
                 optimizer.step(loss, self.runs.learning_rates * rate_at(step, steps))
                 step += 1

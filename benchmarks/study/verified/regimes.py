@@ -73,7 +73,7 @@ class Regime:
     length: int = 8
     validation: int = 256
     iterations: int = 4
-    seeds: int = 8
+    seeds: int = 4
     draw: int = 1
 
 

@@ -16,6 +16,7 @@ from benchmarks.study.verified.regimes import Regime
 from benchmarks.study.verified.results import Result
 from benchmarks.study.verified.selection import (
     BUDGETS,
+    LADDER,
     Budget,
     Choice,
     Model,
@@ -24,6 +25,7 @@ from benchmarks.study.verified.selection import (
     model,
     score,
     validity_at,
+    validity_at_likelihood,
     wins,
 )
 
@@ -73,6 +75,14 @@ class Panel:
         """Validity of one method minus another's at the temperature with the same entropy, paired by seed."""
         model, reference = self.model(ours, budget), self.model(theirs, budget)
         return Interval.of(model.at("validity") - validity_at(reference, model.at("entropy")))
+
+    def at_likelihood(self, ours: str, theirs: str, nats: float) -> Interval:
+        """Validity of one method minus another's, both so many nats below the supervised likelihood, paired by seed."""
+        wanted = self.model(SFT, None).at("validation") - nats
+        a, b = (
+            validity_at_likelihood([self.model(name, budget) for budget in LADDER], wanted) for name in (ours, theirs)
+        )
+        return Interval.of(a - b)
 
     def wins(self, ours: str, theirs: str, budget: Budget) -> Interval:
         """Win rate of one method against another."""
@@ -127,8 +137,10 @@ prompts among models that lose at most 1 or 4 nats of likelihood against the bes
 
 Differences are paired by seed; intervals are 95 %, Student's t over seeds, in bold type where they exclude zero.
 They do not account for the number of methods compared. "At equal entropy" compares with SFT at the temperature where it
-has the entropy of the method: a sharper distribution alone gains nothing there. The win rate is the share of test
-prompts where the method's sample is more probable in the data than SFT's. "n" is the number of samples of a prompt."""
+has the entropy of the method: a sharper distribution alone gains nothing there. "At equal likelihood" compares
+with RFT (the same samples, prompts and wrong verdicts) where both are 1 or 4 nats below the best supervised likelihood,
+interpolated between models chosen within budgets up to 6 nats: the steps of the grids matter little there. The win rate
+is the share of test prompts where the method's sample is more probable in the data than SFT's."""
 
 
 def _sizes(regime: Regime) -> list[str]:
@@ -151,7 +163,7 @@ HEADER = (
     "validity",
     "minus SFT's",
     "minus SFT's at equal entropy",
-    "minus RFT's",
+    "minus RFT's at equal likelihood",
     "wins against SFT",
 )
 
@@ -175,7 +187,7 @@ def _row(panel: Panel, method: Method, budget: Budget) -> list[str]:
         *means,
         signed(panel.difference("validity", name, SFT, budget)),
         signed(panel.matched(name, SFT, budget)),
-        signed(panel.difference("validity", name, rft, budget)) if rft not in (None, name) else "–",
+        signed(panel.at_likelihood(name, rft, budget)) if budget and rft not in (None, name) else "–",
         f"{panel.wins(name, SFT, budget).value:.3f}",
     ]
 
@@ -191,8 +203,8 @@ def findings(panels: list[Panel]) -> str:
     """The paragraphs of findings.md with their numbers.
 
     `{validity[h8 / 4 / A / B]}` is A's validity minus B's on the fresh seeds of h8, both chosen within 4 nats, or with
-    "–" by likelihood; `{matched[…]}` the same at equal entropy, `{forward[…]}` of KL(p_data‖p_θ), `{wins[…]}` the win
-    rate.
+    "–" by likelihood. `{matched[…]}` is the same at equal entropy, `{likelihood[…]}` at equal likelihood,
+    `{forward[…]}` of KL(p_data‖p_θ), and `{wins[…]}` the win rate.
     """
     by_name = {panel.regime.name: panel for panel in panels}
 
@@ -201,11 +213,13 @@ def findings(panels: list[Panel]) -> str:
         panel, budget = by_name[regime], None if nats == "–" else float(nats)
         if measure == "matched":
             return signed(panel.matched(ours, theirs, budget))
+        if measure == "likelihood":
+            return signed(panel.at_likelihood(ours, theirs, float(nats)))
         if measure == "wins":
             found = panel.wins(ours, theirs, budget)
             return f"{found.value:.3f} ± {found.high - found.value:.3f}"
         return signed(panel.difference(measure, ours, theirs, budget))
 
     template = FINDINGS.read_text(encoding="utf-8").strip()
-    names = ("validity", "forward", "reverse", "greedy", "matched", "wins")
+    names = ("validity", "forward", "reverse", "greedy", "matched", "likelihood", "wins")
     return template.format(**{name: Numbers(partial(number, name)) for name in names})

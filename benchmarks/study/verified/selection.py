@@ -17,6 +17,17 @@ from benchmarks.study.verified.results import Result
 
 Budget = float | None
 BUDGETS: tuple[Budget, ...] = (None, 1.0, 4.0)  # nats below the best supervised model
+LADDER: tuple[Budget, ...] = (
+    None,
+    0.25,
+    0.5,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    4.0,
+    6.0,
+)  # what confirms, for `validity_at_likelihood`
 
 
 class Choice(NamedTuple):
@@ -92,6 +103,20 @@ def validity_at(reference: Model, entropies: Floats) -> Floats:
             for wanted, (entropy, validity, greedy) in zip(entropies, curves, strict=True)
         ]
     )
+
+
+def validity_at_likelihood(ladder: Iterable[Model], likelihoods: Floats) -> Floats:
+    """Validity of a method where it has the given validation log-likelihoods [seeds], interpolated between its models.
+
+    Args:
+        ladder: the models that the method chose within larger and larger budgets.
+        likelihoods: one for every seed.
+    """
+    models = list(ladder)
+    likelihood, validity = (np.stack([model.at(name) for model in models]) for name in ("validation", "validity"))
+    order = likelihood.argsort(axis=0)
+    curves = zip(*(np.take_along_axis(values, order, axis=0).T for values in (likelihood, validity)), strict=True)
+    return np.array([np.interp(wanted, *curve) for wanted, curve in zip(likelihoods, curves, strict=True)])
 
 
 def wins(ours: Model, theirs: Model) -> Floats:
