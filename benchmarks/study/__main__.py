@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.study.report import Study, write_report
-from benchmarks.study.results import Job, Result, load
+from benchmarks.study.results import Job, Result, compute, load
 from benchmarks.study.variants import FACTORS, GROUPS, HEADLINE, cells
-from benchmarks.study.workers import finish, worker_pool
+from benchmarks.study.workers import Task, finish, worker_pool
 from benchmarks.study.world import Setting
 
 
@@ -23,6 +25,11 @@ def hotter(result: Result) -> Job:
     """The best cell of a variant at a multiple of its learning rate."""
     rate, beta = result.job.cells[result.best]
     return Job(result.job.variant, tuple((factor * rate, beta) for factor in FACTORS))
+
+
+def tasks(jobs: Sequence[Job], setting: Setting, folder: Path) -> list[Task]:
+    """The jobs with their files."""
+    return [Task(job.variant.name, job.file(folder, setting), partial(compute, job, setting, folder)) for job in jobs]
 
 
 def main() -> None:
@@ -41,11 +48,11 @@ def main() -> None:
         for file in folder.glob("*.npz"):
             file.unlink()
     jobs = [Job(variant, tuple(cells(variant))) for group in GROUPS.values() for variant in group]
-    with worker_pool(arguments.workers, setting) as pool:
-        finish(jobs, setting, folder, pool)
+    with worker_pool(arguments.workers) as pool:
+        finish(tasks(jobs, setting, folder), pool)
         results = {job.variant.name: load(job, setting, folder) for job in jobs}
         hot_jobs = [hotter(results[name]) for name in HEADLINE]
-        finish(hot_jobs, setting, folder, pool)
+        finish(tasks(hot_jobs, setting, folder), pool)
     hot = {job.variant.name: load(job, setting, folder) for job in hot_jobs}
     write_report(Study(setting, results, hot), arguments.out)
     print(f"wrote {arguments.out / 'README.md'}", file=sys.stderr)

@@ -39,6 +39,25 @@ def _added_embeddings(weights: Weights) -> Tensor:
     return weights["topic"][..., None, None] + pairs.unsqueeze(2)
 
 
+def random_logits(generator: torch.Generator, embeddings: Weights) -> Tensor:
+    """Logits of fixed random networks with two hidden layers on the given embeddings, with a standard deviation of 1.
+
+    Args:
+        generator: source of the layers' random numbers.
+        embeddings: as `random_students` gives them; both layers have their width.
+
+    Returns:
+        Shape [networks, tokens, topics, tokens + 1, tokens + 1].
+    """
+    networks, hidden, contexts = embeddings["first"].shape
+    summed = _added_embeddings(embeddings)
+    lower = (1.5 * summed).tanh().flatten(2)
+    middle = torch.randn(networks, hidden, hidden, generator=generator) / math.sqrt(hidden)
+    output = torch.randn(networks, contexts - 1, hidden, generator=generator)
+    logits = output @ (2 * middle @ lower).tanh()
+    return (logits / logits.std()).unflatten(2, summed.shape[2:])
+
+
 def random_teachers(
     generator: torch.Generator, seeds: int, topics: int, tokens: int, hidden: int, sharpness: float
 ) -> Tensor:
@@ -52,13 +71,8 @@ def random_teachers(
         hidden: width of both layers.
         sharpness: standard deviation of the logits.
     """
-    contexts = _added_embeddings(random_students(generator, seeds, topics, tokens, hidden))
-    lower = (1.5 * contexts).tanh().flatten(2)
-    middle = torch.randn(seeds, hidden, hidden, generator=generator) / math.sqrt(hidden)
-    output = torch.randn(seeds, tokens, hidden, generator=generator)
-    logits = output @ (2 * middle @ lower).tanh()
-    table = (sharpness * logits / logits.std()).log_softmax(1)
-    return table.unflatten(2, contexts.shape[2:])
+    embeddings = random_students(generator, seeds, topics, tokens, hidden)
+    return (sharpness * random_logits(generator, embeddings)).log_softmax(1)
 
 
 class RMSProp:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import math
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.study import plots
 from benchmarks.study.results import Floats, Interval, Result
+from benchmarks.study.tables import Numbers, markdown, signed, spread
 from benchmarks.study.variants import DEFAULT, FACTORS, GROUPS, HEADLINE, PLOTTED, RIVALS
 from benchmarks.study.world import Setting
 
@@ -82,7 +81,8 @@ def _introduction(study: Study) -> str:
 Written by `python -m benchmarks.study` on {datetime.date.today().isoformat()} with Python {platform.python_version()},
 {versions}, on {os.cpu_count()} {platform.machine()} cores: {len(study.results)} variants, {runs:,} runs,
 {sum(result.seconds for result in everything) / 60:.0f} minutes of computing, shared by the
-workers. The study can be killed at any time and continues where it stopped.
+workers. The study can be killed at any time and continues where it stopped. Panel c,
+[self-play with a verifier](verified/README.md), has worlds, students and tables of its own.
 
 {_method(study)}"""
 
@@ -123,7 +123,7 @@ HEADER = (
 def _table(study: Study, names: list[str]) -> str:
     rows = [_row(study, name) for name in names]
     notes = f"The best rival on validation is {study.best_rival}; half of SFT's gain is {study.useful_gain:.2f} nats."
-    return f"{_markdown(HEADER, rows)}\n\n{notes} † at the edge of the grid."
+    return f"{markdown(HEADER, rows)}\n\n{notes} † at the edge of the grid."
 
 
 def _row(study: Study, name: str) -> list[str]:
@@ -132,11 +132,11 @@ def _row(study: Study, name: str) -> list[str]:
     return [
         f"**{name}**" if name == DEFAULT else name,
         _cell(result),
-        _spread(Interval.of(result.final)),
+        spread(Interval.of(result.final)),
         _difference(study, name, "spin"),
         _difference(study, name, study.best_rival),
         f"{result.chosen.mean():.3f}",
-        _spread(Interval.of(result.at_best("reverse")[:, -1])),
+        spread(Interval.of(result.at_best("reverse")[:, -1])),
         f"{result.better_share:.0%}",
         f"{result.gain_share(study.useful_gain):.0%}",
         " / ".join(f"{share:.0%}" for share in shares),
@@ -155,24 +155,16 @@ def _cell(result: Result) -> str:
 def _difference(study: Study, name: str, other: str) -> str:
     if name == other:
         return "–"
-    found = study.difference(name, other)
-    text = f"{found.value:+.3f} ± {found.high - found.value:.3f}"
-    return f"**{text}**" if found.excludes_zero else text
-
-
-def _spread(found: Interval) -> str:
-    if not math.isfinite(found.value):
-        return "diverged"
-    return f"{found.value:.3f} ± {found.high - found.value:.3f}"
+    return signed(study.difference(name, other))
 
 
 def _iterations(study: Study) -> str:
     rows = [
-        [name, *(_spread(Interval.of(values)) for values in study.results[name].at_best("forward").T)]
+        [name, *(spread(Interval.of(values)) for values in study.results[name].at_best("forward").T)]
         for name in HEADLINE
     ]
     header = ["variant", "start", *(str(i + 1) for i in range(study.setting.iterations))]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _annotated_share(study: Study) -> str:
@@ -181,7 +173,7 @@ def _annotated_share(study: Study) -> str:
     rows = [
         [
             name,
-            _spread(Interval.of(study.results[name].final)),
+            spread(Interval.of(study.results[name].final)),
             _difference(study, name, "sft"),
             _difference(study, name, full[0]),
         ]
@@ -191,7 +183,7 @@ def _annotated_share(study: Study) -> str:
     return (
         f"{setting.pairs} of {setting.all_pairs} pairs are annotated, as 26k are of 200k. All start from the same "
         "student, trained on the 13 %. With all pairs an iteration has the same number of epochs and so more steps.\n\n"
-        + _markdown(header, rows)
+        + markdown(header, rows)
     )
 
 
@@ -202,11 +194,11 @@ def _stability(study: Study) -> str:
     rows = []
     for name in HEADLINE:
         result, hot = study.results[name], study.hot[name].measures["forward"]
-        row = [name, _cell(result), _spread(Interval.of(result.final))]
+        row = [name, _cell(result), spread(Interval.of(result.final))]
         for forward in hot:
-            row += [_spread(Interval.of(forward[:, -1])), f"{_worse(forward):.0%} of seeds"]
+            row += [spread(Interval.of(forward[:, -1])), f"{_worse(forward):.0%} of seeds"]
         rows.append(row)
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _worse(forward: Floats) -> float:
@@ -229,21 +221,11 @@ def findings(study: Study) -> str:
     template = FINDINGS.read_text(encoding="utf-8").strip()
     return template.format(
         below_sft=f"{len(below)} of {len(rivals_of_sft)}",
-        kl=_Numbers(lambda name: f"{study.results[name].final.mean():.3f}"),
-        after=_Numbers(lambda names: _after(study, *names.split(" / "))),
-        grid=_Numbers(lambda name: _grid(study, name)),
-        versus=_Numbers(lambda names: _versus(study, *names.split(" / "))),
+        kl=Numbers(lambda name: f"{study.results[name].final.mean():.3f}"),
+        after=Numbers(lambda names: _after(study, *names.split(" / "))),
+        grid=Numbers(lambda name: _grid(study, name)),
+        versus=Numbers(lambda names: _versus(study, *names.split(" / "))),
     )
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """A mapping for `str.format` that computes its values with `text`."""
-
-    text: Callable[[str], str]
-
-    def __getitem__(self, key: str) -> str:
-        return self.text(key)
 
 
 def _after(study: Study, name: str, iterations: str) -> str:
@@ -261,8 +243,3 @@ def _versus(study: Study, name: str, other: str) -> str:
     if not found.excludes_zero:
         return f"not distinguishable from `{other}` {size}"
     return f"{'lower' if found.value < 0 else 'higher'} than `{other}` {size}"
-
-
-def _markdown(header: list[str] | tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

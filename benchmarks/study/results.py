@@ -17,8 +17,8 @@ from scipy import stats
 
 from benchmarks.study import language, losses, network, selfplay, world
 from benchmarks.study.losses import STUDY_OBJECTIVES
-from benchmarks.study.selfplay import Runs, Variant, play
-from benchmarks.study.world import Setting, World
+from benchmarks.study.selfplay import Measures, Runs, Variant, play
+from benchmarks.study.world import Setting, build_world
 from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import Normalizer, Parameters, Rewards, gradient_coefficients
 
@@ -134,19 +134,19 @@ def _finite(values: Floats) -> Floats:
     return np.where(np.isfinite(values), values, -np.inf)
 
 
-def compute(job: Job, world: World, folder: Path) -> None:
-    """Runs a job and writes its file atomically."""
-    seeds = world.setting.seeds
+def compute(job: Job, setting: Setting, folder: Path) -> None:
+    """Runs a job and writes its file."""
     start = time.perf_counter()
-    measures = play(world, job.variant, Runs.of(list(job.cells), seeds))
-    arrays = {
-        name: value.view(len(job.cells), seeds, -1).numpy().astype(np.float32) for name, value in measures.items()
-    }
-    arrays["seconds"] = np.float32(time.perf_counter() - start)
-    file = job.file(folder, world.setting)
+    measures = play(build_world(setting), job.variant, Runs.of(list(job.cells), setting.seeds))
+    save(job.file(folder, setting), measures, (len(job.cells), setting.seeds), time.perf_counter() - start)
+
+
+def save(file: Path, measures: Measures, runs: tuple[int, int], seconds: float) -> None:
+    """Writes measures, each of shape [runs, …], atomically, with `runs` = (cells, seeds) as their leading axes."""
+    arrays = {name: value.unflatten(0, runs).numpy().astype(np.float32) for name, value in measures.items()}
     partial = file.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, seconds=np.float32(seconds), **arrays)
     partial.replace(file)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,7 +154,7 @@ class _Game:
             "annotated_share": effective_sample_size(up.abs()) / up.shape[1],
             "synthetic_share": effective_sample_size(down.abs()) / down.shape[1],
         }
-        self.orders = self._next_orders(iteration)
+        self.orders = next_orders(self.variant.schedule, iteration, self.setting.iterations, self.orders, self.gaps)
         return measures
 
     def _answers(self, opponent: Tensor, topics: Tensor, generator: torch.Generator) -> Tensor:
@@ -212,16 +211,20 @@ class _Game:
             mean_tokens=self.setting.length,
         )
 
-    def _next_orders(self, iteration: int) -> Tensor:
-        history = torch.stack(self.gaps, dim=1).tolist()
-        orders = [
-            next_order(
-                self.variant.schedule,
-                iteration,
-                self.setting.iterations,
-                order,
-                [max(0.0, gap) for gap in gaps],
-            )[0]
-            for order, gaps in zip(self.orders.squeeze(1).tolist(), history, strict=True)
-        ]
-        return torch.tensor(np.array(orders, dtype=np.float32)).unsqueeze(1)
+
+def next_orders(schedule: SchedulePart, iteration: int, iterations: int, orders: Tensor, gaps: list[Tensor]) -> Tensor:
+    """The order α of every run in the next iteration.
+
+    Args:
+        schedule: rule and bounds.
+        iteration: the iteration that has ended.
+        iterations: how many there are.
+        orders: of that iteration, shape [runs, 1].
+        gaps: of all iterations so far, each of shape [runs].
+    """
+    history = torch.stack(gaps, dim=1).clamp(min=0.0).tolist()
+    following = [
+        next_order(schedule, iteration, iterations, order, run)[0]
+        for order, run in zip(orders.squeeze(1).tolist(), history, strict=True)
+    ]
+    return torch.tensor(following, dtype=torch.float32).unsqueeze(1)

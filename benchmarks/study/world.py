@@ -6,6 +6,7 @@ One teacher per seed; all comparisons are paired by seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -99,6 +100,7 @@ class World:
     initial: Weights
 
 
+@lru_cache(maxsize=1)
 def build_world(setting: Setting) -> World:
     """The world of a setting, the same on every call."""
     generator = torch.Generator().manual_seed(20260)
