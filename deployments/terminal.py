@@ -20,6 +20,8 @@ from deployments.processes import end_of
 from iris_core.common.markup import one_line, plain
 from iris_core.common.progress import Advance
 from iris_core.common.redaction import redact
+from iris_core.config.verification import accuracy_name
+from iris_core.pipeline.comparable import verifier_of
 from iris_core.pipeline.metrics import (
     EvaluateMetrics,
     GenerateMetrics,
@@ -37,6 +39,7 @@ from iris_core.reporting.summary import (
     place_name,
     rows,
     samples,
+    verifier_in,
     warnings,
 )
 from iris_core.store import Metrics, Store
@@ -51,7 +54,6 @@ NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for a width of 80
     "ESS\nann.\nsyn.",
     "reward\nmargin",
     "log-prob\n/ token\n[95 %]",
-    "exact\nmatch\n[95 %]",
 )
 
 
@@ -119,15 +121,16 @@ def summary_line(finished: Finished) -> str:
     """A finished stage's most important numbers."""
     match stage_metrics(finished.stage, finished):
         case PrepareMetrics() as found:
-            return f"{found.train_pairs} pairs to train on, {found.heldout_pairs} held out"
+            prompts = f"{found.prompts} prompts without annotation, " if found.prompts else ""
+            return f"{found.train_pairs} pairs to train on, {prompts}{found.heldout_pairs} held out"
         case GenerateMetrics() as found:
             cut = f", {found.truncated / found.responses:.0%} truncated" if found.truncated else ""
-            return f"{found.responses} answers, {found.mean_tokens:.0f} tokens each{cut}"
+            return f"{found.responses} answers, {found.mean_tokens:.0f} tokens each{cut}{_verdicts(found)}"
         case TrainMetrics() as found:
             return f"gap {found.gap.value:.3f}, held-out reward margin {found.heldout.reward_margin:.3f}"
         case EvaluateMetrics() as found:
             average = [f"average {100 * found.average.value:.1f} %"] if found.average else []
-            exact = [f"exact match {found.heldout.exact_match.value:.2f}"] if found.heldout else []
+            exact = [f"{_accuracy(finished)} {found.heldout.exact_match.value:.2f}"] if found.heldout else []
             return ", ".join([*average, *exact])
         case ScheduleMetrics() as found:
             return f"next α {found.next_order:.3g}: {found.reason}"
@@ -136,12 +139,26 @@ def summary_line(finished: Finished) -> str:
     return ""
 
 
+def _verdicts(found: GenerateMetrics) -> str:
+    """The shares of the verdicts on the responses, in percent; nothing without a verifier."""
+    if not found.shares:
+        return ""
+    right, wrong, undecided, mixed = (f"{share:.0%}" for share in found.shares.values())
+    return f"; {right} right, {wrong} wrong, {undecided} undecided, {mixed} of prompts with both"
+
+
+def _accuracy(finished: Finished) -> str:
+    """What the share of right held-out answers is called."""
+    return accuracy_name(verifier_of(finished.manifest()))
+
+
 def show_result(console: Console, store: Store) -> None:
     """The table of iterations, and some answers before and after."""
     found = rows(store)
     label = next((row.label for row in found if row.label), "average")
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in (*NARROW_HEADERS, f"{label}\n%"):
+    accuracy = _narrow_name(verifier_in(found))
+    for name in (*NARROW_HEADERS, f"{accuracy}\n[95 %]", f"{label}\n%"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
         table.add_row(*map(_narrow, cells(row)))
@@ -223,6 +240,14 @@ def _narrow(text: str) -> str:
     for mark in (" [", " (", " / ", " ± "):
         text = text.replace(mark, f"\n{mark.strip()}" if mark != " / " else "\n")
     return text
+
+
+def _narrow_name(verifier: str | None) -> str:
+    """What accuracy is called, on several lines."""
+    if verifier is None:
+        return "exact\nmatch"
+    kind = verifier.replace("_", "\n")
+    return f"accur.\n({kind})"
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from iris_core.common import markup
 from iris_core.common.redaction import redact
+from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.reporting import resources
 from iris_core.reporting.resources import Resources
 from iris_core.reporting.summary import (
@@ -25,6 +26,12 @@ from iris_core.store.places import iteration_name
 from tasks.stage import artifact_key
 
 WARNING = "warning"
+SHARES = {
+    "right": "right responses, %",
+    "wrong": "wrong responses, %",
+    "undecided": "undecided responses, %",
+    "mixed": "prompts with right and wrong responses, %",
+}
 
 
 def show_plan(store: Store, needs: Resources) -> None:
@@ -87,6 +94,9 @@ def quantities(store: Store, row: Row) -> list[dict[str, str]]:
     shown = list(zip(headers([row]), cells(row), strict=True))
     shown += [(name, f"{100 * score:.1f}") for name, score in row.benchmarks.items()]
     stages = f"{iteration_name(row.iteration)}/"
+    if generated := store.manifest(f"{stages}generate"):
+        shares = GenerateMetrics.of(generated).shares
+        shown += [(SHARES[name], f"{100 * share:.1f}") for name, share in shares.items()]
     shown += [(WARNING, redact(text)) for place, text in warnings(store) if place.startswith(stages)]
     return [{"quantity": name, "value": value} for name, value in shown if value]
 

@@ -50,3 +50,8 @@ class VerificationPart(Part):
     def judges(self) -> bool:
         """Whether there is a verifier."""
         return self.kind != "none"
+
+
+def accuracy_name(kind: str | None) -> str:
+    """What the share of right held-out answers is called, by the kind of verifier; None or "none": exact match."""
+    return "exact match" if kind in (None, "none") else f"accuracy ({kind})"

@@ -6,7 +6,7 @@ from typing import Any
 
 from iris_core.common.digest import json_digest
 from iris_core.pipeline.metrics import EvaluateMetrics
-from iris_core.pipeline.specs import EvaluateSpec, TrainSpec
+from iris_core.pipeline.specs import VERIFIERS_FILES, EvaluateSpec, TrainSpec
 from iris_core.store import Manifest
 
 MODEL_OR_MACHINE = {"policy", "versions", "execution", "seed", "trust_remote_code"}
@@ -14,13 +14,20 @@ BENCHMARKS_ONLY = {"data", "evaluation", "chat_template_kwargs", "template_date"
 
 
 def exact_match_settings(evaluated: Manifest) -> dict[str, Any]:
-    """What exact match on held-out prompts depends on.
+    """What exact match, or a verifier's accuracy, on held-out prompts depends on.
 
-    That is the prompts (as tokens), the answer pattern, the engine, the longest answer and the dtype.
+    That is the prompts (as tokens), the answer pattern, the verifier, the engine, the longest answer and the dtype.
     """
     spec = EvaluateSpec.of(evaluated)
-    settings = spec.model_dump(mode="json", exclude=MODEL_OR_MACHINE | BENCHMARKS_ONLY)
+    left_out: dict[str, Any] = dict.fromkeys(MODEL_OR_MACHINE | BENCHMARKS_ONLY, True)
+    settings = spec.model_dump(mode="json", exclude={**left_out, **VERIFIERS_FILES})
     return settings | {"pairs": spec.pairs.digest, "backend": spec.evaluation.backend}
+
+
+def verifier_of(evaluated: Manifest) -> str | None:
+    """The kind of verifier that judged the held-out answers; None where they were compared for exact match."""
+    verification = EvaluateSpec.of(evaluated).verification
+    return verification.kind if verification.judges else None
 
 
 def logprob_settings(trained: Manifest) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 
 from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
+from iris_core.pipeline.comparable import verifier_of
 from iris_core.pipeline.lineage import spread
 from iris_core.pipeline.metrics import EvaluateMetrics, GenerateMetrics, TrainMetrics
 from iris_core.pipeline.specs import RegisterSpec, TrainSpec
@@ -96,12 +97,17 @@ def _scores(evaluated: Manifest) -> dict[str, Any]:
     if found.average:
         numbers |= spread(f"{kind}/average", found.average.model_dump())
     if found.heldout:
-        numbers |= spread("exact_match", found.heldout.exact_match.model_dump())
+        verifier = verifier_of(evaluated)
+        name = f"accuracy/{verifier}" if verifier else "exact_match"
+        numbers |= spread(name, found.heldout.exact_match.model_dump())
     return numbers
 
 
 def _generated(manifests: dict[str, Manifest]) -> dict[str, Any]:
-    return GenerateMetrics.of(manifests["generate"]).model_dump() if "generate" in manifests else {}
+    if "generate" not in manifests:
+        return {}
+    found = GenerateMetrics.of(manifests["generate"])
+    return found.model_dump() | {f"{name}_share": share for name, share in found.shares.items()}
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

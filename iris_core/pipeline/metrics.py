@@ -94,6 +94,20 @@ class GenerateMetrics(Metrics):
         """How many there are: one to each prompt, or several to each that is trained on."""
         return sum(self.finish_reasons.values()) or self.prompts
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares of the verdicts on responses that are trained on, and of prompts with both right and wrong ones.
+
+        Empty without a verifier.
+        """
+        if not self.judged_prompts:
+            return {}
+        counts = {"right": self.right or 0, "wrong": self.wrong or 0, "undecided": self.undecided or 0}
+        judged = sum(counts.values())
+        return {name: count / judged for name, count in counts.items()} | {
+            "mixed": (self.mixed or 0) / self.judged_prompts
+        }
+
 
 class HeldoutMetrics(Part):
     """The held-out pairs after an iteration of training. Log-probs are in nats per token.

@@ -33,6 +33,7 @@ from iris_core.store import Artifact, Manifest, Policy, Spec
 EVALUATION_BATCH = 16  # requests in a batch of the stage `evaluate`, where `execution.batch_size` says nothing
 # A field of a later version is left out of keys where it says nothing, so that the keys of older stores stay.
 Verification = Annotated[VerificationPart, Field(exclude_if=lambda part: not part.judges)]
+VERIFIERS_FILES: dict[str, Any] = {"verification": {"schema_path": True, "databases": True}}  # their digest is keyed
 PUBLISHED = "iris.published"  # the tag of a run that names the spec of what is kept with it
 
 
@@ -96,6 +97,7 @@ class GenerateSpec(Spec):
 
     stage: ClassVar[str] = "generate"
     uses_gpus: ClassVar[bool] = True
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, **VERIFIERS_FILES}
     policy: Policy
     pairs: Artifact
     generation: GenerationPart
@@ -149,6 +151,7 @@ class EvaluateSpec(Spec):
 
     stage: ClassVar[str] = "evaluate"
     uses_gpus: ClassVar[bool] = True
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, **VERIFIERS_FILES}
     policy: Policy
     evaluation: EvaluationPart
     data: Artifact | None

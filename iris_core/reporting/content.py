@@ -118,6 +118,7 @@ def inputs(prepared: Manifest | None) -> Inputs | None:
         data_digest=start.pairs.digest,
         train_pairs=found.train_pairs,
         heldout_pairs=found.heldout_pairs,
+        prompts=found.prompts,
         dropped=found.dropped,
     )
 

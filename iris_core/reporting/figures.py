@@ -113,6 +113,30 @@ def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Inte
     return _svg(name, draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
 
 
+def verdicts(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str:
+    """Shares of verdicts by iteration; `mixed` is a share of prompts, drawn dashed."""
+    looks: dict[str, dict[str, Any]] = {
+        "right": {"color": ANNOTATED, "marker": "o"},
+        "wrong": {"color": SYNTHETIC, "marker": "s"},
+        "undecided": {"color": MUTED, "marker": "D"},
+        "mixed": {"color": ACCENT, "marker": "^", "linestyle": (0, (4, 1.5))},
+    }
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for title, values in shares.items():
+            axes.plot([100 * value for value in values], label=title, markersize=5, **looks[title])
+        shown = range(0, len(names), 1 + len(names) // MOST_NAMES)
+        axes.set_xticks(shown, [names[i] for i in shown])
+        axes.set_ylim(-4, 104)
+        axes.margins(x=0.08)
+        axes.set_ylabel("percent")
+        axes.set_xlabel("iteration")
+        figure.legend(loc="outside upper left", ncols=4, handlelength=2.2)
+
+    return _svg("verdicts", draw)
+
+
 def benchmark(name: str, names: Sequence[str], values: Sequence[Interval | None]) -> str:
     """A small plot of one benchmark's score in percent."""
 

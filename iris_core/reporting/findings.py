@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iris_core.common.intervals import Interval
+from iris_core.config.verification import accuracy_name
 from iris_core.reporting.report import Tile
-from iris_core.reporting.summary import Row
+from iris_core.reporting.summary import Row, verifier_in
 
 
 def sentence(found: Sequence[Row]) -> str:
@@ -17,7 +18,7 @@ def sentence(found: Sequence[Row]) -> str:
     first, last = found[0], trained[-1]
     count = len(trained)
     parts = [
-        _change("exact match on held-out prompts", first.exact_match, last.exact_match, 2),
+        _change(f"{accuracy_name(verifier_in(found))} on held-out prompts", first.exact_match, last.exact_match, 2),
         _change(
             "the held-out log-probability of annotated answers (nats a token)",
             first.logprob,
@@ -40,7 +41,7 @@ def tiles(found: Sequence[Row]) -> list[Tile]:
     first, last = found[0], trained[-1]
     label = f"{last.label} average, %" if last.label else "benchmark average, %"
     pairs = [
-        ("held-out exact match", first.exact_match, last.exact_match, 2),
+        (f"held-out {accuracy_name(verifier_in(found))}", first.exact_match, last.exact_match, 2),
         ("held-out log-prob per token", first.logprob, last.logprob, 3),
     ]
     shown = [

@@ -19,27 +19,16 @@ from markupsafe import Markup
 from iris_core.common.files import write_atomic
 from iris_core.common.intervals import Interval
 from iris_core.common.markup import plain
+from iris_core.config.verification import accuracy_name
 from iris_core.evaluation.benchmarks import BENCHMARKS
 from iris_core.reporting import figures
 from iris_core.reporting.content import collect
 from iris_core.reporting.report import Model, Report, Steps
+from iris_core.reporting.summary import verifier_in
 from iris_core.store import Store
 
 TEMPLATES = Path(__file__).with_name("templates")
-OUTCOMES = (  # attribute of the model, title, unit, caption
-    (
-        "exact_match",
-        "Exact match",
-        "share of held-out prompts",
-        "Share of held-out prompts whose greedy answer is exactly the annotated one, with its exact 95 % interval.",
-    ),
-    (
-        "logprob",
-        "Held-out log-probability",
-        "nats per token",
-        "Held-out log-probability per token of the annotated answers, with its 95 % interval.",
-    ),
-)
+SHARES = ("right", "wrong", "undecided")  # of the verdicts on synthetic responses
 CURVES = (  # column of the history, title, unit, sides, caption
     (
         "reward",
@@ -112,6 +101,8 @@ def render(report: Report) -> str:
         training=training_plots(report.steps),
         scores=benchmark_plots(report.models),
         label=_label(report.models),
+        verifier=verifier_in(report.models),
+        judged=any(model.generated and model.generated.shares for model in report.models),
     )
 
 
@@ -121,16 +112,53 @@ def _as_text(value: Any) -> Any:
 
 
 def outcome_plots(models: list[Model]) -> list[Plot]:
-    """What the iterations did to the model: exact match, log-prob, order and gap."""
+    """What the iterations did to the model: accuracy, log-prob, verdicts on its responses, order and gap."""
     names = [model.name for model in models]
     plots = []
-    for key, title, unit, caption in OUTCOMES:
+    for key, title, unit, caption in _outcomes(models):
         values = [getattr(model, key) for model in models]
         if any(values):
             svg = figures.by_model(f"heldout-{key}", names, values, unit)
             plots.append(Plot(title, Markup(svg), caption, f"{title} by model: {_by_name(names, values)}"))
+    judged = [model for model in models if model.generated and model.generated.shares]
+    if judged:
+        plots.append(_verdicts(judged))
     trained = [model for model in models if model.order is not None and model.gap is not None]
     return [*plots, _order_and_gap(trained)] if trained else plots
+
+
+def _outcomes(models: list[Model]) -> list[tuple[str, str, str, str]]:
+    """Attribute of the model, title, unit and caption of each plot by model."""
+    verifier = verifier_in(models)
+    how = f"is right for the verifier `{verifier}`" if verifier else "is exactly the annotated one"
+    return [
+        (
+            "exact_match",
+            accuracy_name(verifier).capitalize(),
+            "share of held-out prompts",
+            f"Share of held-out prompts whose greedy answer {how}, with its exact 95 % interval.",
+        ),
+        (
+            "logprob",
+            "Held-out log-probability",
+            "nats per token",
+            "Held-out log-probability per token of the annotated answers, with its 95 % interval.",
+        ),
+    ]
+
+
+def _verdicts(judged: list[Model]) -> Plot:
+    names, shares = [model.name for model in judged], [model.generated.shares for model in judged if model.generated]
+    svg = figures.verdicts(names, {name: [found[name] for found in shares] for name in (*SHARES, "mixed")})
+    alt = "; ".join(
+        f"iteration {name}: " + ", ".join(f"{share} {found[share]:.0%}" for share in (*SHARES, "mixed"))
+        for name, found in zip(names, shares, strict=True)
+    )
+    caption = (
+        "What the verifier found of the opponent's responses to prompts that are trained on, and the share of these "
+        "prompts with both right and wrong responses (mixed): only they show a difference."
+    )
+    return Plot("Verdicts on synthetic responses", Markup(svg), caption, alt)
 
 
 def training_plots(steps: Steps) -> list[Plot]:

@@ -35,6 +35,7 @@ class Inputs(Strict):
     data_digest: str
     train_pairs: int
     heldout_pairs: int
+    prompts: int = Field(0, exclude_if=lambda prompts: prompts == 0)  # without annotation
     dropped: dict[str, int]
 
 

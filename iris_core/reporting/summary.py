@@ -9,7 +9,7 @@ Terminal, Prefect UI and report show the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -17,8 +17,10 @@ from pydantic import Field
 from iris_core.common import markup
 from iris_core.common.intervals import Interval
 from iris_core.common.strict import Strict
+from iris_core.config.rules import is_none
+from iris_core.config.verification import accuracy_name
 from iris_core.objectives.gap import Gap
-from iris_core.pipeline.comparable import evaluation_protocols, training_protocols
+from iris_core.pipeline.comparable import evaluation_protocols, training_protocols, verifier_of
 from iris_core.pipeline.metrics import EvaluateMetrics, RegisterMetrics, TrainMetrics
 from iris_core.pipeline.specs import RegisterSpec, TrainSpec
 from iris_core.pipeline.stages import loop_places
@@ -33,7 +35,7 @@ HEADERS = (
     "ESS annotated / synthetic",
     "reward margin",
     "log-prob / token [95 %]",
-    "exact match [95 %]",
+    "exact match [95 %]",  # or a verifier's accuracy
     "average",
 )
 
@@ -48,7 +50,8 @@ class Row(Strict):
         ess_synthetic: the same on synthetic responses.
         reward_margin: mean held-out reward of annotated minus synthetic responses.
         logprob: held-out log-probability per token of annotated answers, in nats.
-        exact_match: share of held-out prompts answered exactly.
+        exact_match: share of held-out prompts answered exactly, or rightly where a verifier judges.
+        verifier: its kind; None where answers are compared for exact match.
         average: plain mean of the benchmarks, with its standard error.
         label: "miniature" where the embedded benchmarks gave the scores.
         settings: a digest of what a score was measured with, by its name here or a benchmark's.
@@ -63,6 +66,7 @@ class Row(Strict):
     reward_margin: float | None = None
     logprob: Interval | None = None
     exact_match: Interval | None = None
+    verifier: str | None = Field(None, exclude_if=is_none)
     average: float | None = None
     stderr: float | None = None
     label: str | None = None
@@ -172,9 +176,15 @@ def cells(row: Row) -> list[str]:
 
 
 def headers(found: list[Row]) -> list[str]:
-    """`HEADERS`, with the average labelled where its benchmarks are the miniature."""
+    """`HEADERS`, with the average labelled where its benchmarks are the miniature, and accuracy by its verifier."""
     label = next((row.label for row in found if row.label), None)
-    return [*HEADERS[:-1], f"{label} average, %" if label else "average, %"]
+    accuracy = f"{accuracy_name(verifier_in(found))} [95 %]"
+    return [*HEADERS[:-2], accuracy, f"{label} average, %" if label else "average, %"]
+
+
+def verifier_in(found: Sequence[Row]) -> str | None:
+    """The kind of verifier that judged the newest model's held-out answers; None: they are compared exactly."""
+    return next((row.verifier for row in reversed(found) if row.exact_match), None)
 
 
 def markdown(found: list[Row]) -> str:
@@ -241,6 +251,7 @@ def _scores(manifest: Manifest | None) -> dict[str, Any]:
         "label": found.label,
         "benchmarks": {name: score.value for name, score in found.benchmarks.items()},
         "exact_match": found.heldout.exact_match if found.heldout else None,
+        "verifier": verifier_of(manifest),
         "settings": evaluation_protocols(manifest),
     }
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+from iris_core.config.verification import accuracy_name
 from iris_core.tracking.measures import Measure, Measures, paired_difference
 
 CRITERIA = {
@@ -49,7 +50,8 @@ def challenge(challenger: Measures, champion: Measures | None, holder: str) -> V
     criterion = next((name for name in CRITERIA if getattr(champion, name, None)), None)
     if champion is None or criterion is None:
         return _not_compared(f"the champion, {holder}, has no measures in MLflow")
-    named, theirs = CRITERIA[criterion], getattr(champion, criterion)
+    theirs: Measure = getattr(champion, criterion)
+    named = _named(criterion, theirs)
     ours: Measure | None = getattr(challenger, criterion)
     if ours is None:
         return _not_compared(f"it has no {named}, which the champion, {holder}, is measured by")
@@ -75,6 +77,14 @@ def first_champion(challenger: Measures, initial: bool) -> Verdict:
 def again(note: str, champion: bool) -> Verdict:
     """The verdict of a challenge that is over, by its note, and whether the version was champion then or is now."""
     return Verdict(champion, note, compared=not note.startswith(UNCOMPARED))
+
+
+def _named(criterion: str, measure: Measure) -> str:
+    """What a criterion is called; a verifier that judged held-out answers is named."""
+    verification = measure.settings.get("verification")
+    if criterion == "exact_match" and verification:
+        return f"held-out {accuracy_name(verification['kind'])}"
+    return CRITERIA[criterion]
 
 
 def _not_compared(reason: str) -> Verdict:

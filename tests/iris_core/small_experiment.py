@@ -38,6 +38,7 @@ from iris_core.store import Manifest, Outcome, Policy, Spec, Store, run_stage
 STEPS = 6
 PROMPTS = 8
 ITEMS = 100  # of each benchmark
+VERDICTS = {"right": 20, "wrong": 10, "undecided": 2, "judged_prompts": 8, "mixed": 6, "heldout_right": 0.25}
 STARTED = 1_790_000_000.0
 
 
@@ -189,7 +190,12 @@ class SmallExperiment:
             tokens_per_second=123.4,
             finish_reasons={"stop": 7, "length": 1},
         )
-        return Outcome(outputs={"responses": out / "responses"}, metrics=metrics)
+        if not spec.verification.judges:
+            return Outcome(outputs={"responses": out / "responses"}, metrics=metrics)
+        (out / "verdicts").mkdir()
+        (out / "verdicts" / "0.parquet").write_bytes(b"verdicts")
+        outputs = {"responses": out / "responses", "verdicts": out / "verdicts"}
+        return Outcome(outputs=outputs, metrics=metrics.model_copy(update=VERDICTS))
 
     def train(self, t: int) -> Any:
         def work(spec: Any, out: Path) -> Outcome:
@@ -227,6 +233,7 @@ class SmallExperiment:
 
     def evaluate(self, average: float | None, exact: float) -> Any:
         def work(spec: Any, out: Path) -> Outcome:
+            judged = spec.answer_pattern or spec.verification.judges
             (out / "scores").mkdir(exist_ok=True)
             scores = {} if average is None else {"gsm8k": average - 0.1, "mmlu": average + 0.1}
             for name, score in scores.items():
@@ -264,9 +271,9 @@ class SmallExperiment:
                     name: Score(value=score, stderr=0.02, n=ITEMS, protocol=protocol) for name, score in scores.items()
                 },
                 label=self.label,
-                heldout=ExactMatch(exact_match=around(exact), n=PROMPTS) if spec.answer_pattern else None,
+                heldout=ExactMatch(exact_match=around(exact), n=PROMPTS) if judged else None,
             )
-            names = ["scores", "heldout.parquet"] if spec.answer_pattern else ["scores"]
+            names = ["scores", "heldout.parquet"] if judged else ["scores"]
             return Outcome(
                 outputs={name.removesuffix(".parquet"): out / name for name in names},
                 metrics=metrics,

@@ -210,6 +210,37 @@ def test_warnings_are_a_box_near_the_top_and_text_not_markup(tmp_path):
     assert Page(text).open == []
 
 
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """An experiment with a verifier: its page and its data."""
+    settings = {"verification": {"kind": "math"}, "generation": {"samples": 4}}
+    small = SmallExperiment(tmp_path_factory.mktemp("judged"), [0.3, 0.4], **settings)
+    small.initial()
+    small.iterations()
+    path = write_report(small.store)
+    return path.read_text(encoding="utf-8"), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_a_verifier_is_named_where_it_judged(judged):
+    page, data = judged
+    assert "xact match" not in page
+    assert data["table"]["headers"][-2] == "accuracy (math) [95 %]"
+    assert data["tiles"][0]["name"] == "held-out accuracy (math)"
+    assert "accuracy (math) on held-out prompts rose from" in data["result"]
+    assert [model.get("verifier") for model in data["models"]] == ["math"] * 3
+    assert "✗ not right" in page
+    assert "ρ = 3.0" in page
+
+
+def test_the_shares_of_verdicts_are_in_the_report(judged):
+    """Of 32 responses to 8 prompts 20 are right, 10 wrong and 2 undecided; 6 prompts have right and wrong ones."""
+    page, data = judged
+    assert "<td>62.5\u00a0%</td><td>31.2\u00a0%</td><td>6.2\u00a0%</td><td>75.0\u00a0%</td>" in page
+    plots = Page(page).plots
+    assert "iteration 1: right 62%, wrong 31%, undecided 6%, mixed 75%" in "; ".join(plots)
+    assert data["models"][1]["generated"]["mixed"] == 6
+
+
 def test_no_warnings_no_box(finished):
     assert 'id="warnings"' not in finished[1]
     assert finished[2]["warnings"] == []
