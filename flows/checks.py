@@ -149,6 +149,8 @@ def claimed(store: Store, experiment: Experiment, prepared: Prepared) -> Iterato
         "data": asked.data_digest or "",
         "heldout": asked.heldout_digest or "",
     }
+    if asked.prompts_digest:
+        identity["prompts"] = asked.prompts_digest
     store.claim(identity)
     with store.one_recipe(recipe_yaml(experiment)):
         yield

@@ -60,7 +60,8 @@ def _plan(experiment: Experiment, prepared: Prepared, checked: Finished, store: 
     if found.sizes is None:  # of an earlier version of IRIS
         return
     machine = machine_here(experiment.execution)
-    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs)
+    prompts = found.prompts if experiment.objective.learns_from_verdicts else 0
+    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs + prompts)
     show_plan(store, needs)
     needs.check()
 

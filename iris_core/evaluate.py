@@ -21,6 +21,7 @@ from iris_core.common import intervals
 from iris_core.common.digest import json_digest
 from iris_core.common.files import make_folder
 from iris_core.common.progress import Progress
+from iris_core.data.judged import judgeable
 from iris_core.data.pairs import Pair, load_pairs
 from iris_core.data.templates import Template
 from iris_core.evaluation import folder, harness
@@ -55,6 +56,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     Raises:
         EvaluationError: a benchmark is unknown, or its data is missing; before any model is loaded.
         DataError: no annotated held-out answer matches the answer pattern.
+        VerificationError: the verifier does not work.
     """
     backend = harness.resolve_backend(spec.evaluation.backend)
     backends.check_tensor_parallel("evaluation.backend", backend, spec.execution.tensor_parallel)
@@ -134,7 +136,7 @@ def _average(scores: list[Score]) -> Average:
 
 
 def exact_match(path: Path) -> ExactMatch:
-    """The share of correct held-out answers, with its exact 95 % interval."""
+    """The share of correct held-out answers, by the verifier or by exact match, with its exact 95 % interval."""
     correct = pq.read_table(path, columns=["correct"])["correct"].to_pylist()
     return ExactMatch(exact_match=intervals.proportion(sum(correct), len(correct)), n=len(correct))
 
@@ -178,7 +180,9 @@ def _is_scored(spec: EvaluateSpec, out: Path, item: Benchmark) -> bool:
 
 
 def _checkable(spec: EvaluateSpec) -> list[Pair]:
-    """The held-out pairs whose answers can be checked; none without an answer pattern."""
+    """The held-out pairs whose answers can be checked; none without a verifier or an answer pattern."""
+    if spec.verification.judges:
+        return judgeable(load_pairs(spec.pairs, "heldout"), spec.verification, spec.answer_pattern)
     return checkable(spec.answer_pattern, load_pairs(spec.pairs, "heldout")) if spec.answer_pattern else []
 
 

@@ -2,6 +2,8 @@
 
     python -m iris_core.generate --spec spec.json --out DIR
 
+Where there is a verifier, it judges the responses of a shard as soon as they are written; its verdicts are a file of
+their own, so that a run that was killed meanwhile samples nothing again.
 A shard is written whole or not at all. Its responses depend on its own prompts and seeds alone: a resumed run gives the
 responses of an uninterrupted one, and eight GPUs give those of one. Shards are the stage's items
 (`iris_core.execution.items`): each engine does one after the other.
@@ -9,6 +11,7 @@ responses of an uninterrupted one, and eight GPUs give those of one. Shards are 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +29,14 @@ from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
 from iris_core.generation import engines
 from iris_core.generation.responses import Shards, asked, count_tokens, divide, sampling_seed, write_shard
+from iris_core.generation.verdicts import (
+    VERDICTS,
+    count_verdicts,
+    mixed_warnings,
+    undecided_warnings,
+    verdicts_file,
+    write_verdicts,
+)
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.pipeline.specs import GenerateSpec
@@ -39,50 +50,78 @@ MAX_TRUNCATED = 0.1  # share of truncated responses above which there is a warni
 
 
 def generate(spec: GenerateSpec, out: Path) -> Outcome:
-    """Samples responses to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all."""
+    """Samples responses to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all.
+
+    Raises:
+        VerificationError: the verifier does not work.
+    """
     engines.check_backend(spec)
     shards = _shards(spec, out)
     loading.verify(spec.policy)
-    folder, units = out / RESPONSES, _units(spec, out)
-    make_folder(folder)
-    missing = {path: shard for path, shard in shards.items() if not units.holds(path)}
+    folders, units = _folders(spec, out), _units(spec, out)
+    for folder in folders.values():
+        make_folder(folder)
+    unsampled = [path for path in shards if not units.holds(path)]
+    missing = {path: shard for path, shard in shards.items() if not all(map(units.holds, _files(spec, path)))}
     started = time.monotonic()
     if missing:
-        _sample_missing(spec, out, missing, sum(map(len, shards.values())))
-    keep_only(folder, {path.name for path in shards})
+        _do_missing(spec, out, missing, sum(map(len, shards.values())))
+    for folder in folders.values():
+        keep_only(folder, {file.name for path in shards for file in _files(spec, path)})
     seconds = time.monotonic() - started
+    rate = sum(map(count_tokens, unsampled)) / seconds if unsampled else None
     rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
-    rate = sum(map(count_tokens, missing)) / seconds if missing else None
-    return Outcome(outputs={"responses": folder}, metrics=summarize(spec.generation, rows, rate))
+    verdicts = [row for path in shards for file in _files(spec, path)[1:] for row in pq.read_table(file).to_pylist()]
+    return Outcome(outputs=folders, metrics=summarize(spec.generation, rows, verdicts, rate))
 
 
 def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
-    """Opens an engine. Returns the function that samples and writes the shard with a name, unless it is there."""
+    """Returns the function that does the shard with a name: samples and judges what is not there yet.
+
+    The engine is opened for the first shard without responses.
+    """
     shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, _units(spec, out)
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
-    # The longest of all prompts, not of this engine's: engines with the same settings give the same responses.
-    longest = max(len(pair.prompt_ids) for _, shard in shards.values() for pair in shard)
-    work = out / WORK / ENGINES
-    make_folder(work)
-    sample = engines.open_engine(spec, longest, Path(tempfile.mkdtemp(dir=work)))
 
-    def sample_shard(name: str) -> None:
+    @functools.cache
+    def engine() -> engines.Sampler:
+        # The longest of all prompts, not of this engine's: engines with the same settings give the same responses.
+        longest = max(len(pair.prompt_ids) for _, shard in shards.values() for pair in shard)
+        work = out / WORK / ENGINES
+        make_folder(work)
+        return engines.open_engine(spec, longest, Path(tempfile.mkdtemp(dir=work)))
+
+    def do_shard(name: str) -> None:
         path, shard = shards[name]
-        if units.holds(path):  # by a worker that was lost before it could say so
-            return
-        requests = asked(shard, spec.generation.samples)
-        seeds = [sampling_seed(spec.seed, pair.prompt_id, number) for pair, number in requests]
-        samples = sample([pair.prompt_ids for pair, _ in requests], seeds)
-        with units.writing(path) as temporary:
-            write_shard(temporary, requests, samples, tokenizer, spec.stop_token_ids)
+        if not units.holds(path):  # else by a run, or a worker, that was lost before it could say so
+            requests = asked(shard, spec.generation.samples)
+            seeds = [sampling_seed(spec.seed, pair.prompt_id, number) for pair, number in requests]
+            samples = engine()([pair.prompt_ids for pair, _ in requests], seeds)
+            with units.writing(path) as temporary:
+                write_shard(temporary, requests, samples, tokenizer, spec.stop_token_ids)
+        for file in _files(spec, path)[1:]:
+            if not units.holds(file):
+                with units.writing(file) as temporary:
+                    write_verdicts(temporary, spec, path, shard)
 
-    return sample_shard
+    return do_shard
 
 
-def summarize(generation: GenerationPart, rows: list[dict[str, Any]], rate: float | None) -> GenerateMetrics:
-    """Counts over responses: how many, how long, how they ended, how many are empty. `rate` is in tokens per second."""
+def summarize(
+    generation: GenerationPart, rows: list[dict[str, Any]], verdicts: list[dict[str, Any]], rate: float | None
+) -> GenerateMetrics:
+    """Counts over responses: how many, how long, how they ended, how many are empty and of which verdict.
+
+    Args:
+        generation: how they were sampled.
+        rows: the responses.
+        verdicts: on each of them, in their order; none without a verifier.
+        rate: tokens per second.
+    """
     tokens = sum(len(row["token_ids"]) for row in rows)
     truncated = sum(row["finish_reason"] == "length" for row in rows)
+    counts = count_verdicts(rows, verdicts) if verdicts else {}
+    judged = [*undecided_warnings(verdicts), *mixed_warnings(counts, generation.samples)] if verdicts else []
     return GenerateMetrics(
         prompts=len({row["prompt_id"] for row in rows}),
         tokens=tokens,
@@ -91,7 +130,8 @@ def summarize(generation: GenerationPart, rows: list[dict[str, Any]], rate: floa
         empty=sum(not row["response"].strip() for row in rows),
         finish_reasons=dict(Counter(row["finish_reason"] for row in rows)),
         tokens_per_second=rate,
-        warnings=warnings(generation, truncated, len(rows)),
+        warnings=[*warnings(generation, truncated, len(rows)), *judged],
+        **counts,
     )
 
 
@@ -120,8 +160,18 @@ def _units(spec: GenerateSpec, out: Path) -> Units:
     return Units(out, spec.key(), spec.execution.patience)
 
 
-def _sample_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) -> None:
-    """Samples the `missing` shards and reports each; `total` counts the prompts of all shards."""
+def _folders(spec: GenerateSpec, out: Path) -> dict[str, Path]:
+    """The outputs."""
+    return {name: out / name for name in ((RESPONSES, VERDICTS) if spec.verification.judges else (RESPONSES,))}
+
+
+def _files(spec: GenerateSpec, path: Path) -> list[Path]:
+    """The files of the shard at `path`: its responses, and the verdicts on them where there is a verifier."""
+    return [path, verdicts_file(path)] if spec.verification.judges else [path]
+
+
+def _do_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) -> None:
+    """Does the `missing` shards and reports each; `total` counts the prompts of all shards."""
     remove(out / WORK / ENGINES)  # of an earlier try
     progress = Progress("generate", total, done=total - sum(map(len, missing.values())))
     shards, tokens, started = {path.name: path for path in missing}, 0, time.monotonic()
@@ -129,7 +179,8 @@ def _sample_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) 
 
     def on_done(name: str) -> None:
         nonlocal tokens
-        tokens += count_tokens(units.written(shards[name]))
+        path, *_ = map(units.written, _files(spec, shards[name]))
+        tokens += count_tokens(path)
         progress.advance(len(missing[shards[name]]), tokens_per_second=tokens / (time.monotonic() - started))
 
     run_items(spec, out, list(shards), sampler, on_done)

@@ -16,6 +16,7 @@ from iris_core.common.errors import DataError
 from iris_core.common.files import write_atomic
 from iris_core.data.chat import Chat
 from iris_core.data.conversations import Conversation
+from iris_core.data.judged import PATTERNED, prove
 from iris_core.data.pairs import KNOWN, Pair, Usable, make_pairs, split_pairs, unseen, write_pairs
 from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.evaluation.heldout import checkable
@@ -27,6 +28,7 @@ from iris_core.modeling.weights import check_model, check_vocabulary
 from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.specs import PrepareSpec, ResolvedModel
 from iris_core.store import Outcome
+from iris_core.verification.kinds import check as check_verifier
 
 
 def prepare(spec: PrepareSpec, out: Path) -> Outcome:
@@ -34,7 +36,9 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
 
     Raises:
         ModelError: the model cannot be used; DataError: the data cannot.
+        ConfigError: the verifier lacks something; VerificationError: it does not work.
     """
+    check_verifier(spec.verification)
     folder = loading.resolve(spec.model, spec.model_commit)
     model = check_model(folder, spec.model.trust_remote_code)
     if spec.lora is not None:
@@ -46,6 +50,8 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     proof = fit.prove(config, spec)
     pairs, found = _pairs(spec, chat)
     rows = fit.choose_packing(config, proof, spec, pairs)
+    judges = spec.verification.judges
+    unproved = prove(pairs, spec.verification, spec.data.answer_pattern) if judges else []
     write_pairs(pairs, out / "pairs.parquet")
     resolved = ResolvedModel(
         path=folder,
@@ -71,7 +77,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
             packing=rows.packing,
             packing_reason=rows.reason,
             sizes=trained_sizes(config, spec.lora, spec.model.trust_remote_code),
-            warnings=[*found.warnings, *rows.warnings],
+            warnings=[*found.warnings, *rows.warnings, *unproved],
         ),
     )
 
@@ -152,7 +158,8 @@ def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:
         DataError: it would leave out all of them.
     """
     pattern = spec.data.answer_pattern
-    if pattern is None or spec.data.reference_column is not None:
+    patterned = not spec.verification.judges or spec.verification.kind in PATTERNED
+    if pattern is None or not patterned or spec.data.reference_column is not None:
         return []
     checked = {pair.prompt_id for pair in checkable(pattern, heldout)}
     others = [pair for pair in heldout if pair.prompt_id not in checked]

@@ -17,6 +17,9 @@ ObjectiveName = Literal["iris", "spin", "hinge", "space", "spif", "tspin", "sft"
 OBJECTIVE_NAMES: list[ObjectiveName] = list(get_args(ObjectiveName))
 # compared by default: not `hinge`, which is SPIN with its other loss, nor `rft`, which needs a verifier
 COMPARED: list[ObjectiveName] = [name for name in OBJECTIVE_NAMES if name not in ("hinge", "rft")]
+# a member of a comparison: an objective without verdicts, or `verified`, which is iris with them
+MemberName = Literal[ObjectiveName, "verified"]
+WITH_VERIFIER: list[MemberName] = ["rft", "verified"]  # compared beside the others where there is a verifier
 VERIFIABLE = ("iris", "spin", "space", "spif")  # these learn from verdicts where there are any
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
@@ -61,6 +64,11 @@ class ObjectivePart(Part):
     verified_weight: float = Field(
         3.0, gt=0, description="Weight ρ of the responses that the verifier judged, against the annotated ones."
     )
+
+    @property
+    def learns_from_verdicts(self) -> bool:
+        """Whether it trains on all samples of a prompt, by their verdicts."""
+        return self.name == "rft" or bool(self.verified)
 
     def resolved(self, judged: bool) -> ObjectivePart:
         """These settings with `verified` set where responses are `judged`, and None where they are not.

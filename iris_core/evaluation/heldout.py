@@ -1,7 +1,12 @@
-"""Held-out prompts: which of them can be checked, and the Parquet file with their answers."""
+"""Held-out prompts: which of them can be checked, and the Parquet file with their answers.
+
+A verifier checks the answers where there is one; else those are correct that match the annotated ones exactly.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +14,15 @@ import pyarrow as pa
 
 from iris_core.common.errors import DataError
 from iris_core.common.parquet import write_parquet
+from iris_core.data.judged import case_of
 from iris_core.data.pairs import Pair
 from iris_core.evaluation.answers import answer
 from iris_core.modeling import loading
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.verification.patterns import extract
+from iris_core.verification.verifier import open_verifier
+
+log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -42,30 +51,53 @@ def checkable(pattern: str, pairs: list[Pair]) -> list[Pair]:
 
 
 def write_answers(path: Path, spec: EvaluateSpec, lm: Any, pairs: list[Pair], batch_size: int) -> None:
-    """Answers the prompts of `pairs` greedily, compares with the annotated answers and writes a row for each pair.
+    """Answers the prompts of `pairs` greedily, checks the answers and writes a row for each pair.
 
     Args:
         path: the Parquet file.
-        spec: answer pattern, most tokens of an answer, stop tokens.
+        spec: verifier, answer pattern, most tokens of an answer, stop tokens.
         lm: from `harness.open_model`.
-        pairs: from `checkable`.
+        pairs: those that can be checked.
         batch_size: of the benchmarks; twice as many prompts are answered together.
     """
-    assert spec.answer_pattern is not None
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
     prompts = [pair.prompt_ids for pair in pairs]
     answers = answer(lm, prompts, spec.max_new_tokens, spec.stop_token_ids, 2 * batch_size)
-    rows = []
-    for pair, token_ids in zip(pairs, answers, strict=True):
-        response = tokenizer.decode(token_ids, skip_special_tokens=True)
-        correct = extract(spec.answer_pattern, response) == extract(spec.answer_pattern, pair.response)
-        rows.append(
-            {
-                "prompt_id": pair.prompt_id,
-                "prompt": pair.prompt,
-                "annotated": pair.response,
-                "response": response,
-                "correct": correct,
-            }
-        )
+    responses = [tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids in answers]
+    if spec.verification.judges:
+        truncated = [len(token_ids) >= spec.max_new_tokens for token_ids in answers]
+        correct = _judge(spec, pairs, responses, truncated)
+    else:
+        correct = [_matches(spec, pair, response) for pair, response in zip(pairs, responses, strict=True)]
+    rows = [
+        {
+            "prompt_id": pair.prompt_id,
+            "prompt": pair.prompt,
+            "annotated": pair.response,
+            "response": response,
+            "correct": right,
+        }
+        for pair, response, right in zip(pairs, responses, correct, strict=True)
+    ]
     write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
+
+
+def _matches(spec: EvaluateSpec, pair: Pair, response: str) -> bool:
+    """Whether the answer in `response` is that of the annotated response."""
+    assert spec.answer_pattern is not None
+    return extract(spec.answer_pattern, response) == extract(spec.answer_pattern, pair.response)
+
+
+def _judge(spec: EvaluateSpec, pairs: list[Pair], responses: list[str], truncated: list[bool]) -> list[bool]:
+    """Whether the verifier finds each response right. Those that it cannot judge are not, and named in the log."""
+    settings, pattern = spec.verification, spec.answer_pattern
+    cases = [
+        case_of(pair, response, settings, pattern, truncated=cut)
+        for pair, response, cut in zip(pairs, responses, truncated, strict=True)
+    ]
+    with open_verifier(settings, pattern) as verifier:
+        verdicts = verifier.verify(cases)
+    reasons = Counter(found.reason for found in verdicts if found.verdict == "undecided")
+    if reasons:
+        log.warning("%d of %d held-out answers are undecided: %s", reasons.total(), len(verdicts), dict(reasons))
+    return [found.verdict == "right" for found in verdicts]

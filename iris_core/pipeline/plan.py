@@ -20,7 +20,7 @@ from iris_core.config import (
     parse_experiment,
     yaml12,
 )
-from iris_core.config.objective import WITH_INITIAL_RESPONSES
+from iris_core.config.objective import COMPARED, WITH_INITIAL_RESPONSES, WITH_VERIFIER, MemberName
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
@@ -120,6 +120,8 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data_digest=source_digest("data.path", data, data.path),
         heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
         prompts_digest=source_digest("data.prompts_path", data, data.prompts_path),
+        verification=experiment.verification,
+        verifier_digest=verifier_digest(experiment.verification),
         max_new_tokens=experiment.generation.max_new_tokens,
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,
@@ -265,19 +267,25 @@ def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSp
     )
 
 
-def member(experiment: Experiment, name: ObjectiveName, seed: int) -> Experiment:
-    """The loop of a comparison that trains with objective `name` and `seed`, in the same store.
+def compared_by_default(experiment: Experiment) -> list[MemberName]:
+    """What a comparison has by default: objectives without verdicts, and those with them where there is a verifier."""
+    return [*COMPARED, *(WITH_VERIFIER if experiment.verification.judges else [])]
+
+
+def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
+    """The loop of a comparison for the member `name` with `seed`, in the same store.
 
     Raises:
-        ConfigError: the seed is out of range, or the loop's name gets too long.
+        ConfigError: the seed is out of range, the loop's name gets too long, or there is no verifier.
     """
     objective = experiment.objective
-    if name != objective.name:
-        beta = ObjectivePart(name=name).beta
-        objective = objective.model_copy(update={"name": name, "beta": beta})
+    trained: ObjectiveName = "iris" if name == "verified" else name
+    if trained != objective.name:
+        beta = ObjectivePart(name=trained).beta
+        objective = objective.model_copy(update={"name": trained, "beta": beta})
     changed = {
         "name": f"{experiment.name}-{name}-seed-{seed}",
-        "objective": objective,
+        "objective": objective.model_copy(update={"verified": name == "verified"}),
         "seed": seed,
     }
     return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
@@ -310,7 +318,7 @@ def _member(loop: Experiment) -> Member:
     if not trained:
         raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
     return Member(
-        objective=loop.objective.name,
+        objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
         beta=loop.objective.beta,
         seed=loop.seed,
         train=trained,

@@ -45,6 +45,7 @@ class PrepareSpec(Spec):
     """
 
     stage: ClassVar[str] = "prepare"
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, **VERIFIERS_FILES}
     model: ModelPart
     model_digest: str | None  # of a local folder
     model_commit: str | None  # of a model on the hub
@@ -52,6 +53,8 @@ class PrepareSpec(Spec):
     data_digest: str | None
     heldout_digest: str | None
     prompts_digest: str | None = Field(None, exclude_if=is_none)
+    verification: Verification = VerificationPart()
+    verifier_digest: str | None = Field(None, exclude_if=is_none)
     max_new_tokens: int
     packing: Literal["auto", "packed", "separate"]
     lora: LoraPart | None

@@ -28,7 +28,8 @@ VARIABLES = {
     SYNTHETIC: "--synthetic",
     ACCENT: "--accent",
 }
-COMPARED = ("#118273", "#2162c3", "#c36221", "#8a52c9", "#a92b2b", "#8f7a1c", "#5b6670")
+COMPARED = ("#118273", "#2162c3", "#c36221", "#8a52c9", "#a92b2b", "#8f7a1c", "#5b6670", "#c2408f", "#3f8fb5")
+MARKERS = "osD^vPX<>"
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "iris",
@@ -99,7 +100,7 @@ def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Inte
                 centers,
                 yerr=bars,
                 color=COMPARED[place % len(COMPARED)],
-                marker="osD^vPX"[place % 7],
+                marker=MARKERS[place % len(MARKERS)],
                 markersize=4,
                 linewidth=1.2,
                 elinewidth=0.9,
@@ -111,6 +112,31 @@ def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Inte
         figure.legend(loc="outside right upper")
 
     return _svg(name, draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
+
+
+def frontier(models: Mapping[str, tuple[Sequence[Interval], Sequence[Interval]]], x: str, y: str) -> str:
+    """Two quantities of several objectives against each other, from model to model; the last has its intervals.
+
+    Args:
+        models: for each objective, both quantities of its models.
+        x: label of the first.
+        y: label of the second.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, (title, (xs, ys)) in enumerate(models.items()):
+            color, marker = COMPARED[place % len(COMPARED)], MARKERS[place % len(MARKERS)]
+            (at_x, wide), (at_y, high) = _bars(xs[-1:]), _bars(ys[-1:])
+            axes.plot([x.value for x in xs], [y.value for y in ys], color=color, linewidth=0.8, alpha=0.6)
+            axes.errorbar(
+                at_x, at_y, xerr=wide, yerr=high, color=color, marker=marker, markersize=6, elinewidth=0.9, label=title
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        figure.legend(loc="outside right upper")
+
+    return _svg("frontier", draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
 
 
 def verdicts(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str:

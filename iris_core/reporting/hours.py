@@ -48,6 +48,13 @@ class Work:
     pairs: int
 
 
+def trained_responses(experiment: Experiment) -> int:
+    """Responses to a prompt that a step computes: the annotated one and, by verdicts, all samples of the opponent."""
+    if experiment.objective.learns_from_verdicts:
+        return 1 + experiment.generation.samples
+    return RESPONSES.get(experiment.objective.name, 2)
+
+
 def pair_tokens(experiment: Experiment, responses: int, separate: bool) -> int:
     """Tokens that a step computes for the longest pair that the experiment takes."""
     data = experiment.data
@@ -57,14 +64,15 @@ def pair_tokens(experiment: Experiment, responses: int, separate: bool) -> int:
 
 
 def work_of(experiment: Experiment, pairs: int) -> Work:
-    """The work of all iterations with `pairs` annotated pairs."""
+    """The work of all iterations with `pairs` to train on, prompts without annotation included."""
     separate = experiment.training.packing == "separate"
     iterations = experiment.iterations
     mixed = iterations - 1 if experiment.data.mix_previous else 0  # these train on two synthetic responses of a pair
-    responses = RESPONSES.get(experiment.objective.name, 2)
+    responses = trained_responses(experiment)
+    scored = responses if experiment.objective.learns_from_verdicts else 2
     return Work(
         tokens=pair_tokens(experiment, responses, separate),
-        scored=pair_tokens(experiment, 2, separate),
+        scored=pair_tokens(experiment, scored, separate),
         pairs=pairs * (iterations + mixed),
     )
 
@@ -76,14 +84,15 @@ def hours(experiment: Experiment, sizes: Sizes, card: str, pairs: int | None) ->
         experiment: the settings.
         sizes: of the model.
         card: the name of the GPU.
-        pairs: annotated pairs that are trained on; None: not known yet.
+        pairs: pairs that are trained on, prompts without annotation included; None: not known yet.
     """
     unknown: Hours = {
         "generate": "not estimated: no sampling rate on a GPU was measured",
         "evaluate": "not estimated: no evaluation on a GPU was measured",
     }
     peak = next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", card)), None)
-    if reason := _obstacle(sizes, card, peak, pairs):
+    unread = "data.prompts_path is set" if experiment.data.max_pairs else "data.max_pairs is not set"
+    if reason := _obstacle(sizes, card, peak, pairs, unread):
         return {"train": f"not estimated: {reason}", **unknown}, []
     assert peak is not None
     assert pairs is not None
@@ -108,11 +117,11 @@ def flop_per_weight(method: str, checkpointing: bool) -> int:
     return 2 * (2 + (method == "full") + checkpointing)
 
 
-def _obstacle(sizes: Sizes, card: str, peak: float | None, pairs: int | None) -> str | None:
+def _obstacle(sizes: Sizes, card: str, peak: float | None, pairs: int | None, unread: str) -> str | None:
     if peak is None:
         return f"the bf16 peak of {card} is not in the table"
     if pairs is None:
-        return "data.max_pairs is not set, and the data is not read yet"
+        return f"{unread}, and the data is not read yet"
     if not 1 / NEAR <= sizes.parameters / MEASURED_PARAMETERS <= NEAR:
         return (
             f"models of about {MEASURED_PARAMETERS / 1e9:.1f} B parameters were measured, this one has "

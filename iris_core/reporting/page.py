@@ -130,7 +130,7 @@ def outcome_plots(models: list[Model]) -> list[Plot]:
 def _outcomes(models: list[Model]) -> list[tuple[str, str, str, str]]:
     """Attribute of the model, title, unit and caption of each plot by model."""
     verifier = verifier_in(models)
-    how = f"is right for the verifier `{verifier}`" if verifier else "is exactly the annotated one"
+    how = f"is right for the verifier, {verifier}" if verifier else "is exactly the annotated one"
     return [
         (
             "exact_match",

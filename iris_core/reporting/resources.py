@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, TrainingPart
-from iris_core.config.objective import RESPONSES
 from iris_core.pipeline.sizes import Sizes
-from iris_core.reporting.hours import Hours, hours, pair_tokens
+from iris_core.reporting.hours import Hours, hours, pair_tokens, trained_responses
 from iris_core.reporting.machine import GB, Machine
 from iris_core.training.checkpoints import KEPT_CHECKPOINTS
 from iris_core.training.memory import (
@@ -31,6 +30,7 @@ from iris_core.training.memory import (
     training_memory,
 )
 
+RESPONSE_TOKEN = 8  # bytes of a token of a response: its id, and about four letters
 MORE_GPUS = 8  # times as many at most, where more of them are proposed
 
 
@@ -45,6 +45,7 @@ class Resources:
         memory: of training, on each device.
         host: main memory of a machine in which its ranks load the model.
         disk: files of the store, checkpoints included.
+        responses: most bytes of the responses in the store; None where the number of prompts is not known.
         traffic: what each device sends: in a step where the model is not sharded, else for each row.
         weights: of the model in a sampling engine, on each GPU.
         hours: GPU-hours by stage.
@@ -58,6 +59,7 @@ class Resources:
     memory: Memory
     host: float
     disk: float
+    responses: float | None
     traffic: float
     weights: float
     hours: Hours
@@ -97,15 +99,17 @@ def resources(
         sizes: of its model, with an adapter where it can have one.
         machine: the devices.
         dtype: of the matmuls.
-        pairs: annotated pairs to train on; None: as many as `data.max_pairs` says.
+        pairs: pairs to train on, with the prompts without annotation that the objective uses; None: as many as the
+            recipe says.
     """
+    pairs = pairs or _planned(experiment)
     training, devices = experiment.training, machine.devices
     sharding, memory = _trained(experiment, training, sizes, machine, dtype)
     full, width = training.method == "full", 2 if dtype == "bfloat16" else FP32
     trained = sizes.parameters if full else sizes.adapter
     state = trained * FP32 * (1 + STATES[training.optimizer])
     saved = sizes.parameters * width if full else sizes.adapter * FP32
-    found, assumptions = hours(experiment, sizes, machine.name, pairs or experiment.data.max_pairs)
+    found, assumptions = hours(experiment, sizes, machine.name, pairs)
     needs = Resources(
         machine=machine,
         sizes=sizes,
@@ -113,6 +117,7 @@ def resources(
         memory=memory,
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
+        responses=_responses(experiment, pairs) if pairs else None,
         traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
@@ -123,12 +128,24 @@ def resources(
     return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
 
 
+def _planned(experiment: Experiment) -> int | None:
+    """The pairs to train on as the recipe says; None: only the data does."""
+    unread = experiment.data.prompts_path is not None and experiment.objective.learns_from_verdicts
+    return None if unread else experiment.data.max_pairs
+
+
+def _responses(experiment: Experiment, pairs: int) -> float:
+    """Bytes of all responses, each as long as it may be."""
+    generation = experiment.generation
+    count = pairs * generation.samples + experiment.data.heldout
+    return float(experiment.iterations * count * generation.max_new_tokens * RESPONSE_TOKEN)
+
+
 def _trained(
     experiment: Experiment, training: TrainingPart, sizes: Sizes, machine: Machine, dtype: str
 ) -> tuple[Sharding, Memory]:
     """What the ranks share and what each of them needs, with rows as long as the longest pair, which gets its own."""
-    responses = RESPONSES.get(experiment.objective.name, 2)
-    longest = pair_tokens(experiment, responses, training.packing == "separate")
+    longest = pair_tokens(experiment, trained_responses(experiment), training.packing == "separate")
     training = training.model_copy(update={"tokens_per_batch": max(longest, training.tokens_per_batch)})
     sharding = sharding_of(sizes, training, dtype, machine.devices)
     sharing = machine.devices.sharing(sharding)
@@ -196,6 +213,8 @@ def rows(needs: Resources) -> list[tuple[str, str]]:
         lines.append((f"{each} sends {sent}", _gb(needs.traffic)))
     lines.append(("main memory of a machine, while its ranks load the model", _gb(needs.host)))
     lines.append(("disk: models or adapters, checkpoints", _gb(needs.disk)))
+    if needs.responses is not None:
+        lines.append(("disk: responses", f"at most {_gb(needs.responses)}"))
     return lines + [(f"GPU-hours of {stage}, all iterations", _hours(found)) for stage, found in needs.hours.items()]
 
 

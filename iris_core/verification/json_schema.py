@@ -48,18 +48,15 @@ def open_schema(settings: VerificationPart) -> Validator:
     """
     assert settings.schema_path is not None
     file = Path(settings.schema_path).expanduser()
+    setting = "verification.schema_path"
     try:
         schema: Any = json.loads(file.read_text(encoding="utf-8"))
         kind = validator_for(schema)
         kind.check_schema(schema)
     except OSError as error:
-        raise ConfigError(
-            f"verification.schema_path: {file} cannot be read ({first_line(error)}): give a JSON Schema"
-        ) from error
+        raise ConfigError(f"{setting}: {file} cannot be read ({first_line(error)}): give a JSON Schema") from error
     except (ValueError, SchemaError) as error:
-        raise ConfigError(
-            f"verification.schema_path: {file} is no JSON Schema ({first_line(error)}): fix it"
-        ) from error
+        raise ConfigError(f"{setting}: {file} is no JSON Schema ({first_line(error)}): fix it") from error
     return kind(schema, registry=Registry())
 
 

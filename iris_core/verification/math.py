@@ -1,6 +1,6 @@
-"""Verifier `math`: mathematical expressions are equal, by math-verify.
+r"""Verifier `math`: mathematical expressions are equal, by math-verify.
 
-math-verify finds the last expression of a text (in `\\boxed`, in LaTeX or plain), parses it and compares by sympy. It
+math-verify finds the last expression of a text (in `\boxed`, in LaTeX or plain), parses it and compares by sympy. It
 passes sympy's parser, which evaluates code, only digits, operators and parentheses; its own time limits rely on signals
 that a large power does not let through, so that the limits here are those of the process.
 """

@@ -18,7 +18,8 @@ from typing import Any
 
 KEPT = ("<super>", "<sub>", "<fraction>")  # 10² is not 102
 SIGNS = str.maketrans({"\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2018": "'", "\u2019": "'"})
-MONTHS = {name: at for at, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}
+NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTHS = {name: number for number, name in enumerate(NAMES, 1)}
 MONTH = (
     r"(?P<month>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|"
     r"oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"

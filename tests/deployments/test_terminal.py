@@ -123,3 +123,18 @@ def test_another_mlflow_is_where_the_recipe_says() -> None:
     show_places(shown, Store(Path("/s"), "e"), Path("/s/report.html"), "iris demo", "http://me:secret@mlflow:5000")
     (line,) = (line for line in text_of(shown).splitlines() if line.startswith("MLflow"))
     assert line == "MLflow   http://***@mlflow:5000  runs, metrics, model versions"
+
+
+def test_verdicts_and_the_name_of_the_verifier(tmp_path: Path) -> None:
+    judged = SmallExperiment(tmp_path, [0.3], verification={"kind": "math"})
+    judged.initial()
+    judged.iterations()
+    assert summary_line(finished(judged, "iteration-0/generate")) == (
+        "8 answers, 10 tokens each, 12% truncated; 62% right, 31% wrong, 6% undecided, 75% of prompts with both"
+    )
+    assert summary_line(finished(judged, "iteration-0/evaluate")) == "average 30.0 %, accuracy (math) 0.30"
+    shown = console()
+    show_result(shown, judged.store)
+    header = text_of(shown).splitlines()[2:6]
+    assert "accur." in header[0] + header[1]
+    assert max(map(len, text_of(shown).splitlines()[:9])) <= 80

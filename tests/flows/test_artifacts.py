@@ -73,3 +73,15 @@ def test_the_plan_is_a_table_with_its_assumptions() -> None:
     assert "| training.sharding | full |" in table
     assert assumptions == needs.assumptions
     assert assumptions[0].startswith("training: 44% of the card's 989 dense bf16 TFLOP/s")
+
+
+def test_the_shares_of_verdicts_are_among_the_numbers(tmp_path: Path) -> None:
+    small = SmallExperiment(tmp_path, [0.3], verification={"kind": "math"})
+    small.initial()
+    small.iterations()
+    initial, first = (quantities(small.store, row) for row in rows(small.store))
+    shown = {row["quantity"]: row["value"] for row in first}
+    assert shown["right responses, %"] == "62.5"
+    assert shown["prompts with right and wrong responses, %"] == "75.0"
+    assert shown["accuracy (math) [95 %]"] == "0.30 [0.20, 0.40]"
+    assert "right responses, %" not in {row["quantity"] for row in initial}

@@ -303,11 +303,12 @@ def average_of(scores: dict[str, float], spec: Any) -> Average:
 def heldout_logprobs(opponent: float, policy: float) -> pa.Table:
     """Held-out log-probs of annotated responses of 10 tokens, with these means per token and a spread of the change."""
     spread = np.linspace(-0.1, 0.1, PROMPTS)
-    columns = {
-        "annotated_opponent": np.full(PROMPTS, 10 * opponent),
-        "annotated_policy": 10 * (policy + spread),
-    }
-    return pa.table(columns | {"annotated_tokens": np.full(PROMPTS, 10.0)})
+    columns = {}
+    for side, shift in (("annotated", 0), ("annotated_cut", 0), ("synthetic", -0.5)):
+        columns[f"{side}_opponent"] = np.full(PROMPTS, 10 * (opponent + shift))
+        columns[f"{side}_policy"] = 10 * (policy + shift + spread)
+        columns[f"{side}_tokens"] = np.full(PROMPTS, 10.0)
+    return pa.table(columns)
 
 
 def history_row(t: int, step: int) -> dict[str, float]:

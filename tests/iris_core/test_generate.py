@@ -186,7 +186,7 @@ def test_counts_of_responses():
         {"prompt_id": "a", "token_ids": [2], "response": " ", "finish_reason": "stop"},
         {"prompt_id": "b", "token_ids": [5, 6, 7], "response": "abc", "finish_reason": "length"},
     ]
-    found = summarize(GenerationPart(max_new_tokens=3), rows, 7.5)
+    found = summarize(GenerationPart(max_new_tokens=3), rows, [], 7.5)
     assert found.responses == 3
     assert found.model_dump(exclude={"warnings"}, exclude_none=True) == {
         "prompts": 2,

@@ -280,7 +280,6 @@ def run_verified(tiny_model, tmp_path, rows, **data):
 def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_path):
     """Annotated, held-out and repeated prompts are left out and counted, in other words for case and space, too."""
     heldout = tmp_path / "heldout.jsonl"
-    heldout.write_text(lines([{"prompt": f"Held {i}?", "response": "x"} for i in range(2)]))
     rows = [
         {"prompt": "New 0?", "response": "ignored", "gold": 7},
         {"prompt": "New 1?"},
@@ -288,8 +287,8 @@ def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_pat
         {"prompt": "question 3?"},
         {"prompt": "HELD 1?"},
     ]
-    good = [{**row, "gold": f"gold {n}"} for n, row in enumerate(GOOD)]
-    heldout.write_text(lines([{"prompt": f"Held {i}?", "response": "x", "gold": "y"} for i in range(2)]))
+    good = [{**row, "gold": n} for n, row in enumerate(GOOD)]
+    heldout.write_text(lines([{"prompt": f"Held {i}?", "response": "It is 5.", "gold": "5"} for i in range(2)]))
     data = {"heldout_path": str(heldout), "reference_column": "gold", **prompts_file(tmp_path, rows)}
     manifest = run_verified(tiny_model, tmp_path, good, **data)
     counts = {name: manifest.metrics[name] for name in ("train_pairs", "heldout_pairs", "prompts", "dropped")}
@@ -299,8 +298,8 @@ def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_pat
     new = pairs["New 0?"]
     assert (new.response, new.response_ids, new.split, new.annotated, new.reference) == ("", [], "train", False, "7")
     assert (pairs["New 1?"].annotated, pairs["New 1?"].reference) == (False, None)
-    assert (pairs["Question 3?"].annotated, pairs["Question 3?"].reference) == (True, "gold 3")
-    assert (pairs["Held 1?"].split, pairs["Held 1?"].reference) == ("heldout", "y")
+    assert (pairs["Question 3?"].annotated, pairs["Question 3?"].reference) == (True, "3")
+    assert (pairs["Held 1?"].split, pairs["Held 1?"].reference) == ("heldout", "5")
     tokenizer = loading.load_tokenizer(tiny_model)
     asked = "<|im_start|>user\nNew 0?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(new.prompt_ids) == asked

@@ -3,8 +3,8 @@
 import pytest
 
 from iris_core.common.errors import ConfigError
-from iris_core.config import Experiment, parse_experiment
-from iris_core.pipeline.plan import SEED_STRIDE, member
+from iris_core.config import Experiment, parse_experiment, yaml12
+from iris_core.pipeline.plan import SEED_STRIDE, member, recipe_yaml
 
 pytestmark = pytest.mark.unit
 
@@ -140,6 +140,38 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
         ),
         ({"name": "objects"}, r"name: the store uses this name itself: choose another"),
         ({"name": "a/b"}, r"name: String should match pattern"),
+        (
+            {"verification": {"kind": "sql"}},
+            r"verification: databases is missing, and kind is sql: set verification.dat",
+        ),
+        ({"verification": {"kind": "command"}}, r"verification: command is missing, and kind is command"),
+        (
+            {"verification": {"kind": "math", "schema_path": "s.json"}},
+            r"verification: schema_path is set to 's.json', and kind is math: leave schema_path out, or set "
+            r"verification\.kind: json_schema$",
+        ),
+        (
+            {"verification": {"kind": "answer"}},
+            r"verification: kind is answer, and data.answer_pattern is missing: set",
+        ),
+        ({"verification": {"timeout": 0}}, r"verification.timeout: Input should be greater than 0 \(got 0\)"),
+        (
+            {"verification": {"kind": "command", "command": []}},
+            r"verification.command: List should have at least 1 item",
+        ),
+        ({"generation": {"samples": 65}}, r"generation.samples: Input should be less than or equal to 64 \(got 65\)"),
+        (
+            {"generation": {"samples": 2}},
+            r"verification: kind is none, and generation.samples needs a verifier: set verification.kind, or leave "
+            r"generation.samples out$",
+        ),
+        ({"data": {"path": "d", "prompts_path": "p"}}, r"kind is none, and data.prompts_path needs a verifier"),
+        ({"data": {"path": "d", "reference_column": "r"}}, r"kind is none, and data.reference_column needs a verifier"),
+        (
+            {"objective": {"name": "rft"}},
+            r"objective: name is rft, and verification.kind is none: set verification.kind, or change the objective$",
+        ),
+        ({"objective": {"verified": True}}, r"objective: verified is true, and verification.kind is none: set"),
         ({"colour": 1}, r"colour: unknown key; known here: name, iterations"),
     ],
 )
@@ -189,6 +221,34 @@ def test_every_seed_and_iteration_samples_with_a_seed_of_its_own():
     assert len(used) == 100 * len(seeds)
     with pytest.raises(ConfigError, match="iterations: Input should be less than or equal to 100"):
         parse_experiment({**BASE, "iterations": 101})
+
+
+@pytest.mark.parametrize(
+    ("kind", "objective", "verified"),
+    [
+        ("none", {}, None),
+        ("none", {"verified": False}, None),
+        ("math", {}, True),
+        ("math", {"name": "spif"}, True),
+        ("math", {"verified": False}, False),
+        ("math", {"name": "sft"}, False),
+        ("math", {"name": "sft", "verified": True}, False),  # as every setting that an objective does not use
+        ("math", {"name": "rft"}, False),
+    ],
+)
+def test_an_objective_learns_from_verdicts_where_it_can(kind, objective, verified):
+    experiment = parse_experiment({**BASE, "verification": {"kind": kind}, "objective": objective})
+    assert experiment.objective.verified is verified
+    assert parse_experiment(yaml12.read(recipe_yaml(experiment)).value) == experiment
+
+
+def test_without_a_verifier_a_recipe_is_what_it_was():
+    """Keys of stages and MLflow's record of a recipe hold no setting of verification where there is none."""
+    plain = recipe_yaml(parse_experiment(BASE))
+    assert not [word for word in ("verif", "samples", "prompts_path", "reference") if word in plain]
+    judged = recipe_yaml(parse_experiment({**BASE, "verification": {"kind": "math"}, "generation": {"samples": 2}}))
+    for setting in ("samples: 2", "kind: math", "timeout: 10.0", "verified: true", "verified_weight: 3.0"):
+        assert setting in judged
 
 
 def test_the_loops_of_a_comparison_are_checked_too():

@@ -1,12 +1,12 @@
 """The list of objectives, and what follows it: defaults, the comparison, the table in the documentation."""
 
-import inspect
 from pathlib import Path
 
 import pytest
 
-from flows.compare import compare
+from iris_core.config import parse_experiment
 from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES, PUBLISHED_BETA, ObjectivePart
+from iris_core.pipeline.plan import compared_by_default
 
 pytestmark = pytest.mark.unit
 
@@ -38,5 +38,11 @@ def test_defaults_depend_on_the_objective():
 
 
 def test_the_comparison_takes_all_but_the_variant_of_another():
-    assert inspect.signature(compare.fn).parameters["objectives"].default == COMPARED
-    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge"}
+    least = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
+    assert compared_by_default(parse_experiment(least)) == COMPARED
+    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge", "rft"}
+    assert compared_by_default(parse_experiment({**least, "verification": {"kind": "math"}})) == [
+        *COMPARED,
+        "rft",
+        "verified",
+    ]

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from iris_core.common.errors import StoreError
+from iris_core.common.errors import ConfigError, StoreError
 from iris_core.common.files import read_sealed, seal
+from iris_core.config import VerificationPart
 from iris_core.pipeline.logged import flatten, iteration_metrics
 from iris_core.pipeline.metrics import OF_STAGE, EvaluateMetrics, TrainMetrics, stage_metrics
 from iris_core.pipeline.specs import EvaluateSpec, TrainSpec
+from iris_core.pipeline.verifier import verifier_digest
 from iris_core.reporting.page import write_report
 from iris_core.reporting.summary import rows
 from iris_core.store import Manifest, Metrics
@@ -108,3 +110,47 @@ def test_a_recipe_is_flat_parameters_without_credentials() -> None:
         "d": "null",
         "e": "http://***@h",
     }
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> SmallExperiment:
+    made = SmallExperiment(tmp_path, [0.3], verification={"kind": "math"}, generation={"samples": 4})
+    made.initial()
+    made.iterations()
+    return made
+
+
+def test_mlflow_names_the_verifier_and_has_the_shares_of_verdicts(judged: SmallExperiment) -> None:
+    found = iteration_metrics({stage: manifest(judged, stage) for stage in ("generate", "evaluate")})
+    assert found["accuracy/math"] == pytest.approx(0.3)
+    assert found["accuracy/math_low"] == pytest.approx(0.2)
+    assert "exact_match" not in found
+    assert found["generate/right"] == 20
+    assert found["generate/right_share"] == pytest.approx(20 / 32)
+    assert found["generate/mixed_share"] == pytest.approx(6 / 8)
+
+
+def test_training_gets_the_verdicts_on_its_responses(judged: SmallExperiment) -> None:
+    spec = TrainSpec.of(manifest(judged, "train"))
+    assert spec.verdicts == [manifest(judged, "generate").artifact("verdicts")]
+    assert spec.objective.verified is True
+
+
+def test_files_of_a_verifier_enter_keys_by_content(small: SmallExperiment, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "b.json").write_text("{}")
+    spec = EvaluateSpec.of(manifest(small, "evaluate"))
+
+    def key(file: str) -> str:
+        verification = VerificationPart(kind="json_schema", schema_path=str(tmp_path / file))
+        changed = {"verification": verification, "verifier_digest": verifier_digest(verification)}
+        return spec.model_copy(update=changed).key()
+
+    assert key("a.json") == key("b.json") != spec.key()
+    before = key("a.json")
+    (tmp_path / "a.json").write_text('{"type": "object"}')
+    assert key("a.json") != before
+    with pytest.raises(ConfigError, match=r"verification.schema_path: there is no file .*c.json: give the file"):
+        key("c.json")
+    with pytest.raises(ConfigError, match=r"verification.databases: .* holds no <db_id>/<db_id>.sqlite"):
+        verifier_digest(VerificationPart(kind="sql", databases=str(tmp_path)))

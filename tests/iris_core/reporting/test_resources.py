@@ -163,6 +163,26 @@ def test_gpu_hours_on_paper(zephyr: Sizes) -> None:
     assert known.hours["train"] == pytest.approx(flop / 434e12 / 3600 / 2)
 
 
+def test_samples_count_where_verdicts_are_learned_from(zephyr: Sizes) -> None:
+    """The annotated response and 4 samples: 1,024 + 1,024 + 4 · 256 tokens of each pair, as often as by one sample.
+
+    Of 2 iterations there are 2 · (1,000 · 4 + 512) responses of 256 tokens, 8 bytes each.
+    """
+    small = {"iterations": 2, "data__max_pairs": 1000, "training__method": "lora", "data__mix_previous": False}
+    judged = {**small, "verification__kind": "math", "generation__samples": 4}
+    needs = plan(zephyr, "8xH100-80GB", **judged)
+    flop = zephyr.matrices * 2000 * 3072 * (2 * (4 + 2) + 2)
+    assert needs.hours["train"] == pytest.approx(flop / 434e12 / 3600)
+    assert needs.responses == 2 * 4512 * 256 * 8
+    assert dict(rows(needs))["disk: responses"] == "at most 18.5 MB"
+    plain = plan(zephyr, "8xH100-80GB", **judged, objective__verified=False)
+    assert plain.hours["train"] == plan(zephyr, "8xH100-80GB", **small).hours["train"]
+    assert plan(zephyr, "8xH100-80GB", **judged, objective__name="rft").hours["train"] == needs.hours["train"]
+    unread = plan(zephyr, "8xH100-80GB", **judged, data__prompts_path="p.jsonl")
+    assert unread.hours["train"] == "not estimated: data.prompts_path is set, and the data is not read yet"
+    assert unread.responses is None
+
+
 def test_the_measured_rate_is_that_of_the_benchmark() -> None:
     """In the text of the GPU's row: the slowest of three steps, and the data sheet's peak."""
     text = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())["text"]

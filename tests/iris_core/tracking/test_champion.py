@@ -121,3 +121,9 @@ def test_the_interval_of_an_average_counts_benchmarks_alike():
     found = bounded_interval([np.ones(2), np.zeros(98)])
     assert found.value == 0.5
     assert found.low < 0.5 < found.high
+
+
+def test_a_verifier_that_judged_is_named():
+    judged = changed(RIGHT, verification={"kind": "sql"})
+    note = challenge(Measures(exact_match=judged), Measures(exact_match=judged), "version 1").note
+    assert note.startswith("not better than the champion: held-out accuracy (sql) +0.000")
