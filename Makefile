@@ -3,7 +3,7 @@
 #   VENV=DIR      the virtual environment           (default .venv)
 #   PYTHON=PATH   the interpreter to build it with  (default: the first python3 that fits)
 #   LOCK=cpu|gpu  which lock to install             (default: gpu where nvidia-smi finds a GPU)
-#   ARGS="…"      more arguments for demo, test (pytest) and bench
+#   ARGS="…"      more arguments for demo, test (pytest), bench and verified
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -25,7 +25,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup demo test bench lint format docs lock up down clean
+.PHONY: help setup demo test bench verified lint format docs lock up down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test: lint ## linter, formatter, type checker, then every test
 bench: setup ## measure the table of benchmarks/README.md against TRL, vLLM and lm_eval (50 minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(ARGS)
+
+verified: setup ## compare verified self-play with supervised fine-tuning on a real model (an hour)
+	$(BIN)/python -m benchmarks.verified $(ARGS)
 
 lint: setup ## linter, formatter and type checker, without changing anything
 	$(BIN)/ruff check .

@@ -1,0 +1,70 @@
+"""Verified self-play on a real model: what verification adds to supervised fine-tuning, and self-play to that.
+
+    python -m benchmarks.verified [--seeds 3] [--minutes 60] [--out build/verified]
+
+SmolLM2-135M-Instruct learns the demo's house style by supervised fine-tuning until that no longer helps. From there it
+continues with each arm (`arms.ARMS`) for two iterations of equally many steps. No new seed begins after `--minutes`.
+What an interrupted run has finished is kept. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from benchmarks.verified.arms import ARMS, arm_experiment, start_experiment, test_experiment, write_data
+from benchmarks.verified.loop import answers, policies, prepare, samples
+from benchmarks.verified.measures import Measured, best, heldout_only, logprobs, merge
+from benchmarks.verified.report import write_report
+from iris_core.store import Policy
+
+
+def main() -> None:
+    """Runs every arm for each seed, and writes the report after each."""
+    from iris_core.demo.model import ensure
+
+    parser = argparse.ArgumentParser("python -m benchmarks.verified", description="Compare verified self-play.")
+    parser.add_argument("--seeds", type=int, default=3, help="most seeds")
+    parser.add_argument("--minutes", type=float, default=60, help="no new seed begins later")
+    parser.add_argument("--out", type=Path, default=Path("build/verified"), help="folder for stores and results")
+    arguments = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    model, out, started = ensure(), arguments.out.absolute(), time.monotonic()
+    found: dict[str, list[Measured]] = {}
+    for seed in range(arguments.seeds):
+        if time.monotonic() - started > 60 * arguments.minutes:
+            break
+        for arm, measured in run_seed(seed, model, out).items():
+            found.setdefault(arm, []).append(measured)
+        write_report(found, out / "report.md", (time.monotonic() - started) / 60)
+    print((out / "report.md").read_text(encoding="utf-8"))
+
+
+def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
+    """The start and each arm's last model, measured on the test pairs."""
+    print(f"seed {seed}", flush=True)
+    data, store = out / f"data-{seed}", out / "store"
+    write_data(seed, data)
+    experiment = start_experiment(seed, chat_model, data, store)
+    prepared = prepare(experiment)
+    epochs = policies(experiment, prepared)
+    start = merge(best(experiment, prepared, epochs), out / f"start-{seed}")
+    test = test_experiment(seed, start, data, store)
+    checked = prepare(test)
+    only = heldout_only(checked, out / f"test-{seed}.parquet")
+
+    def measure(policy: Policy) -> Measured:
+        return Measured.read(answers(test, checked, policy), samples(test, only, policy), logprobs(only, policy))
+
+    found = {"SFT, the start": measure(checked.initial)}
+    for arm in ARMS:
+        loop = arm_experiment(arm, seed, start, data, store)
+        found[arm] = measure(policies(loop, prepare(loop))[-1])
+        print(f"  {arm}: greedy {found[arm].greedy.mean():.3f}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    main()
