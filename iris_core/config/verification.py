@@ -28,7 +28,7 @@ class VerificationPart(Part):
     )
     schema_path: PathText | None = Field(None, description="For kind json_schema: the file with the JSON Schema.")
     databases: PathText | None = Field(
-        None, description="For kind sql: the folder with a SQLite file <db_id>/<db_id>.sqlite for each database."
+        None, description="For kind sql: the folder with a SQLite file `<db_id>/<db_id>.sqlite` for each database."
     )
     timeout: float = Field(10.0, gt=0, description="Seconds that the verdict on one response may take.")
     memory_gb: float = Field(2.0, gt=0, description="Memory of the verifier's process, in GB.")
