@@ -94,7 +94,7 @@ def test_the_measurement_is_that_of_plain_self_play(whole):
 @pytest.mark.parametrize("name", VERIFIABLE)
 def test_every_objective_learns_from_verdicts(spec, tmp_path, name):
     objective = OBJECTIVE.model_copy(update={"name": name})
-    gentle = spec.model_copy(update={"objective": objective, "learning_rate": 3e-4})
+    gentle = spec.model_copy(update={"objective": objective, "learning_rate": 1e-4})
     rows = history(run_stage(gentle, tmp_path / "train", train))
     assert rows[-1]["reward/right"] > rows[-1]["reward/wrong"]
 
