@@ -125,6 +125,7 @@ def test_processes_on_cpus_are_shown_and_never_refused(zephyr: Sizes) -> None:
     assert needs.sharding == "none"
     found = dict(rows(needs))
     assert found["each process: weights"] == "29.0 GB"
+    assert needs.needed == pytest.approx(1.11 * needs.memory.peak)
     assert found["GPU-hours of train, all iterations"].startswith("not estimated: the bf16 peak of CPU")
 
 
