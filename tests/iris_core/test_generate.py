@@ -109,7 +109,7 @@ def test_a_resumed_run_gives_the_responses_of_an_uninterrupted_one(
 @pytest.mark.parametrize(("backend", "size"), [("transformers", 4), ("vllm", 8)])
 def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tmp_path, backend, size):
     spec = spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path)
-    one = launch(on(spec, 1), tmp_path / "one")
+    one = run_stage(on(spec, 1), tmp_path / "one", generate)
     seen, done = {}, []
 
     def watch(event):
@@ -129,7 +129,7 @@ def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tm
 def test_a_worker_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file, tmp_path):
     config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=100)
     spec, folder = on(spec_of(config, tmp_path), 2), tmp_path / "killed"
-    whole = launch(on(spec, 1), tmp_path / "whole")
+    whole = run_stage(on(spec, 1), tmp_path / "whole", generate)
     kept, lines = {}, []
 
     def kill():
