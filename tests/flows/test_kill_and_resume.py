@@ -19,10 +19,11 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from iris_core.execution.launch import launch
 from iris_core.execution.supervision import LAUNCH_VARIABLE
+from iris_core.generate import generate
 from iris_core.pipeline.specs import GenerateSpec, TrainSpec
-from iris_core.store import Manifest, Store
+from iris_core.store import Manifest, Store, run_stage
+from iris_core.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -139,11 +140,11 @@ def test_killed_in_every_stage_and_resumed(tiny_model, pairs_file, tmp_path):
     resumed = finish(recipe)
 
     manifests, undisturbed = {}, {}
-    for spec, output in ((GenerateSpec, "responses"), (TrainSpec, "adapter")):
+    for spec, stage, output in ((GenerateSpec, generate, "responses"), (TrainSpec, train, "adapter")):
         found = resumed.manifest(f"iteration-0/{spec.stage}")
         assert found is not None
         manifests[spec.stage] = found
-        undisturbed[spec.stage] = launch(spec.of(found), tmp_path / "undisturbed" / spec.stage)
+        undisturbed[spec.stage] = run_stage(spec.of(found), tmp_path / "undisturbed" / spec.stage, stage)
         assert found.outputs[output].digest == undisturbed[spec.stage].outputs[output].digest
     for stage in ("generate", "evaluate"):  # a unit that was finished is not done again
         assert all(path.stat().st_mtime_ns == written for path, written in kept[stage].items())

@@ -179,7 +179,7 @@ def test_each_response_has_a_verdict_and_a_run_killed_between_them_samples_nothi
 @pytest.mark.parametrize(("backend", "size"), [("transformers", 4), ("vllm", 8)])
 def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tmp_path, backend, size):
     spec = judged(several(spec_of(experiment(tiny_model, pairs_file, backend, shard_size=size), tmp_path)), tmp_path)
-    one = launch(on(spec, 1), tmp_path / "one")
+    one = run_stage(on(spec, 1), tmp_path / "one", generate)
     seen, done = {}, []
 
     def watch(event):
@@ -200,7 +200,7 @@ def test_two_workers_give_the_responses_of_one_engine(tiny_model, pairs_file, tm
 def test_a_worker_killed_in_the_middle_costs_its_shard_only(tiny_model, pairs_file, tmp_path):
     config = experiment(tiny_model, pairs_file, shard_size=2, max_new_tokens=100)
     spec, folder = on(spec_of(config, tmp_path), 2), tmp_path / "killed"
-    whole = launch(on(spec, 1), tmp_path / "whole")
+    whole = run_stage(on(spec, 1), tmp_path / "whole", generate)
     kept, lines = {}, []
 
     def kill():
