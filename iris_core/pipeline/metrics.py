@@ -131,6 +131,9 @@ class StepMetrics(Part):
         tokens_per_second: the rate of training.
         memory_gb: the largest of all steps.
         synthetic: how many pairs had synthetic responses of which kind, were dropped and masked.
+        share_right: share of right samples among a prompt's decided ones; None where nothing is learned from verdicts.
+        up: weight U of right samples, per prompt, likewise.
+        down: weight D of wrong samples, per prompt, likewise.
     """
 
     steps: int
@@ -142,6 +145,9 @@ class StepMetrics(Part):
     tokens_per_second: Number
     memory_gb: float | None = None
     synthetic: dict[str, int] = Field(default_factory=dict)
+    share_right: float | None = None
+    up: float | None = None
+    down: float | None = None
 
 
 class TrainMetrics(Metrics):

@@ -183,13 +183,13 @@ def curves(name: str, series: Mapping[str, Sequence[float]], starts: Sequence[in
 
     Args:
         name: prefix of the SVG's ids.
-        series: the curves; "annotated" and "synthetic" have colours and dashes of their own.
+        series: the curves; "annotated", and "synthetic" or "wrong", have colours and dashes of their own.
         starts: index of each iteration's first step.
         label: of the y axis.
     """
     looks: dict[str, dict[str, Any]] = {
         "annotated": {"color": ANNOTATED},
-        "synthetic": {"color": SYNTHETIC, "linestyle": (0, (4, 1.5))},
+        **{side: {"color": SYNTHETIC, "linestyle": (0, (4, 1.5))} for side in ("synthetic", "wrong")},
     }
 
     def draw(figure: Figure) -> None:

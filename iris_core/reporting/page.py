@@ -34,9 +34,10 @@ CURVES = (  # column of the history, title, unit, sides, caption
         "reward",
         "Rewards",
         "reward",
-        ("annotated", "synthetic", "margin"),
-        "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides. "
-        "Every iteration starts at 0, where policy and opponent are the same.",
+        ("annotated", "synthetic", "right", "wrong", "margin"),
+        "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides; "
+        "with a verifier, of right and wrong responses by their weight. Every iteration starts at 0, where policy and "
+        "opponent are the same.",
     ),
     (
         "ess",

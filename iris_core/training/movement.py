@@ -59,7 +59,7 @@ def measure(
             synthetic_kl_per_token=float((old - new)[:, 2].sum() / tokens[:, 2].sum()),
         ),
         train=steps,
-        warnings=[*gap_warnings(gap), *_few_pairs(len(groups))],
+        warnings=[*gap_warnings(gap), *_few_pairs(len(groups)), *_no_weights(steps)],
     )
 
 
@@ -80,6 +80,15 @@ def _few_pairs(pairs: int) -> list[str]:
     return [f"{pairs} held-out pairs: intervals of fewer than {FEWEST} may be too short; raise data.heldout"]
 
 
+def _no_weights(steps: StepMetrics) -> list[str]:
+    if steps.up != 0 or steps.down != 0:
+        return []
+    return [
+        "verification: no response had a weight, so that annotated pairs alone were trained on: raise "
+        "generation.samples, or add prompts that are answered right at times"
+    ]
+
+
 def _write_heldout(path: Path, **tables: Floats) -> None:
     """Writes one row per pair; each table has the shape [pairs, 3], in the order of `SUMS`."""
     columns = {}
@@ -97,6 +106,10 @@ def summary(history: Path, synthetic: Mapping[str, int]) -> StepMetrics:
     def mean(name: str) -> float:
         return float(sum(row[name] for row in rows) / len(rows))
 
+    def mean_where_known(name: str) -> float | None:
+        found = [row[name] for row in rows if name in row]
+        return sum(found) / len(found) if found else None
+
     last = rows[-1]
     return StepMetrics(
         steps=len(rows),
@@ -108,4 +121,7 @@ def summary(history: Path, synthetic: Mapping[str, int]) -> StepMetrics:
         tokens_per_second=mean("tokens_per_second"),
         memory_gb=max(row["memory_gb"] for row in rows),
         synthetic=dict(synthetic),
+        share_right=mean_where_known("verified/share_right"),
+        up=mean_where_known("verified/up"),
+        down=mean_where_known("verified/down"),
     )

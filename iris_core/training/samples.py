@@ -76,7 +76,7 @@ def load_trained(spec: TrainSpec) -> Trained:
     Raises:
         DataError: a prompt has no samples, a sample has no verdict, or files do not match the spec's digests.
     """
-    if not (spec.objective.verified or spec.objective.name == "rft"):
+    if not spec.objective.learns_from_verdicts:
         groups, counts = load_groups(spec, "train")
         return Trained(groups, None, counts)
     found, counts = _found(spec)

@@ -76,6 +76,9 @@ def test_right_samples_gain_on_wrong_ones(whole):
     assert rows[0]["reward/right"] == pytest.approx(0, abs=1e-4)
     assert rows[-1]["reward/right"] > rows[-1]["reward/wrong"] + 0.1
     assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
+    steps = whole.metrics["train"]
+    assert steps["up"] == pytest.approx(sum(row["verified/up"] for row in rows) / len(rows))
+    assert not any("verification" in line for line in whole.metrics["warnings"])
 
 
 def test_the_measurement_is_that_of_plain_self_play(whole):
@@ -91,7 +94,7 @@ def test_the_measurement_is_that_of_plain_self_play(whole):
 @pytest.mark.parametrize("name", VERIFIABLE)
 def test_every_objective_learns_from_verdicts(spec, tmp_path, name):
     objective = OBJECTIVE.model_copy(update={"name": name})
-    gentle = spec.model_copy(update={"objective": objective, "learning_rate": 3e-4})
+    gentle = spec.model_copy(update={"objective": objective, "learning_rate": 1e-4})
     rows = history(run_stage(gentle, tmp_path / "train", train))
     assert rows[-1]["reward/right"] > rows[-1]["reward/wrong"]
 
@@ -143,7 +146,10 @@ def test_rft_raises_right_samples(spec, tmp_path):
 def test_undecided_samples_have_no_effect(spec, tmp_path):
     """Verdicts that decide nothing: annotated pairs are trained on alone."""
     undecided = with_verdicts(spec, tmp_path / "verdicts", "undecided")
-    rows = history(run_stage(undecided, tmp_path / "train", train))
+    manifest = run_stage(undecided, tmp_path / "train", train)
+    rows = history(manifest)
+    assert any(line.startswith("verification: no response had a weight") for line in manifest.metrics["warnings"])
+    assert manifest.metrics["train"]["share_right"] is None
     assert {row["verified/up"] for row in rows} == {row["verified/down"] for row in rows} == {0}
     assert "verified/share_right" not in rows[0]
     assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
