@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -295,3 +296,13 @@ def test_methods_have_unique_names_and_a_counterpart(regime):
     assert len(set(names)) == len(names)
     assert {counterpart(method) for method in methods if method.verified} <= set(names)
     assert len(groups(regime)["Supervised fine-tuning"]) == len(STEP_BUDGETS) == 3
+
+
+def test_findings_name_methods_of_the_panel():
+    keys = re.findall(r"\{\w+\[([^\]]+)\]\}", report.FINDINGS.read_text(encoding="utf-8"))
+    named = {tuple(key.split(" / ")) for key in keys}
+    known = {regime.name: {"SFT", *(job.method.name for job in exploring(regime))} for regime in (H8, COMP)}
+    assert len(named) > 40
+    for regime, budget, ours, theirs in named:
+        assert {ours, theirs} <= known[regime], (regime, ours, theirs)
+        assert budget in ("–", "1", "4")
