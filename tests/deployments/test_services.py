@@ -43,14 +43,16 @@ def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, A
             "learning_rate": 1e-3,
             "optimizer": "adamw",
         },
-        "evaluation": {
-            "benchmarks": ["musr"],
-            "data_dir": "miniature",
-            "backend": "hf",
-            "limit": 2,
-        },
+        "evaluation": {"benchmarks": [], "backend": "hf"},  # the held-out answers alone
         **settings,
     }
+
+
+def endless(store: Path, model: Path, pairs: Path, name: str) -> dict[str, Any]:
+    """The parameters of a loop that samples one shard for as long as a test looks at it."""
+    generation = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
+    evaluation = {"benchmarks": [], "initial": False, "backend": "hf"}
+    return small(store, model, pairs, name=name, generation=generation, evaluation=evaluation)
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:
@@ -201,8 +203,7 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes_and_is_reused(
 def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
     up: Services, tiny_model: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
-    parameters = small(up.store, tiny_model, pairs_file, name="killed", generation=slow)
+    parameters = endless(up.store, tiny_model, pairs_file, "killed")
     with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
@@ -224,8 +225,7 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_takes_them_up(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
     """The flow's process is suspended, as on a machine too busy to let it report its end before it is killed."""
-    slow = {"backend": "transformers", "max_new_tokens": 700, "shard_size": 24}
-    parameters = small(up.store, tiny_model, pairs_file, name="orphaned", generation=slow)
+    parameters = endless(up.store, tiny_model, pairs_file, "orphaned")
     with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]

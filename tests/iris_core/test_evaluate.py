@@ -284,7 +284,7 @@ def test_the_verifier_says_which_held_out_answers_are_correct(
 def test_two_workers_give_the_scores_of_one_engine(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
     """Also if one of them is killed in the middle. Both begin with what generates: the longest."""
     spec = make_spec(tiny_model, pairs, ["musr", "gsm8k"], answer_pattern=PATTERN)
-    one, lines = launch(spec, tmp_path / "one"), []
+    one, lines = run(spec, tmp_path / "one"), []
     killed: list[psutil.Process] = []
 
     def kill_one(line: str) -> None:

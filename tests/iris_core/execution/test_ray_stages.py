@@ -15,11 +15,14 @@ import pytest
 
 from iris_core.common.errors import IrisError, StageFailed
 from iris_core.config import Experiment, parse_experiment
+from iris_core.evaluate import evaluate
 from iris_core.evaluation import miniature
 from iris_core.execution.launch import launch
+from iris_core.generate import generate
 from iris_core.pipeline import plan
 from iris_core.pipeline.plan import LoopState, Prepared
-from iris_core.store import Execution, Manifest, Spec
+from iris_core.prepare import prepare
+from iris_core.store import Execution, Manifest, Spec, run_stage
 from tests.ray_cluster import Nodes, processes, wait_for
 
 pytest.importorskip("ray")
@@ -67,14 +70,16 @@ def inputs(
     tiny_model: Path, pairs_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Experiment, Prepared, LoopState]:
     config = experiment(tiny_model, pairs_file)
-    prepared = Prepared.of(launch(plan.prepare_spec(config), tmp_path_factory.mktemp("prepared") / "prepare"))
+    prepared = Prepared.of(
+        run_stage(plan.prepare_spec(config), tmp_path_factory.mktemp("prepared") / "prepare", prepare)
+    )
     return config, prepared, prepared.start(config)
 
 
 @pytest.fixture(scope="module")
 def generated(inputs: tuple[Experiment, Prepared, LoopState], tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """Generation on this machine, by one engine."""
-    return launch(plan.generate_spec(*inputs), tmp_path_factory.mktemp("generated") / "generate")
+    return run_stage(plan.generate_spec(*inputs), tmp_path_factory.mktemp("generated") / "generate", generate)
 
 
 def on_ray(spec: Spec) -> Spec:
@@ -105,13 +110,10 @@ def digests(manifest: Manifest) -> dict[str, Any]:
 def test_training_gives_the_files_of_two_local_ranks(
     inputs: tuple[Experiment, Prepared, LoopState], generated: Manifest, nodes: Nodes, tmp_path: Path
 ) -> None:
-    """Undisturbed, and again with a node that is lost in the middle."""
+    """Though a node is lost in the middle."""
     spec = plan.train_spec(*inputs, generated)
     local = spec.model_copy(update={"execution": Execution(gpus_per_node=2)})
     expected = digests(launch(local, tmp_path / "local"))
-    events: list[Any] = []
-    assert digests(launch(on_ray(spec), tmp_path / "ray", events.append)) == expected
-    assert events[-1].done == events[-1].total
     out = tmp_path / "lost"
     thread = lost_when(nodes, lambda: any(out.glob("work/checkpoint-*")), "iris_core.train", str(out))
     with pytest.raises(StageFailed, match=r"train: the node .* was lost: run again to resume"):
@@ -119,7 +121,9 @@ def test_training_gives_the_files_of_two_local_ranks(
     thread.join()
     wait_for(lambda: not processes(str(out)), 20)
     nodes.add()
-    assert digests(launch(on_ray(spec), out)) == expected
+    events: list[Any] = []
+    assert digests(launch(on_ray(spec), out, events.append)) == expected
+    assert events[-1].done == events[-1].total
 
 
 def test_a_user_error_on_a_node_is_the_error_of_the_stage(
@@ -150,7 +154,7 @@ def test_evaluation_goes_on_without_a_lost_node(
 ) -> None:
     config, prepared, state = inputs
     spec = plan.evaluate_spec(config, prepared, state.policy, miniature.FOLDER)
-    expected = launch(spec, tmp_path / "local").metrics
+    expected = run_stage(spec, tmp_path / "local", evaluate).metrics
     out, lines = tmp_path / "evaluate", list[str]()
     thread = lost_when(nodes, lambda: any(out.glob("scores/*")), "iris_core.evaluate", "--items", str(out))
     found = launch(on_ray(spec), out, on_log=lines.append).metrics
