@@ -37,6 +37,11 @@ def sharding_of(spec: TrainSpec) -> Sharding:
             f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
             "is trained on separate ones: set training.sharding: none"
         )
+    if ranks % nodes:
+        raise ConfigError(
+            f"execution.nodes: {ranks} ranks are not equally many on each of {nodes} machines: start as many on each, "
+            "or set nodes to the number of machines"
+        )
     return _sharding_of(spec.model_dump_json(), nodes, ranks // nodes)
 
 

@@ -119,6 +119,12 @@ def test_separate_rows_are_not_sharded(spec_of, monkeypatch):
     assert sharding_of(spec_of(method="full", packing="separate")) == "none"
 
 
+def test_ranks_that_are_not_equally_many_on_each_machine_are_refused(spec_of, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match="execution.nodes: 3 ranks are not equally many on each of 2 machines"):
+        sharding_of(spec_of(**FULL, nodes=2))
+
+
 def test_ranks_on_cpus_share_nothing_unless_asked(spec_of, monkeypatch):
     assert sharding_of(spec_of(**FULL)) == "none"  # one rank
     monkeypatch.setenv("WORLD_SIZE", "2")
