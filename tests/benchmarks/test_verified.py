@@ -1,0 +1,60 @@
+"""The comparison on a real model: its data, its arms, and the intervals of its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.verified.arms import ANNOTATED, ARMS, TEST, UNANNOTATED, VALIDATION, arm_experiment, write_data
+from benchmarks.verified.measures import Measured
+from benchmarks.verified.report import write_report
+
+pytestmark = pytest.mark.unit
+
+
+def test_no_prompt_is_in_two_sets(tmp_path: Path) -> None:
+    write_data(0, tmp_path)
+    prompts = {
+        file.stem: [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
+        for file in tmp_path.glob("*.jsonl")
+    }
+    assert {name: len(each) for name, each in prompts.items()} == {
+        "annotated": ANNOTATED,
+        "prompts": UNANNOTATED,
+        "validation": VALIDATION,
+        "test": TEST,
+    }
+    everything = [prompt for each in prompts.values() for prompt in each]
+    assert len(set(everything)) == len(everything)
+
+
+def test_arms_with_verdicts_take_as_many_steps_as_the_others(tmp_path: Path) -> None:
+    steps = {}
+    for arm in ARMS:
+        loop = arm_experiment(arm, 0, tmp_path / "model", tmp_path / "data", tmp_path / "store")
+        prompts = ANNOTATED + (UNANNOTATED if loop.data.prompts_path else 0)
+        steps[arm] = loop.training.epochs * -(-prompts // loop.training.batch_size)
+        assert loop.objective.learns_from_verdicts == (arm in ("RFT", "IRIS, verified"))
+        assert (loop.generation.samples == 2) == loop.objective.learns_from_verdicts
+    assert steps == {"SFT continued": 48, "IRIS, plain": 48, "RFT": 50, "IRIS, verified": 50}
+
+
+def test_the_report_pairs_prompts(tmp_path: Path) -> None:
+    """Ten prompts of two seeds; RFT answers two more of each seed than the others."""
+    some, more = np.array([1.0] * 4 + [0.0] * 6), np.array([1.0] * 6 + [0.0] * 4)
+    nats, tokens = np.full(10, -6.0), np.full(10, 12.0)
+    found = {arm: [Measured(some, some, nats, tokens)] * 2 for arm in ("SFT, the start", *ARMS)}
+    found["RFT"] = [Measured(more, some, nats, tokens)] * 2
+    write_report(found, tmp_path / "report.md", 1.0)
+    text = (tmp_path / "report.md").read_text().replace("\\", "")  # as Markdown shows it
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert text.startswith("2 seeds, 1 minutes on ")
+    assert by_name["RFT"][0].startswith("0.600 [")
+    assert by_name["RFT"][2] == "-0.500 [-0.500, -0.500]"
+    assert by_name["RFT − SFT continued"][0].startswith("+20.0 [")
+    assert by_name["RFT − SFT continued"][1] == "+0.0 [+0.0, +0.0]"
+    assert by_name["IRIS, verified − RFT"][0].startswith("-20.0 [")
