@@ -39,9 +39,9 @@ the peer's: the two runs are interleaved on the same machine with the same model
 global batch. Values are medians, with the range of all rounds in brackets. Rows that miss their target stay in the
 table.
 """
-UNMEASURED = """Two ranks with a core each against one process with both: 0.91× the tokens/s where each has a whole model,
-1.03× where they share it (SmolLM2-135M, LoRA, bfloat16, 600 tokens a row, medians of five steps, one run on
-2026-11-27). Not measured: resuming (`tests/flows/test_kill_and_resume.py` tests it).
+UNMEASURED = """Two ranks with a core each against one process with both: 0.91× the tokens/s where each has a
+whole model, 1.03× where they share it (SmolLM2-135M, LoRA, bfloat16, 600 tokens a row, medians of five steps, one run
+on 2026-11-27). Not measured: resuming (`tests/flows/test_kill_and_resume.py` tests it).
 """
 
 
