@@ -60,8 +60,7 @@ def _plan(experiment: Experiment, prepared: Prepared, checked: Finished, store: 
     if found.sizes is None:  # of an earlier version of IRIS
         return
     machine = machine_here(experiment.execution)
-    prompts = found.prompts if experiment.objective.learns_from_verdicts else 0
-    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs + prompts)
+    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs, found.prompts)
     show_plan(store, needs)
     needs.check()
 

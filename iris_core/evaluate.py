@@ -36,6 +36,7 @@ from iris_core.modeling import loading
 from iris_core.pipeline.metrics import EvaluateMetrics, ExactMatch
 from iris_core.pipeline.scores import Average, BenchmarkRecord, Score
 from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
+from iris_core.pipeline.verifier import check_unchanged
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only
 
@@ -56,6 +57,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     """
     spec = _with_backend(spec)
     backends.check_tensor_parallel("evaluation.backend", spec.evaluation.backend, spec.execution.tensor_parallel)
+    check_unchanged(spec.verification, spec.verifier_digest)
     loading.verify(spec.policy)
     folder.verify(spec.data)
     make_folder(out / SCORES)
@@ -140,11 +142,16 @@ def exact_match(path: Path) -> ExactMatch:
 
 
 def exact_set(path: Path) -> ExactMatch:
-    """The share of held-out answers that are queries with the same parts as the annotated ones, with its interval."""
+    """The share of held-out answers that are queries with the same parts as the annotated ones, with its interval.
+
+    Only right ones are parsed: the verifier's process, which has limits, has parsed these before.
+    """
     from iris_core.sql.statements import query_in, same_parts
 
-    rows = pq.read_table(path, columns=["annotated", "response"]).to_pylist()
-    return _share([same_parts(query_in(row["response"]), query_in(row["annotated"])) for row in rows])
+    rows = pq.read_table(path, columns=["annotated", "response", "correct"]).to_pylist()
+    return _share(
+        [row["correct"] and same_parts(query_in(row["response"]), query_in(row["annotated"])) for row in rows]
+    )
 
 
 def _share(correct: list[bool]) -> ExactMatch:

@@ -41,6 +41,7 @@ from iris_core.generation.verdicts import (
 from iris_core.modeling import loading
 from iris_core.pipeline.metrics import GenerateMetrics
 from iris_core.pipeline.specs import GenerateSpec
+from iris_core.pipeline.verifier import check_unchanged
 from iris_core.store import Outcome
 from iris_core.store.folders import WORK
 from iris_core.store.units import Units, keep_only
@@ -54,9 +55,11 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     """Samples responses to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all.
 
     Raises:
+        DataError: the verifier's files have changed.
         VerificationError: the verifier does not work.
     """
     engines.check_backend(spec)
+    check_unchanged(spec.verification, spec.verifier_digest)
     shards = _shards(spec, out)
     loading.verify(spec.policy)
     folders, units = _folders(spec, out), _units(spec, out)
@@ -64,6 +67,9 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
         make_folder(folder)
     held = {file: units.holds(file) for path in shards for file in _files(spec, path)}
     unsampled = [path for path in shards if not held[path]]
+    for file in (file for path in unsampled for file in _files(spec, path)[1:]):
+        units.remove(file)  # verdicts on other responses
+        held[file] = False
     missing = {path: shard for path, shard in shards.items() if not all(held[file] for file in _files(spec, path))}
     started = time.monotonic()
     if missing:

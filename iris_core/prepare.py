@@ -28,6 +28,7 @@ from iris_core.modeling.sizes import trained_sizes
 from iris_core.modeling.weights import check_model, check_vocabulary
 from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.specs import PrepareSpec, ResolvedModel
+from iris_core.pipeline.verifier import check_unchanged
 from iris_core.store import Outcome
 from iris_core.verification.kinds import check as check_verifier
 
@@ -40,6 +41,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
         ModelError: the model cannot be used; DataError: the data cannot; VerificationError: the verifier cannot.
     """
     check_verifier(spec.verification)
+    check_unchanged(spec.verification, spec.verifier_digest)
     _check_dtype(spec)
     folder = loading.resolve(spec.model, spec.model_commit)
     model = check_model(folder, spec.model.trust_remote_code)

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from iris_core.common.digest import model_digest, text_digest
 from iris_core.common.errors import ConfigError, DataError
 from iris_core.common.files import make_folder
+from iris_core.common.mirrors import is_remote
 from iris_core.config import Experiment, GenerationPart
 from iris_core.data.chat import Chat
 from iris_core.data.conversations import single_turn
@@ -36,7 +37,7 @@ from iris_core.pipeline.plan import execution_of
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.sql import synthesis
 from iris_core.sql.execution import Limits
-from iris_core.sql.prompts import Budget, prompt
+from iris_core.sql.prompts import Budget, Prompt, prompt
 from iris_core.sql.questions import Question, reference, row, write_rows
 from iris_core.sql.schema import Table, read_schema
 from iris_core.sql.statements import NotParsed, normal_form, query_in
@@ -185,12 +186,17 @@ class Synthesis:
             for each in candidates
             if (text := synthesis.question_prompt(each, self.schemas[each.db_id], examples, self.model.budget))
         ]
+        if len(asked) < len(candidates):
+            self.report.left_out["query: its prompt is too long"] += len(candidates) - len(asked)
         responses = self.model.answer([text for _, text in asked], 1, greedy=True)
         found, seen = [], {(each.db_id, each.question) for each in self.annotated}
         for (each, _), (response,) in zip(asked, responses, strict=True):
             question = synthesis.question_in(response)
             if not question or (each.db_id, question) in seen:
                 self.report.left_out["question: asked before" if question else "question: none"] += 1
+                continue
+            if not self._pair_prompt(each._replace(question=question)).fits:
+                self.report.left_out["question: its prompt is too long"] += 1
                 continue
             seen.add((each.db_id, question))
             found.append(each._replace(question=question))
@@ -210,7 +216,10 @@ class Synthesis:
 
     def prompt(self, question: Question) -> str:
         """The prompt of the pair."""
-        return prompt(question.db_id, self.schemas[question.db_id], question.question, self.model.budget).text
+        return self._pair_prompt(question).text
+
+    def _pair_prompt(self, question: Question) -> Prompt:
+        return prompt(question.db_id, self.schemas[question.db_id], question.question, self.model.budget)
 
     def _query_prompt(self, db_id: str, number: int) -> str | None:
         others = [each for each in self.annotated if each.db_id != db_id] or self.annotated
@@ -244,9 +253,12 @@ def synthesize(experiment: Experiment, out: Path, queries: int, answers: int, ec
         echo: is called with each line of the stages' log.
 
     Raises:
-        ConfigError: the recipe has no databases, or its pairs are not those of `iris sql-pairs`.
+        ConfigError: the recipe has no databases, its pairs are not those of `iris sql-pairs`, or the machines that it
+            asks for do not see the prompts.
         DataError: every database is held out, or nothing is left to write.
     """
+    if experiment.execution.launcher == "ray" and is_remote(experiment.store):
+        raise ConfigError("execution.launcher: ray reaches no prompts of a store in S3: set it to local for synthesis")
     databases, annotated = open_databases(experiment), read_pairs(experiment, "path")
     report = Report(databases=len(databases))
     model = Model(experiment, echo)

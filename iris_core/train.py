@@ -49,6 +49,7 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
     units = Units(out, spec.key())
     set_seed(spec.seed)
     trained = load_trained(spec)
+    spec = spec.model_copy(update={"longest": max(each.computed_tokens(spec.packing) for each in trained.groups)})
     groups = {"train": trained.scored, "heldout": load_groups(spec, "heldout")[0]}
     if trained.weights is not None:
         groups[COMPARED] = compared_groups(spec, len(groups["heldout"]))

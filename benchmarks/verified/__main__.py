@@ -3,7 +3,7 @@
     python -m benchmarks.verified [--seeds 3] [--minutes 60] [--out build/verified]
 
 SmolLM2-135M-Instruct learns the demo's house style by supervised fine-tuning until that no longer helps. From there it
-continues with each arm (`arms.ARMS`) for two iterations of equally many steps. No new seed begins after `--minutes`.
+continues with each arm (`arms.ARMS`) for two iterations. No new seed begins after `--minutes`.
 What an interrupted run has finished is kept. Nothing else should run on the machine.
 """
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.verified.arms import ARMS, arm_experiment, start_experiment, test_experiment, write_data
-from benchmarks.verified.loop import answers, policies, prepare, samples
+from benchmarks.verified.loop import answers, iterations, prepare, samples
 from benchmarks.verified.measures import Measured, best, heldout_only, logprobs, merge
 from benchmarks.verified.report import write_report
 from iris_core.store import Policy
@@ -49,19 +49,21 @@ def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
     write_data(seed, data)
     experiment = start_experiment(seed, chat_model, data, store)
     prepared = prepare(experiment)
-    epochs = policies(experiment, prepared)
+    epochs = [each.policy for each in iterations(experiment, prepared)]
     start = merge(best(experiment, prepared, epochs), out / f"start-{seed}")
     test = test_experiment(seed, start, data, store)
     checked = prepare(test)
     only = heldout_only(checked, out / f"test-{seed}.parquet")
 
-    def measure(policy: Policy) -> Measured:
-        return Measured.read(answers(test, checked, policy), samples(test, only, policy), logprobs(only, policy))
+    def measure(policy: Policy, steps: int) -> Measured:
+        scored = logprobs(only, policy)
+        return Measured.read(answers(test, checked, policy), samples(test, only, policy), scored, steps)
 
-    found = {"SFT, the start": measure(checked.initial)}
+    found = {"SFT, the start": measure(checked.initial, 0)}
     for arm in ARMS:
         loop = arm_experiment(arm, seed, start, data, store)
-        found[arm] = measure(policies(loop, prepare(loop))[-1])
+        trained = iterations(loop, prepare(loop))
+        found[arm] = measure(trained[-1].policy, sum(each.steps for each in trained))
         print(f"  {arm}: greedy {found[arm].greedy.mean():.3f}", flush=True)
     return found
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from iris_core.config import Experiment
 from iris_core.execution.launch import launch
 from iris_core.pipeline import plan
+from iris_core.pipeline.metrics import TrainMetrics
 from iris_core.pipeline.plan import Prepared
 from iris_core.store import Manifest, Policy, Spec, Store, completed
+
+
+class Trained(NamedTuple):
+    """A policy after an iteration, and how many optimizer steps that took."""
+
+    policy: Policy
+    steps: int
 
 
 def perform(store: Store, spec: Spec) -> Manifest:
@@ -24,7 +33,7 @@ def prepare(experiment: Experiment) -> Prepared:
     return Prepared.of(perform(Store.of(experiment), plan.prepare_spec(experiment)))
 
 
-def policies(experiment: Experiment, prepared: Prepared) -> list[Policy]:
+def iterations(experiment: Experiment, prepared: Prepared) -> list[Trained]:
     """The policy after each iteration."""
     store, state, found = Store.of(experiment), prepared.start(experiment), []
     while state.iteration < experiment.iterations:
@@ -33,7 +42,7 @@ def policies(experiment: Experiment, prepared: Prepared) -> list[Policy]:
         trained = perform(store, plan.train_spec(experiment, prepared, state, generated))
         scheduled = perform(store, plan.schedule_spec(experiment, state, trained))
         state = plan.next_state(state, generated, trained, scheduled)
-        found.append(state.policy)
+        found.append(Trained(state.policy, TrainMetrics.of(trained).train.steps))
     return found
 
 

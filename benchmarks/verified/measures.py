@@ -27,19 +27,21 @@ class Measured(NamedTuple):
         sampled: the same of a sampled answer.
         logprob: log-prob of the annotated answer, in nats.
         tokens: of the annotated answer.
+        steps: of the optimizer since the start.
     """
 
     greedy: Floats
     sampled: Floats
     logprob: Floats
     tokens: Floats
+    steps: int
 
     @classmethod
-    def read(cls, answered: Path, judged: Path, scored: tuple[Floats, Floats]) -> Self:
+    def read(cls, answered: Path, judged: Path, scored: tuple[Floats, Floats], steps: int) -> Self:
         """From the files of the stages `evaluate` and `generate`."""
         greedy = pq.read_table(answered, columns=["correct"])["correct"].to_pylist()
         sampled = [verdict == "right" for verdict in pq.read_table(judged, columns=["verdict"])["verdict"].to_pylist()]
-        return cls(np.array(greedy, np.float64), np.array(sampled, np.float64), *scored)
+        return cls(np.array(greedy, np.float64), np.array(sampled, np.float64), *scored, steps)
 
 
 def heldout_only(prepared: Prepared, path: Path) -> Prepared:

@@ -19,7 +19,7 @@ COMPARED = (  # what is to be confirmed or refuted
     ("IRIS, verified", "SFT continued"),
     ("IRIS, verified", "RFT"),
 )
-HEADERS = ("model", "greedy, right", "sampled, right", "log-prob a token, nats")
+HEADERS = ("model", "greedy, right", "sampled, right", "log-prob a token, nats", "steps")
 DIFFERENCES = ("difference", "greedy, points", "sampled, points")
 
 
@@ -44,7 +44,8 @@ def _row(arm: str, measured: Sequence[Measured]) -> list[str]:
         crossed_proportion(_stack(measured, lambda one: one.greedy)),
         crossed_proportion(_stack(measured, lambda one: one.sampled)),
     ]
-    return [arm, *(f"{share:.3f}" for share in shares), f"{likelihood:.3f}"]
+    steps = ", ".join(str(one.steps) for one in measured)
+    return [arm, *(f"{share:.3f}" for share in shares), f"{likelihood:.3f}", steps]
 
 
 def _difference(one: str, other: str, found: Mapping[str, Sequence[Measured]]) -> list[str]:

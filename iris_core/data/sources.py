@@ -205,7 +205,8 @@ def _read(
     for place, row in rows:
         try:
             full = f"{where}, {place}" if several else place
-            conversations.append(with_reference(parse(row, form, full, data.turns), row, data.reference_column))
+            turns = with_reference(parse(row, form, full, "all"), row, data.reference_column)
+            conversations.append({"first": turns[:1], "last": turns[-1:], "all": turns}[data.turns])
         except Unusable as error:
             if data.on_invalid == "error":
                 raise DataError(f"{where}, {place}: {error.detail}: fix it, or set data.on_invalid: drop") from None

@@ -131,7 +131,8 @@ class StepMetrics(Part):
         tokens_per_second: the rate of training.
         memory_gb: the largest of all steps.
         synthetic: how many pairs had synthetic responses of which kind, were dropped and masked.
-        share_right: share of right samples among a prompt's decided ones; None where nothing is learned from verdicts.
+        share_right: share of right samples among a prompt's decided ones, of prompts that are trained on; None where
+            nothing is learned from verdicts.
         up: weight U of right samples, per prompt, likewise.
         down: weight D of wrong samples, per prompt, likewise.
     """

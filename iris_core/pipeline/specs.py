@@ -126,7 +126,7 @@ class TrainSpec(Spec):
 
     stage: ClassVar[str] = "train"
     uses_gpus: ClassVar[bool] = True
-    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, "training": {"sharding": True}}
+    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, "training": {"sharding": True}, "longest": True}
     has_ranks: ClassVar[bool] = True
     policy: Policy
     opponent: Policy
@@ -144,6 +144,7 @@ class TrainSpec(Spec):
     dtype: str
     trust_remote_code: bool = False
     seed: int
+    longest: int = 0  # computed tokens of the longest group, which the stage finds: its row is no shorter
 
 
 class EvaluateSpec(Spec):

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from iris_core.common.digest import file_digest, folder_digest, json_digest
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, DataError
 from iris_core.config import VerificationPart
 
 DATABASES = ("*/*.sqlite",)
+PACKAGES = {
+    "math": ("math-verify", "sympy", "latex2sympy2-extended"),
+    "json_schema": ("jsonschema",),
+    "sql": ("sqlglot",),
+}
+
+
+def packages(settings: VerificationPart) -> tuple[str, ...]:
+    """The packages whose versions decide verdicts."""
+    return PACKAGES.get(settings.kind, ())
+
+
+def check_unchanged(settings: VerificationPart, digest: str | None) -> None:
+    """Checks that the verifier's files are those that a spec was written for.
+
+    Raises:
+        ConfigError: they are missing.
+        DataError: they have changed.
+    """
+    if verifier_digest(settings) != digest:
+        raise DataError("verification: its files have changed since this spec was written: run again")
 
 
 def verifier_digest(settings: VerificationPart) -> str | None:
@@ -31,5 +53,6 @@ def verifier_digest(settings: VerificationPart) -> str | None:
                 f"verification.databases: {folder} holds no <db_id>/<db_id>.sqlite: give the folder with the databases"
             )
         return folder_digest(folder, DATABASES)
-    files = [Path(part).expanduser() for part in settings.command or []]
-    return json_digest([file_digest(file) for file in files if file.is_file()]) if settings.command else None
+    files = [os.path.expanduser(part) for part in settings.command or []]
+    found = [file_digest(Path(file)) for file in files if os.path.isfile(file)]
+    return json_digest(found) if settings.command else None

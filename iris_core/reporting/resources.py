@@ -93,7 +93,12 @@ class Resources:
 
 
 def resources(
-    experiment: Experiment, sizes: Sizes, machine: Machine, dtype: str = "bfloat16", pairs: int | None = None
+    experiment: Experiment,
+    sizes: Sizes,
+    machine: Machine,
+    dtype: str = "bfloat16",
+    pairs: int | None = None,
+    prompts: int | None = None,
 ) -> Resources:
     """What `experiment` needs on `machine`.
 
@@ -102,10 +107,13 @@ def resources(
         sizes: of its model, with an adapter where it can have one.
         machine: the devices.
         dtype: of the matmuls.
-        pairs: pairs to train on, with the prompts without annotation that the objective uses; None: as many as the
-            recipe says.
+        pairs: annotated pairs to train on; None: as many as the recipe says.
+        prompts: without annotation; None: only the data says.
     """
-    pairs = pairs or _planned(experiment)
+    pairs = pairs or experiment.data.max_pairs
+    prompts = prompts if experiment.data.prompts_path else 0
+    answered = None if pairs is None or prompts is None else pairs + prompts
+    pairs = answered if experiment.objective.learns_from_verdicts else pairs
     training, devices = experiment.training, machine.devices
     sharding, memory = _trained(experiment, training, sizes, machine, dtype)
     full, width = training.method == "full", 2 if dtype == "bfloat16" else FP32
@@ -121,7 +129,7 @@ def resources(
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
-        responses=_responses(experiment, pairs) if pairs else None,
+        responses=_responses(experiment, answered) if answered else None,
         traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
@@ -132,17 +140,11 @@ def resources(
     return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
 
 
-def _planned(experiment: Experiment) -> int | None:
-    """The pairs to train on as the recipe says; None: only the data does."""
-    unread = experiment.data.prompts_path is not None and experiment.objective.learns_from_verdicts
-    return None if unread else experiment.data.max_pairs
-
-
-def _responses(experiment: Experiment, pairs: int) -> float:
-    """Bytes of all responses, each as long as it may be."""
+def _responses(experiment: Experiment, prompts: int) -> float:
+    """Bytes of all responses to that many prompts that are trained on, each as long as it may be."""
     generation = experiment.generation
     samples = generation.samples if experiment.objective.learns_from_verdicts else 1
-    count = pairs * samples + experiment.data.heldout
+    count = prompts * samples + experiment.data.heldout
     return float(experiment.iterations * count * generation.max_new_tokens * RESPONSE_TOKEN)
 
 

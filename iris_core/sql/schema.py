@@ -12,6 +12,7 @@ from iris_core.common.errors import DataError
 
 MOST_SAMPLES = 3  # values of a column
 LONGEST_SAMPLE = 40  # characters
+HIDDEN = 1  # in PRAGMA table_xinfo: a column of a virtual table that is none of its own
 SAMPLED_ROWS = 1000  # of a table, in which different values are looked for
 
 
@@ -75,14 +76,15 @@ def _table(connection: sqlite3.Connection, name: str) -> Table:
         column: f"{quoted(table)}.{quoted(other)}" if other else quoted(table)
         for _, _, table, column, other, *_ in keys
     }
-    columns = connection.execute(f"PRAGMA table_info({source})").fetchall()
+    # generated columns too, which `SELECT *` has; those that a virtual table hides it has not
+    columns = [row for row in connection.execute(f"PRAGMA table_xinfo({source})") if row[6] != HIDDEN]
     rows = connection.execute(f"SELECT * FROM {source} LIMIT {SAMPLED_ROWS}").fetchall()
     values: list[Any] = list(zip(*rows, strict=True)) or [()] * len(columns)
     return Table(
         name,
         tuple(
             Column(column, kind.lower(), bool(key), refers.get(column), _samples(found))
-            for (_, column, kind, _, _, key), found in zip(columns, values, strict=True)
+            for (_, column, kind, _, _, key, _), found in zip(columns, values, strict=True)
         ),
     )
 

@@ -13,7 +13,8 @@ try:
 except ModuleNotFoundError as error:
     raise ConfigError("text-to-SQL needs sqlglot: install it with `pip install 'iris[sql]'`") from error
 
-FENCE = re.compile(r"```[ \t]*\w*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# a block, on one line where it names its language; then code within a line, which is none
+FENCE = re.compile(r"```[ \t]*(?:(?:sqlite|sql)\b|\w*[ \t]*\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE)
 CLAUSES = ("with_", "from_", "joins", "where", "group", "having", "expressions", "distinct", "limit", "offset")
 
 
@@ -23,7 +24,7 @@ class NotParsed(Exception):
 
 def query_in(response: str) -> str:
     """The query in a response: the last block between fences, or all of the text. A semicolon at its end is cut off."""
-    blocks = FENCE.findall(response)
+    blocks = [block for block in FENCE.findall(response) if block.strip()]
     return (blocks[-1] if blocks else response).strip().removesuffix(";").strip()
 
 
@@ -119,7 +120,14 @@ def _parts(tree: exp.Expr) -> Any:
     if isinstance(tree, exp.SetOperation):
         sides = (_parts(tree.left.unnest()), _parts(tree.right.unnest()))
         swaps = not isinstance(tree, exp.Except)
-        return type(tree).__name__, bool(tree.args.get("distinct")), frozenset(sides) if swaps else sides, _order(tree)
+        clauses = tuple(_clause(tree.args.get(name)) for name in ("with_", "limit", "offset"))
+        return (
+            type(tree).__name__,
+            bool(tree.args.get("distinct")),
+            frozenset(sides) if swaps else sides,
+            clauses,
+            _order(tree),
+        )
     if isinstance(tree, exp.Subquery):
         return _parts(tree.unnest())
     return tuple(_clause(tree.args.get(name)) for name in CLAUSES), _order(tree)

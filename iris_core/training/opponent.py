@@ -39,7 +39,8 @@ def opponent_logprobs(
         policy: before its first step, where that is the opponent; None: the opponent is loaded.
     """
     path = units.folder / OPPONENT
-    if not distributed.decided(lambda: _is_stored(path, units, numerics(spec))):
+    wanted = numerics(spec)  # which the ranks agree on together
+    if not distributed.decided(lambda: _is_stored(path, units, wanted)):
         table = _computed(spec, groups, policy)
         if distributed.rank() == 0:
             with units.writing(path) as place:

@@ -48,7 +48,8 @@ def sharding_of(spec: TrainSpec) -> Sharding:
 @functools.cache
 def _sharding_of(spec_json: str, nodes: int, per_node: int) -> Sharding:
     spec = TrainSpec.model_validate_json(spec_json)
-    training = spec.training.model_copy(update={"packing": spec.packing, "tokens_per_batch": tokens_per_row(spec)})
+    row = max(spec.longest, tokens_per_row(spec))
+    training = spec.training.model_copy(update={"packing": spec.packing, "tokens_per_batch": row})
     devices = memory.Devices(nodes, per_node, _memory_of_rank_0())
     config = loading.load_config(spec.policy.model.path, spec.trust_remote_code)
     sizes = sizes_of(config, training.lora if training.method == "lora" else None, spec.trust_remote_code)

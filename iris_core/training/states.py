@@ -58,7 +58,8 @@ def load_weights(checkpoint: Path, model: Any) -> None:
     trained = _trained(model)
     with _opened(checkpoint, WEIGHTS) as files, torch.no_grad():
         for name, parameter in trained.items():
-            _local(parameter).copy_(_rows(files, name, _own_rows(parameter)))
+            rows = _rows(files, name, _own_rows(parameter)) if parameter.ndim else files[0].get_tensor(name)
+            _local(parameter).copy_(rows)
 
 
 def load_optimizer(checkpoint: Path, model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -77,9 +78,9 @@ def _trained(model: Any) -> dict[str, Tensor]:
 
 def _state(files: list[Any], name: str, parameter: Tensor) -> Tensor:
     """The part of an optimizer's state that belongs to the part of `parameter` on this rank."""
-    if not files[0].get_slice(name).get_shape():  # a number of steps, the same for all parts
+    if not files[0].get_slice(name).get_shape():  # the same for all parts, such as the number of steps
         whole: Tensor = files[0].get_tensor(name)
-        return whole
+        return whole.to(parameter.device) if not parameter.ndim and not name.endswith(".step") else whole
     rows = _rows(files, name, _own_rows(parameter)).to(parameter.device)
     if not isinstance(parameter, DTensor):
         return rows

@@ -49,6 +49,8 @@ class Process:
             NoVerdict: the process took too long, ended, or wrote something else.
             VerificationError: the process does not start.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # it ended after its last verdict
         if self._process is None:
             self._start()
         line = ""

@@ -20,6 +20,7 @@ from iris_core.verification.verdicts import Case, Verdict
 
 PROCESSES = 8  # at most
 TRUNCATED = "truncated"
+FEWEST = 4  # different responses without a verdict that say something of the program, not of the responses
 
 
 class Verifier:
@@ -54,12 +55,12 @@ class Verifier:
         """A verdict for each of `cases`, in their order; equal cases are judged once.
 
         Raises:
-            VerificationError: the verifier does not start, or the user's program fails at every case.
+            VerificationError: the verifier does not start, or the user's program fails at every case, of some at least.
         """
         unique = list(dict.fromkeys(cases))
         found = dict(zip(unique, self._threads.map(self._judge, unique), strict=True))
         failed = [outcome for outcome in found.values() if isinstance(outcome, NoVerdict)]
-        if cases and len(failed) == len(unique) and self._settings.command is not None:
+        if len(failed) == len(unique) >= FEWEST and self._settings.command is not None:
             raise VerificationError(
                 f"verification.command: {' '.join(self._settings.command)!r} gives no verdict on any of {len(unique)} "
                 f"responses ({failed[0]}): it must write a line of JSON for each line that it reads, without delay"

@@ -33,6 +33,7 @@ from iris_core.execution.launch import launch
 from iris_core.execution.supervision import labelled
 from iris_core.pipeline.scores import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
+from iris_core.pipeline.verifier import verifier_digest
 from iris_core.store import Artifact, Execution, Manifest, Policy, run_stage
 from iris_core.store.units import Units
 from tests.conftest import build_model
@@ -273,7 +274,8 @@ def test_the_verifier_says_which_held_out_answers_are_correct(
     """It judges all held-out answers, also those without a pattern. An answer that was cut is not correct."""
     code = 'import sys; [print(\'{"verdict": "right"}\') for line in sys.stdin]'
     verification = VerificationPart(kind="command", command=[sys.executable, "-c", code])
-    spec = make_spec(tiny_model, pairs, [], verification=verification, stop_token_ids=stop)
+    digest = verifier_digest(verification)
+    spec = make_spec(tiny_model, pairs, [], verification=verification, verifier_digest=digest, stop_token_ids=stop)
     manifest = run(spec, tmp_path / "out")
     rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
     assert [row["prompt_id"] for row in rows] == [*(f"id{i}" for i in range(5)), "n"]

@@ -24,6 +24,7 @@ from iris_core.generate import generate, summarize, warnings
 from iris_core.generation import engines
 from iris_core.modeling import loading
 from iris_core.pipeline import plan
+from iris_core.pipeline.verifier import verifier_digest
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, Execution, Policy, run_stage
 from tests.conftest import build_model
@@ -68,7 +69,14 @@ def judged(spec, tmp_path):
     """The stage with a verifier: a program that looks at the length of a response."""
     (tmp_path / "judge.py").write_text(JUDGE)
     settings = VerificationPart(kind="command", command=[sys.executable, str(tmp_path / "judge.py")])
-    return spec.model_copy(update={"verification": settings, "verifier_digest": "1"})
+    return spec.model_copy(update={"verification": settings, "verifier_digest": verifier_digest(settings)})
+
+
+def test_a_verifier_that_has_changed_judges_nothing(tiny_model, pairs_file, tmp_path):
+    spec = judged(spec_of(experiment(tiny_model, pairs_file), tmp_path), tmp_path)
+    (tmp_path / "judge.py").write_text(JUDGE + "# another one\n")
+    with pytest.raises(DataError, match="^verification: its files have changed since this spec was written: run again"):
+        run_stage(spec, tmp_path / "out", generate)
 
 
 def verdicts(manifest):
@@ -173,6 +181,14 @@ def test_each_response_has_a_verdict_and_a_run_killed_between_them_samples_nothi
     judged_again = run_stage(spec, tmp_path / "killed", generate)
     assert judged_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
     assert judged_again.metrics["tokens_per_second"] is None  # no engine was needed
+    (tmp_path / "killed" / "manifest.json").unlink()
+    first, *others = sorted((tmp_path / "killed" / "verdicts").iterdir())
+    before = [path.stat().st_mtime_ns for path in (first, *others)]
+    min((tmp_path / "killed" / "responses").iterdir()).write_bytes(b"damaged")
+    sampled_again = run_stage(spec, tmp_path / "killed", generate)
+    after = [path.stat().st_mtime_ns for path in (first, *others)]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [True, *(False for _ in others)]
+    assert sampled_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
 
 
 @pytest.mark.integration

@@ -186,6 +186,10 @@ def test_samples_count_where_verdicts_are_learned_from(zephyr: Sizes) -> None:
     unread = plan(zephyr, "8xH100-80GB", **judged, data__prompts_path="p.jsonl")
     assert unread.hours["train"] == "not estimated: data.prompts_path is set, and the data is not read yet"
     assert unread.responses is None
+    experiment = recipe(**judged, data__prompts_path="p.jsonl", objective__verified=False)
+    answered = resources(experiment, zephyr, parse_machine("8xH100-80GB"), prompts=9000)
+    assert answered.hours["train"] == plain.hours["train"]  # the prompts are answered, but not trained on
+    assert answered.responses == 2 * (10_000 + 512) * 256 * 8
 
 
 def test_the_measured_rate_is_that_of_the_benchmark() -> None:

@@ -35,6 +35,15 @@ def tables(tmp_path: Path) -> list[Table]:
     return read_schema(tmp_path / "music.sqlite")
 
 
+def test_generated_columns_are_columns(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "d.sqlite")) as connection:
+        connection.executescript(
+            "CREATE TABLE t (a INT, b INT GENERATED ALWAYS AS (2 * a) STORED, c INT AS (a + 1));"
+            "INSERT INTO t (a) VALUES (3)"
+        )
+    assert schema_text("d", read_schema(tmp_path / "d.sqlite")).splitlines()[1] == "t(a int: 3, b int: 6, c int: 4)"
+
+
 def words(most: int) -> Budget:
     return Budget(lambda text: len(text.split()), most)
 

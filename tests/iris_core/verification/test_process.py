@@ -176,11 +176,35 @@ def test_a_program_that_fails_at_a_response_is_started_anew(judge, tmp_path, bad
 def test_a_program_that_fails_at_every_response_is_an_error(judge, tmp_path) -> None:
     settings = program(tmp_path, "import nothing_of_the_kind")
     message = (
-        r"^verification.command: '\S+python\S* \S+judge.py' gives no verdict on any of 2 responses \(ended with exit "
+        r"^verification.command: '\S+python\S* \S+judge.py' gives no verdict on any of 4 responses \(ended with exit "
         r"code 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'\): it must write a line of JSON"
     )
     with pytest.raises(VerificationError, match=message):
-        judge("command", [("1", ""), ("2", "")], **settings)
+        judge("command", [(str(number), "") for number in range(4)], **settings)
+
+
+def test_a_program_that_fails_at_few_responses_is_no_error(judge, tmp_path) -> None:
+    """The responses may be what is wrong, and they would stop every later run."""
+    settings = program(tmp_path, "import time; time.sleep(100)")
+    found = judge("command", [("1", ""), ("2", ""), ("3", "")], timeout=0.5, **settings)
+    assert [each.verdict for each in found] == ["undecided"] * 3
+
+
+def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None:
+    text = """
+        import json, sys
+        sys.stdin.readline()
+        print(json.dumps({"verdict": "right", "reason": "fine"}))
+    """
+    settings = VerificationPart(kind="command", timeout=20.0, **program(tmp_path, text))
+    process = Process(settings, None)
+    found = []
+    for number in range(3):
+        found.append(process.judge(Case("", str(number), None)))
+        assert process._process is not None
+        process._process.wait(20)
+    process.close()
+    assert [each.verdict for each in found] == ["right"] * 3
 
 
 def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:
