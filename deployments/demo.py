@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deployments.processes import private_folder
 from iris_core.common.cache import cache_folder
 from iris_core.demo import house_style, model, sql_databases
 from iris_core.sql.prompts import Budget
@@ -30,8 +31,7 @@ def make_inputs(seed: int) -> dict[str, object]:
     Returns:
         The settings of `recipes/demo.yaml` that depend on the cache folder and the seed.
     """
-    folder = data_folder(seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(data_folder(seed))
     train, heldout = house_style.annotated_set(seed, house_style.TRAIN_PAIRS, house_style.HELDOUT_PAIRS)
     house_style.write_jsonl(folder / "pairs.jsonl", train)
     house_style.write_jsonl(folder / "heldout.jsonl", heldout)
@@ -50,7 +50,7 @@ def make_sql_inputs(seed: int) -> dict[str, object]:
     Returns:
         The settings of `recipes/sql-demo.yaml` that depend on the cache folder and the seed.
     """
-    folder = cache_folder() / "sql-demo" / f"seed-{seed}"
+    folder = private_folder(cache_folder() / "sql-demo" / f"seed-{seed}")
     sql_databases.write_folder(folder, seed)
     write_pairs(Folder(folder), folder, WHOLE_SCHEMA)
     return {

@@ -118,6 +118,12 @@ def all_ranks(run: Callable[[Callable[[], T]], object], work: Callable[[], T]) -
     _end_others(store, 0)
 
 
+def joined() -> bool:
+    """Whether this process exchanges tensors with other ranks, or did until an error."""
+    module = sys.modules.get("torch.distributed")
+    return module is not None and bool(module.is_initialized())
+
+
 def barrier(group: ProcessGroup | None = None) -> None:
     """Waits until every rank is here; `group` is for a thread beside the main one, see `new_group`."""
     import torch.distributed as dist

@@ -53,7 +53,7 @@ class LogFile(RotatingFileHandler):
 
 
 def named(name: str, stream: TextIO) -> TextIO:
-    """`stream` with `name` at the beginning of each line, for one of several processes with one log."""
+    """`stream` by whole lines with `name` at their beginning, if any, for one of several processes with one log."""
     return TextIOWrapper(_Named(name, stream), encoding="utf-8", errors="replace", line_buffering=True)
 
 
@@ -74,7 +74,7 @@ def _cut(line: str, more: int) -> str:
 
 
 class _Named(BufferedIOBase):
-    """Bytes, of which whole lines are written to `stream`, with `name` before each."""
+    """Bytes, of which whole lines are written to `stream`, with `name` before each, if it has one."""
 
     def __init__(self, name: str, stream: TextIO):
         self.name, self.stream, self._rest = name, stream, b""
@@ -87,8 +87,9 @@ class _Named(BufferedIOBase):
 
     def write(self, data: Any) -> int:
         *whole, self._rest = (self._rest + bytes(data)).split(b"\n")
+        prefix = f"{self.name}: " if self.name else ""
         for line in whole:
-            self.stream.write(f"{self.name}: {line.decode()}\n")
+            self.stream.write(f"{prefix}{line.decode()}\n")
         return len(data)
 
     def flush(self) -> None:

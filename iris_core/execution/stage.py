@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pydantic
 
@@ -25,7 +25,7 @@ from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 from iris_core.config.explain import explain
 from iris_core.execution import distributed, exchange, logs, supervision
-from iris_core.execution.failure import report
+from iris_core.execution.failure import abort, report
 from iris_core.execution.item_worker import serve
 from iris_core.store import Outcome, Spec, run_stage
 from iris_core.store.inputs import fetch_inputs, localized
@@ -55,7 +55,7 @@ def main(
     out = mirrors.here(arguments.out.absolute())
     try:
         distributed.check(spec_type.stage, allowed=spec_type.has_ranks)
-        _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name)
+        _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name or "")
         spec = localized(read_spec(spec_type, arguments.spec))
         with full_disk_errors(out):
             if arguments.items and open_engine:
@@ -64,13 +64,20 @@ def main(
             else:
                 _run(spec, out, work)
     except IrisError as error:
-        sys.exit(report(error))
+        _end(error)
     except Exception as error:
         if not _is_out_of_memory(error):
             message = redact(str(error))
             progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
             raise
-        sys.exit(report(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})")))
+        _end(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})"))
+
+
+def _end(error: IrisError) -> NoReturn:
+    """Reports the error and ends. A rank ends at once: threads of gloo may abort an interpreter that ends by itself."""
+    if distributed.joined():
+        abort(error)
+    sys.exit(report(error))
 
 
 def _arguments(stage: str) -> argparse.Namespace:
@@ -82,9 +89,12 @@ def _arguments(stage: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _log_to_stderr(name: str | None) -> None:
-    """Sends log records to the error output. What a process with a name prints begins with it."""
-    if name:
+def _log_to_stderr(name: str) -> None:
+    """Sends log records to the error output. What a process with a name prints begins with it.
+
+    One of several processes with one log writes whole lines: `print` writes a line and its end one after the other.
+    """
+    if name or distributed.world_size() > 1:
         sys.stdout, sys.stderr = logs.named(name, sys.stdout), logs.named(name, sys.stderr)
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:

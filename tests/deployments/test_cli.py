@@ -126,10 +126,9 @@ def test_down_with_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "nothing is running" in run("down", code=0)
 
 
-@pytest.mark.parametrize("command", ["up", "down"])
-def test_services_whose_folder_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", ["up", "down", "demo", "sql-demo"])
+def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(demo, "make_inputs", lambda seed: {})
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "file"))
     assert "set IRIS_CACHE" in run(command)
 
