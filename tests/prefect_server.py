@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.testing.utilities import prefect_test_harness
@@ -21,3 +26,15 @@ def new_server() -> Iterator[None]:
         for sender in (EventsWorker, APILogWorker):
             sender.drain_all(timeout=0)
         yield
+
+
+def task_run(flow_run: UUID) -> TaskRun:
+    """The flow run's only task run. Its states reach the server as events, a moment later."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    with get_client(sync_client=True) as client:
+        for _ in range(300):
+            runs = client.read_task_runs(flow_run_filter=wanted)
+            if runs and runs[0].state is not None and runs[0].state.is_final():
+                return runs[0]
+            time.sleep(0.1)
+    raise AssertionError(f"no finished task run: {runs}")

@@ -20,7 +20,8 @@ from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.selfplay import Measures, Runs, Variant, play
 from benchmarks.study.world import Setting, build_world
 from iris_core.config import ObjectivePart
-from iris_core.objectives.losses import Normalizer, Parameters, Rewards, gradient_coefficients
+from iris_core.objectives.losses import Parameters, Rewards, gradient_coefficients
+from iris_core.objectives.normalizer import Normalizer
 
 Floats = NDArray[np.float64]
 CODE = [Path(str(source.__file__)).read_text("utf-8") for source in (language, losses, network, selfplay, world)]

@@ -12,15 +12,15 @@ from benchmarks.study.losses import STUDY_OBJECTIVES
 from benchmarks.study.network import RMSProp, Weights, rate_at, student_table
 from benchmarks.study.world import World
 from iris_core.config import ObjectivePart, SchedulePart
+from iris_core.config.objective import NormalizerName
 from iris_core.objectives.gap import variational_gap
 from iris_core.objectives.losses import (
-    Normalizer,
-    NormalizerName,
     Parameters,
     Rewards,
     effective_sample_size,
     gradient_coefficients,
 )
+from iris_core.objectives.normalizer import Normalizer
 from iris_core.objectives.order import next_order
 
 AT_ONCE = 32  # runs in one stack, few enough to fit into the CPU's cache

@@ -120,8 +120,8 @@ def format_of(source: Source, columns: Collection[str], where: str, annotated: b
     return fitting[0]
 
 
-def conversations_in(row: Row, form: Format, place: str, turns: Turns) -> list[Conversation]:
-    """A conversation for each annotated turn of the assistant that `turns` selects.
+def conversations_in(row: Row, form: Format, place: str) -> list[Conversation]:
+    """A conversation for each annotated turn of the assistant.
 
     Raises:
         Unusable: the row cannot be understood.
@@ -139,10 +139,15 @@ def conversations_in(row: Row, form: Format, place: str, turns: Turns) -> list[C
     found = [Conversation(messages[:end], messages[end], place, _tools(row)) for end in answers]
     if len(found) > 1:
         found = [replace(each, place=f"{place}, turn {n}") for n, each in enumerate(found, 1)]
+    return found
+
+
+def selected(found: list[Conversation], turns: Turns) -> list[Conversation]:
+    """The conversations of a row that `turns` selects."""
     return {"first": found[:1], "last": found[-1:], "all": found}[turns]
 
 
-def prompts_in(row: Row, form: Format, place: str, turns: Turns) -> list[Conversation]:
+def prompts_in(row: Row, form: Format, place: str) -> list[Conversation]:
     """The same without annotated answers: those of the row are ignored, or missing as after a last turn of the user.
 
     Raises:
@@ -151,7 +156,7 @@ def prompts_in(row: Row, form: Format, place: str, turns: Turns) -> list[Convers
     if form.answer:
         row = {**row, form.answer: PLACEHOLDER}
     asked = replace(form, parts=lambda row: _answered(*form.parts(row)))
-    found = conversations_in(row, asked, place, turns)
+    found = conversations_in(row, asked, place)
     placeholder = {"role": "assistant", "content": PLACEHOLDER}
     return [replace(each, answer=placeholder, annotated=False) for each in found]
 

@@ -21,7 +21,7 @@ from iris_core.common.redaction import redact
 from iris_core.config import DataPart, Source
 from iris_core.data import hub, hub_files, splits
 from iris_core.data.conversations import Conversation, SourceRecord, Unusable
-from iris_core.data.formats import COLUMNS, conversations_in, format_of, prompts_in, with_reference
+from iris_core.data.formats import COLUMNS, conversations_in, format_of, prompts_in, selected, with_reference
 from iris_core.data.rows import READERS, read_rows, readable, suffix
 
 SHARED = ("name", "split", "revision", "format", "prompt_column", "response_column")
@@ -205,8 +205,8 @@ def _read(
     for place, row in rows:
         try:
             full = f"{where}, {place}" if several else place
-            turns = with_reference(parse(row, form, full, "all"), row, data.reference_column)
-            conversations.append({"first": turns[:1], "last": turns[-1:], "all": turns}[data.turns])
+            turns = with_reference(parse(row, form, full), row, data.reference_column)
+            conversations.append(selected(turns, data.turns))
         except Unusable as error:
             if data.on_invalid == "error":
                 raise DataError(f"{where}, {place}: {error.detail}: fix it, or set data.on_invalid: drop") from None

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 from iris_core.common.progress import Progress
 from iris_core.data.packing import Group
 from iris_core.modeling.scoring import causal_of
-from iris_core.objectives.losses import OBJECTIVES, Normalizer, Parameters, SampleWeights
+from iris_core.objectives.losses import OBJECTIVES, Parameters, SampleWeights
+from iris_core.objectives.normalizer import Normalizer
 from iris_core.objectives.verified import VERIFIED
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store.folders import WORK

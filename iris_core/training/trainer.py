@@ -31,13 +31,13 @@ from iris_core.execution import distributed
 from iris_core.modeling.scoring import IDLE, own, response_logprobs, waits
 from iris_core.modeling.sharding import nothing_reached
 from iris_core.objectives.losses import (
-    Normalizer,
     Objective,
     Parameters,
     Rewards,
     SampleWeights,
     gradient_coefficients,
 )
+from iris_core.objectives.normalizer import Normalizer
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import (
     HISTORY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,28 @@ def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_pat
     tokenizer = loading.load_tokenizer(tiny_model)
     asked = "<|im_start|>user\nNew 0?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(new.prompt_ids) == asked
+
+
+@pytest.mark.parametrize(("turns", "references"), [("first", [None]), ("last", ["gold"]), ("all", [None, "gold"])])
+def test_the_reference_of_a_row_is_that_of_its_last_turn(tiny_model, tmp_path, turns, references):
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": f"{role} {number} {turn}"}
+                for turn in (1, 2)
+                for role in ("user", "assistant")
+            ],
+            "gold": "gold",
+        }
+        for number in range(8)
+    ]
+    settings = {"command": [sys.executable, "-c", 'while input(): print(\'{"verdict": "right"}\', flush=True)']}
+    manifest = prepare_with(
+        tiny_model, tmp_path, rows, {"kind": "command", **settings}, turns=turns, reference_column="gold"
+    )
+    pairs = load_pairs(manifest.artifact("pairs"))
+    assert sorted({pair.reference for pair in pairs}, key=str) == sorted(references, key=str)
+    assert {pair.response.split()[2] for pair in pairs if pair.reference} <= {"2"}
 
 
 def prepare_with(tiny_model, tmp_path, rows, verification, **data):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
     LogFilterLevel,
 )
-from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.serializers import JSONSerializer
@@ -42,6 +41,7 @@ from tasks.stage import (
     watched_by,
 )
 from tests.iris_core.damage import DAMAGES, damage
+from tests.prefect_server import task_run
 from tests.stages.slow import SlowSpec
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server", "slow_stage")]
@@ -68,18 +68,6 @@ def one(experiment: Experiment, action: str) -> tuple[UUID, Finished | Exception
         return context.flow_run.id, slow(experiment, action, 0)
     except Exception as error:
         return context.flow_run.id, error
-
-
-def task_run(flow_run: UUID) -> TaskRun:
-    """The flow run's only task run. Its states reach the server as events, a moment later."""
-    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
-    with get_client(sync_client=True) as client:
-        for _ in range(300):
-            runs = client.read_task_runs(flow_run_filter=wanted)
-            if runs and runs[0].state is not None and runs[0].state.is_final():
-                return runs[0]
-            time.sleep(0.1)
-    raise AssertionError(f"no finished task run: {runs}")
 
 
 def artifacts(flow_run: UUID) -> list[Artifact]:

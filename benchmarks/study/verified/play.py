@@ -25,7 +25,8 @@ from benchmarks.study.verified.methods import Method
 from benchmarks.study.verified.regimes import MAX_NORM, World, table_of
 from iris_core.config import ObjectivePart, SchedulePart
 from iris_core.objectives.gap import variational_gap
-from iris_core.objectives.losses import Normalizer, Parameters, Rewards, SampleWeights
+from iris_core.objectives.losses import Parameters, Rewards, SampleWeights
+from iris_core.objectives.normalizer import Normalizer
 
 AT_ONCE = 32  # runs in one stack, few enough to fit into the CPU's cache
 ADAPTIVE = SchedulePart(kind="adaptive", max_order=2.0, min_order=1.0)

@@ -19,7 +19,8 @@ from benchmarks.study.verified import exact, losses, measures, play, regimes
 from benchmarks.study.verified.methods import Method
 from benchmarks.study.verified.regimes import Regime, build_world
 from iris_core.config import ObjectivePart
-from iris_core.objectives.losses import Normalizer, Parameters, Rewards
+from iris_core.objectives.losses import Parameters, Rewards
+from iris_core.objectives.normalizer import Normalizer
 
 CODE = [inspect.getsource(module) for module in (language, network, selfplay, exact, losses, measures, play, regimes)]
 

@@ -9,7 +9,7 @@ import pytest
 from iris_core.common.errors import DataError
 from iris_core.config import Source
 from iris_core.data.conversations import Unusable
-from iris_core.data.formats import conversations_in, format_of, prompts_in, with_reference
+from iris_core.data.formats import conversations_in, format_of, prompts_in, selected, with_reference
 
 pytestmark = pytest.mark.unit
 
@@ -30,7 +30,7 @@ def read(row, turns="all", **source):
     """The detected format, and each conversation as (messages before, answer)."""
     columns = [name for name, value in row.items() if value is not None]
     form = format_of(Source(path="x", **source), columns, "x")
-    found = conversations_in(row, form, "row 0", turns)
+    found = selected(conversations_in(row, form, "row 0"), turns)
     return form.name, [(each.messages, each.answer) for each in found]
 
 
@@ -121,9 +121,9 @@ def test_turns(turns, expected):
 
 def test_places_of_turns():
     form = format_of(Source(path="x"), ["messages"], "x")
-    turns = conversations_in({"messages": DIALOG}, form, "row 7", "last")
+    turns = selected(conversations_in({"messages": DIALOG}, form, "row 7"), "last")
     assert [each.place for each in turns] == ["row 7, turn 2"]
-    single = conversations_in({"messages": DIALOG[:2]}, form, "row 7", "all")
+    single = conversations_in({"messages": DIALOG[:2]}, form, "row 7")
     assert [each.place for each in single] == ["row 7"]
 
 
@@ -203,7 +203,7 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}
 )
 def test_tool_turns_are_kept(row):
     form = format_of(Source(path="x"), list(row), "x")
-    call, answer = conversations_in(row, form, "row 0", "all")
+    call, answer = conversations_in(row, form, "row 0")
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert (call.messages, call.answer) == ([user("a")], called)
     assert answer.messages == [user("a"), called, {"role": "tool", "content": "rain"}]
@@ -326,7 +326,7 @@ def test_columns_that_are_refused(columns, source, message):
 )
 def test_prompts_are_read_in_every_format_and_answers_ignored(row, name, expected):
     form = format_of(Source(path="x"), [key for key in row if row[key] is not None], "x", annotated=False)
-    found = prompts_in(row, form, "row 0", "all")
+    found = prompts_in(row, form, "row 0")
     assert form.name == name
     assert [each.messages for each in found] == expected
     assert not any(each.annotated for each in found)
@@ -336,7 +336,7 @@ def test_prompts_are_read_in_every_format_and_answers_ignored(row, name, expecte
 def test_columns_of_prompts_that_are_set():
     source = Source(path="x", prompt_column="question", response_column="solution")
     form = format_of(source, ["question"], "x", annotated=False)
-    (found,) = prompts_in({"question": "a"}, form, "row 0", "all")
+    (found,) = prompts_in({"question": "a"}, form, "row 0")
     assert found.messages == [user("a")]
     with pytest.raises(DataError, match="x has no column 'solution'"):
         format_of(source, ["question"], "x")
@@ -349,5 +349,5 @@ def test_columns_of_prompts_that_are_set():
 def test_a_reference_belongs_to_the_last_turn_of_its_row(value, text):
     row = {"messages": DIALOG, "gold": value}
     form = format_of(Source(path="x"), list(row), "x")
-    found = with_reference(conversations_in(row, form, "row 0", "all"), row, "gold")
+    found = with_reference(conversations_in(row, form, "row 0"), row, "gold")
     assert [each.reference for each in found] == [None, text]

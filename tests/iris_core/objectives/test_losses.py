@@ -13,7 +13,6 @@ from torch.nn.functional import logsigmoid
 from iris_core.config.objective import OBJECTIVE_NAMES, WITH_INITIAL_RESPONSES, ObjectivePart
 from iris_core.objectives.losses import (
     OBJECTIVES,
-    Normalizer,
     Parameters,
     Rewards,
     effective_sample_size,
@@ -25,6 +24,7 @@ from iris_core.objectives.losses import (
     tilted_weights,
     variational_bound,
 )
+from iris_core.objectives.normalizer import Normalizer
 
 pytestmark = pytest.mark.unit
 

@@ -13,13 +13,12 @@ import torch
 from iris_core.config.objective import VERIFIABLE, ObjectivePart
 from iris_core.objectives.losses import (
     OBJECTIVES,
-    Normalizer,
     Parameters,
     Rewards,
     SampleWeights,
     gradient_coefficients,
-    weighted_log_mean_exp,
 )
+from iris_core.objectives.normalizer import Normalizer, weighted_log_mean_exp
 from iris_core.objectives.verified import VERIFIED, right_weights, sample_weights
 
 pytestmark = pytest.mark.unit
