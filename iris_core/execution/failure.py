@@ -37,10 +37,15 @@ def rebuild(stage: str, failure: Failure) -> IrisError:
 
 
 def cause(found: Sequence[IrisError]) -> IrisError:
-    """Of the errors of several ranks, in their order, the one that explains the others.
+    """Of the errors of several ranks, in their order, the one that explains the others."""
+    return min(found, key=_explains_less)
 
-    A rank that is lost makes the exchanges of the others fail; what those say explains nothing. A crash may follow from
-    it, too.
-    """
-    explains_less: dict[type[IrisError], int] = {StageCrashed: 1, ExchangeFailed: 2}
-    return min(found, key=lambda error: explains_less.get(type(error), 0))
+
+def may_follow(error: IrisError) -> bool:
+    """Whether `error` may follow from another rank's, which comes later then and explains more."""
+    return _explains_less(error) > 0
+
+
+def _explains_less(error: IrisError) -> int:
+    """A rank that is lost makes the exchanges of the others fail, which explains nothing. A crash may follow, too."""
+    return {StageCrashed: 1, ExchangeFailed: 2}.get(type(error), 0)

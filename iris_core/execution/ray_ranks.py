@@ -21,16 +21,16 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from iris_core.common import progress
-from iris_core.common.errors import IrisError, StageCrashed, StageFailed
+from iris_core.common.errors import IrisError, StageFailed
 from iris_core.common.progress import Failure
-from iris_core.execution.failure import cause, rebuild, report
+from iris_core.execution.failure import cause, may_follow, rebuild, report
 from iris_core.execution.ray_agent import Lines, Place, RankAgent
 from iris_core.execution.ray_cluster import answers, connected, explained, share_of, started
 from iris_core.store.spec import Execution
 
 STAGE = "train"
 LOOK_S = 1.0
-SETTLE_S = 10.0  # after a crash, which may follow from the loss of another rank
+SETTLE_S = 30.0  # after an error that may follow from the loss of another node: Ray notices it within this time
 JOIN_S = 300  # for torchrun's agents to find each other
 
 
@@ -86,7 +86,8 @@ def rendezvous(places: list[Place]) -> list[list[str]]:
 def follow(streams: dict[Any, Place]) -> IrisError | None:
     """Forwards what agents hand back until all have ended, or one has failed.
 
-    A rank that is lost makes the others crash, and their errors may come first. So a crash is no answer for a moment.
+    A node that is lost makes the ranks of the others fail, and their errors may come first. So those are no answer
+    until the other agents have ended, for a limited time.
 
     Args:
         streams: of `Lines`, by where they come from.
@@ -100,7 +101,7 @@ def follow(streams: dict[Any, Place]) -> IrisError | None:
         ready, _ = ray.wait(list(streams), num_returns=1, timeout=LOOK_S)
         for stream in ready:
             if error := _forward_next(stream, streams):
-                deadline = min(deadline, time.monotonic() + (SETTLE_S if isinstance(error, StageCrashed) else 0))
+                deadline = min(deadline, time.monotonic() + (SETTLE_S if may_follow(error) else 0))
                 found.append(error)
     return cause(found) if found else None
 

@@ -6,6 +6,8 @@ Three nodes on this machine; each stage uses two. A lost node is replaced after 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +126,38 @@ def test_training_gives_the_files_of_two_local_ranks(
     events: list[Any] = []
     assert digests(launch(on_ray(spec), out, events.append)) == expected
     assert events[-1].done == events[-1].total
+
+
+FAILED_THEN_LOST = """
+import os, sys, time
+import ray
+from iris_core.execution.ray_agent import Lines, Place
+from iris_core.execution.ray_ranks import follow
+
+@ray.remote
+class Node:
+    def fail(self):
+        yield Lines([], [], ("ExchangeFailed", "an exchange between ranks failed"))
+
+    def vanish(self):
+        time.sleep(2)
+        os._exit(1)
+        yield
+
+ray.init(sys.argv[1], log_to_driver=False)
+kept, lost = Node.remote(), Node.remote()
+streams = {
+    kept.fail.options(num_returns="streaming").remote(): Place("kept", "", 0),
+    lost.vanish.options(num_returns="streaming").remote(): Place("lost", "", 0),
+}
+print(repr(follow(streams)))
+"""
+
+
+def test_a_lost_node_explains_what_other_ranks_said_before(nodes: Nodes) -> None:
+    command = [sys.executable, "-c", FAILED_THEN_LOST, nodes.address]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=120).stdout
+    assert "StageFailed('train: the node lost was lost: run again to resume')" in said.splitlines()  # among Ray's
 
 
 def test_a_user_error_on_a_node_is_the_error_of_the_stage(
