@@ -26,6 +26,7 @@ from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Store, run_stage
 from tests.deployments.test_lost import CREDENTIALS, beat, server, state_of
 from tests.deployments.test_services import ended, small, successors, wait_for, written
+from tests.processes import environment
 
 ROOT = Path(__file__).parents[2]
 SILENCE_S = 10.0  # instead of 45: the rest of the minute is the worker's next look at its pool
@@ -178,16 +179,16 @@ class Machine:
 
     def __init__(self, folder: Path, api: str, store: Path):
         self.label = Label("IRIS_TEST_MACHINE", uuid.uuid4().hex)
-        environment = {**os.environ, **processes.prefect_environment(store, api, CREDENTIALS)}
-        environment |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        variables = {**os.environ, **processes.prefect_environment(store, api, CREDENTIALS)}
+        variables |= {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1"}
         with (folder / f"{self.label.value}.log").open("a") as log:
             command = [sys.executable, "-c", WORKER]
-            start("worker", command, environment, log, self.label, cwd=ROOT, outlives=True)
+            start("worker", command, variables, log, self.label, cwd=ROOT, outlives=True)
 
     def runs(self, run: FlowRun) -> bool:
         """Whether the process of a flow run is one of this machine's."""
         wanted = str(run.id)
-        return any(each.environ().get("PREFECT__FLOW_RUN_ID") == wanted for each in self.label.processes())
+        return any(environment(each).get("PREFECT__FLOW_RUN_ID") == wanted for each in self.label.processes())
 
 
 @contextmanager
@@ -237,6 +238,6 @@ def test_a_loop_is_taken_up_when_its_machine_is_lost(
 
 
 def _deploy(api: str, folder: Path) -> None:
-    environment = {**os.environ, **processes.prefect_environment(folder / "server", api, CREDENTIALS)}
-    environment |= {"IRIS_STORE": str(folder), "PWD": str(ROOT)}
-    subprocess.run(processes.apply_deployments(), cwd=ROOT, env=environment, check=True, stdin=subprocess.DEVNULL)
+    variables = {**os.environ, **processes.prefect_environment(folder / "server", api, CREDENTIALS)}
+    variables |= {"IRIS_STORE": str(folder), "PWD": str(ROOT)}
+    subprocess.run(processes.apply_deployments(), cwd=ROOT, env=variables, check=True, stdin=subprocess.DEVNULL)

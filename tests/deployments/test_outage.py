@@ -21,13 +21,14 @@ from iris_core.common.errors import IrisError
 
 ROOT = Path(__file__).parents[2]
 LOOP = """
-import sys
+import signal, sys
 from pathlib import Path
 
 import psutil
 
 from deployments.outage import Outage
 from deployments.server import prefect_api
+from iris_core.execution import supervision
 
 with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(str(error)))) as api:
     from prefect import flow
@@ -35,8 +36,7 @@ with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(st
 
     @flow
     def loop():
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        supervision.send(psutil.Process().children(recursive=True), signal.SIGKILL)
         create_markdown_artifact("done", key="after")
 
     loop()

@@ -25,6 +25,7 @@ from deployments.outage import Outage
 from deployments.processes import AUTH_VARIABLE
 from deployments.running import Services
 from iris_core.common.errors import ConfigError, ServiceError
+from tests.processes import command_line
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).with_name("attack.html")
@@ -272,7 +273,7 @@ def test_prefect_finds_them_by_the_profile_and_no_list_of_processes_or_log_has_t
     )
     assert "flows/iris.py:iris" in done.stdout, done.stderr
     secret = credentials.keep(up.api).partition(":")[2]
-    assert all(secret not in " ".join(each.cmdline()) for each in up.processes())
+    assert all(secret not in command_line(each) for each in up.processes())
     assert all(secret not in log.read_text() for log in processes.home().glob("*.log"))
 
 

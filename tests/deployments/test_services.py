@@ -19,12 +19,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
 from deployments import credentials, fleet, pool, processes, services
-from deployments.running import SERVICES_VARIABLE, Services, running
+from deployments.running import Services, running
 from deployments.services import CHECKOUT
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.execution.supervision import LAUNCH_VARIABLE
 from iris_core.pipeline.stages import OF_LOOP
+from tests.processes import above, below, command_line, environment
 
 
 def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, Any]:
@@ -99,25 +100,17 @@ def written(store: Path) -> dict[Path, int]:
 
 def launched(up: Services) -> list[psutil.Process]:
     """Processes that belong to the launch of a stage under these services."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-        if LAUNCH_VARIABLE in environment and environment.get(SERVICES_VARIABLE) == up.label.value:
-            found.append(process)
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in up.processes() if LAUNCH_VARIABLE in environment(process)]
 
 
 def stages(up: Services) -> list[psutil.Process]:
     """The stages that generate."""
-    return [process for process in launched(up) if "iris_core.generate" in process.cmdline()]
+    return [process for process in launched(up) if "iris_core.generate" in command_line(process)]
 
 
 def flow_of(stage: psutil.Process) -> psutil.Process:
     """The process of the flow run that a stage belongs to."""
-    return next(each for each in stage.parents() if "prefect.engine" in each.cmdline())
+    return next(each for each in above(stage) if "prefect.engine" in command_line(each))
 
 
 @pytest.mark.unit
@@ -229,8 +222,8 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_takes_them_up(
     with credentials.client(up.api) as client:
         run = start(client, parameters)
         stage = wait_for(lambda: stages(up), 180)[0]
-        above = next(each for each, name in up.supervisors().items() if name == "worker")
-        (worker,) = above.children()
+        supervisor = next(each for each, name in up.supervisors().items() if name == "worker")
+        (worker,) = (each for each in below(supervisor.pid) if "deployments.worker" in command_line(each))
         flow_of(stage).suspend()
         worker.kill()
         wait_for(lambda: not launched(up) and running() is None, 120)

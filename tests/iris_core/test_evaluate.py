@@ -30,7 +30,7 @@ from iris_core.evaluation.mirror import write_card, write_rows
 from iris_core.evaluation.records import protocol_settings
 from iris_core.execution.item_worker import LABEL_VARIABLE
 from iris_core.execution.launch import launch
-from iris_core.execution.supervision import labelled
+from iris_core.execution.supervision import command_line, labelled
 from iris_core.pipeline.scores import BenchmarkRecord, ProtocolSettings
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.pipeline.verifier import verifier_digest
@@ -294,7 +294,7 @@ def test_two_workers_give_the_scores_of_one_engine(tiny_model: Path, pairs: Arti
         if "opened the engine" in line and not killed:
             killed.extend(process for each in labelled(LABEL_VARIABLE).values() for process in each)
             number = line.split(":")[0]
-            next(each for each in killed if {number, str(tmp_path / "two")} <= {*each.cmdline()}).kill()
+            next(each for each in killed if {number, str(tmp_path / "two")} <= {*command_line(each)}).kill()
 
     two = launch(spec.model_copy(update={"execution": Execution(gpus_per_node=2)}), tmp_path / "two", on_log=kill_one)
     assert any("a worker is lost (was killed by SIGKILL)" in line for line in lines)

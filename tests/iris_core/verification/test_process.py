@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from iris_core.config import VerificationPart
 from iris_core.verification.process import NoVerdict, Process
 from iris_core.verification.verdicts import Case, parse_verdict
 from iris_core.verification.verifier import open_verifier
+from tests.processes import below, command_line, environment, pid_lives, processes, wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -38,8 +38,7 @@ def program(tmp_path, text: str) -> dict[str, list[str]]:
 
 
 def children() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [each for each in found if "iris_core.verification.worker" in each.cmdline()]
+    return [each for each in below(os.getpid()) if "iris_core.verification.worker" in command_line(each)]
 
 
 @pytest.mark.parametrize(
@@ -211,14 +210,13 @@ def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:
     text = """
         import subprocess, sys, time
         sys.stdin.readline()
-        subprocess.Popen(["sleep", "77.25"])
-        time.sleep(100)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", __file__])
+        time.sleep(1000)
     """
     process = Process(VerificationPart(kind="command", timeout=2.0, **program(tmp_path, text)), None)
     with pytest.raises(NoVerdict, match="^timeout$"):
         process.judge(Case("", "", None))
-    sleeping = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "77.25"]]
-    assert [each for each in sleeping if each.status() != psutil.STATUS_ZOMBIE] == []
+    wait_for(lambda: not processes(str(tmp_path)))
 
 
 def test_processes_end_with_the_verifier_and_with_its_process(tmp_path) -> None:
@@ -241,10 +239,7 @@ def test_processes_end_with_the_verifier_and_with_its_process(tmp_path) -> None:
     )
     assert ran.returncode == -signal.SIGKILL
     (pid,) = map(int, ran.stdout.strip("[]\n").split(","))
-    until = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: not pid_lives(pid))
 
 
 def test_the_limits_of_a_process(tmp_path) -> None:
@@ -265,7 +260,9 @@ def test_secrets_of_the_environment_stay_outside(monkeypatch) -> None:
     process = Process(VerificationPart(kind="answer"), PATTERN)
     process.judge(Case("", "Answer: 1", "1"))
     assert "HF_TOKEN" in os.environ
-    assert [each.environ().get("HF_TOKEN") for each in children()] == [None]
+    (worker,) = map(environment, children())
+    assert worker["PYTHONHASHSEED"] == "0"
+    assert "HF_TOKEN" not in worker
     process.close()
 
 
