@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.processes import above, command_line, processes, wait_for
+from tests.processes import PATIENCE_S, above, command_line, processes, wait_for
 
 ROOT = Path(__file__).parents[1]
 STORE_BYTES = 80 * 2**20
@@ -37,7 +37,7 @@ class Nodes:
     """
 
     def __init__(self, count: int, apart: bool = False):
-        self.folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 bytes
+        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: paths of sockets have at most 107 bytes
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -67,7 +67,7 @@ class Nodes:
         """Ends the cluster."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _ask(self, line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -362,24 +363,17 @@ def test_a_killed_stage_redoes_no_benchmark_that_has_a_record(
 ) -> None:
     spec = make_spec(tiny_model, pairs, ["musr", "bbh", "gpqa"])
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "iris_core.evaluate",
-        "--spec",
-        str(tmp_path / "spec.json"),
-        "--out",
-        str(out),
-    ]
-    process = subprocess.Popen(command, start_new_session=True)
-    while not any((out / "scores").glob("*.json")) and process.poll() is None:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    out, kept = tmp_path / "out", {}
+    command = [sys.executable, "-m", "iris_core.evaluate", "--spec", str(tmp_path / "spec.json"), "--out", str(out)]
+    while not 1 <= len(kept) < 3:  # on a busy machine it may have finished all before anybody looks
+        shutil.rmtree(out, ignore_errors=True)
+        process = subprocess.Popen(command, start_new_session=True)
+        while not any((out / "scores").glob("*.json")) and process.poll() is None:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kept = {file: file.stat().st_mtime_ns for file in (out / "scores").glob("*.json")}
     assert not (out / "manifest.json").exists()
-    kept = {file: file.stat().st_mtime_ns for file in (out / "scores").glob("*.json")}
-    assert 1 <= len(kept) < 3
     manifest = run(spec, out)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
     whole = run(spec, tmp_path / "uninterrupted")

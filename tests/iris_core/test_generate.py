@@ -424,7 +424,6 @@ def test_pairs_that_changed_are_refused(tiny_model, pairs_file, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
 def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_path):
     """Greedy answers of base + adapter are the same by vLLM and transformers, and not those of the base."""
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ def test_a_wait_is_announced_once_and_ends_with_the_holder() -> None:
         assert not got.wait(3 * slots.LOOK_EVERY_S)
         with slots.held(["0"], 1, "a stage that needs one", silent):
             pass  # what waits keeps no GPU from others
-    thread.join(60)
+    thread.join()
     assert got.is_set()
     assert said == [f"GPU 1 is in use by evaluate in /store (process {os.getpid()}): waiting"]
 
@@ -97,7 +97,7 @@ def test_stages_that_want_several_gpus_all_get_them_and_never_together() -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert sorted(done) == list(range(6))
 
 

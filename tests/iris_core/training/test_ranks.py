@@ -148,7 +148,7 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, 
 
 def test_nothing_outlives_a_killed_rank_or_agent_and_the_stage_resumes(spec_of, tmp_path):
     """By the stage's own command: rank 1 is killed, then torchrun's agent, then one process completes the stage."""
-    spec, out = spec_of(**{**FULL, "epochs": 12, "learning_rate": 1e-5}), tmp_path / "train"
+    spec, out = spec_of(**{**FULL, "epochs": 24, "learning_rate": 1e-5}), tmp_path / "train"
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     command = ["-m", "iris_core.train", "--spec", str(tmp_path / "spec.json"), "--out", str(out)]
     found = []
@@ -161,9 +161,9 @@ def test_nothing_outlives_a_killed_rank_or_agent_and_the_stage_resumes(spec_of, 
             assert agent.wait(timeout=PATIENCE_S) != 0
         wait_for_end(ranks)
         found.append(history(out / WORK))
-    subprocess.run([sys.executable, *command], check=True, timeout=300)
+    subprocess.run([sys.executable, *command], check=True)
     assert (out / "manifest.json").exists()
-    assert len(history(out)) == 36
+    assert len(history(out)) == 72
     assert history(out)[:4] == found[0][:4]  # what the first run's checkpoint had
     assert history(out)[:10] == found[1][:10]
 

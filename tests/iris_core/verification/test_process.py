@@ -66,7 +66,7 @@ def test_hostile_mathematics_is_never_right_and_runs_nothing(judge, tmp_path, mo
 
 def test_a_pattern_that_never_ends_costs_its_response_only(judge) -> None:
     cases = [("a" * 40, "b"), ("b", "b"), ("a" * 41, "b"), ("aab", "aab")]
-    found = judge("answer", cases, r"((?:a|a)*b)", timeout=0.5)
+    found = judge("answer", cases, r"((?:a|a)*b)", timeout=2.0)
     assert [(each.verdict, each.reason) for each in found] == [
         ("undecided", "timeout"),
         ("right", "equal"),
@@ -166,7 +166,8 @@ def test_a_program_that_fails_at_a_response_is_started_anew(judge, tmp_path, bad
             else:
                 print(json.dumps({{"verdict": "right", "reason": "fine"}}))
     """
-    found = judge("command", [("1", ""), ("bad", ""), ("2", "")], timeout=3.0, **program(tmp_path, text))
+    seconds = 5.0 if reason == "timeout" else 60.0
+    found = judge("command", [("1", ""), ("bad", ""), ("2", "")], timeout=seconds, **program(tmp_path, text))
     assert [each.verdict for each in found] == ["right", "undecided", "right"]
     assert found[1].reason.startswith(reason)
     assert len(found[1].reason) <= 160
@@ -195,13 +196,13 @@ def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None
         sys.stdin.readline()
         print(json.dumps({"verdict": "right", "reason": "fine"}))
     """
-    settings = VerificationPart(kind="command", timeout=20.0, **program(tmp_path, text))
+    settings = VerificationPart(kind="command", timeout=60.0, **program(tmp_path, text))
     process = Process(settings, None)
     found = []
     for number in range(3):
         found.append(process.judge(Case("", str(number), None)))
         assert process._process is not None
-        process._process.wait(20)
+        process._process.wait()
     process.close()
     assert [each.verdict for each in found] == ["right"] * 3
 
