@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -98,6 +100,18 @@ def pytest_runtest_setup() -> None:
 def _ask_nvidia_smi_again() -> None:
     """Each test has the GPUs that its own nvidia-smi shows."""
     gpus.installed.cache_clear()
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What IRIS logs; libraries log at any time, when a connection is collected or an earlier test's server is gone."""
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.name.startswith(("iris_core", "tasks", "flows", "deployments"))
+
+    caplog.handler.addFilter(is_ours)
+    yield caplog
+    caplog.handler.removeFilter(is_ours)
 
 
 CHAT_TEMPLATE = (

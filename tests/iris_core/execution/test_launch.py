@@ -168,7 +168,7 @@ def test_a_listener_that_fails_is_named_once_and_the_stage_goes_on(
     assert isinstance(error, DataError)
     assert str(error) == "the end"
     assert [len(each) for each in calls.values()] == [LINES, LINES]
-    (message,) = (each.getMessage() for each in caplog.records if each.name == "iris_core.execution.launch")
+    (message,) = caplog.messages
     assert message.startswith(f"the {listener} of talk is incomplete: OSError: [Errno 28] No space")
 
 

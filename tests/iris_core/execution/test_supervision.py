@@ -33,11 +33,12 @@ import signal, sys
 from iris_core.execution.launch import supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # these may be ignored where the tests run
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-error = supervise("stage", sys.argv[1:], print, print)
-print(type(error).__name__, error is not None and error.retryable)
+def say(what): print(f"{what}\\n", end="")  # from two threads, and yet in whole lines
+error = supervise("stage", sys.argv[1:], say, say)
+say(f"{type(error).__name__} {error is not None and error.retryable}")
 """
 ROLES = ("parent", "supervisor", "stage")
-START_S, END_S = 400.0, 120.0
+START_S, END_S = 400.0, 300.0
 
 Signals = dict[str, signal.Signals]
 Start = Callable[[list[str]], "Family"]
@@ -235,7 +236,7 @@ def test_a_stage_ends_with_its_engine_and_is_retryable(
     lines = family.log.read_text().splitlines()
     said = f"error: {stage}: vLLM's engine was killed by SIGKILL: run again to resume"
     assert [line for line in lines if line.startswith("error: ")] == [said]
-    assert lines[-1] == "StageFailed True"
+    assert "StageFailed True" in lines
     assert not (out / "manifest.json").exists()
 
 
