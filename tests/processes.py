@@ -17,14 +17,14 @@ PATIENCE_S = 300.0  # for what comes within seconds on an idle machine
 
 def command_line(process: psutil.Process) -> str:
     """Its command line, or its title; empty if it has ended or may not be looked at."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         return " ".join(process.cmdline())
     return ""
 
 
 def environment(process: psutil.Process) -> dict[str, str]:
     """The environment that it was started with; empty if it has ended or may not be looked at."""
-    with suppress(psutil.Error):
+    with suppress(psutil.Error, OSError):
         return process.environ()
     return {}
 
