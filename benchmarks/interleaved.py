@@ -54,7 +54,11 @@ class Run:
         self._process = context.Process(target=_serve, args=(function, theirs, arguments))
         self._process.start()
         theirs.close()
-        self._first: tuple[str, Any] | None = self._receive()
+        try:
+            self._first: tuple[str, Any] | None = self._receive()
+        except RunFailed:
+            self._end()
+            raise
 
     def round(self) -> Any:
         """Runs one round, and returns the value that it reported."""
@@ -72,6 +76,9 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._connection.close()
         self._process.join(5)
         if self._process.is_alive():

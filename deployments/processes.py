@@ -129,13 +129,6 @@ def check_port(port: int, option: str) -> None:
             ) from error
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def wait_healthy(name: str, url: str, process: subprocess.Popen[Any], log: Path) -> None:
     """Waits until `url` answers with success.
 

@@ -20,6 +20,7 @@ from deployments.outage import Outage
 from deployments.running import Services, running
 from deployments.services import MANY_RETRIES
 from iris_core.common.errors import ServiceError
+from iris_core.common.ports import free_port
 from iris_core.execution import supervision
 from iris_core.execution.launch import TELEMETRY_OFF
 
@@ -79,7 +80,7 @@ def _shared(services: Services, outage: Outage) -> Iterator[str]:
 @contextmanager
 def _own(store: Path, outage: Outage) -> Iterator[str]:
     """A server of this process, which ends with the block."""
-    api = f"http://{processes.HOST}:{processes.free_port()}/api"
+    api = f"http://{processes.HOST}:{free_port()}/api"
     os.environ.update(processes.prefect_environment(store, api, credentials.make()))
     server = _Server(store, api)
     try:

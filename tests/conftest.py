@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,8 +23,20 @@ from xdist.scheduler import LoadScopeScheduling
 
 from iris_core.common import gpus
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
-hypothesis.settings.load_profile("untimed")
+hypothesis.settings.register_profile(  # a busy machine fails no test, and each run has the same examples
+    "same", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("same")
+
+OF_THE_USER = (  # servers, ranks, and how a terminal shows text: the tests have their own
+    *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    *("MLFLOW_TRACKING_TOKEN", "RAY_ADDRESS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"),
+    *("COLUMNS", "LINES", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"),
+)
+for _name in OF_THE_USER:
+    os.environ.pop(_name, None)
 
 WORKERS = 2  # whole loops start processes of their own: more would need more memory than most machines have
 TOGETHER = ("tests/deployments/", "tests/tasks/", "/test_ray")  # share servers; clusters would be too much at once
@@ -33,7 +49,6 @@ LONGEST = (  # minutes each: begun last, one would run alone in the end
     "tests/iris_core/execution/test_supervision.py",
     "tests/iris_core/execution/test_ranks.py",
     "tests/iris_core/training/test_ranks.py",
-    "tests/flows/test_s3_loop.py",
     "tests/iris_core/test_generate.py",
     "tests/iris_core/modeling/test_architectures.py",
     "tests/iris_core/test_train.py",
@@ -71,10 +86,32 @@ def unit_of(nodeid: str) -> str:
     return next((part for part in TOGETHER if part in file), file)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test, its fixtures included, draws the same random numbers whatever its process has run before."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _ask_nvidia_smi_again() -> None:
     """Each test has the GPUs that its own nvidia-smi shows."""
     gpus.installed.cache_clear()
+
+
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What IRIS logs; libraries log at any time, when a connection is collected or an earlier test's server is gone."""
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.name.startswith(("iris_core", "tasks", "flows", "deployments"))
+
+    caplog.handler.addFilter(is_ours)
+    yield caplog
+    caplog.handler.removeFilter(is_ours)
 
 
 CHAT_TEMPLATE = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
@@ -14,6 +13,8 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.testing.utilities import prefect_test_harness
 
+from tests.processes import PATIENCE_S, wait_for
+
 
 @contextmanager
 def new_server() -> Iterator[None]:
@@ -22,7 +23,7 @@ def new_server() -> Iterator[None]:
     Prefect keeps what sends events and logs, whatever the server's address: without an end here, what an earlier test
     began would go on sending to a server that is no more.
     """
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=PATIENCE_S):
         for sender in (EventsWorker, APILogWorker):
             sender.drain_all(timeout=0)
         yield
@@ -32,9 +33,9 @@ def task_run(flow_run: UUID) -> TaskRun:
     """The flow run's only task run. Its states reach the server as events, a moment later."""
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     with get_client(sync_client=True) as client:
-        for _ in range(300):
+
+        def finished() -> list[TaskRun]:
             runs = client.read_task_runs(flow_run_filter=wanted)
-            if runs and runs[0].state is not None and runs[0].state.is_final():
-                return runs[0]
-            time.sleep(0.1)
-    raise AssertionError(f"no finished task run: {runs}")
+            return [run for run in runs if run.state is not None and run.state.is_final()]
+
+        return wait_for(finished)[0]

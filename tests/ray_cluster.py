@@ -11,12 +11,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.processes import PATIENCE_S, above, command_line, processes, wait_for
 
 ROOT = Path(__file__).parents[1]
 STORE_BYTES = 80 * 2**20
@@ -37,7 +37,7 @@ class Nodes:
     """
 
     def __init__(self, count: int, apart: bool = False):
-        self.folder = tempfile.mkdtemp(prefix="ray-")  # short: paths of sockets have at most 107 bytes
+        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: paths of sockets have at most 107 bytes
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -56,7 +56,7 @@ class Nodes:
 
     def lose(self, *words: str) -> None:
         """Kills a node that runs a process whose command line holds `words`; not the head, with which all would end."""
-        found = {raylet(process).pid for process in processes(*words)} - {int(self.head)}
+        found = wait_for(lambda: {node_of(process) for process in processes(*words)} - {None, int(self.head)})
         self._ask(f"lose {min(found)}")
 
     def add(self, gpus: int = 0) -> None:
@@ -67,7 +67,7 @@ class Nodes:
         """Ends the cluster."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE_S)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _ask(self, line: str) -> None:
@@ -84,30 +84,9 @@ class Nodes:
         raise AssertionError(f"the cluster ended before it said {word!r}")
 
 
-def processes(*words: str) -> list[psutil.Process]:
-    """Processes whose command lines hold all of `words`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-            if process.status() != psutil.STATUS_ZOMBIE and all(word in line for word in words):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def raylet(process: psutil.Process) -> psutil.Process:
-    """The process of the node on which `process` runs."""
-    return next(each for each in process.parents() if each.name() == "raylet")
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    """Waits until `condition` holds."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come"
-        time.sleep(0.05)
+def node_of(process: psutil.Process) -> int | None:
+    """The process id of the raylet of the node on which `process` runs; None if it has ended."""
+    return next((each.pid for each in above(process) if "/raylet/raylet" in command_line(each)), None)
 
 
 def pid_of(node: Any) -> int:

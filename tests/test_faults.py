@@ -21,7 +21,6 @@ SEED, FAULTS = 2024, 3  # a file cut in generation, a rank killed in training, r
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(1500)
 def test_a_loop_with_a_few_faults_leaves_what_one_without_leaves(tmp_path: Path) -> None:
     lines: list[str] = []
     campaign = Campaign(tmp_path / "campaign", SEED, lines.append, [replace(BARE, iterations=1)])

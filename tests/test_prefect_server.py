@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.processes import free_port
+from iris_core.common.ports import free_port
 from tests.prefect_server import new_server, task_run
 
 

@@ -19,6 +19,7 @@ import psutil
 import ray
 
 from iris_core.common.errors import IrisError
+from iris_core.common.ports import free_port
 from iris_core.common.progress import Advance, Notice
 from iris_core.execution import devices, supervision
 from iris_core.execution.channels import in_memory
@@ -76,9 +77,7 @@ class Agent:
     def place(self) -> Place:
         """Where this agent runs."""
         address = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return Place(f"{socket.gethostname()} ({address})", address, free.getsockname()[1])
+        return Place(f"{socket.gethostname()} ({address})", address, free_port())
 
     def check_versions(self, known: dict[str, str]) -> None:
         """As `probe.check_versions`, on this node."""

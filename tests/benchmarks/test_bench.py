@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_a_run_reports_its_rounds_and_its_error():
         assert [run.round(), run.round(), run.result()] == [0, 1, "over"]
     with pytest.raises(RunFailed, match="on purpose"):
         alone(fails)
+    assert multiprocessing.active_children() == []
 
 
 def test_the_page_shows_each_result_and_keeps_what_is_not_its_own(tmp_path: Path):

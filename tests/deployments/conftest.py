@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from deployments import pool, processes, services
+from deployments import pool, services
 from deployments.running import Services
 from deployments.services import CHECKOUT
+from iris_core.common.ports import free_port
 
 
 @pytest.fixture(scope="package")
@@ -21,7 +22,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         patch.setenv("IRIS_CACHE", str(folder / "cache"))
         patch.setenv("HOME", str(folder))
         patch.setattr(services, "CHECKOUT", folder / "checkout")
-        ports = processes.free_port(), processes.free_port()
+        ports = free_port(), free_port()
         try:
             with ThreadPoolExecutor(2) as both:  # started twice at once: only one set of services runs
                 found = both.map(lambda store: services.up(store, *ports), [folder / "store"] * 2)

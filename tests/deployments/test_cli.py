@@ -13,9 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments import demo, processes, services
+from deployments import demo, services
 from deployments.cli import app
 from iris_core.common.errors import ConfigError
+from iris_core.common.ports import free_port
 from iris_core.config.recipe import load_recipe
 from tests.iris_core.small_experiment import SmallExperiment
 
@@ -137,7 +138,7 @@ def test_store_of_services_that_cannot_be_written(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").touch()
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="choose another store"):
-        services.up(tmp_path / "file", processes.free_port(), processes.free_port())
+        services.up(tmp_path / "file", free_port(), free_port())
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])

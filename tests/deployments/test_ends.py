@@ -14,6 +14,7 @@ import typer
 
 from deployments import ends
 from iris_core.common.errors import ConfigError, ServiceError
+from tests.processes import PATIENCE_S
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ def test_signals_end_the_run_at_once_where_prefect_is_unreachable(number: signal
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + number
     assert out == ("reported\n" if prefect == "answers" else "")
     assert "Traceback" not in err

@@ -8,8 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -18,16 +17,18 @@ import pytest
 from deployments import outage, processes
 from deployments.outage import Outage
 from iris_core.common.errors import IrisError
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 LOOP = """
-import sys
+import signal, sys
 from pathlib import Path
 
 import psutil
 
 from deployments.outage import Outage
 from deployments.server import prefect_api
+from iris_core.execution import supervision
 
 with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(str(error)))) as api:
     from prefect import flow
@@ -35,19 +36,24 @@ with prefect_api(Path(sys.argv[1]), Outage(120, print, lambda error: sys.exit(st
 
     @flow
     def loop():
-        for process in psutil.Process().children(recursive=True):
-            process.kill()
+        supervision.send(psutil.Process().children(recursive=True), signal.SIGKILL)
         create_markdown_artifact("done", key="after")
 
     loop()
 """
 
 
-def wait_for(reached: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    """A server that has an address, which nobody else can take, and does not listen yet."""
+    found = http.server.ThreadingHTTPServer((processes.HOST, 0), _Healthy, bind_and_activate=False)
+    found.server_bind()
+    yield found
+    found.server_close()
+
+
+def api_of(server: http.server.ThreadingHTTPServer) -> str:
+    return f"http://{processes.HOST}:{server.server_port}/api"
 
 
 @pytest.fixture
@@ -56,10 +62,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.unit
-def test_a_long_outage_is_waited_for_and_then_given_up(hasty: None) -> None:
+def test_a_long_outage_is_waited_for_and_then_given_up(hasty: None, server: http.server.ThreadingHTTPServer) -> None:
     said: list[str] = []
     given_up: list[IrisError] = []
-    api = f"http://{processes.HOST}:{processes.free_port()}/api"
+    api = api_of(server)
     away = Outage(0.5, said.append, given_up.append)
     with away.watched(api):
         wait_for(lambda: given_up)
@@ -72,16 +78,15 @@ def test_a_long_outage_is_waited_for_and_then_given_up(hasty: None) -> None:
 
 
 @pytest.mark.unit
-def test_the_end_of_an_outage_is_echoed(hasty: None) -> None:
+def test_the_end_of_an_outage_is_echoed(hasty: None, server: http.server.ThreadingHTTPServer) -> None:
     said: list[str] = []
-    port = processes.free_port()
     away = Outage(600, said.append, said.append)
-    with away.watched(f"http://{processes.HOST}:{port}/api"):
+    with away.watched(api_of(server)):
         wait_for(lambda: away.lasts)
-        with http.server.ThreadingHTTPServer((processes.HOST, port), _Healthy) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            wait_for(lambda: not away.lasts)
-            server.shutdown()
+        server.server_activate()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        wait_for(lambda: not away.lasts)
+        server.shutdown()
     assert "answers again" in said[1]
 
 
@@ -102,7 +107,7 @@ def test_a_server_of_its_own_that_is_killed_is_started_again(tmp_path: Path) -> 
         env={**environment, "PYTHONPATH": str(ROOT), "IRIS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert "had ended: it runs again" in done.stdout

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,6 +24,8 @@ from deployments.outage import Outage
 from deployments.processes import AUTH_VARIABLE
 from deployments.running import Services
 from iris_core.common.errors import ConfigError, ServiceError
+from tests.deployments.test_services import ended, wait_for
+from tests.processes import command_line
 
 pytestmark = pytest.mark.integration
 PAGE = Path(__file__).with_name("attack.html")
@@ -268,11 +269,10 @@ def test_prefect_finds_them_by_the_profile_and_no_list_of_processes_or_log_has_t
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert "flows/iris.py:iris" in done.stdout, done.stderr
     secret = credentials.keep(up.api).partition(":")[2]
-    assert all(secret not in " ".join(each.cmdline()) for each in up.processes())
+    assert all(secret not in command_line(each) for each in up.processes())
     assert all(secret not in log.read_text() for log in processes.home().glob("*.log"))
 
 
@@ -295,11 +295,7 @@ def test_the_worker_refuses_foreign_code(up: Services, tmp_path: Path, kind: str
         else:
             command = {"command": f"touch {ran}"}
             run = client.create_flow_run_from_deployment(own.id, job_variables=command)
-        until = time.monotonic() + 120
-        while (state := client.read_flow_run(run.id).state) and not state.is_final():
-            assert time.monotonic() < until
-            time.sleep(0.5)
-    assert state is not None
+        state = wait_for(lambda: ended(client, run)).state
     assert state.type.value == "CRASHED"
     assert "runs only what deployments/prefect.yaml holds" in str(state.message)
     assert not ran.exists()

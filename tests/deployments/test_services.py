@@ -19,12 +19,13 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
 from deployments import credentials, fleet, pool, processes, services
-from deployments.running import SERVICES_VARIABLE, Services, running
+from deployments.running import Services, running
 from deployments.services import CHECKOUT
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.execution.supervision import LAUNCH_VARIABLE
 from iris_core.pipeline.stages import OF_LOOP
+from tests.processes import PATIENCE_S, above, below, command_line, environment
 
 
 def small(store: Path, model: Path, pairs: Path, **settings: Any) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def endless(store: Path, model: Path, pairs: Path, name: str) -> dict[str, Any]:
     return small(store, model, pairs, name=name, generation=generation, evaluation=evaluation)
 
 
-def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
+    """Waits for `what` a server says, which is not asked too often."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         if time.monotonic() > deadline:
@@ -99,25 +101,17 @@ def written(store: Path) -> dict[Path, int]:
 
 def launched(up: Services) -> list[psutil.Process]:
     """Processes that belong to the launch of a stage under these services."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-        if LAUNCH_VARIABLE in environment and environment.get(SERVICES_VARIABLE) == up.label.value:
-            found.append(process)
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in up.processes() if LAUNCH_VARIABLE in environment(process)]
 
 
 def stages(up: Services) -> list[psutil.Process]:
     """The stages that generate."""
-    return [process for process in launched(up) if "iris_core.generate" in process.cmdline()]
+    return [process for process in launched(up) if "iris_core.generate" in command_line(process)]
 
 
 def flow_of(stage: psutil.Process) -> psutil.Process:
     """The process of the flow run that a stage belongs to."""
-    return next(each for each in stage.parents() if "prefect.engine" in each.cmdline())
+    return next(each for each in above(stage) if "prefect.engine" in command_line(each))
 
 
 @pytest.mark.unit
@@ -172,14 +166,14 @@ def test_deployments_show_a_described_form(up: Services) -> None:
 def test_cancelled_run_leaves_no_process_and_a_rerun_resumes_and_is_reused(
     up: Services, tiny_model: Path, pairs_file: Path
 ) -> None:
-    slow = {"backend": "transformers", "max_new_tokens": 200, "shard_size": 2}
+    slow = {"backend": "transformers", "max_new_tokens": 300, "shard_size": 2}
     parameters = small(up.store, tiny_model, pairs_file, name="cancelled", generation=slow)
     with credentials.client(up.api) as client:
         first = start(client, parameters)
-        wait_for(lambda: written(up.store), 180)
+        wait_for(lambda: written(up.store))
         assert launched(up)
         client.set_flow_run_state(first.id, Cancelling())
-        state = wait_for(lambda: ended(client, first), 60).state
+        state = wait_for(lambda: ended(client, first)).state
         assert state.type.value == "CANCELLED"
         assert launched(up) == []
         shards = written(up.store)
@@ -190,7 +184,7 @@ def test_cancelled_run_leaves_no_process_and_a_rerun_resumes_and_is_reused(
         assert stages_of(client, second)["prepare"] == "Reused"
         assert stages_of(client, second)["generate · iteration 0"] == "Completed"
         third = start(client, parameters)
-        assert wait_for(lambda: ended(client, third), 120).state.name == "Completed"
+        assert wait_for(lambda: ended(client, third)).state.name == "Completed"
         states = stages_of(client, third)
         assert len(states) == 3 + 5  # prepare, the initial model's two, five of the iteration
         assert set(states.values()) == {"Reused"}
@@ -206,15 +200,15 @@ def test_death_of_the_flow_process_ends_its_stage_and_loads_nothing(
     parameters = endless(up.store, tiny_model, pairs_file, "killed")
     with credentials.client(up.api) as client:
         run = start(client, parameters)
-        stage = wait_for(lambda: stages(up), 180)[0]
+        stage = wait_for(lambda: stages(up))[0]
         own = client.read_deployment_by_name("iris/full-loop")
         shell = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {tmp_path}/ran"}}
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=[shell]))
         flow_of(stage).kill()
-        assert wait_for(lambda: ended(client, run), 60).state.type.value == "CRASHED"
-        wait_for(lambda: not launched(up), 60)
-        (again,) = wait_for(lambda: successors(client, run), 60)
-        assert "its code differs" in wait_for(lambda: ended(client, again), 60).state.message
+        assert wait_for(lambda: ended(client, run)).state.type.value == "CRASHED"
+        wait_for(lambda: not launched(up))
+        (again,) = wait_for(lambda: successors(client, run))
+        assert "its code differs" in wait_for(lambda: ended(client, again)).state.message
         time.sleep(2)  # the worker looks for hooks after that
         client.update_deployment(own.id, DeploymentUpdate(pull_steps=own.pull_steps))
     assert not (tmp_path / "ran").exists()
@@ -228,19 +222,19 @@ def test_runs_of_a_killed_worker_end_and_the_next_up_takes_them_up(
     parameters = endless(up.store, tiny_model, pairs_file, "orphaned")
     with credentials.client(up.api) as client:
         run = start(client, parameters)
-        stage = wait_for(lambda: stages(up), 180)[0]
-        above = next(each for each, name in up.supervisors().items() if name == "worker")
-        (worker,) = above.children()
+        stage = wait_for(lambda: stages(up))[0]
+        supervisor = next(each for each, name in up.supervisors().items() if name == "worker")
+        (worker,) = (each for each in below(supervisor.pid) if "deployments.worker" in command_line(each))
         flow_of(stage).suspend()
         worker.kill()
-        wait_for(lambda: not launched(up) and running() is None, 120)
+        wait_for(lambda: not launched(up) and running() is None)
         services.up(up.store, up.prefect_port, up.mlflow_port)
-        assert wait_for(lambda: ended(client, run), 120).state.type.value == "CRASHED"
-        (again,) = wait_for(lambda: successors(client, run), 120)
+        assert wait_for(lambda: ended(client, run)).state.type.value == "CRASHED"
+        (again,) = wait_for(lambda: successors(client, run))
         assert again.parameters == run.parameters
-        wait_for(lambda: client.read_flow_run(again.id).run_count, 120)
+        wait_for(lambda: client.read_flow_run(again.id).run_count)
         client.set_flow_run_state(again.id, Cancelling())
-        assert wait_for(lambda: ended(client, again), 120).state.type.value == "CANCELLED"
+        assert wait_for(lambda: ended(client, again)).state.type.value == "CANCELLED"
 
 
 @pytest.mark.integration

@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 from deployments import processes
+from iris_core.common.ports import free_port
 from iris_core.common.uris import sqlite_uri
 from iris_core.execution.launch import TELEMETRY_OFF
 from iris_core.pipeline.stages import loop_places
@@ -230,14 +231,14 @@ class Loop:
     def _start_servers(self) -> None:
         self.store.mkdir()
         if self.setup.mlflow:
-            port = processes.free_port()
+            port = free_port()
             url = f"http://{processes.HOST}:{port}"
             command = processes.mlflow_server(port, self.store)
             log = self.folder / "mlflow.log"
             self.mlflow = Server(command, self.environment, f"{url}/health", log)
             self.proxy = Proxy(url, self.echo)
         if self.setup.prefect:
-            port, home = processes.free_port(), self.store / ".prefect"
+            port, home = free_port(), self.store / ".prefect"
             api = f"http://{processes.HOST}:{port}/api"
             database = sqlite_uri(home / "prefect.db", "sqlite+aiosqlite")
             self.environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(home)}

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -24,11 +23,12 @@ from iris_core.generate import generate
 from iris_core.pipeline.specs import GenerateSpec, TrainSpec
 from iris_core.store import Manifest, Store, run_stage
 from iris_core.train import train
+from tests.processes import environment, processes, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.integration
 
 STAGES = ("generate", "train", "evaluate")
-PATIENCE_S = 400.0
+PATIENCE_S = 900.0
 
 
 def write_recipe(folder: Path, tiny_model: Path, pairs_file: Path) -> Path:
@@ -60,11 +60,11 @@ def write_recipe(folder: Path, tiny_model: Path, pairs_file: Path) -> Path:
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with (recipe.parent / "run.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "deployments.cli", "run", str(recipe)],
-            env=environment,
+            env=variables,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -105,21 +105,7 @@ def kill_in(recipe: Path, stage: str) -> dict[Path, int]:
 
 
 def stages_alive(store: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if LAUNCH_VARIABLE in process.environ() and str(store) in " ".join(process.cmdline()):
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "a stage outlived the process that started it"
-        time.sleep(0.1)
+    return [process for process in processes(str(store)) if LAUNCH_VARIABLE in environment(process)]
 
 
 def history(manifest: Manifest) -> list[dict]:

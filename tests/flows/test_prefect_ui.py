@@ -15,8 +15,9 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from deployments.processes import free_port, wait_healthy
+from deployments.processes import wait_healthy
 from flows.artifacts import show_report, show_row
+from iris_core.common.ports import free_port
 from iris_core.common.progress import Advance
 from iris_core.reporting.summary import Sample, rows
 from tasks.stage import ProgressArtifact

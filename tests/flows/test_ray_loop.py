@@ -17,11 +17,12 @@ from iris_core.common.digest import folder_digest
 from iris_core.execution.launch import launch
 from iris_core.pipeline.specs import EvaluateSpec, GenerateSpec, TrainSpec
 from iris_core.store import Execution, Manifest, Spec, Store
-from tests.ray_cluster import Nodes, processes, wait_for
+from tests.processes import processes, wait_for
+from tests.ray_cluster import Nodes
 from tests.s3 import CREDENTIALS, contents, new_bucket, s3_server
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def iris(cache: Path, *arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"IRIS_CACHE": str(cache), "COLUMNS": "200"}
     command = [sys.executable, "-m", "deployments.cli", *arguments]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
     return ran.stdout
 
@@ -94,7 +95,7 @@ def test_a_loop_on_ray_in_s3_is_that_of_one_machine(
     uri = new_bucket(endpoint)
     path = recipe(tmp_path, uri, tiny_model, pairs_file)
     iris(tmp_path / "a", "run", str(path), "--set", "execution.launcher=ray", "--set", "execution.nodes=2")
-    wait_for(lambda: not processes("iris_core.", uri.split("/")[2]), 20)
+    wait_for(lambda: not processes("iris_core.", uri.split("/")[2]))
     made = contents(endpoint, uri)
     iris(tmp_path / "b", "run", str(path))
     after = contents(endpoint, uri)

@@ -6,7 +6,6 @@ import copy
 import json
 import sys
 import threading
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +28,7 @@ from iris_core.prepare import prepare
 from iris_core.store import Artifact, Execution, Policy, run_stage
 from tests.conftest import build_model
 from tests.iris_core.small_tokenizers import CHATML, byte_level
+from tests.processes import wait_for
 
 
 def experiment(tiny_model, pairs_file, backend="transformers", **generation):
@@ -99,13 +99,6 @@ def shards(folder):
 def workers(folder):
     found = [process for each in labelled(LABEL_VARIABLE).values() for process in each]
     return [process for process in found if {"--items", str(folder)} <= {*command_line(process)}]
-
-
-def wait_for(condition, seconds=120.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.mark.integration
@@ -431,7 +424,6 @@ def test_pairs_that_changed_are_refused(tiny_model, pairs_file, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
 def test_the_adapter_answers_whatever_the_engine(tiny_model, pairs_file, tmp_path):
     """Greedy answers of base + adapter are the same by vLLM and transformers, and not those of the base."""
     torch.manual_seed(0)

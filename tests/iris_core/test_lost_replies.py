@@ -236,7 +236,7 @@ def test_a_server_that_is_silent_is_named_before_the_request_ends(proxy, monkeyp
 
     proxy.refuses = hold
     getattr(client, call)("0" if call == "create_run" else ["0"])
-    assert f"MLflow at {proxy.uri} has not answered yet: waiting for it" in caplog.messages[0]
+    assert f"MLflow at {proxy.uri} has not answered yet: waiting for it" in caplog.text
 
 
 @pytest.mark.parametrize("lost", [1, 2])

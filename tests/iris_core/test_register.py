@@ -26,6 +26,7 @@ from iris_core.tracking import registry
 from iris_core.tracking.client import Client
 from tests.iris_core.damage import DAMAGES, damage
 from tests.iris_core.small_experiment import STEPS, SmallExperiment
+from tests.processes import PATIENCE_S
 
 
 def client_of(small: SmallExperiment) -> MlflowClient:
@@ -677,7 +678,7 @@ def test_the_command_killed_again_and_again_leaves_one_of_everything(root):
 
 
 def rows_in(root: Path, table: str) -> int:
-    with closing(sqlite3.connect(f"file:{root}/store/mlflow.db?mode=ro", uri=True, timeout=10)) as database:
+    with closing(sqlite3.connect(f"file:{root}/store/mlflow.db?mode=ro", uri=True, timeout=PATIENCE_S)) as database:
         return database.execute(f"select count(*) from {table}").fetchone()[0]
 
 

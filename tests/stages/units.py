@@ -1,4 +1,7 @@
-"""A stage for tests of resuming: it writes units, one after the other, and checkpoints in `work`."""
+"""A stage for tests of resuming: it writes units, one after the other, and checkpoints in `work`.
+
+TEST_GATES names a folder: unit 3 waits there for as long as there is a file `3`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from iris_core.store.folders import WORK
 from iris_core.store.units import Units
 
 lease.SECONDS = float(os.environ.get("TEST_LEASE_S", lease.SECONDS))
+GATES = Path(os.environ.get("TEST_GATES", "/nowhere"))
 
 
 class UnitsSpec(Spec):
@@ -36,6 +40,8 @@ def work(spec: UnitsSpec, out: Path) -> Outcome:
         path, checkpoint = out / "parts" / f"part-{i}.bin", out / WORK / f"checkpoint-{i}"
         if not units.holds(path):
             time.sleep(spec.pause)
+            while (GATES / str(i)).exists():
+                time.sleep(0.05)
             path.parent.mkdir(exist_ok=True)
             with units.writing(path) as place:
                 place.write_bytes(content(seed, i, spec.size))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from iris_core.execution.item_worker import LABEL_VARIABLE
 from iris_core.execution.launch import launch
 from iris_core.execution.supervision import labelled
 from iris_core.store import Execution, Manifest
+from tests.processes import command_line, processes, wait_for
 from tests.stages.items import ItemsSpec
 
 pytestmark = pytest.mark.unit
@@ -40,20 +40,7 @@ def run(folder: Path, *names: str, execution: Execution = TWO) -> tuple[Manifest
 def workers(folder: Path) -> list[psutil.Process]:
     """Those of a stage in `folder`, by their label and by their command lines."""
     found = {process for each in labelled(LABEL_VARIABLE).values() for process in each}
-    for process in psutil.process_iter():
-        try:
-            if "--items" in process.cmdline():
-                found.add(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if str(folder) in command_line(process)]
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    return [each for each in processes(str(folder)) if each in found or "--items" in command_line(each)]
 
 
 def owners(folder: Path) -> set[str]:
@@ -137,15 +124,9 @@ def test_no_worker_outlives_its_stage(tmp_path: Path) -> None:
     spec.write_text(ItemsSpec(names=["endless", "endless"], execution=TWO).model_dump_json())
     command = [sys.executable, "-m", "iris_core.items", "--spec", str(spec), "--out", str(tmp_path / "out")]
     with subprocess.Popen(command) as stage:
-        until = time.monotonic() + 60
-        while not (tmp_path / "out" / "tried-endless").exists() or len(workers(tmp_path / "out")) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_for(lambda: (tmp_path / "out" / "tried-endless").exists() and len(workers(tmp_path / "out")) >= 2)
         stage.send_signal(signal.SIGKILL)
-    until = time.monotonic() + 60
-    while workers(tmp_path / "out"):
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: not workers(tmp_path / "out"))
 
 
 def test_each_engine_sees_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

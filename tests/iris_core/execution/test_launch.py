@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +25,7 @@ from iris_core.objectives.gap import Gap
 from iris_core.objectives.order import Movement
 from iris_core.pipeline.specs import ScheduleSpec
 from iris_core.store import Execution
+from tests.processes import wait_for, with_variable
 
 ROOT = Path(__file__).parents[3]
 SLOW = ROOT / "tests" / "stages" / "slow.py"
@@ -55,27 +55,7 @@ def family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 
 def alive(family: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if (
-                process.pid != os.getpid()
-                and process.environ().get(FAMILY_VARIABLE) == family
-                and process.status() != psutil.STATUS_ZOMBIE
-            ):
-                found.append(process)
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue
-    return found
-
-
-def none_left(family: str, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while alive(family):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+    return with_variable(FAMILY_VARIABLE, family)
 
 
 def command(tmp_path: Path, action: str) -> list[str]:
@@ -164,7 +144,7 @@ def test_children_end_with_a_stage_that_dies(tmp_path: Path, family: str) -> Non
     assert isinstance(error, StageFailed)
     assert "SIGABRT" in str(error)
     assert error.retryable
-    assert none_left(family, within_s=0)
+    assert not alive(family)
 
 
 @pytest.mark.parametrize("listener", ["log", "progress"])
@@ -245,7 +225,7 @@ def names(folder: Path) -> set[str]:
 def test_what_a_finished_stage_leaves_behind_is_killed(tmp_path: Path, family: str) -> None:
     error, _ = run(tmp_path, "leave")
     assert error is None
-    assert none_left(family, within_s=0)
+    assert not alive(family)
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, TerminationSignal])
@@ -266,7 +246,7 @@ def test_exception_in_the_parent_ends_every_descendant(
     with pytest.raises(interruption):
         supervise("slow", command(tmp_path, "endless"), interrupt, lambda line: None)
     assert seen == 5  # supervisor, stage and its three children, two of them in sessions of their own
-    assert none_left(family, within_s=0)
+    assert not alive(family)
 
 
 def test_death_of_the_parent_ends_every_descendant(tmp_path: Path, family: str) -> None:
@@ -285,7 +265,7 @@ def test_death_of_the_parent_ends_every_descendant(tmp_path: Path, family: str) 
     assert len(alive(family)) == 6
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert none_left(family, within_s=5)
+    wait_for(lambda: not alive(family))
 
 
 def test_each_launch_has_a_label_of_its_own(tmp_path: Path, family: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from iris_core.execution import supervision
 from iris_core.execution.logs import LONGEST_LINE, LogFile, lines, named
 from iris_core.execution.supervision import LOG_BYTES, Label
+from tests.processes import PATIENCE_S
 
 pytestmark = pytest.mark.unit
 
@@ -72,18 +72,13 @@ def test_a_service_keeps_appending_to_a_log_that_its_supervisor_keeps_small(tmp_
 import os, time
 print("first", flush=True)
 print("x" * {LOG_BYTES}, flush=True)
-while not os.path.exists({str(log)!r} + ".1"):
+while os.path.getsize({str(log)!r}):
     os.waitpid(os.spawnlp(os.P_NOWAIT, "true", "true"), 0)
     time.sleep(0.1)
-time.sleep(1)
 print("last", flush=True)
 """
     with log.open("a") as file:
         process = supervision.start("service", [sys.executable, "-c", code], {}, file, Label.new())
-    until = time.monotonic() + 120
-    while process.poll() is None:
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    assert process.returncode == 0
+    assert process.wait(PATIENCE_S) == 0
     assert log.read_text() == "last\n"
     assert (tmp_path / "service.log.1").read_text().startswith("first\nxxx")

@@ -7,26 +7,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
 import pytest
 
 from iris_core.common.errors import DataError, IrisError, StageCrashed, StageFailed
+from iris_core.common.ports import free_port
 from iris_core.execution import supervision
 from iris_core.execution.agent import exit_code
 from iris_core.execution.distributed import VARIABLES
 from iris_core.execution.launch import launch
 from iris_core.store import Execution, Manifest
 from iris_core.store.folders import LOCK, WORK
+from tests.iris_core.training.on_ranks import torchrun
+from tests.processes import PATIENCE_S, command_line, processes, wait_for
 from tests.stages.ranks import RanksSpec
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[3]
-START_S, END_S = 120.0, 60.0
 PARENT = """
 import sys; from pathlib import Path
 from iris_core.execution.launch import launch
@@ -123,11 +126,15 @@ class Started:
 
     def wait_for(self, role: str) -> psutil.Process:
         """The process with this role, once it is there and all ranks have started."""
-        until = time.monotonic() + START_S
-        while not {"0", "1", role} <= (roles := self.roles()).keys():
+        return self.wait_until(lambda: (found := self.roles()).keys() >= {"0", "1", role} and found)[role]
+
+    def wait_until(self, condition: Callable[[], Any]) -> Any:
+        """What `condition` returns once it holds."""
+        until = time.monotonic() + PATIENCE_S
+        while not (found := condition()):
             assert time.monotonic() < until, self.log.read_text()[-4000:]
             time.sleep(0.05)
-        return roles[role]
+        return found
 
 
 @pytest.fixture
@@ -135,37 +142,34 @@ def started(tmp_path: Path) -> Iterator[Started]:
     """Two ranks in `out`; none of them is left when the test has ended."""
     found = Started(tmp_path / "out", tmp_path / "log")
     yield found
-    for process in [*found.seen, found.parent]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    supervision.send([*found.seen, found.parent], signal.SIGKILL)
     found.process.wait()
 
 
 def left(folder: Path, seen: Mapping[psutil.Process, list[str]]) -> list[psutil.Process]:
     """Processes that were seen, that have the label of a launch, or that have `folder` in their command line."""
     labels = supervision.labelled(supervision.LAUNCH_VARIABLE).values()
-    every = {*seen, *psutil.process_iter(), *(process for each in labels for process in each)}
-    return [
-        process
-        for process in every
-        if supervision.lives(process) and (process in seen or str(folder) in supervision.command_line(process))
-    ]
+    every = {*processes(str(folder)), *(process for each in labels for process in each)}
+    own = {process for process in every if str(folder) in command_line(process).split()}
+    return [process for process in {*seen, *own} if supervision.lives(process)]
+
+
+def both_work(folder: Path) -> bool:
+    return all((folder / WORK / f"rank-{number}").exists() for number in range(2))
 
 
 def wait_for_end(folder: Path, seen: Mapping[psutil.Process, list[str]]) -> None:
-    until = time.monotonic() + END_S
+    until = time.monotonic() + PATIENCE_S
     while found := left(folder, seen):
-        assert time.monotonic() < until, [supervision.command_line(process) for process in found]
+        assert time.monotonic() < until, list(map(command_line, found))
         time.sleep(0.1)
 
 
 @pytest.mark.parametrize("role", ["1", "agent", "supervisor", "parent"])
 def test_no_death_leaves_a_rank(role: str, tmp_path: Path, started: Started) -> None:
     out = tmp_path / "out"
-    victim, until = started.wait_for(role), time.monotonic() + START_S
-    while not ((out / WORK / "rank-0").exists() and (out / WORK / "rank-1").exists()):
-        assert time.monotonic() < until, started.log.read_text()[-4000:]
-        time.sleep(0.05)
+    victim = started.wait_for(role)
+    started.wait_until(lambda: both_work(out))
     victim.send_signal(signal.SIGKILL)
     wait_for_end(out, started.seen)
     assert not (out / "manifest.json").exists()
@@ -182,10 +186,8 @@ def test_no_death_leaves_a_rank_that_waits_for_another_run(role: str, tmp_path: 
     out.mkdir()
     with filelock.FileLock(out / LOCK):
         started = Started(out, tmp_path / "log")
-        victim, until = started.wait_for(role), time.monotonic() + START_S
-        while "in use by another run" not in started.log.read_text():
-            assert time.monotonic() < until, started.log.read_text()[-4000:]
-            time.sleep(0.05)
+        victim = started.wait_for(role)
+        started.wait_until(lambda: "in use by another run" in started.log.read_text())
         victim.send_signal(signal.SIGKILL)
         wait_for_end(out, started.seen)
         started.process.wait()
@@ -196,26 +198,21 @@ def test_no_rank_outlives_torchrun(tmp_path: Path) -> None:
     spec, out = tmp_path / "spec.json", tmp_path / "out"
     spec.write_text(spec_of("endless").model_dump_json())
     stage = ["-m", "iris_core.ranks", "--spec", str(spec), "--out", str(out)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    with subprocess.Popen([sys.executable, *torchrun, *stage]) as agent:
-        until = time.monotonic() + START_S
-        while not ((out / WORK / "rank-0").exists() and (out / WORK / "rank-1").exists()):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    with subprocess.Popen([*torchrun(2), *stage]) as agent:
+        wait_for(lambda: both_work(out))
         agent.kill()
     wait_for_end(out, {})
 
 
 def by_hand(folder: Path, spec: Path, ranks: int = 2, **changes: str | None) -> list[tuple[int, str]]:
     """Exit codes and error outputs of ranks that were started as Slurm does it: each by itself, without an agent."""
-    port = str(20000 + os.getpid() % 10000)
-    running = []
+    port, running = str(free_port()), []
     for number in range(ranks):
         found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), "127.0.0.1", port), strict=True))
         variables = {name: value for name, value in {**os.environ, **found, **changes}.items() if value is not None}
         command = [sys.executable, "-m", "iris_core.ranks", "--spec", str(spec), "--out", str(folder)]
         running.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=120)[1] for process in running]
+    outputs = [process.communicate(timeout=PATIENCE_S)[1] for process in running]
     return [(process.returncode, output) for process, output in zip(running, outputs, strict=True)]
 
 
@@ -237,7 +234,7 @@ def test_what_rank_0_refuses_ends_all_ranks_with_its_code(tmp_path: Path) -> Non
     (first, said), (second, nothing) = by_hand(spec, spec)  # the output would be below a file
     assert (first, second) == (2, 2)
     assert "cannot be made a folder" in said
-    assert "error" not in nothing
+    assert "error: " not in nothing
 
 
 def test_an_error_of_rank_1_ends_rank_0(tmp_path: Path) -> None:

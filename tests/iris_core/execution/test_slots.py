@@ -7,14 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from iris_core.common.errors import ConfigError
-from iris_core.execution import slots
+from iris_core.execution import slots, supervision
+from tests.processes import below, wait_for
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[3]
@@ -25,9 +25,9 @@ from iris_core.execution import slots, supervision
 slots.FOLDER = Path(sys.argv[1])
 with slots.held(["0"], 1, "train of demo", print) as taken:
     label = supervision.Label.new()
-    stage = ["python", "-c", f"import time; open({sys.argv[2]!r}, 'w').write('begun'); time.sleep(600)"]
+    stage = [sys.executable, "-c", f"import time; open({sys.argv[2]!r}, 'w').write('begun'); time.sleep(1000)"]
     supervision.start("train", stage, {**__import__("os").environ}, 1, label, pass_fds=taken.descriptors)
-    time.sleep(600)
+    time.sleep(1000)
 """
 
 
@@ -40,13 +40,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def silent(message: str) -> None:
     raise AssertionError(f"it waits: {message}")
-
-
-def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_free_gpus_come_first() -> None:
@@ -81,7 +74,7 @@ def test_a_wait_is_announced_once_and_ends_with_the_holder() -> None:
         assert not got.wait(3 * slots.LOOK_EVERY_S)
         with slots.held(["0"], 1, "a stage that needs one", silent):
             pass  # what waits keeps no GPU from others
-    thread.join(60)
+    thread.join()
     assert got.is_set()
     assert said == [f"GPU 1 is in use by evaluate in /store (process {os.getpid()}): waiting"]
 
@@ -104,7 +97,7 @@ def test_stages_that_want_several_gpus_all_get_them_and_never_together() -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert sorted(done) == list(range(6))
 
 
@@ -121,16 +114,15 @@ def holder(folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_the_gpu_of_a_killed_launcher_is_free_when_its_stage_has_ended(holder: subprocess.Popen[bytes]) -> None:
-    below = psutil.Process(holder.pid).children(recursive=True)
-    assert len(below) == 2  # the supervisor and the stage
+    supervisor, _stage = children = below(holder.pid)
     assert slots.users(["0"]) == {"0": f"train of demo (process {holder.pid})"}
-    below[0].suspend()  # so that the stage outlives its launcher
+    supervisor.suspend()  # so that the stage outlives its launcher
     holder.kill()
     holder.wait()
     assert "0" in slots.users(["0"])
-    below[0].resume()
+    supervisor.resume()
     with slots.held(["0"], 1, "next", lambda message: None):
-        assert not [process for process in below if process.is_running() and process.status() != "zombie"]
+        wait_for(lambda: not any(map(supervision.lives, children)))  # a process closes its files just before its end
 
 
 def test_stages_share_gpus_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:

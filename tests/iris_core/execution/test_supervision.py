@@ -23,6 +23,7 @@ from iris_core.execution import supervision
 from iris_core.pipeline import plan
 from iris_core.prepare import prepare
 from iris_core.store import Spec, run_stage
+from tests.processes import command_line, wait_for
 from tests.stages.slow import STRAY
 
 ROOT = Path(__file__).parents[3]
@@ -32,11 +33,12 @@ import signal, sys
 from iris_core.execution.launch import supervise
 signal.signal(signal.SIGINT, signal.default_int_handler)  # these may be ignored where the tests run
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-error = supervise("stage", sys.argv[1:], print, print)
-print(type(error).__name__, error is not None and error.retryable)
+def say(what): print(f"{what}\\n", end="")  # from two threads, and yet in whole lines
+error = supervise("stage", sys.argv[1:], say, say)
+say(f"{type(error).__name__} {error is not None and error.retryable}")
 """
 ROLES = ("parent", "supervisor", "stage")
-START_S, END_S = 400.0, 120.0
+START_S, END_S = 400.0, 300.0
 
 Signals = dict[str, signal.Signals]
 Start = Callable[[list[str]], "Family"]
@@ -66,10 +68,10 @@ class Family:
         return [process for process, name in self.look().items() if name == title]
 
     def role(self, name: str) -> psutil.Process:
-        """The process of that role; each is the only child of the one before."""
+        """The process of that role; each is the first child of the one before, which may adopt others."""
         process = self.parent
         for _ in range(ROLES.index(name)):
-            (process,) = process.children()
+            process = min(process.children(), key=psutil.Process.create_time)
         return process
 
     def left(self) -> list[psutil.Process]:
@@ -234,27 +236,28 @@ def test_a_stage_ends_with_its_engine_and_is_retryable(
     lines = family.log.read_text().splitlines()
     said = f"error: {stage}: vLLM's engine was killed by SIGKILL: run again to resume"
     assert [line for line in lines if line.startswith("error: ")] == [said]
-    assert lines[-1] == "StageFailed True"
+    assert "StageFailed True" in lines
     assert not (out / "manifest.json").exists()
 
 
-IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+IGNORES = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(1000)"
 
 
 @pytest.mark.unit
 def test_termination_waits_for_the_end_or_its_timeout() -> None:
     """A zombie has ended: the parent of a process that was killed may not have asked for its exit code."""
     stubborn = subprocess.Popen([sys.executable, "-c", IGNORES], stdout=subprocess.PIPE)
-    obedient = subprocess.Popen(["sleep", "60"])
+    obedient = subprocess.Popen(["sleep", "1000"])
     assert stubborn.stdout is not None
     stubborn.stdout.readline()
     both = [psutil.Process(each.pid) for each in (stubborn, obedient)]
     try:
+        supervision.terminate(both[1:], timeout_s=60)
+        assert both[1].status() == psutil.STATUS_ZOMBIE
         supervision.terminate(both, timeout_s=0.5)
         assert [supervision.lives(each) for each in both] == [True, False]
-        assert both[1].status() == psutil.STATUS_ZOMBIE
         stubborn.kill()
-        supervision.terminate(both, timeout_s=20)
+        supervision.terminate(both, timeout_s=60)
         assert not any(map(supervision.lives, both))
     finally:
         for each in (stubborn, obedient):
@@ -266,11 +269,11 @@ def test_termination_waits_for_the_end_or_its_timeout() -> None:
 @pytest.mark.unit
 def test_supervisors_are_told_from_what_they_started() -> None:
     label = supervision.Label("LABEL", "supervised")
-    supervisor = supervision.start("service", ["sleep", "60"], {}, subprocess.DEVNULL, label)
+    supervisor = supervision.start("service", ["sleep", "1000"], {}, subprocess.DEVNULL, label)
     try:
-        while len(found := label.processes()) < 2:
-            time.sleep(0.05)
-        assert {each.pid: name for each, name in supervision.supervisors(found).items()} == {supervisor.pid: "service"}
+        wait_for(lambda: "sleep 1000" in map(command_line, label.processes()))  # a fork looks like its parent at first
+        found = supervision.supervisors(label.processes())
+        assert {each.pid: name for each, name in found.items()} == {supervisor.pid: "service"}
     finally:
         supervision.end(supervisor, label)
     assert label.processes() == []
@@ -280,7 +283,7 @@ def test_supervisors_are_told_from_what_they_started() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can read the environment of other users' processes")
 def test_a_label_finds_no_process_of_another_user() -> None:
     own, other = (
-        subprocess.Popen(["sleep", "60"], env={"LABEL": "mine"}, cwd="/", user=user) for user in (None, 65534)
+        subprocess.Popen(["sleep", "1000"], env={"LABEL": "mine"}, cwd="/", user=user) for user in (None, 65534)
     )
     try:
         assert [each.pid for each in supervision.Label("LABEL", "mine").processes()] == [own.pid]

@@ -48,7 +48,8 @@ def test_writes_depend_on_what_is_there(remote: Remote) -> None:
         remote.write("b", b"4", tag=tag)
 
 
-def test_the_second_waits_for_the_first(remote: Remote) -> None:
+def test_the_second_waits_for_the_first(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SECONDS", 8.0)  # a busy machine may renew it seconds late
     order = []
 
     def second() -> None:
@@ -58,7 +59,7 @@ def test_the_second_waits_for_the_first(remote: Remote) -> None:
     with Lease(remote, "lock", "a").held() as first:
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(3 * leases.SECONDS)  # it is renewed meanwhile
+        time.sleep(1.25 * leases.SECONDS)  # it is renewed meanwhile
         first.check()
         order.append("first")
     thread.join()
@@ -76,11 +77,11 @@ def test_a_lease_that_is_not_renewed_is_taken_over(remote: Remote) -> None:
             stalled.check()
 
 
-def test_a_dead_process_of_the_same_owner_is_not_waited_for(remote: Remote) -> None:
+def test_a_dead_process_of_the_same_owner_is_not_waited_for(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SECONDS", 10_000.0)
     Lease(remote, "lock", "a")._acquire()
-    started = time.monotonic()
-    with Lease(remote, "lock", "a").held():
-        assert time.monotonic() - started < leases.SECONDS
+    with Lease(remote, "lock", "a").held() as second:
+        second.check()
 
 
 def test_a_lost_reply_to_a_renewal_costs_no_lease(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from iris_core.store.folders import DIGESTS, LOCK, MANIFEST, WORK
 from iris_core.store.inputs import fetch_inputs, localized
 from iris_core.store.remote import Remote
 from iris_core.store.units import Units
+from tests.processes import PATIENCE_S
 from tests.s3 import CREDENTIALS, Proxy, contents, files, new_bucket, s3_server
 from tests.stages.units import UnitsSpec, content, work
 
@@ -60,8 +61,10 @@ def run(uri: str, spec: UnitsSpec) -> Manifest:
     return run_stage(spec, Store(uri, "e").folder(spec), work)
 
 
-def launch(uri: str, spec: UnitsSpec, machine: Path, endpoint: str | None = None) -> subprocess.Popen[str]:
-    """Runs the stage in a process of its own, as `python -m iris_core.units`."""
+def launch(
+    uri: str, spec: UnitsSpec, machine: Path, endpoint: str | None = None, gate: Path | None = None
+) -> subprocess.Popen[str]:
+    """Runs the stage in a process of its own, as `python -m iris_core.units`; the unit in `gate` waits at it."""
     folder = machine / "stores" / mirrors.local_root(uri).name / "objects" / f"units-{spec.key()[:16]}"
     (machine / "spec.json").parent.mkdir(exist_ok=True)
     (machine / "spec.json").write_text(spec.model_dump_json())
@@ -71,21 +74,27 @@ def launch(uri: str, spec: UnitsSpec, machine: Path, endpoint: str | None = None
         "TEST_LEASE_S": str(LEASE_S),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "stages"), str(ROOT)]),
         **({"AWS_ENDPOINT_URL": endpoint} if endpoint else {}),
+        **({"TEST_GATES": str(gate.parent)} if gate else {}),
     }
     command = [sys.executable, "-m", "iris_core.units", "--spec", str(machine / "spec.json"), "--out", str(folder)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def closed(gate: Path) -> Path:
+    gate.touch()
+    return gate
+
+
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """What the process wrote to its error output until it ended with `code`."""
-    _, log = process.communicate(timeout=120)
+    _, log = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, log
     return log
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
     """Waits until `condition` holds while the process runs."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
@@ -155,18 +164,17 @@ def test_inputs_are_fetched(uri: str, source: Artifact, on: Callable[[str], None
 def test_a_killed_stage_goes_on_on_another_machine(
     uri: str, endpoint: str, source: Artifact, tmp_path: Path, on: Callable[[str], None]
 ) -> None:
-    spec = UnitsSpec(source=source, count=6, pause=0.5)
-    process = launch(uri, spec, tmp_path / "a")
+    spec, gate = UnitsSpec(source=source, count=6), closed(tmp_path / "3")
+    process = launch(uri, spec, tmp_path / "a", gate=gate)
     wait_for(process, lambda: "part-2.bin" in parts(endpoint, uri))
     process.kill()
     process.wait()
-    had = parts(endpoint, uri)
     log = finish(launch(uri, spec, tmp_path / "b"))
     assert "is held by a run on another machine" in log
     on("b")
     made = read_manifest(Store(uri, "e").folder(spec))
     assert made
-    assert made.metrics["written"] == [i for i in range(6) if f"part-{i}.bin" not in had]
+    assert made.metrics["written"] == [3, 4, 5]
     assert [(made.folder / "parts" / f"part-{i}.bin").read_bytes() for i in range(6)] == [
         content(b"seed", i, 1000) for i in range(6)
     ]
@@ -188,8 +196,8 @@ def test_old_checkpoints_leave_the_bucket(uri: str, endpoint: str, source: Artif
 def test_a_killed_stage_goes_on_at_once_on_its_own_machine(
     uri: str, endpoint: str, source: Artifact, tmp_path: Path
 ) -> None:
-    spec = UnitsSpec(source=source, count=3, pause=0.5)
-    process = launch(uri, spec, tmp_path / "a")
+    spec, gate = UnitsSpec(source=source, count=3), closed(tmp_path / "1")
+    process = launch(uri, spec, tmp_path / "a", gate=gate)
     wait_for(process, lambda: parts(endpoint, uri))
     process.kill()
     process.wait()
@@ -204,7 +212,7 @@ def test_a_server_that_dies_in_an_upload_is_waited_for(
     proxy.start(dies_after=12 << 20)  # in the second unit
     process = launch(uri, spec, tmp_path / "a", proxy.uri)
     assert proxy.process
-    proxy.process.wait(60)
+    proxy.process.wait(PATIENCE_S)
     assert "part-1.bin" not in parts(endpoint, uri)
     assert process.stderr
     assert any("does not answer" in line and "waiting up to" in line for line in process.stderr)  # reads until then
@@ -237,12 +245,13 @@ def test_of_two_writers_one_completes_the_stage(
     uri: str, endpoint: str, source: Artifact, tmp_path: Path, on: Callable[[str], None]
 ) -> None:
     """The first one stalls for longer than its lease, the second takes over, the first comes back too late."""
-    spec = UnitsSpec(source=source, count=4, pause=2)  # stalled before it is done, on a busy machine, too
-    stalled = launch(uri, spec, tmp_path / "a")
+    spec, gate = UnitsSpec(source=source, count=4), closed(tmp_path / "2")
+    stalled = launch(uri, spec, tmp_path / "a", gate=gate)
     wait_for(stalled, lambda: "part-1.bin" in parts(endpoint, uri))
     stalled.send_signal(signal.SIGSTOP)
     finish(launch(uri, spec, tmp_path / "b"))
     manifest = contents(endpoint, uri)[f"objects/units-{spec.key()[:16]}/{MANIFEST}"]
+    gate.unlink()
     stalled.send_signal(signal.SIGCONT)
     log = finish(stalled, code=70)
     assert "was taken over by another run" in log

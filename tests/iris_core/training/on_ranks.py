@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from iris_core.execution import distributed
+from iris_core.execution.launch import ONE_MACHINE
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.train import train
 from iris_core.training import saving
@@ -47,12 +48,12 @@ def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
         work_through(jobs)
         return
     file.write_text(json.dumps([[job.spec.model_dump_json(), str(job.out), *job[2:]] for job in jobs]))
-    subprocess.run([*torchrun(ranks), "-m", __name__, file], check=True, timeout=300)
+    subprocess.run([*torchrun(ranks), "-m", __name__, file], check=True)
 
 
 def torchrun(ranks: int) -> list[str]:
-    """The command that starts ranks on this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    """The command that starts ranks on this machine, whose name may have no address."""
+    return [sys.executable, "-m", "torch.distributed.run", *ONE_MACHINE, "--nproc-per-node", str(ranks)]
 
 
 def work_through(jobs: Sequence[Job]) -> None:

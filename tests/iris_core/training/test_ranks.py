@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import ObjectivePart
+from iris_core.execution.supervision import lives
 from iris_core.store.folders import WORK
 from iris_core.store.units import NEW
 from iris_core.training.checkpoints import checkpoints
 from iris_core.training.policy import sharding_of
 from tests.iris_core.training.on_ranks import Job, run, torchrun
 from tests.iris_core.training.tiny_specs import specs
+from tests.processes import PATIENCE_S, below, environment, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -146,22 +148,22 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_older_checkpoint(runs, 
 
 def test_nothing_outlives_a_killed_rank_or_agent_and_the_stage_resumes(spec_of, tmp_path):
     """By the stage's own command: rank 1 is killed, then torchrun's agent, then one process completes the stage."""
-    spec, out = spec_of(**{**FULL, "epochs": 12, "learning_rate": 1e-5}), tmp_path / "train"
+    spec, out = spec_of(**{**FULL, "epochs": 24, "learning_rate": 1e-5}), tmp_path / "train"
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     command = ["-m", "iris_core.train", "--spec", str(tmp_path / "spec.json"), "--out", str(out)]
     found = []
     for steps, victim in ((5, "rank"), (11, "agent")):
         with subprocess.Popen([*torchrun(2), *command]) as agent:
             wait_for_steps(out / WORK / "history.jsonl", steps, agent)
-            ranks = psutil.Process(agent.pid).children(recursive=True)
+            ranks = below(agent.pid)
             killed = psutil.Process(agent.pid) if victim == "agent" else rank_1(ranks)
             killed.kill()
-            assert agent.wait(timeout=120) != 0
-        assert not psutil.wait_procs(ranks, timeout=60)[1]
+            assert agent.wait(timeout=PATIENCE_S) != 0
+        wait_for_end(ranks)
         found.append(history(out / WORK))
-    subprocess.run([sys.executable, *command], check=True, timeout=300)
+    subprocess.run([sys.executable, *command], check=True)
     assert (out / "manifest.json").exists()
-    assert len(history(out)) == 36
+    assert len(history(out)) == 72
     assert history(out)[:4] == found[0][:4]  # what the first run's checkpoint had
     assert history(out)[:10] == found[1][:10]
 
@@ -172,8 +174,12 @@ def wait_for_steps(lines: Path, steps: int, agent: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+def wait_for_end(processes: list[psutil.Process]) -> None:
+    wait_for(lambda: not any(map(lives, processes)))
+
+
 def rank_1(processes: list[psutil.Process]) -> psutil.Process:
-    return next(each for each in processes if each.environ().get("RANK") == "1")
+    return next(each for each in processes if environment(each).get("RANK") == "1")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from iris_core.config import VerificationPart
 from iris_core.verification.process import NoVerdict, Process
 from iris_core.verification.verdicts import Case, parse_verdict
 from iris_core.verification.verifier import open_verifier
+from tests.processes import below, command_line, environment, pid_lives, processes, wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -38,8 +38,7 @@ def program(tmp_path, text: str) -> dict[str, list[str]]:
 
 
 def children() -> list[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return [each for each in found if "iris_core.verification.worker" in each.cmdline()]
+    return [each for each in below(os.getpid()) if "iris_core.verification.worker" in command_line(each)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def children() -> list[psutil.Process]:
 def test_hostile_mathematics_is_never_right_and_runs_nothing(judge, tmp_path, monkeypatch, text) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    hostile, plain = judge("math", [(text, "7"), ("$7$", "7")], timeout=1.0)
+    hostile, plain = judge("math", [(text, "7"), ("$7$", "7")], timeout=3.0)
     assert hostile.verdict in ("wrong", "undecided")
     assert plain.verdict == "right"
     assert list(tmp_path.iterdir()) == []
@@ -67,7 +66,7 @@ def test_hostile_mathematics_is_never_right_and_runs_nothing(judge, tmp_path, mo
 
 def test_a_pattern_that_never_ends_costs_its_response_only(judge) -> None:
     cases = [("a" * 40, "b"), ("b", "b"), ("a" * 41, "b"), ("aab", "aab")]
-    found = judge("answer", cases, r"((?:a|a)*b)", timeout=0.5)
+    found = judge("answer", cases, r"((?:a|a)*b)", timeout=2.0)
     assert [(each.verdict, each.reason) for each in found] == [
         ("undecided", "timeout"),
         ("right", "equal"),
@@ -167,7 +166,8 @@ def test_a_program_that_fails_at_a_response_is_started_anew(judge, tmp_path, bad
             else:
                 print(json.dumps({{"verdict": "right", "reason": "fine"}}))
     """
-    found = judge("command", [("1", ""), ("bad", ""), ("2", "")], timeout=3.0, **program(tmp_path, text))
+    seconds = 5.0 if reason == "timeout" else 60.0
+    found = judge("command", [("1", ""), ("bad", ""), ("2", "")], timeout=seconds, **program(tmp_path, text))
     assert [each.verdict for each in found] == ["right", "undecided", "right"]
     assert found[1].reason.startswith(reason)
     assert len(found[1].reason) <= 160
@@ -196,13 +196,13 @@ def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None
         sys.stdin.readline()
         print(json.dumps({"verdict": "right", "reason": "fine"}))
     """
-    settings = VerificationPart(kind="command", timeout=20.0, **program(tmp_path, text))
+    settings = VerificationPart(kind="command", timeout=60.0, **program(tmp_path, text))
     process = Process(settings, None)
     found = []
     for number in range(3):
         found.append(process.judge(Case("", str(number), None)))
         assert process._process is not None
-        process._process.wait(20)
+        process._process.wait()
     process.close()
     assert [each.verdict for each in found] == ["right"] * 3
 
@@ -211,14 +211,13 @@ def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:
     text = """
         import subprocess, sys, time
         sys.stdin.readline()
-        subprocess.Popen(["sleep", "77.25"])
-        time.sleep(100)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", __file__])
+        time.sleep(1000)
     """
     process = Process(VerificationPart(kind="command", timeout=2.0, **program(tmp_path, text)), None)
     with pytest.raises(NoVerdict, match="^timeout$"):
         process.judge(Case("", "", None))
-    sleeping = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "77.25"]]
-    assert [each for each in sleeping if each.status() != psutil.STATUS_ZOMBIE] == []
+    wait_for(lambda: not processes(str(tmp_path)))
 
 
 def test_processes_end_with_the_verifier_and_with_its_process(tmp_path) -> None:
@@ -241,10 +240,7 @@ def test_processes_end_with_the_verifier_and_with_its_process(tmp_path) -> None:
     )
     assert ran.returncode == -signal.SIGKILL
     (pid,) = map(int, ran.stdout.strip("[]\n").split(","))
-    until = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: not pid_lives(pid))
 
 
 def test_the_limits_of_a_process(tmp_path) -> None:
@@ -265,7 +261,9 @@ def test_secrets_of_the_environment_stay_outside(monkeypatch) -> None:
     process = Process(VerificationPart(kind="answer"), PATTERN)
     process.judge(Case("", "Answer: 1", "1"))
     assert "HF_TOKEN" in os.environ
-    assert [each.environ().get("HF_TOKEN") for each in children()] == [None]
+    (worker,) = map(environment, children())
+    assert worker["PYTHONHASHSEED"] == "0"
+    assert "HF_TOKEN" not in worker
     process.close()
 
 
