@@ -61,7 +61,7 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     engines.check_backend(spec)
     check_unchanged(spec.verification, spec.verifier_digest)
     shards = _shards(spec, out)
-    loading.verify(spec.policy)
+    loading.verify(spec.policy, spec.execution.patience)
     folders, units = _folders(spec, out), _units(spec, out)
     for folder in folders.values():
         make_folder(folder)
@@ -88,6 +88,7 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
 
     The engine is opened for the first shard without responses.
     """
+    check_unchanged(spec.verification, spec.verifier_digest)  # on this machine
     shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, _units(spec, out)
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
 

@@ -58,8 +58,7 @@ def main(
         _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name or "")
         spec = localized(read_spec(spec_type, arguments.spec))
         with full_disk_errors(out):
-            if arguments.items and open_engine:
-                fetch_inputs(spec)
+            if arguments.items and open_engine:  # who starts a worker sees to its inputs
                 serve(spec.stage, arguments.items, lambda: open_engine(spec, out))
             else:
                 _run(spec, out, work)
