@@ -46,7 +46,7 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
         if spec.opponent != spec.policy:
             loading.verify(spec.opponent)
     distributed.barrier()
-    units = Units(out, spec.key())
+    units = Units(out, spec.key(), spec.execution.patience)
     set_seed(spec.seed)
     trained = load_trained(spec)
     spec = spec.model_copy(update={"longest": max(each.computed_tokens(spec.packing) for each in trained.groups)})

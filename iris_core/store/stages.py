@@ -147,7 +147,7 @@ def _make_output(folder: Path) -> None:
 
 
 def _write_spec(folder: Path, spec: Spec) -> None:
-    held, units = folder / SPEC, Units(folder, SPEC)
+    held, units = folder / SPEC, Units(folder, SPEC, spec.execution.patience)
     if units.holds(held):
         try:
             key = type(spec).model_validate_json(held.read_text(encoding="utf-8")).key()
