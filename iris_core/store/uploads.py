@@ -175,6 +175,11 @@ def uploading(folder: Path, patience: float) -> Iterator[Uploading | None]:
             running.close()
 
 
+def is_running(folder: Path) -> bool:
+    """Whether this process runs the stage in a folder of a store in S3: what is there is newer than its copy."""
+    return folder.absolute() in _running
+
+
 def put_unit(folder: Path, path: Path, patience: float) -> None:
     """Uploads the unit at `path`, on a thread if this process runs the stage; nothing in a local store.
 

@@ -13,7 +13,9 @@ from iris_core.common.errors import ModelError, StoreError
 from iris_core.modeling import loading
 from iris_core.store import Artifact, Policy, Store, run_stage
 from iris_core.store.inputs import check_inputs
+from iris_core.store.remote import remote
 from iris_core.store.units import Units
+from iris_core.store.uploads import uploading
 from tests.s3 import Proxy
 from tests.stages.units import UnitsSpec, work
 
@@ -66,3 +68,26 @@ def test_a_damaged_model_is_fetched_again(
         loading.verify(Policy(model=source))
     with pytest.raises(StoreError, match=r"source is missing on .*, or is not what the run's machine has there: put"):
         check_inputs([source], patience=1)
+
+
+def test_the_unit_in_the_bucket_counts_where_two_machines_have_made_one(uri: str, on: Callable[[str], None]) -> None:
+    """Machine a made both units, and was lost before it had uploaded them; b made the first one again."""
+    on("a")
+    units, folder = Units(folder_of(uri), "key"), folder_of(uri)
+    for name in ("shard-0", "shard-1"):
+        write(units, folder / name, "of a")
+    remote(uri).remove(remote(uri).names(""))
+    on("b")
+    write(Units(folder_of(uri), "key"), folder_of(uri) / "shard-0", "of b")
+    on("a")
+    assert units.holds(folder / "shard-0")
+    assert not units.holds(folder / "shard-1")  # a worker, which would never upload it
+    assert (folder / "shard-0").read_text() == "of b"
+    write(units, folder / "shard-0", "of a")
+    on("b")
+    with uploading(folder_of(uri), patience=1) as copy:
+        assert copy
+        write(Units(folder_of(uri), "key"), folder_of(uri) / "shard-2", "of b")
+        copy.resume()
+        assert (folder_of(uri) / "shard-0").read_text() == "of a"
+        assert Units(folder_of(uri), "key").holds(folder_of(uri) / "shard-2")
