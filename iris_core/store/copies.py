@@ -24,7 +24,7 @@ import filelock
 from iris_core.common import mirrors
 from iris_core.common.digest import file_digest
 from iris_core.common.files import install, make_folder, read_sealed, remove, write_atomic
-from iris_core.store.folders import DIGESTS, MANIFEST, NEW, OBJECTS, changed
+from iris_core.store.folders import DIGESTS, LINKS, MANIFEST, NEW, OBJECTS, changed
 from iris_core.store.remote import Missing, Remote, remote
 
 PULLS = ".pull"  # in a mirror: locks of what is being fetched
@@ -201,7 +201,7 @@ def pull_units(folder: Path) -> set[str]:
 def unit_path(folder: Path, name: Path, units: Collection[str]) -> Path | None:
     """The path of the unit that the file `name` belongs to; None if it is of none of `units`."""
     parts = name.parts
-    if parts[0] in (DIGESTS, NEW):
+    if parts[0] in (DIGESTS, LINKS, NEW):
         return None
     return next((folder.joinpath(*parts[: i + 1]) for i, part in enumerate(parts) if part in units), None)
 

@@ -69,11 +69,11 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
             _tidy(manifest, copy)
             return manifest
         _report_damage(folder, spec)
+        folders.remove_leftovers(folder)
         if copy:
             copy.resume()
         _write_spec(folder, spec)
         remove(folder / MANIFEST)
-        folders.remove_leftovers(folder)
         check_free_space(folder)
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
         outcome = work(spec, folder)
