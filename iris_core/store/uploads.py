@@ -13,7 +13,6 @@ removed before that is left out; then the copies of those before it stay until a
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import socket
@@ -36,8 +35,6 @@ from iris_core.store.remote import Conflict
 OWNER = ".mirror"  # the file in a mirror with its own random name
 LAST_STEP_S = 10.0  # for the upload under way when a stage fails
 UNIT, DIGEST = "unit", "digest"  # links in a folder of `LINKS`
-
-log = logging.getLogger(__name__)
 
 _running: dict[Path, Uploading] = {}  # by the folder of each stage that this process runs
 
@@ -79,9 +76,7 @@ class Uploading:
             self._remove_copies()
         elif not self.behind:
             self.behind = True
-            notify(
-                f"{path.name} was replaced before it was uploaded: {self.copy.uri} is behind, since uploads are slow"
-            )
+            notify(f"{path.name} was replaced before it was uploaded: uploads are slow, {self.copy.uri} is behind")
 
     def remove(self, path: Path) -> None:
         """Removes the copy of a unit, once a newer one has been uploaded."""
