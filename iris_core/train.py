@@ -9,6 +9,7 @@ continues at its last checkpoint, with the losses of an uninterrupted run.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
@@ -41,11 +42,7 @@ COMPARED = "compared"  # pairs whose margin is measured where groups of training
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    if distributed.local_rank() == 0:
-        loading.verify(spec.policy)
-        if spec.opponent != spec.policy:
-            loading.verify(spec.opponent)
-    distributed.barrier()
+    distributed.together(partial(_verify, spec))
     units = Units(out, spec.key(), spec.execution.patience)
     set_seed(spec.seed)
     trained = load_trained(spec)
@@ -83,6 +80,14 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
         },
         metrics=metrics,
     )
+
+
+def _verify(spec: TrainSpec) -> None:
+    """Checks the models, once on each machine."""
+    if distributed.local_rank() == 0:
+        loading.verify(spec.policy, spec.execution.patience)
+        if spec.opponent != spec.policy:
+            loading.verify(spec.opponent, spec.execution.patience)
 
 
 if __name__ == "__main__":
