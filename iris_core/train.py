@@ -34,7 +34,7 @@ from iris_core.training.movement import measure, summary
 from iris_core.training.opponent import OPPONENT, measured_pairs, opponent_logprobs, pair_logprobs
 from iris_core.training.policy import round_weights, save_policy, trainable_policy
 from iris_core.training.samples import compared_groups, load_trained
-from iris_core.training.setup import build_trainer
+from iris_core.training.setup import build_trainer, make_deterministic
 
 COMPARED = "compared"  # pairs whose margin is measured where groups of training hold several samples
 
@@ -42,6 +42,7 @@ COMPARED = "compared"  # pairs whose margin is measured where groups of training
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
+    make_deterministic()
     distributed.together(partial(_verify, spec))
     units = Units(out, spec.key(), spec.execution.patience)
     set_seed(spec.seed)
