@@ -121,8 +121,9 @@ def our_trainer(case: Case, work: Path) -> tuple[Any, list[Any]]:
     from iris_core.modeling.scoring import score
     from iris_core.store.units import Units
     from iris_core.training.policy import precision, trainable_policy
-    from iris_core.training.setup import build_trainer
+    from iris_core.training.setup import build_trainer, make_deterministic
 
+    make_deterministic()
     set_seed(case.seed)
     spec, groups = _spec(case), tokens_of(case)
     model = trainable_policy(spec)

@@ -58,7 +58,7 @@ def evaluate(spec: EvaluateSpec, out: Path) -> Outcome:
     spec = _with_backend(spec)
     backends.check_tensor_parallel("evaluation.backend", spec.evaluation.backend, spec.execution.tensor_parallel)
     check_unchanged(spec.verification, spec.verifier_digest)
-    loading.verify(spec.policy)
+    loading.verify(spec.policy, spec.execution.patience)
     folder.verify(spec.data)
     make_folder(out / SCORES)
     chosen = [benchmark(name) for name in spec.evaluation.benchmarks]
@@ -81,6 +81,7 @@ def scorer(spec: EvaluateSpec, out: Path, tasks: dict[str, harness.Tasks] | None
         out: the stage's folder.
         tasks: of benchmarks, where they are loaded already.
     """
+    check_unchanged(spec.verification, spec.verifier_digest)  # on this machine
     loaded, units, started = tasks or {}, _units(spec, out), time.monotonic()
     batch_size = spec.execution.batch_size or EVALUATION_BATCH
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)

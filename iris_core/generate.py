@@ -4,6 +4,7 @@
 
 Where there is a verifier, it judges the responses of a shard as soon as they are written; its verdicts are a file of
 their own, so that a run that was killed meanwhile samples nothing again.
+Verdicts belong to the responses that they are on: on others, as from two machines, they do not count.
 A shard is written whole or not at all. Its responses depend on its own prompts and seeds alone: a resumed run gives the
 responses of an uninterrupted one, and eight GPUs give those of one. Shards are the stage's items
 (`iris_core.execution.items`): each engine does one after the other.
@@ -22,6 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from iris_core.common.digest import file_digest, json_digest
 from iris_core.common.files import make_folder, remove
 from iris_core.common.progress import Progress
 from iris_core.config import GenerationPart
@@ -61,16 +63,13 @@ def generate(spec: GenerateSpec, out: Path) -> Outcome:
     engines.check_backend(spec)
     check_unchanged(spec.verification, spec.verifier_digest)
     shards = _shards(spec, out)
-    loading.verify(spec.policy)
+    loading.verify(spec.policy, spec.execution.patience)
     folders, units = _folders(spec, out), _units(spec, out)
     for folder in folders.values():
         make_folder(folder)
-    held = {file: units.holds(file) for path in shards for file in _files(spec, path)}
-    unsampled = [path for path in shards if not held[path]]
-    for file in (file for path in unsampled for file in _files(spec, path)[1:]):
-        units.remove(file)  # verdicts on other responses
-        held[file] = False
-    missing = {path: shard for path, shard in shards.items() if not all(held[file] for file in _files(spec, path))}
+    unsampled = [path for path in shards if not units.holds(path)]
+    unjudged = [path for path in shards if path not in unsampled and not _is_judged(spec, out, path)]
+    missing = {path: shard for path, shard in shards.items() if path in unsampled or path in unjudged}
     started = time.monotonic()
     if missing:
         _do_missing(spec, out, missing, sum(map(len, shards.values())))
@@ -88,6 +87,7 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
 
     The engine is opened for the first shard without responses.
     """
+    check_unchanged(spec.verification, spec.verifier_digest)  # on this machine
     shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, _units(spec, out)
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
 
@@ -109,10 +109,9 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
             samples = engine()([pair.prompt_ids for pair, _ in requests], seeds)
             with units.writing(path) as temporary:
                 write_shard(temporary, requests, samples, tokenizer, spec.stop_token_ids)
-        for file in _files(spec, path)[1:]:
-            if not units.holds(file):
-                with units.writing(file) as temporary:
-                    write_verdicts(temporary, spec, path, shard)
+        if not _is_judged(spec, out, path):
+            with _verdict_units(spec, out, path).writing(verdicts_file(path)) as temporary:
+                write_verdicts(temporary, spec, path, shard)
 
     return do_shard
 
@@ -170,6 +169,16 @@ def _units(spec: GenerateSpec, out: Path) -> Units:
     return Units(out, spec.key(), spec.execution.patience)
 
 
+def _verdict_units(spec: GenerateSpec, out: Path, path: Path) -> Units:
+    """The units of verdicts on the responses at `path`, by their content: verdicts on others are none of them."""
+    return Units(out, json_digest([spec.key(), file_digest(path)]), spec.execution.patience)
+
+
+def _is_judged(spec: GenerateSpec, out: Path, path: Path) -> bool:
+    """Whether the responses at `path` have verdicts, or need none."""
+    return not spec.verification.judges or _verdict_units(spec, out, path).holds(verdicts_file(path))
+
+
 def _folders(spec: GenerateSpec, out: Path) -> dict[str, Path]:
     """The outputs."""
     return {name: out / name for name in ((RESPONSES, VERDICTS) if spec.verification.judges else (RESPONSES,))}
@@ -189,7 +198,9 @@ def _do_missing(spec: GenerateSpec, out: Path, missing: Shards, total: int) -> N
 
     def on_done(name: str) -> None:
         nonlocal tokens
-        path, *_ = map(units.written, _files(spec, shards[name]))
+        path = units.written(shards[name])
+        if spec.verification.judges:
+            _verdict_units(spec, out, path).written(verdicts_file(path))
         tokens += count_tokens(path)
         progress.advance(len(missing[shards[name]]), tokens_per_second=tokens / (time.monotonic() - started))
 

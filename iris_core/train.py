@@ -9,6 +9,7 @@ continues at its last checkpoint, with the losses of an uninterrupted run.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
@@ -33,7 +34,7 @@ from iris_core.training.movement import measure, summary
 from iris_core.training.opponent import OPPONENT, measured_pairs, opponent_logprobs, pair_logprobs
 from iris_core.training.policy import round_weights, save_policy, trainable_policy
 from iris_core.training.samples import compared_groups, load_trained
-from iris_core.training.setup import build_trainer
+from iris_core.training.setup import build_trainer, make_deterministic
 
 COMPARED = "compared"  # pairs whose margin is measured where groups of training hold several samples
 
@@ -41,12 +42,9 @@ COMPARED = "compared"  # pairs whose margin is measured where groups of training
 def train(spec: TrainSpec, out: Path) -> Outcome:
     """Fine-tunes the policy and measures the gap on held-out pairs; runs on every rank."""
     make_folder(out / WORK)
-    if distributed.local_rank() == 0:
-        loading.verify(spec.policy)
-        if spec.opponent != spec.policy:
-            loading.verify(spec.opponent)
-    distributed.barrier()
-    units = Units(out, spec.key())
+    make_deterministic()
+    distributed.together(partial(_verify, spec))
+    units = Units(out, spec.key(), spec.execution.patience)
     set_seed(spec.seed)
     trained = load_trained(spec)
     spec = spec.model_copy(update={"longest": max(each.computed_tokens(spec.packing) for each in trained.groups)})
@@ -83,6 +81,14 @@ def train(spec: TrainSpec, out: Path) -> Outcome:
         },
         metrics=metrics,
     )
+
+
+def _verify(spec: TrainSpec) -> None:
+    """Checks the models, once on each machine."""
+    if distributed.local_rank() == 0:
+        loading.verify(spec.policy, spec.execution.patience)
+        if spec.opponent != spec.policy:
+            loading.verify(spec.opponent, spec.execution.patience)
 
 
 if __name__ == "__main__":

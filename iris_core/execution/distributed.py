@@ -4,7 +4,8 @@ torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RAN
 and MASTER_PORT which one a process is. Without these variables there is one rank, and nothing here uses the network.
 
 Rank 0 alone locks the stage's folder and writes the manifest. The other ranks wait for it as long as it takes, then do
-the work with it (`all_ranks`). From then on every exchange has a time limit: a rank that waits longer fails.
+the work with it (`all_ranks`). From then on every exchange has a time limit: a rank that waits longer fails. What takes
+some ranks long and the others not, as a large file does, is done in `together`, which has none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,7 +29,8 @@ T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 DECIDED = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
-EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart: one of them loads or saves a model
+EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart, except in `together`
+FIRST_LOOK_S, LOOK_S = 0.01, 1.0  # between signs of life
 HEARD = datetime.timedelta(minutes=1)  # for the others to hear of an end that came early
 DECISION = "iris/decision"  # of rank 0, in the ranks' key-value store: WORK, or the exit code of all
 WORK = "work"
@@ -132,6 +135,34 @@ def barrier(group: ProcessGroup | None = None) -> None:
         dist.barrier(group)
 
 
+def together(work: Callable[[], T], group: ProcessGroup | None = None) -> T:
+    """Does `work` on every rank, and returns its result once all have done it, however long that takes one of them.
+
+    It runs on a thread. Meanwhile the ranks exchange signs of life, so one that is lost ends the others at once.
+
+    Args:
+        work: of this rank; it exchanges nothing, or files between two ranks.
+        group: as of `barrier`.
+    """
+    if world_size() == 1:
+        return work()
+    import torch
+    import torch.distributed as dist
+
+    pool = ThreadPoolExecutor(1)
+    done, pause = pool.submit(work), FIRST_LOOK_S
+    pool.shutdown(wait=False)
+    while True:
+        wait([done], pause)
+        working = torch.tensor(0 if done.done() else 1)
+        if not working:
+            done.result()  # an error ends this rank now
+        dist.all_reduce(working, group=group)
+        if not working:
+            return done.result()
+        pause = min(2 * pause, LOOK_S)
+
+
 def new_group() -> ProcessGroup | None:
     """All ranks once more: exchanges of two threads in one group would mix. All of them call this; None for one."""
     import torch.distributed as dist
@@ -158,14 +189,15 @@ def agreed(number: int) -> int:
 
 def decided(decide: Callable[[], bool]) -> bool:
     """What `decide` says on rank 0, on every rank."""
-    return bool(agreed(int(rank() == 0 and decide())))
+    return bool(agreed(together(lambda: int(rank() == 0 and decide()))))
 
 
 def _store() -> Store:
     """The key-value store at MASTER_ADDR, which torchrun or rank 0 serves."""
     from torch.distributed import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=EXCHANGE))
+    with _exchanges():
+        store, _, _ = next(rendezvous("env://", timeout=EXCHANGE))
     return store
 
 
@@ -197,14 +229,14 @@ def _process_group(store: Store) -> Iterator[None]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
-        store=dist.PrefixStore("iris", store),
-        rank=rank(),
-        world_size=world_size(),
-        timeout=EXCHANGE,
-    )
     with _exchanges():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
+            store=dist.PrefixStore("iris", store),
+            rank=rank(),
+            world_size=world_size(),
+            timeout=EXCHANGE,
+        )
         yield
     dist.destroy_process_group()  # not after an error: the other ranks may never come
 
@@ -221,7 +253,7 @@ def _exchanges() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):  # gloo's errors have no class of their own
+        if not isinstance(error, DistError) and "gloo" not in str(error).lower():  # which has no class of its own
             raise
         said = first_line(error)
         raise ExchangeFailed(f"an exchange between ranks failed ({said}): run again to resume") from error

@@ -42,20 +42,8 @@ def spread(out: Path, path: Path, group: ProcessGroup | None = None) -> None:
         StoreError: a machine does not see rank 0's folder, and the store is not in S3.
     """
     distributed.barrier(group)
-    others = machines_apart(out)
-    if distributed.rank() == 0:
-        for rank in others:
-            _send(path.parent, path, rank, group)
-    elif distributed.rank() in others:
-        received = out / NEW / RECEIVED
-        remove(received)
-        _receive(received, 0, group)
-        remove(path)
-        if (received / path.name).exists():
-            make_folder(path.parent)
-            install(received / path.name, path)
-    if others:
-        distributed.barrier(group)
+    for rank in machines_apart(out):
+        distributed.together(functools.partial(_hand_out, out, path, rank, group), group)
 
 
 def gather(out: Path, place: Path, group: ProcessGroup | None = None) -> None:
@@ -67,13 +55,8 @@ def gather(out: Path, place: Path, group: ProcessGroup | None = None) -> None:
         group: as in `spread`.
     """
     distributed.barrier(group)
-    others = machines_apart(out)
-    if distributed.rank() == 0:
-        for rank in others:
-            _receive(place.parent, rank, group)
-    elif distributed.rank() in others:
-        _send(place.parent, place, 0, group)
-        remove(place)
+    for rank in machines_apart(out):
+        distributed.together(functools.partial(_hand_in, place, rank, group), group)
 
 
 def forget(out: Path) -> None:
@@ -114,6 +97,29 @@ def _machines_apart(out: Path) -> tuple[int, ...]:
     if distributed.rank() == 0:
         remove(file)
     return tuple(rank for rank, alone in enumerate(apart.tolist()) if alone)
+
+
+def _hand_out(out: Path, path: Path, to: int, group: ProcessGroup | None) -> None:
+    """Sends `path` from rank 0 to the rank `to`; nothing on the others, which wait for their turn."""
+    if distributed.rank() == 0:
+        _send(path.parent, path, to, group)
+    elif distributed.rank() == to:
+        received = out / NEW / RECEIVED
+        remove(received)
+        _receive(received, 0, group)
+        remove(path)
+        if (received / path.name).exists():
+            make_folder(path.parent)
+            install(received / path.name, path)
+
+
+def _hand_in(place: Path, of: int, group: ProcessGroup | None) -> None:
+    """Moves what the rank `of` has below `place` to rank 0."""
+    if distributed.rank() == 0:
+        _receive(place.parent, of, group)
+    elif distributed.rank() == of:
+        _send(place.parent, place, 0, group)
+        remove(place)
 
 
 def _send(base: Path, path: Path, rank: int, group: ProcessGroup | None) -> None:

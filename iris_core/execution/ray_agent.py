@@ -25,7 +25,8 @@ from iris_core.execution import devices, supervision
 from iris_core.execution.channels import in_memory
 from iris_core.execution.item_worker import LocalWorker
 from iris_core.execution.launch import ranks_command, supervise
-from iris_core.store import probe
+from iris_core.store import Artifact, probe
+from iris_core.store.inputs import check_inputs
 from iris_core.store.remote import remote
 
 PLACES = ("HF_HOME", "IRIS_CACHE")  # where things are on a node, unless it does not say so
@@ -93,6 +94,10 @@ class Agent:
             remote(uri).check()
         except IrisError as error:
             raise type(error)(f"{socket.gethostname()}: {error}") from error
+
+    def check_inputs(self, inputs: list[Artifact], patience: float) -> None:
+        """As `inputs.check_inputs`, on this node."""
+        check_inputs(inputs, patience)
 
     def end(self) -> None:
         """Ends what runs here, and returns once nothing is left of it."""

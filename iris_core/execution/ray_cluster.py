@@ -131,8 +131,12 @@ def started(
                 ray.kill(actor)
 
 
-def answers(asked: list[Any]) -> list[Any]:
+def answers(asked: list[Any], seconds: float | None = ANSWER_S) -> list[Any]:
     """What actors return, in the order of `asked`.
+
+    Args:
+        asked: references to their results.
+        seconds: for each of them; None: as long as its node lives.
 
     Raises:
         IrisError: the first of their errors, after each was logged; StageFailed if an actor was lost.
@@ -140,7 +144,7 @@ def answers(asked: list[Any]) -> list[Any]:
     found, failed = [], []
     for reference in asked:
         try:
-            found.append(ray.get(reference, timeout=ANSWER_S))
+            found.append(ray.get(reference, timeout=seconds))
         except RayError as error:
             failed.append(explained(error))
             log.error("%s", failed[-1])

@@ -18,6 +18,7 @@ from iris_core.common.errors import ConfigError
 from iris_core.execution.item_worker import WorkerLost
 from iris_core.execution.ray_agent import EngineAgent
 from iris_core.execution.ray_cluster import Share, answers, connected, share_of, started
+from iris_core.store.inputs import artifacts
 from iris_core.store.spec import Execution, Spec
 
 
@@ -62,7 +63,7 @@ def workers(spec: Spec, out: Path, items: int) -> Iterator[list[RayWorker]]:
         items: how many there are; no worker is without one.
 
     Raises:
-        IrisError: the cluster cannot be used, or has too little for one engine.
+        IrisError: the cluster cannot be used, has too little for one engine, or a node lacks inputs of the stage.
     """
     execution = spec.execution
     with connected(execution, logs=True):
@@ -70,6 +71,9 @@ def workers(spec: Spec, out: Path, items: int) -> Iterator[list[RayWorker]]:
         size = _engine_size(execution, share)
         with started(EngineAgent, execution, out.parent, share, size, items) as agents:
             nodes = [place.node for place in answers([agent.place.remote() for agent in agents])]
+            one_of_each = dict(zip(nodes, agents, strict=True)).values()
+            inputs = list(artifacts(spec))
+            answers([agent.check_inputs.remote(inputs, execution.patience) for agent in one_of_each], seconds=None)
             request = spec.model_dump_json()
             answers(
                 [

@@ -58,8 +58,7 @@ def main(
         _log_to_stderr(f"rank {distributed.rank()}" if distributed.rank() else arguments.name or "")
         spec = localized(read_spec(spec_type, arguments.spec))
         with full_disk_errors(out):
-            if arguments.items and open_engine:
-                fetch_inputs(spec)
+            if arguments.items and open_engine:  # who starts a worker sees to its inputs
                 serve(spec.stage, arguments.items, lambda: open_engine(spec, out))
             else:
                 _run(spec, out, work)
@@ -104,28 +103,23 @@ def _log_to_stderr(name: str) -> None:
 def _run(spec: S, out: Path, work: Callable[[S, Path], Outcome]) -> None:
     if distributed.world_size() > 1:
         supervision.end_with_parent(os.getppid())  # torchrun's agent
-    if distributed.rank():
-        fetch_inputs(spec)
 
     def all_work() -> Outcome:
+        distributed.together(partial(_fetch_inputs, spec))
         exchange.machines_apart(out)  # is refused here where they may not be
         outcome = work(spec, out)
         exchange.forget(out)
         return outcome
 
-    distributed.all_ranks(partial(_run_first, spec, out), all_work)
+    distributed.all_ranks(lambda work_of_all: run_stage(spec, out, lambda *_: work_of_all()), all_work)
     if distributed.rank() == 0:
         logging.getLogger(spec.stage).info("%s is complete in %s", spec.stage, out)
 
 
-def _run_first(spec: Spec, out: Path, all_work: Callable[[], Outcome]) -> None:
-    """What rank 0 does. It has its inputs before the others join it, for then every exchange has a time limit."""
-
-    def with_inputs(spec: Spec, out: Path) -> Outcome:
+def _fetch_inputs(spec: Spec) -> None:
+    """Once on each machine."""
+    if distributed.local_rank() == 0:
         fetch_inputs(spec)
-        return all_work()
-
-    run_stage(spec, out, with_inputs)
 
 
 def read_spec(spec_type: type[S], path: Path) -> S:

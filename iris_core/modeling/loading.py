@@ -25,6 +25,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from iris_core.common.digest import MODEL_FILES
 from iris_core.common.errors import ModelError, first_line
+from iris_core.common.outages import wait_out
 from iris_core.config import ModelPart
 from iris_core.data import hub
 from iris_core.data.hub import local_folder
@@ -35,7 +36,7 @@ from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.patches.shared_loading import read_parts
 from iris_core.modeling.weights import check_adapter_loaded, check_loaded
-from iris_core.store import Artifact, Policy
+from iris_core.store import Policy
 
 
 def resolve(model: ModelPart, commit: str | None = None) -> Path:
@@ -222,8 +223,16 @@ def sample_plainly(model: PreTrainedModel) -> None:
     model.generation_config = inner.generation_config = GenerationConfig()
 
 
-def verify(policy: Policy) -> None:
-    """Raises ModelError if a folder of `policy` does not match its digest."""
+def verify(policy: Policy, patience: float = 0.0) -> None:
+    """Checks that the folders of `policy` match their digests; from a store in S3, a damaged one is fetched again.
+
+    Args:
+        policy: model and adapter.
+        patience: seconds for which an outage of S3 is waited out.
+
+    Raises:
+        ModelError: a folder is missing or has changed.
+    """
     for artifact in filter(None, (policy.model, policy.adapter)):
-        if not artifact.path.is_dir() or Artifact.of(artifact.path).digest != artifact.digest:
+        if not wait_out(patience, artifact.holds):
             raise ModelError(f"{artifact.path} is missing or has changed since this experiment started: restore it")

@@ -24,7 +24,7 @@ import filelock
 from iris_core.common import mirrors
 from iris_core.common.digest import file_digest
 from iris_core.common.files import install, make_folder, read_sealed, remove, write_atomic
-from iris_core.store.folders import DIGESTS, MANIFEST, NEW, OBJECTS, changed
+from iris_core.store.folders import DIGESTS, LINKS, MANIFEST, NEW, OBJECTS, changed
 from iris_core.store.remote import Missing, Remote, remote
 
 PULLS = ".pull"  # in a mirror: locks of what is being fetched
@@ -168,8 +168,18 @@ def pull_unit(folder: Path, path: Path) -> bool:
     return bool(names)
 
 
+def has_unit(folder: Path, path: Path) -> bool:
+    """Whether the copy has the unit at `path` with the digest that it has here; True in a local store.
+
+    Raises:
+        ServiceError: the bucket's server does not answer.
+    """
+    copy = copy_of(folder)
+    return copy is None or _has_unit(copy, path.name)
+
+
 def pull_units(folder: Path) -> set[str]:
-    """Brings the complete units of the copy here, those that are here already excepted.
+    """Brings the complete units of the copy here; those that are here with the same digest are not fetched again.
 
     Returns:
         The names of all units of the copy; none in a local store.
@@ -181,8 +191,9 @@ def pull_units(folder: Path) -> set[str]:
     names = [Path(name) for name in copy.remote.names(copy.name)] if copy else []
     units = {name.name for name in names if name.parts[0] == DIGESTS}
     for path in {unit_path(folder, name, units) for name in names} - {None}:
+        assert copy is not None
         assert path is not None
-        if not (path.exists() and (folder / DIGESTS / path.name).is_file()):
+        if not (path.exists() and _has_unit(copy, path.name)):
             pull_unit(folder, path)
     return units
 
@@ -190,9 +201,14 @@ def pull_units(folder: Path) -> set[str]:
 def unit_path(folder: Path, name: Path, units: Collection[str]) -> Path | None:
     """The path of the unit that the file `name` belongs to; None if it is of none of `units`."""
     parts = name.parts
-    if parts[0] in (DIGESTS, NEW):
+    if parts[0] in (DIGESTS, LINKS, NEW):
         return None
     return next((folder.joinpath(*parts[: i + 1]) for i, part in enumerate(parts) if part in units), None)
+
+
+def _has_unit(copy: Copy, name: str) -> bool:
+    here, there = copy.folder / DIGESTS / name, copy.remote.read(f"{copy.name}/{DIGESTS}/{name}")
+    return there is not None and here.is_file() and here.read_bytes() == there.content
 
 
 def _in_stage(path: Path) -> tuple[Path, str] | None:

@@ -15,6 +15,7 @@ LOCK = ".lock"
 EXECUTION = ".execution.json"  # execution settings for the next try of the stage
 DIGESTS = ".digests"  # of units
 NEW = ".new"  # the folder of units that are being written
+LINKS = ".push"  # the folder of units that are being uploaded
 HIDDEN = (LOCK, EXECUTION, DIGESTS)  # other hidden files are left over from killed runs
 
 

@@ -1,13 +1,14 @@
 """The inputs of a stage on the machine where it runs: a spec names them by the paths of the machine that wrote it.
 
-spec = localized(spec)    # artifacts in a mirror have the path of this machine's
-fetch_inputs(spec)        # and are fetched from S3 where they are missing
+spec = localized(spec)                      # artifacts in a mirror have the path of this machine's
+fetch_inputs(spec)                          # and are fetched from S3 where they are missing
+check_inputs(artifacts(spec), patience)     # the same with their digests, where nothing else compares these
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -41,6 +42,26 @@ def fetch_inputs(spec: Spec) -> None:
             raise StoreError(
                 f"{artifact.path} is not on {socket.gethostname()}, nor in an S3 store: put it there, at the same path "
                 "on every machine, or run the loop again if a stage wrote it"
+            )
+
+
+def check_inputs(inputs: Iterable[Artifact], patience: float) -> None:
+    """Makes sure that this machine has `inputs` with the content of their digests, from S3 if need be.
+
+    Args:
+        inputs: with the paths of any machine.
+        patience: seconds for which an outage of S3 is waited out.
+
+    Raises:
+        StoreError: one is missing or has changed, and S3 does not have it.
+        OutageError: S3 did not answer.
+    """
+    for artifact in inputs:
+        here = artifact.model_copy(update={"path": mirrors.here(artifact.path)})
+        if not wait_out(patience, here.holds):
+            raise StoreError(
+                f"{here.path} is missing on {socket.gethostname()}, or is not what the run's machine has there: put it "
+                "there, at the same path on every machine"
             )
 
 

@@ -42,7 +42,8 @@ class Lease:
 
     def __init__(self, remote: Remote, name: str, owner: str, note: str = ""):
         self.remote, self.name, self.owner, self.note = remote, name, owner, note
-        self.id, self.tag, self.renewed, self.lost = uuid.uuid4().hex, "", 0.0, False
+        self.id, self.tag, self.renewed = uuid.uuid4().hex, "", 0.0
+        self.lost = self.left = False
         self.changing, self.ended = threading.Lock(), threading.Event()
 
     @contextmanager
@@ -79,6 +80,10 @@ class Lease:
                 f"{self.remote.uri}/{self.name} was taken over by another run, because this one did not renew it for "
                 f"{SECONDS:g} s: run again to go on with what the other one has done"
             )
+
+    def leave(self) -> None:
+        """Lets the lease end by itself after the block: writes that depend on it may still be under way."""
+        self.left = True
 
     def _acquire(self) -> None:
         notified = None
@@ -137,7 +142,7 @@ class Lease:
 
     def _release(self) -> None:
         """Removes the lease if it is surely ours; otherwise it ends by itself."""
-        if not self.lost and time.monotonic() - self.renewed < SECONDS / 2:
+        if not (self.lost or self.left) and time.monotonic() - self.renewed < SECONDS / 2:
             with suppress(IrisError):
                 self.remote.remove([self.name])
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -224,6 +224,5 @@ def _file_system() -> Any:
 
 
 def _at_once(step: Callable[..., object], arguments: Iterable[tuple[Any, ...]]) -> None:
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        for done in [pool.submit(step, *each) for each in arguments]:
-            done.result()
+    with ThreadPool(TRANSFERS) as pool:  # its threads, unlike an executor's, do not keep a failed process from ending
+        pool.starmap(step, arguments, chunksize=1)

@@ -69,11 +69,11 @@ def run_stage(spec: S, folder: Path, work: Callable[[S, Path], Outcome]) -> Mani
             _tidy(manifest, copy)
             return manifest
         _report_damage(folder, spec)
+        folders.remove_leftovers(folder)
         if copy:
             copy.resume()
         _write_spec(folder, spec)
         remove(folder / MANIFEST)
-        folders.remove_leftovers(folder)
         check_free_space(folder)
         started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
         outcome = work(spec, folder)
@@ -147,7 +147,7 @@ def _make_output(folder: Path) -> None:
 
 
 def _write_spec(folder: Path, spec: Spec) -> None:
-    held, units = folder / SPEC, Units(folder, SPEC)
+    held, units = folder / SPEC, Units(folder, SPEC, spec.execution.patience)
     if units.holds(held):
         try:
             key = type(spec).model_validate_json(held.read_text(encoding="utf-8")).key()

@@ -10,6 +10,7 @@ The digest is on the disk before the unit gets its final name. So every unit und
 that does not match its digest was damaged later, and a kill costs at most the unit that is being written.
 
 In a store that is kept in S3, a unit is uploaded as well, and one that is missing or damaged here is looked for there.
+A unit that differs from the bucket's does not count, except for the process that runs the stage, which uploads its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Units:
     Args:
         folder: the stage's folder.
         key: of their spec; units of another spec count as damaged.
-        patience: seconds for which an outage of S3 is waited out where a unit goes from a worker to its stage.
+        patience: seconds for which an outage of S3 is waited out.
     """
 
     def __init__(self, folder: Path, key: str, patience: float = 0.0):
@@ -66,7 +67,7 @@ class Units:
 
     def holds(self, path: Path) -> bool:
         """Whether the unit at `path` exists and is undamaged. A damaged one is named in the log and removed."""
-        if self._is_whole(path) or (copies.pull_unit(self.folder, path) and self._is_whole(path)):
+        if (self._is_whole(path) and self._is_current(path)) or (self._pull(path) and self._is_whole(path)):
             return True
         if path.exists():
             log.warning("%s is damaged: it is redone", path)
@@ -80,7 +81,7 @@ class Units:
         Raises:
             StageFailed: it is missing or damaged.
         """
-        if not wait_out(self.patience, lambda: self.holds(path)):
+        if not self.holds(path):
             raise StageFailed(f"{path} is not there, or damaged, though a worker has written it: run again to resume")
         return path
 
@@ -89,6 +90,12 @@ class Units:
         remove(path)
         remove(self._digest_file(path))
         uploads.remove_unit(self.folder, path)
+
+    def _is_current(self, path: Path) -> bool:
+        return uploads.is_running(self.folder) or wait_out(self.patience, lambda: copies.has_unit(self.folder, path))
+
+    def _pull(self, path: Path) -> bool:
+        return wait_out(self.patience, lambda: copies.pull_unit(self.folder, path))
 
     def _is_whole(self, path: Path) -> bool:
         try:

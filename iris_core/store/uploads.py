@@ -6,11 +6,13 @@
 
 The process of a stage holds a lease on the folder in the bucket, beside the lock on the folder here. Its uploads wait
 for an outage of the server to end. Units that other processes put, on other machines, are uploaded at once.
+
+A unit may be removed while it is uploaded, as old checkpoints are: what goes up are links to its files. One that is
+removed before that is left out; then the copies of those before it stay until a newer unit is there.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import socket
@@ -23,17 +25,16 @@ from pathlib import Path
 
 from iris_core.common.digest import file_digest
 from iris_core.common.errors import StageFailed
-from iris_core.common.files import make_folder
-from iris_core.common.outages import wait_out
+from iris_core.common.files import make_folder, remove
+from iris_core.common.outages import notify, wait_out
 from iris_core.store.copies import Copy, Files, copy_of, pull_units, unit_path
-from iris_core.store.folders import DIGESTS, LOCK, MANIFEST
+from iris_core.store.folders import DIGESTS, LINKS, LOCK, MANIFEST, WORK
 from iris_core.store.lease import Lease
 from iris_core.store.remote import Conflict
 
 OWNER = ".mirror"  # the file in a mirror with its own random name
 LAST_STEP_S = 10.0  # for the upload under way when a stage fails
-
-log = logging.getLogger(__name__)
+UNIT, DIGEST = "unit", "digest"  # links in a folder of `LINKS`
 
 _running: dict[Path, Uploading] = {}  # by the folder of each stage that this process runs
 
@@ -51,7 +52,8 @@ class Uploading:
         self.copy, self.lease, self.patience = copy, lease, patience
         self.steps: queue.Queue[Callable[[], object] | None] = queue.Queue()
         self.error: Exception | None = None
-        self.ended = False
+        self.ended = self.completing = self.behind = False
+        self.removed: set[Path] = set()  # units whose copies stay until a newer one is there
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 
@@ -64,6 +66,29 @@ class Uploading:
         if self.error is not None:
             raise self.error
         self.steps.put(step)
+
+    def push(self, path: Path) -> None:
+        """Uploads a unit; the work of a stage that is done does not need it."""
+        if self.completing and WORK in path.relative_to(self.copy.folder).parts:
+            return
+        if _push(self.copy, path):
+            self.behind = False
+            self._remove_copies()
+        elif not self.behind:
+            self.behind = True
+            notify(f"{path.name} was replaced before it was uploaded: uploads are slow, {self.copy.uri} is behind")
+
+    def remove(self, path: Path) -> None:
+        """Removes the copy of a unit, once a newer one has been uploaded."""
+        self.removed.add(path)
+        if not self.behind:
+            self._remove_copies()
+
+    def _remove_copies(self) -> None:
+        for path in self.removed:
+            if not path.exists():  # else it was written again
+                _remove(self.copy, path)
+        self.removed.clear()
 
     def drain(self) -> None:
         """Waits until all steps are done.
@@ -83,10 +108,10 @@ class Uploading:
         self._surely(lambda: self.copy.remote.remove([f"{self.copy.name}/{MANIFEST}"]))
         theirs = wait_out(self.patience, lambda: pull_units(self.copy.folder))
         ours = {file.name for file in (self.copy.folder / DIGESTS).glob("*")} - theirs
-        for file in self.copy.folder.rglob("*"):
+        for file in list(self.copy.folder.rglob("*")):
             path = unit_path(self.copy.folder, file.relative_to(self.copy.folder), ours)
             if path == file:
-                self.add(partial(_push, self.copy, path))
+                self.add(partial(self.push, path))
 
     def publish(self, manifest: str, files: Files) -> None:
         """Uploads what is not there yet of `files`, then the manifest.
@@ -99,6 +124,7 @@ class Uploading:
             StageFailed: another run has completed the stage, or has taken over the lease.
             OutageError: the server did not answer for as long as the patience lasts.
         """
+        self.completing = True
         self.drain()
         copy = self.copy
         self._surely(
@@ -129,6 +155,8 @@ class Uploading:
         self.ended = True
         self.steps.put(None)
         self.thread.join(LAST_STEP_S)
+        if self.thread.is_alive():  # until this process ends
+            self.lease.leave()
 
     def _surely(self, step: Callable[[], object]) -> None:
         """Does `step` while the lease is held, as soon as the server answers."""
@@ -175,6 +203,11 @@ def uploading(folder: Path, patience: float) -> Iterator[Uploading | None]:
             running.close()
 
 
+def is_running(folder: Path) -> bool:
+    """Whether this process runs the stage in a folder of a store in S3: what is there is newer than its copy."""
+    return folder.absolute() in _running
+
+
 def put_unit(folder: Path, path: Path, patience: float) -> None:
     """Uploads the unit at `path`, on a thread if this process runs the stage; nothing in a local store.
 
@@ -190,7 +223,7 @@ def put_unit(folder: Path, path: Path, patience: float) -> None:
     if copy is None:
         return
     if running := _running.get(copy.folder):
-        running.add(partial(_push, copy, path))
+        running.add(partial(running.push, path.absolute()))
     else:
         wait_out(patience, partial(_push, copy, path))
 
@@ -199,7 +232,7 @@ def remove_unit(folder: Path, path: Path) -> None:
     """Removes the copy of the unit at `path`, if this process runs the stage."""
     copy = copy_of(folder)
     if copy and (running := _running.get(copy.folder)):
-        running.add(partial(_remove, copy, path))
+        running.add(partial(running.remove, path.absolute()))
 
 
 def owner_of(root: Path) -> str:
@@ -214,16 +247,41 @@ def owner_of(root: Path) -> str:
     return f"{file.read_text(encoding='utf-8')}@{socket.gethostname()}"  # a folder may be copied to another machine
 
 
-def _push(copy: Copy, path: Path) -> None:
-    """Makes the copy of a unit what it is here: a killed stage may have left other files there, as of more ranks."""
-    files = {_object(copy, file): file for file in (path, *path.rglob("*")) if file.is_file()}
-    name = _object(copy, path)
+def _push(copy: Copy, path: Path) -> bool:
+    """Makes the copy of a unit what it is here: a killed stage may have left other files there, as of more ranks.
+
+    Returns:
+        False if the unit is no longer here.
+    """
+    links, name = _links(copy, path), _object(copy, path)
+    if links is None:
+        return False
+    unit, digest = links / UNIT, links / DIGEST
+    files = {_object(copy, path / link.relative_to(unit)): link for link in (unit, *unit.rglob("*")) if link.is_file()}
+    copy.remote.remove({f"{name}/{each}" for each in copy.remote.names(name)} - files.keys())
+    copy.remote.upload((link, each, file_digest(link)) for each, link in files.items())
+    copy.remote.write(f"{copy.name}/{DIGESTS}/{path.name}", digest.read_bytes())
+    remove(links)
+    return True
+
+
+def _links(copy: Copy, path: Path) -> Path | None:
+    """A folder with links to a unit and its digest, of an earlier try if the unit is gone; None if that has none."""
+    place = copy.folder / LINKS / path.name
+    if not path.exists():
+        return place if (place / DIGEST).exists() else None
+    remove(place)
+    make_folder(place)
     try:
-        copy.remote.remove({f"{name}/{each}" for each in copy.remote.names(name)} - files.keys())
-        copy.remote.upload((file, each, file_digest(file)) for each, file in files.items())
-        copy.remote.write(f"{copy.name}/{DIGESTS}/{path.name}", (copy.folder / DIGESTS / path.name).read_bytes())
-    except FileNotFoundError:  # removed since, as old checkpoints are; the same happens to its copy
-        log.info("%s is not uploaded: it was removed", path)
+        for file in (path, *path.rglob("*")):
+            if file.is_file():
+                link = place / UNIT / file.relative_to(path)
+                make_folder(link.parent)
+                os.link(file, link)
+        os.link(copy.folder / DIGESTS / path.name, place / DIGEST)  # last
+    except FileNotFoundError:  # it is being removed
+        return None
+    return place
 
 
 def _remove(copy: Copy, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from iris_core.common.files import write_atomic
@@ -36,19 +37,24 @@ def step_of(checkpoint: Path) -> int:
 
 def newest_checkpoint(work: Path, units: Units) -> Path | None:
     """The newest complete checkpoint; later ones are deleted, and the history in `work` becomes the checkpoint's."""
-    found: list[Path] = []
-    if distributed.rank() == 0:
-        found = checkpoints(work)
-        while found and not _is_whole(found[-1], units):
-            found.pop()
-        history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
-        write_atomic(work / HISTORY, history)
-    step = distributed.agreed(step_of(found[-1]) if found else 0)
+    step = distributed.agreed(distributed.together(partial(_newest_step, work, units)))
     if step == 0:
         return None
     newest = path_of(work, step)
     exchange.spread(units.folder, newest)
     return newest
+
+
+def _newest_step(work: Path, units: Units) -> int:
+    """The step of the newest complete checkpoint, on rank 0; 0 if there is none."""
+    if distributed.rank():
+        return 0
+    found = checkpoints(work)
+    while found and not _is_whole(found[-1], units):
+        found.pop()
+    history = (found[-1] / HISTORY).read_text(encoding="utf-8") if found else ""
+    write_atomic(work / HISTORY, history)
+    return step_of(found[-1]) if found else 0
 
 
 def _is_whole(checkpoint: Path, units: Units) -> bool:

@@ -158,12 +158,17 @@ def save_policy(spec: TrainSpec, model: PreTrainedModel, out: Path) -> tuple[str
     name = "adapter" if spec.training.method == "lora" else "model"
     sharding.reshard(model)
     tensors = _tensors_to_save(spec, model)
-    if distributed.rank() == 0:
-        for old in ("adapter", "model"):  # of an earlier attempt
-            remove(out / old)
-        (_save_adapter if name == "adapter" else _save_model)(spec, model, tensors, out / name)
-    distributed.barrier()
+    distributed.together(functools.partial(_save, spec, model, tensors, out / name))
     return name, out / name
+
+
+def _save(spec: TrainSpec, model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    """On rank 0."""
+    if distributed.rank():
+        return
+    for old in ("adapter", "model"):  # of an earlier attempt
+        remove(folder.parent / old)
+    (_save_adapter if folder.name == "adapter" else _save_model)(spec, model, tensors, folder)
 
 
 def _tensors_to_save(spec: TrainSpec, model: PreTrainedModel) -> dict[str, Tensor]:

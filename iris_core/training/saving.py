@@ -10,12 +10,13 @@ A checkpoint is a unit of the stage: it has its name when all ranks have written
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from iris_core.common.files import remove
 from iris_core.execution import distributed, exchange
 from iris_core.store.units import Units
 from iris_core.training.checkpoints import KEPT_CHECKPOINTS, checkpoints, path_of
@@ -73,14 +74,21 @@ class Saver:
             self.written.result()
 
     def _write(self, path: Path, states: States, texts: dict[str, str]) -> None:
-        first = distributed.rank() == 0
-        with self.units.writing(path) if first else nullcontext(self.units.place(path)) as place:
-            exchange.spread(self.units.folder, place, self.group)  # rank 0 has emptied it
-            write_states(place, states)
-            exchange.gather(self.units.folder, place, self.group)
-            if first:
-                for name, text in texts.items():
-                    (place / name).write_text(text, encoding="utf-8")
-        if first:
-            for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
-                self.units.remove(old)
+        place = self.units.place(path)
+        if distributed.rank() == 0:
+            remove(place)
+        exchange.spread(self.units.folder, place, self.group)
+        write_states(place, states)
+        exchange.gather(self.units.folder, place, self.group)
+        distributed.together(partial(self._complete, path, texts), self.group)
+
+    def _complete(self, path: Path, texts: dict[str, str]) -> None:
+        """On rank 0, which digests what all have written."""
+        if distributed.rank():
+            return
+        place = self.units.place(path)
+        for name, text in texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+        self.units.put(place, path)
+        for old in checkpoints(self.work)[:-KEPT_CHECKPOINTS]:
+            self.units.remove(old)

@@ -46,7 +46,6 @@ def build_trainer(
         units: of the stage.
         weights: of the responses, by a verifier's verdicts; None in plain self-play.
     """
-    make_deterministic()
     training = spec.training
     responses = OBJECTIVES[spec.objective.name].responses
     seen = [group.first(responses) for group in groups] if weights is None else groups
@@ -117,8 +116,11 @@ def _arguments(spec: TrainSpec, steps: int, work: Path) -> TrainingArguments:
 
 
 def make_deterministic() -> None:
-    """Makes a GPU give the same gradients for the same rows: Flash Attention's backward sums in a fixed order."""
+    """Makes a GPU give the same gradients for the same rows: Flash Attention's backward sums in a fixed order.
+
+    This comes before the first product of matrices, for which cuBLAS takes its workspace: a resumed run has the same.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True, warn_only=True)

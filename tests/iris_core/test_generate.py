@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,6 +27,7 @@ from iris_core.pipeline import plan
 from iris_core.pipeline.verifier import verifier_digest
 from iris_core.prepare import prepare
 from iris_core.store import Artifact, Execution, Policy, run_stage
+from iris_core.store.units import Units
 from tests.conftest import build_model
 from tests.iris_core.small_tokenizers import CHATML, byte_level
 from tests.processes import wait_for
@@ -81,6 +83,15 @@ def test_a_verifier_that_has_changed_judges_nothing(tiny_model, pairs_file, tmp_
 
 def verdicts(manifest):
     return pq.read_table(manifest.artifact("verdicts").path).to_pylist()
+
+
+def assert_judged(manifest):
+    """Each response has the verdict that its length decides."""
+    for row, response in zip(verdicts(manifest), responses(manifest), strict=True):
+        assert (row["prompt_id"], row["sample"]) == (response["prompt_id"], response["sample"])
+        name = ("right", "wrong", "undecided")[len(response["response"].encode()) % 3]
+        cut = name == "right" and response["finish_reason"] == "length"
+        assert (row["verdict"], row["reason"]) == (("undecided", "truncated") if cut else (name, "its length"))
 
 
 def responses(manifest):
@@ -142,15 +153,7 @@ def test_each_response_has_a_verdict_and_a_run_killed_between_them_samples_nothi
     config = experiment(tiny_model, pairs_file, max_new_tokens=30)
     spec = judged(several(spec_of(config, tmp_path), 3), tmp_path)
     whole = run_stage(spec, tmp_path / "whole", generate)
-    found = verdicts(whole)
-    assert [(row["prompt_id"], row["sample"]) for row in found] == [
-        (row["prompt_id"], row["sample"]) for row in responses(whole)
-    ]
-    for row, response in zip(found, responses(whole), strict=True):
-        name = ("right", "wrong", "undecided")[len(response["response"].encode()) % 3]
-        cut = name == "right" and response["finish_reason"] == "length"
-        expected = ("undecided", "truncated") if cut else (name, "its length")
-        assert (row["verdict"], row["reason"]) == expected
+    assert_judged(whole)
     written, right = [], generate_module.write_verdicts
 
     def dies(path, *arguments):
@@ -175,13 +178,21 @@ def test_each_response_has_a_verdict_and_a_run_killed_between_them_samples_nothi
     assert judged_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
     assert judged_again.metrics["tokens_per_second"] is None  # no engine was needed
     (tmp_path / "killed" / "manifest.json").unlink()
-    first, *others = sorted((tmp_path / "killed" / "verdicts").iterdir())
-    before = [path.stat().st_mtime_ns for path in (first, *others)]
     min((tmp_path / "killed" / "responses").iterdir()).write_bytes(b"damaged")
     sampled_again = run_stage(spec, tmp_path / "killed", generate)
+    assert sampled_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
+    (tmp_path / "killed" / "manifest.json").unlink()
+    first, *others = sorted((tmp_path / "killed" / "verdicts").iterdir())
+    before = [path.stat().st_mtime_ns for path in (first, *others)]
+    shard = min((tmp_path / "killed" / "responses").iterdir())
+    table = pq.read_table(shard)
+    longer = pa.array([f"{text}." for text in table["response"].to_pylist()])
+    with Units(tmp_path / "killed", spec.key()).writing(shard) as place:  # as a run on another machine may have
+        pq.write_table(table.set_column(table.schema.get_field_index("response"), "response", longer), place)
+    mixed = run_stage(spec, tmp_path / "killed", generate)
     after = [path.stat().st_mtime_ns for path in (first, *others)]
     assert [old != new for old, new in zip(before, after, strict=True)] == [True, *(False for _ in others)]
-    assert sampled_again.outputs["verdicts"].digest == whole.outputs["verdicts"].digest
+    assert_judged(mixed)
 
 
 @pytest.mark.integration

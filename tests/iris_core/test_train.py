@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -301,6 +302,22 @@ def test_a_wrong_reference_stops_at_step_0(inputs, tiny_model, pairs_file, tmp_p
     monkeypatch.setattr(train_module, "opponent_logprobs", wrong)
     with pytest.raises(TrainingError, match="at step 0 the policy differs from its opponent"):
         run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
+
+
+def test_cublas_is_set_before_the_opponent_is_scored(inputs, tiny_model, pairs_file, tmp_path, monkeypatch):
+    """It takes its workspace once; a resumed run, which does not score, has the same."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # and is so again afterwards
+    found = []
+
+    def dies(*arguments):
+        found.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "opponent_logprobs", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, experiment(tiny_model, pairs_file), tmp_path / "train")
+    assert found == [":4096:8"]
 
 
 @pytest.mark.parametrize("training", [{}, {"gradient_checkpointing": True}])

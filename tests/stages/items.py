@@ -14,13 +14,14 @@ from iris_core.common.progress import Progress
 from iris_core.execution.failure import abort
 from iris_core.execution.items import run_items
 from iris_core.execution.stage import main
-from iris_core.store import Metrics, Outcome, Spec
+from iris_core.store import Artifact, Metrics, Outcome, Spec
 
 
 class ItemsSpec(Spec):
     stage: ClassVar[str] = "items"
     names: list[str]
     opens: bool = True
+    source: Artifact | None = None
 
 
 class ItemsMetrics(Metrics):

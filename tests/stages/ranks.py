@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ from iris_core.common.errors import DataError
 from iris_core.common.progress import Progress
 from iris_core.execution import distributed
 from iris_core.execution.stage import main
-from iris_core.store import Metrics, Outcome, Spec
+from iris_core.store import Artifact, Metrics, Outcome, Spec
 from iris_core.store.folders import WORK
+
+SLOW_S = 10.0
+distributed.EXCHANGE = datetime.timedelta(seconds=float(os.environ.get("TEST_EXCHANGE_S", "600")))
 
 
 class RanksSpec(Spec):
@@ -22,6 +26,7 @@ class RanksSpec(Spec):
     has_ranks: ClassVar[bool] = True
     action: str
     who: int = 1  # the rank that does it
+    source: Artifact | None = None
 
 
 class RanksMetrics(Metrics):
@@ -37,7 +42,9 @@ def work(spec: RanksSpec, out: Path) -> Outcome:
     print(f"{spec.action} in rank {number}")
     total = torch.tensor([10.0**number])
     distributed.all_reduce(total)
-    if spec.who == number:
+    if spec.action == "together":
+        be_slow(out)
+    elif spec.who == number:
         act(spec.action)
     if spec.action == "endless" and not (out / "second").exists():
         go_on(out)
@@ -57,6 +64,18 @@ def act(action: str) -> None:
         raise ZeroDivisionError("of a bug")
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_slow(out: Path) -> None:
+    """Rank 1 is slower than the time limit of an exchange."""
+    distributed.EXCHANGE = datetime.timedelta(seconds=SLOW_S / 2)
+    group = distributed.new_group()
+    assert distributed.together(distributed.rank, group) == distributed.rank()
+    distributed.together(lambda: time.sleep(SLOW_S * distributed.rank()), group)
+    (out / "slow").touch()
+    if distributed.rank():
+        time.sleep(SLOW_S)
+    distributed.barrier(group)
 
 
 def go_on(out: Path) -> None:

@@ -22,10 +22,11 @@ from iris_core.execution import supervision
 from iris_core.execution.agent import exit_code
 from iris_core.execution.distributed import VARIABLES
 from iris_core.execution.launch import launch
-from iris_core.store import Execution, Manifest
+from iris_core.store import Artifact, Execution, Manifest
 from iris_core.store.folders import LOCK, WORK
 from tests.iris_core.training.on_ranks import torchrun
 from tests.processes import PATIENCE_S, command_line, processes, wait_for
+from tests.s3 import CREDENTIALS
 from tests.stages.ranks import RanksSpec
 
 pytestmark = pytest.mark.integration
@@ -209,7 +210,8 @@ def by_hand(folder: Path, spec: Path, ranks: int = 2, **changes: str | None) -> 
     port, running = str(free_port()), []
     for number in range(ranks):
         found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), "127.0.0.1", port), strict=True))
-        variables = {name: value for name, value in {**os.environ, **found, **changes}.items() if value is not None}
+        asked = {name: value and value.format(number=number) for name, value in changes.items()}
+        variables = {name: value for name, value in {**os.environ, **found, **asked}.items() if value is not None}
         command = [sys.executable, "-m", "iris_core.ranks", "--spec", str(spec), "--out", str(folder)]
         running.append(subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True))
     outputs = [process.communicate(timeout=PATIENCE_S)[1] for process in running]
@@ -245,6 +247,41 @@ def test_an_error_of_rank_1_ends_rank_0(tmp_path: Path) -> None:
     assert "error: an exchange between ranks failed (" in other
     assert "Traceback" not in other
     assert "rank 1: error: data.path: no rows: give some" in said.splitlines()
+
+
+def test_what_takes_a_rank_long_has_no_time_limit(tmp_path: Path) -> None:
+    """An exchange has one."""
+    spec = tmp_path / "spec.json"
+    spec.write_text(spec_of("together").model_dump_json())
+    (code, said), _ = by_hand(tmp_path / "out", spec)
+    assert (tmp_path / "out" / "slow").exists()
+    assert code == 70
+    assert "error: an exchange between ranks failed (" in said
+
+
+def test_a_rank_that_never_comes_is_no_crash(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(spec_of("add").model_dump_json())
+    ((code, said),) = by_hand(tmp_path / "out", spec, 1, WORLD_SIZE="2", TEST_EXCHANGE_S="3")
+    assert code == 70
+    assert said.splitlines()[-1].startswith("error: an exchange between ranks failed (")
+    assert said.splitlines()[-1].endswith("run again to resume")
+
+
+def test_ranks_meet_before_each_machine_fetches_its_inputs(tmp_path: Path) -> None:
+    """So that it may take its time. The second of two machines cannot: its cache is empty, and no server answers."""
+    manifest = tmp_path / "cache-0" / "stores" / "s3+bucket" / "objects" / "prepare-0" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    spec = tmp_path / "spec.json"
+    spec.write_text(spec_of("add").model_copy(update={"source": Artifact.of(manifest)}).model_dump_json())
+    nowhere = {**CREDENTIALS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    (first, said), (second, why) = by_hand(
+        tmp_path / "out", spec, LOCAL_RANK="0", IRIS_CACHE=str(tmp_path / "cache-{number}"), **nowhere
+    )
+    assert (first, second) == (70, 75)
+    assert "error: an exchange between ranks failed (" in said
+    assert "s3://bucket: its server does not answer" in why
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from iris_core.common.errors import ConfigError, IrisError, ServiceError
+from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
 from iris_core.config import parse_experiment
 from iris_core.execution.launch import launch, supervise
 from iris_core.pipeline.plan import prepare_spec
+from iris_core.store import Artifact
 from iris_core.store.spec import Execution
 from tests.ray_cluster import Nodes
+from tests.stages.items import ItemsSpec
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,19 @@ def test_a_dtype_is_not_chosen_on_another_kind_of_machine(
     )
     with pytest.raises(ConfigError, match=r"model\.dtype: auto is chosen .*: write bfloat16"):
         launch(prepare_spec(experiment), tmp_path / "prepare")
+
+
+def test_inputs_are_compared_with_their_digests_on_each_node(
+    tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a worker starts: one that reads another model samples other responses."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "stages"), str(ROOT)]))
+    (tmp_path / "model").write_text("weights")
+    source = Artifact.of(tmp_path / "model")
+    (tmp_path / "model").write_text("others!")
+    execution = Execution(launcher="ray", ray_address=nodes.address)
+    with pytest.raises(StoreError, match=r"model is missing on .*, or is not what the run's machine has there: put it"):
+        launch(ItemsSpec(names=["item"], source=source, execution=execution), tmp_path / "out")
 
 
 def test_settings_of_libraries_reach_other_nodes_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,38 +23,13 @@ from iris_core.store.inputs import fetch_inputs, localized
 from iris_core.store.remote import Remote
 from iris_core.store.units import Units
 from tests.processes import PATIENCE_S
-from tests.s3 import CREDENTIALS, Proxy, contents, files, new_bucket, s3_server
+from tests.s3 import CREDENTIALS, Proxy, contents, files
 from tests.stages.units import UnitsSpec, content, work
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[3]
 LEASE_S = 15.0  # longer than a process takes to start on a busy machine
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, s3_server() as address:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
-            patch.setenv(name, value)
-        yield address
-
-
-@pytest.fixture
-def uri(endpoint: str) -> str:
-    return new_bucket(endpoint)
-
-
-@pytest.fixture
-def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes this process one of the machine with the given name."""
-    return lambda machine: monkeypatch.setenv("IRIS_CACHE", str(tmp_path / machine))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Artifact:
-    (tmp_path / "source").write_text("seed")
-    return Artifact.of(tmp_path / "source")
 
 
 def run(uri: str, spec: UnitsSpec) -> Manifest:
