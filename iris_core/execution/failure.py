@@ -48,4 +48,5 @@ def may_follow(error: IrisError) -> bool:
 
 def _explains_less(error: IrisError) -> int:
     """A rank that is lost makes the exchanges of the others fail, which explains nothing. A crash may follow, too."""
-    return {StageCrashed: 1, ExchangeFailed: 2}.get(type(error), 0)
+    order: dict[type[IrisError], int] = {StageCrashed: 1, ExchangeFailed: 2}
+    return order.get(type(error), 0)
