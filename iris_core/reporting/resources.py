@@ -51,7 +51,7 @@ class Resources:
         traffic: what each device sends: in a step where the model is not sharded, else for each row.
         weights: of the model in a sampling engine, on each GPU.
         hours: GPU-hours by stage.
-        assumptions: of the hours.
+        assumptions: of the rows and of the hours.
         fitting: settings that would fit where the experiment's do not, with the share of the memory that they take.
     """
 
@@ -103,12 +103,15 @@ def resources(
     """What `experiment` needs on `machine`.
 
     Args:
-        experiment: the settings.
+        experiment: the settings, with the packing that `prepare` found; `auto` counts as packed rows.
         sizes: of its model, with an adapter where it can have one.
         machine: the devices.
         dtype: of the matmuls.
         pairs: annotated pairs to train on; None: as many as the recipe says.
         prompts: without annotation; None: only the data says.
+
+    Raises:
+        ConfigError: `training.sharding` asks for what the packing does not allow.
     """
     pairs = pairs or experiment.data.max_pairs
     prompts = prompts if experiment.data.prompts_path else 0
@@ -133,11 +136,21 @@ def resources(
         traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
-        assumptions=assumptions,
+        assumptions=[*_assumed(training), *assumptions],
         fitting={},
     )
     fits = needs.share is None or needs.share <= MOST
     return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
+
+
+def _assumed(training: TrainingPart) -> list[str]:
+    """What is not known before `prepare` has tried the model's class."""
+    if training.packing != "auto":
+        return []
+    return [
+        "training.packing: auto counts as packed rows; a model that `prepare` finds to need separate ones is not "
+        "sharded (training.packing: separate plans for that)"
+    ]
 
 
 def _responses(experiment: Experiment, prompts: int) -> float:
@@ -202,7 +215,8 @@ def _alternatives(training: TrainingPart, machine: Machine) -> Iterator[tuple[st
         {"method": "lora"},
         {"method": "lora", "gradient_checkpointing": True},
     ]
-    for change in changes[training.sharding in ("auto", "full") :]:
+    shares_more = training.sharding in ("none", "hybrid") and training.packing != "separate"
+    for change in changes[not shares_more :]:
         if other := {name: value for name, value in change.items() if getattr(training, name) != value}:
             text = " and ".join(f"training.{name}: {str(value).lower()}" for name, value in other.items())
             yield f"set {text}", training.model_copy(update=other), machine

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from iris_core.common.errors import ConfigError
 from iris_core.config import TrainingPart
 from iris_core.modeling.kernels.tiles import CPU_TILE, GPU_TILE
 from iris_core.pipeline.sizes import Sizes
@@ -98,9 +99,17 @@ def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devic
             takes packed rows alone.
         dtype: of the matmuls, "bfloat16" or "float32".
         devices: of all ranks. For auto, processes on CPUs share nothing.
+
+    Raises:
+        ConfigError: the model cannot be shared.
     """
     if devices.count == 1:
         return "none"
+    if training.sharding in ("full", "hybrid") and training.packing == "separate":
+        raise ConfigError(
+            f"training.sharding: {training.sharding} needs packed rows, since all ranks must make the same passes, and "
+            "this model is trained on separate ones: set training.sharding: none"
+        )
     if training.sharding != "auto":
         return "full" if devices.nodes == 1 and training.sharding == "hybrid" else training.sharding
     if devices.memory is None or training.packing == "separate":

@@ -29,14 +29,9 @@ def sharding_of(spec: TrainSpec) -> Sharding:
     Raises:
         ConfigError: the model cannot be shared.
     """
-    asked, ranks, nodes = spec.training.sharding, distributed.world_size(), spec.execution.nodes
+    ranks, nodes = distributed.world_size(), spec.execution.nodes
     if ranks == 1:
         return "none"
-    if asked in ("full", "hybrid") and spec.packing == "separate":
-        raise ConfigError(
-            f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
-            "is trained on separate ones: set training.sharding: none"
-        )
     if ranks % nodes:
         raise ConfigError(
             f"execution.nodes: {ranks} ranks are not equally many on each of {nodes} machines: start as many on each, "

@@ -200,6 +200,15 @@ def test_the_measured_rate_is_that_of_the_benchmark() -> None:
     assert pytest.approx(434 / 989) == MEASURED_SHARE
 
 
+def test_packed_rows_are_assumed_where_the_recipe_leaves_it_open(zephyr: Sizes) -> None:
+    assumed = "training.packing: auto counts as packed rows"
+    assert plan(zephyr, "8xH100-80GB").assumptions[0].startswith(assumed)
+    separate = plan(zephyr, "8xH100-80GB", training__packing="separate")
+    assert not any(line.startswith(assumed) for line in separate.assumptions)
+    assert separate.sharding == "none"
+    assert not any("sharding" in setting or "take" in setting for setting in separate.fitting)
+
+
 def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
     needs = plan(zephyr, "8xH100-80GB", data__max_pairs=None)
     assert needs.hours["train"] == "not estimated: data.max_pairs is not set, and the data is not read yet"
