@@ -1,4 +1,4 @@
-"""The machines that a run is planned for: named by the user, or the ones that it starts on."""
+"""The machines that a run is planned for: named by the user, or the ones that its stages use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from iris_core.common import gpus
 from iris_core.common.errors import ConfigError
 from iris_core.config import ExecutionPart
+from iris_core.store import Execution
 from iris_core.training.memory import Devices
 
 GB = 1e9
@@ -61,11 +62,29 @@ def parse_machine(text: str) -> Machine:
     return Machine(match["name"], devices)
 
 
-def machine_here(execution: ExecutionPart) -> Machine:
-    """This machine as `execution` uses it, as many times as it has nodes: its GPUs, or processes on its CPUs."""
+def machine_of(execution: ExecutionPart) -> Machine:
+    """What `execution` uses, GPUs or processes on CPUs: of this machine, or of the nodes of its Ray cluster.
+
+    Raises:
+        IrisError: the cluster cannot be used, or is too small.
+    """
+    if execution.launcher == "ray":
+        return _on_ray(Execution(**execution.model_dump()))
     names = gpus.visible()
     gpu = gpus.find(names[0]) if names else None
+    return _machine(gpu, 1, execution.gpus_per_node or (1 if gpu is None else len(names)))
+
+
+def _on_ray(execution: Execution) -> Machine:
+    from iris_core.execution import ray_cluster  # Ray is optional
+
+    with ray_cluster.connected(execution):
+        share = ray_cluster.share_of(execution)
+        gpu = ray_cluster.smallest_gpu(share) if share.resource == ray_cluster.GPU else None
+    return _machine(gpu, execution.nodes, share.amount)
+
+
+def _machine(gpu: gpus.Gpu | None, nodes: int, count: int) -> Machine:
     if gpu is None:
-        return Machine(CPU, Devices(execution.nodes, execution.gpus_per_node or 1, None))
-    memory = float(gpu["memory.total"]) * MIB
-    return Machine(gpu["name"], Devices(execution.nodes, execution.gpus_per_node or len(names), memory))
+        return Machine(CPU, Devices(nodes, count, None))
+    return Machine(gpu["name"], Devices(nodes, count, float(gpu["memory.total"]) * MIB))

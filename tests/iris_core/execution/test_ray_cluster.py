@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,14 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    """One node, with two CPUs."""
-    cluster = Nodes(1)
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """One node, with two CPUs. nvidia-smi shows two GPUs on it and on others, but not to the tests."""
+    tool = tmp_path_factory.mktemp("bin") / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor each in 1900 900; do echo GPU-1, Small, 575.1, $each, 9.0; done\n")
+    tool.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+        cluster = Nodes(1)
     yield cluster
     cluster.end()
 
@@ -89,6 +96,25 @@ def test_a_dtype_is_not_chosen_on_another_kind_of_machine(
     )
     with pytest.raises(ConfigError, match=r"model\.dtype: auto is chosen .*: write bfloat16"):
         launch(prepare_spec(experiment), tmp_path / "prepare")
+
+
+def test_a_plan_is_made_for_the_gpus_of_the_nodes(
+    tmp_path: Path, nodes: Nodes, tiny_model: Path, pairs_file: Path
+) -> None:
+    """The run's machine has none. Of nodes with 4, 2 and fewer a stage takes 2 each; CUDA takes most of 900 MiB."""
+    nodes.add(gpus=2), nodes.add(gpus=4)
+    recipe = {
+        "name": "test",
+        "model": {"path": str(tiny_model)},
+        "data": {"path": str(pairs_file), "heldout": 4},
+        "execution": {"launcher": "ray", "nodes": 2, "ray_address": nodes.address},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "deployments.cli", "plan", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "training needs" in done.stderr
+    assert "on each of 2 machines of 2 × Small with 1 GB" in " ".join(done.stderr.split())
 
 
 def test_settings_of_libraries_reach_other_nodes_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
