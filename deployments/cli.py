@@ -167,9 +167,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
     gpus: Annotated[
         str | None,
-        typer.Option(
-            help="Machine to plan for, as 8xH100-80GB, or several, as 2x8xH100-80GB; left out: the run's."
-        ),
+        typer.Option(help="Machine to plan for, as 8xH100-80GB, or several, as 2x8xH100-80GB; left out: the run's."),
     ] = None,
     set_: Settings = None,
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,18 +42,29 @@ class Job(NamedTuple):
     overlapping: bool = False
 
 
-def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
-    """Does `jobs` in this process, or on several ranks that read them from `file`."""
-    if ranks == 1:
+def run(jobs: Sequence[Job], ranks: int, file: Path, machines: int = 1) -> None:
+    """Does `jobs` in this process, or on several ranks of each machine that read them from `file`."""
+    if ranks * machines == 1:
         work_through(jobs)
         return
     file.write_text(json.dumps([[job.spec.model_dump_json(), str(job.out), *job[2:]] for job in jobs]))
-    subprocess.run([*torchrun(ranks), "-m", __name__, file], check=True, timeout=300)
+    command = [*torchrun(ranks, machines), "-m", __name__, str(file)]
+    others = [subprocess.Popen(command) for _ in range(machines - 1)]
+    try:
+        subprocess.run(command, check=True, timeout=300)
+        assert [agent.wait(timeout=60) for agent in others] == [0] * len(others)
+    finally:
+        for agent in others:
+            agent.kill()
 
 
-def torchrun(ranks: int) -> list[str]:
-    """The command that starts ranks on this machine."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+def torchrun(ranks: int, machines: int = 1) -> list[str]:
+    """The command that starts ranks on this machine; it runs once for each of `machines`, which are this one, too."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    several = ["--nnodes", str(machines), "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", address]
+    meeting = several if machines > 1 else ["--standalone"]
+    return [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(ranks)]
 
 
 def work_through(jobs: Sequence[Job]) -> None:
