@@ -49,6 +49,7 @@ class Resources:
         disk: files of the store, checkpoints included.
         responses: most bytes of the responses in the store; None where the number of prompts is not known.
         traffic: what each device sends: in a step where the model is not sharded, else for each row.
+        copies: with hybrid sharding, what it sends to other machines besides.
         weights: of the model in a sampling engine, on each GPU.
         hours: GPU-hours by stage.
         assumptions: of the rows and of the hours.
@@ -64,6 +65,7 @@ class Resources:
     disk: float
     responses: float | None
     traffic: float
+    copies: float
     weights: float
     hours: Hours
     assumptions: list[str]
@@ -133,7 +135,8 @@ def resources(
         copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
         responses=_responses(experiment, answered) if answered else None,
-        traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
+        traffic=_traffic(sizes, trained * FP32, width, devices.sharing(sharding), devices.count),
+        copies=_between_copies(trained * FP32, devices) if sharding == "hybrid" else 0.0,
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
         assumptions=[*_assumed(training), *assumptions],
@@ -180,15 +183,19 @@ def _share_of_machine(sharding: Sharding, devices: Devices) -> float:
     return min(sharing, devices.per_node) / sharing
 
 
-def _traffic(sizes: Sizes, full: bool, width: int, sharing: int, count: int) -> float:
+def _traffic(sizes: Sizes, gradients: float, width: int, sharing: int, count: int) -> float:
     """Bytes that a device sends: without sharding the gradients, once in a step.
 
     With sharding it sends them for each row, and its part of the weights twice, for forward and backward.
     """
-    trained = (sizes.parameters if full else sizes.adapter) * FP32
     if sharing == 1:
-        return 2 * (count - 1) / count * trained
-    return (sharing - 1) / sharing * (2 * sizes.parameters * width + trained)
+        return 2 * (count - 1) / count * gradients
+    return (sharing - 1) / sharing * (2 * sizes.parameters * width + gradients)
+
+
+def _between_copies(gradients: float, devices: Devices) -> float:
+    """Bytes that a device sends for each row, to sum its part of the gradients over all machines."""
+    return 2 * (devices.nodes - 1) / devices.nodes * gradients / devices.per_node
 
 
 def _fitting(experiment: Experiment, sizes: Sizes, machine: Machine, dtype: str) -> dict[str, float]:
@@ -239,7 +246,10 @@ def rows(needs: Resources) -> list[tuple[str, str]]:
     if needs.machine.devices.count > 1:
         lines.append(("training.sharding", needs.sharding))
         sent = "in an optimiser step" if needs.sharding == "none" else "for each row of a step"
-        lines.append((f"{each} sends {sent}", _gb(needs.traffic)))
+        inside = ", inside its machine" if needs.sharding == "hybrid" else ""
+        lines.append((f"{each} sends {sent}{inside}", _gb(needs.traffic)))
+        if needs.copies:
+            lines.append((f"{each} sends {sent}, to other machines", _gb(needs.copies)))
     lines.append(("main memory of a machine, while its ranks load the model", _gb(needs.host)))
     if needs.copied:
         lines.append(("main memory of a machine, while a checkpoint is written", _gb(needs.copied)))

@@ -76,7 +76,21 @@ def test_machines_that_share_among_their_own(zephyr: Sizes) -> None:
     assert two.sharding == "hybrid"
     assert two.memory == one.memory
     assert two.copied == one.copied
+    assert two.traffic == one.traffic
+    assert not one.copies
     assert plan(zephyr, "2x8xH100-80GB", training__sharding="full").memory.peak < one.memory.peak
+
+
+def test_machines_sum_what_each_of_them_has_summed(zephyr: Sizes) -> None:
+    """fp32 gradients, an eighth on each GPU: of 2 machines one sends half of it twice, of 4 three quarters twice."""
+    eighth = 4 * 7_241_732_096 / 8
+    needs = plan(zephyr, "2x8xH100-80GB")
+    assert needs.copies == eighth
+    assert plan(zephyr, "4x8xH100-80GB").copies == 1.5 * eighth
+    assert not plan(zephyr, "2x8xH100-80GB", training__sharding="full").copies
+    found = dict(rows(needs))
+    assert found["each GPU sends for each row of a step, inside its machine"] == "50.7 GB"
+    assert found["each GPU sends for each row of a step, to other machines"] == "3.6 GB"
 
 
 def test_what_would_fit_is_named(zephyr: Sizes) -> None:
