@@ -18,6 +18,7 @@ NAMED = re.compile(
     rf"(?:(?:(?P<nodes>{NUMBER})x)?(?P<count>{NUMBER})x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>{NUMBER})GB", re.ASCII
 )
 CPU = "CPU"
+PROFILE_GB = re.compile(r"(\d+)gb")  # in the profile of a MIG device
 IN_ONE = 8  # GPUs that one machine usually holds at most
 
 
@@ -71,8 +72,10 @@ def machine_of(execution: ExecutionPart) -> Machine:
     if execution.launcher == "ray":
         return _on_ray(Execution(**execution.model_dump()))
     names = gpus.visible()
-    gpu = gpus.find(names[0]) if names else None
-    return _machine(gpu, 1, execution.gpus_per_node or (1 if gpu is None else len(names)))
+    count = execution.gpus_per_node or max(1, len(names))
+    if names and (profile := gpus.mig_profile(names[0])) and (found := PROFILE_GB.search(profile)):
+        return Machine(f"MIG {profile}", Devices(1, count, float(found[1]) * GB))
+    return _machine(gpus.find(names[0]) if names else None, 1, count)
 
 
 def _on_ray(execution: Execution) -> Machine:

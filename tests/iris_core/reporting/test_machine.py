@@ -55,3 +55,24 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert machine_of(ExecutionPart(gpus_per_node=2)) == Machine("CPU", Devices(1, 2, None))
     assert str(machine_of(ExecutionPart())) == "1 × CPU"
+
+
+def test_a_part_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi lists it below its GPU, and its profile has its memory."""
+    tool, listed = tmp_path / "nvidia-smi", tmp_path / "listed"
+    listed.write_text(
+        "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)\n"
+        "  MIG 2g.10gb     Device  0: (UUID: MIG-b1)\n"
+        "  MIG 1c.3g.20gb  Device  1: (UUID: MIG-b2)\n"
+    )
+    tool.write_text(
+        f"#!/bin/sh\n[ $1 = -L ] && cat {listed} || echo 'GPU-aa, NVIDIA A100-SXM4-40GB, 575.1, 40960, 8.0'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b2")
+    assert machine_of(ExecutionPart()) == Machine("MIG 1c.3g.20gb", Devices(1, 1, 20e9))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b1")
+    assert machine_of(ExecutionPart()) == Machine("MIG 2g.10gb", Devices(1, 1, 10e9))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert machine_of(ExecutionPart()).name == "NVIDIA A100-SXM4-40GB"
