@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from iris_core.common import gpus
@@ -81,10 +85,21 @@ def machine_of(execution: ExecutionPart) -> Machine:
 def _on_ray(execution: Execution) -> Machine:
     from iris_core.execution import ray_cluster  # Ray is optional
 
-    with ray_cluster.connected(execution):
+    with _kept_handler(), ray_cluster.connected(execution):
         share = ray_cluster.share_of(execution)
         gpu = ray_cluster.smallest_gpu(share) if share.resource == ray_cluster.GPU else None
     return _machine(gpu, execution.nodes, share.amount)
+
+
+@contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Afterwards SIGTERM does what it did before: Ray handles it from the first connection on."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray leaves it alone elsewhere, too
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _machine(gpu: gpus.Gpu | None, nodes: int, count: int) -> Machine:
