@@ -167,7 +167,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
     gpus: Annotated[
         str | None,
-        typer.Option(help="Machine to plan for, as 8xH100-80GB, or several, as 2x8xH100-80GB; left out: this one."),
+        typer.Option(help="Machine to plan for, as 8xH100-80GB, or several, as 2x8xH100-80GB; left out: the run's."),
     ] = None,
     set_: Settings = None,
 ) -> None:
@@ -175,11 +175,11 @@ def plan(
     from deployments.demo import recipe_path
     from deployments.terminal import show
     from iris_core.modeling.sizes import recipe_sizes
-    from iris_core.reporting.machine import machine_here, parse_machine
+    from iris_core.reporting.machine import machine_of, parse_machine
     from iris_core.reporting.resources import resources, rows
 
     experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
-    machine = parse_machine(gpus) if gpus else machine_here(experiment.execution)
+    machine = parse_machine(gpus) if gpus else machine_of(experiment.execution)
     needs = resources(experiment, recipe_sizes(experiment), machine)
     show(console, f"{experiment.name} on {needs.machine}")
     for part, size in rows(needs):

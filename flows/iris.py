@@ -18,8 +18,8 @@ from flows.iteration import iteration, report
 from iris_core.config import Experiment
 from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.plan import Prepared
-from iris_core.reporting.machine import machine_here
-from iris_core.reporting.resources import resources
+from iris_core.reporting.machine import Machine, machine_of
+from iris_core.reporting.resources import Resources, resources
 from iris_core.reporting.summary import rows
 from iris_core.store import Store
 from tasks.evaluate import evaluate
@@ -55,14 +55,26 @@ def iris(experiment: Experiment) -> Path:
 
 
 def _plan(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> None:
-    """Shows what the run needs of this machine, and refuses it where its training does not fit."""
+    """Shows what the run needs of its machine, and refuses it where its training does not fit."""
     found = PrepareMetrics.of(checked)
     if found.sizes is None:  # of an earlier version of IRIS
         return
-    machine = machine_here(experiment.execution)
-    needs = resources(experiment, found.sizes, machine, prepared.dtype, found.train_pairs, found.prompts)
+    machine = machine_of(experiment.execution)
+    needs = needs_of(experiment, prepared, found, machine)
     show_plan(store, needs)
     needs.check()
+
+
+def needs_of(experiment: Experiment, prepared: Prepared, found: PrepareMetrics, machine: Machine) -> Resources:
+    """What the run needs of `machine`, with the rows, the dtype, the model's sizes and the counts of `prepare`.
+
+    Raises:
+        ConfigError: `training.sharding` asks for what these rows do not allow.
+    """
+    assert found.sizes is not None
+    training = experiment.training.model_copy(update={"packing": prepared.packing})
+    known = experiment.model_copy(update={"training": training})
+    return resources(known, found.sizes, machine, prepared.dtype, found.train_pairs, found.prompts)
 
 
 def _register_initial(experiment: Experiment, prepared: Prepared, checked: Finished, store: Store) -> Finished:

@@ -1,7 +1,8 @@
 """The ranks of a stage: processes that work on one spec together, each on a device of its own.
 
-torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
-and MASTER_PORT which one a process is. Without these variables there is one rank, and nothing here uses the network.
+torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT which one a process is. Without these variables there is one rank, and
+nothing here uses the network.
 
 Rank 0 alone locks the stage's folder and writes the manifest. The other ranks wait for it as long as it takes, then do
 the work with it (`all_ranks`). From then on every exchange has a time limit: a rank that waits longer fails. What takes
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DECIDED = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
 EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart, except in `together`
 FIRST_LOOK_S, LOOK_S = 0.01, 1.0  # between signs of life
@@ -51,6 +52,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world_size() -> int:
+    """How many ranks there are on this machine, and on each of the others."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def check(stage: str, *, allowed: bool) -> None:
     """Checks torchrun's variables.
 
@@ -59,8 +65,8 @@ def check(stage: str, *, allowed: bool) -> None:
         allowed: whether several ranks may work on it.
 
     Raises:
-        ConfigError: only some of them are set, one is no number, there are several ranks and may not be, or more ranks
-            than GPUs.
+        ConfigError: only some of them are set, one is no number, there are several ranks and may not be, more ranks
+            than GPUs, or not as many on each machine.
     """
     found = {name: os.environ.get(name, "") for name in VARIABLES}
     if not found["RANK"] and not found["WORLD_SIZE"]:
@@ -74,6 +80,11 @@ def check(stage: str, *, allowed: bool) -> None:
     if (count := len(gpus.visible())) and local_rank() >= count:
         raise ConfigError(
             f"LOCAL_RANK is {local_rank()}, but this machine shows {count} GPUs ({gpus.VISIBLE}): start one rank a GPU"
+        )
+    if not local_world_size() or world_size() % local_world_size():
+        raise ConfigError(
+            f"LOCAL_WORLD_SIZE is {local_world_size()}, but WORLD_SIZE is {world_size()}: start as many ranks on each "
+            "machine"
         )
     if world_size() > 1 and not allowed:
         raise ConfigError(

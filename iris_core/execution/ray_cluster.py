@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from iris_core.common import mirrors
+from iris_core.common import gpus, mirrors
 from iris_core.common.errors import IrisError, ServiceError, StageCrashed, StageFailed, first_line
 from iris_core.common.outages import NOTIFY_EVERY_S, notify
 from iris_core.execution.ray_address import address
@@ -79,10 +79,10 @@ def share_of(execution: Execution) -> Share:
     Raises:
         ServiceError: too few nodes have it.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    gpus = _counts(nodes, GPU)
-    resource = GPU if any(gpus) else "CPU"
-    all_of_them = gpus[execution.nodes - 1] if len(gpus) >= execution.nodes else 0
+    nodes = _nodes()
+    counts = _counts(nodes, GPU)
+    resource = GPU if any(counts) else "CPU"
+    all_of_them = counts[execution.nodes - 1] if len(counts) >= execution.nodes else 0
     amount = execution.gpus_per_node or max(1, all_of_them)
     if sum(count >= amount for count in _counts(nodes, resource)) < execution.nodes:
         raise ServiceError(
@@ -90,6 +90,19 @@ def share_of(execution: Execution) -> Share:
             f"which has {_listed(nodes)}: start more nodes, or lower execution.nodes or execution.gpus_per_node"
         )
     return Share(resource, amount)
+
+
+def smallest_gpu(share: Share) -> gpus.Gpu | None:
+    """The GPU with the least memory on the nodes that have `share`; None if their nvidia-smi shows none.
+
+    Raises:
+        IrisError: a node was lost, or cannot run tasks.
+    """
+    has_share = [node["NodeID"] for node in _nodes() if node["Resources"].get(share.resource, 0) >= share.amount]
+    task = ray.remote(num_cpus=0)(_installed_gpus)
+    asked = [task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)) for node in has_share]
+    found = [gpu for each in answers([task.remote() for task in asked]) for gpu in each]
+    return min(found, key=lambda gpu: float(gpu["memory.total"]), default=None)
 
 
 @contextmanager
@@ -211,6 +224,14 @@ def forwarded() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(FORWARDED) and not SECRET.intersection(name.split("_"))
     }
+
+
+def _installed_gpus() -> list[gpus.Gpu]:
+    return gpus.installed()
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _counts(nodes: list[dict[str, Any]], resource: str) -> list[int]:

@@ -1,13 +1,18 @@
-"""The machines that a run is planned for: named by the user, or the ones that it starts on."""
+"""The machines that a run is planned for: named by the user, or the ones that its stages use."""
 
 from __future__ import annotations
 
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from iris_core.common import gpus
 from iris_core.common.errors import ConfigError
 from iris_core.config import ExecutionPart
+from iris_core.store import Execution
 from iris_core.training.memory import Devices
 
 GB = 1e9
@@ -17,6 +22,7 @@ NAMED = re.compile(
     rf"(?:(?:(?P<nodes>{NUMBER})x)?(?P<count>{NUMBER})x)?(?P<name>[A-Za-z][\w.-]*)-(?P<gb>{NUMBER})GB", re.ASCII
 )
 CPU = "CPU"
+PROFILE_GB = re.compile(r"(\d+)gb")  # in the profile of a MIG device
 IN_ONE = 8  # GPUs that one machine usually holds at most
 
 
@@ -61,11 +67,42 @@ def parse_machine(text: str) -> Machine:
     return Machine(match["name"], devices)
 
 
-def machine_here(execution: ExecutionPart) -> Machine:
-    """This machine as `execution` uses it, as many times as it has nodes: its GPUs, or processes on its CPUs."""
+def machine_of(execution: ExecutionPart) -> Machine:
+    """What `execution` uses, GPUs or processes on CPUs: of this machine, or of the nodes of its Ray cluster.
+
+    Raises:
+        IrisError: the cluster cannot be used, or is too small.
+    """
+    if execution.launcher == "ray":
+        return _on_ray(Execution(**execution.model_dump()))
     names = gpus.visible()
-    gpu = gpus.find(names[0]) if names else None
+    count = execution.gpus_per_node or max(1, len(names))
+    if names and (profile := gpus.mig_profile(names[0])) and (found := PROFILE_GB.search(profile)):
+        return Machine(f"MIG {profile}", Devices(1, count, float(found[1]) * GB))
+    return _machine(gpus.find(names[0]) if names else None, 1, count)
+
+
+def _on_ray(execution: Execution) -> Machine:
+    from iris_core.execution import ray_cluster  # Ray is optional
+
+    with _kept_handler(), ray_cluster.connected(execution):
+        share = ray_cluster.share_of(execution)
+        gpu = ray_cluster.smallest_gpu(share) if share.resource == ray_cluster.GPU else None
+    return _machine(gpu, execution.nodes, share.amount)
+
+
+@contextmanager
+def _kept_handler() -> Iterator[None]:
+    """Afterwards SIGTERM does what it did before: Ray handles it from the first connection on."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray leaves it alone elsewhere, too
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _machine(gpu: gpus.Gpu | None, nodes: int, count: int) -> Machine:
     if gpu is None:
-        return Machine(CPU, Devices(execution.nodes, execution.gpus_per_node or 1, None))
-    memory = float(gpu["memory.total"]) * MIB
-    return Machine(gpu["name"], Devices(execution.nodes, execution.gpus_per_node or len(names), memory))
+        return Machine(CPU, Devices(nodes, count, None))
+    return Machine(gpu["name"], Devices(nodes, count, float(gpu["memory.total"]) * MIB))

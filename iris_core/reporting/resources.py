@@ -49,9 +49,10 @@ class Resources:
         disk: files of the store, checkpoints included.
         responses: most bytes of the responses in the store; None where the number of prompts is not known.
         traffic: what each device sends: in a step where the model is not sharded, else for each row.
+        copies: with hybrid sharding, what it sends to other machines besides.
         weights: of the model in a sampling engine, on each GPU.
         hours: GPU-hours by stage.
-        assumptions: of the hours.
+        assumptions: of the rows and of the hours.
         fitting: settings that would fit where the experiment's do not, with the share of the memory that they take.
     """
 
@@ -64,6 +65,7 @@ class Resources:
     disk: float
     responses: float | None
     traffic: float
+    copies: float
     weights: float
     hours: Hours
     assumptions: list[str]
@@ -103,12 +105,15 @@ def resources(
     """What `experiment` needs on `machine`.
 
     Args:
-        experiment: the settings.
+        experiment: the settings, with the packing that `prepare` found; `auto` counts as packed rows.
         sizes: of its model, with an adapter where it can have one.
         machine: the devices.
         dtype: of the matmuls.
         pairs: annotated pairs to train on; None: as many as the recipe says.
         prompts: without annotation; None: only the data says.
+
+    Raises:
+        ConfigError: `training.sharding` asks for what the packing does not allow.
     """
     pairs = pairs or experiment.data.max_pairs
     prompts = prompts if experiment.data.prompts_path else 0
@@ -130,14 +135,25 @@ def resources(
         copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
         responses=_responses(experiment, answered) if answered else None,
-        traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
+        traffic=_traffic(sizes, trained * FP32, width, devices.sharing(sharding), devices.count),
+        copies=_between_copies(trained * FP32, devices) if sharding == "hybrid" else 0.0,
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
-        assumptions=assumptions,
+        assumptions=[*_assumed(training), *assumptions],
         fitting={},
     )
     fits = needs.share is None or needs.share <= MOST
     return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
+
+
+def _assumed(training: TrainingPart) -> list[str]:
+    """What is not known before `prepare` has tried the model's class."""
+    if training.packing != "auto":
+        return []
+    return [
+        "training.packing: auto counts as packed rows; a model that `prepare` finds to need separate ones is not "
+        "sharded (training.packing: separate plans for that)"
+    ]
 
 
 def _responses(experiment: Experiment, prompts: int) -> float:
@@ -167,15 +183,19 @@ def _share_of_machine(sharding: Sharding, devices: Devices) -> float:
     return min(sharing, devices.per_node) / sharing
 
 
-def _traffic(sizes: Sizes, full: bool, width: int, sharing: int, count: int) -> float:
+def _traffic(sizes: Sizes, gradients: float, width: int, sharing: int, count: int) -> float:
     """Bytes that a device sends: without sharding the gradients, once in a step.
 
     With sharding it sends them for each row, and its part of the weights twice, for forward and backward.
     """
-    trained = (sizes.parameters if full else sizes.adapter) * FP32
     if sharing == 1:
-        return 2 * (count - 1) / count * trained
-    return (sharing - 1) / sharing * (2 * sizes.parameters * width + trained)
+        return 2 * (count - 1) / count * gradients
+    return (sharing - 1) / sharing * (2 * sizes.parameters * width + gradients)
+
+
+def _between_copies(gradients: float, devices: Devices) -> float:
+    """Bytes that a device sends for each row, to sum its part of the gradients over all machines."""
+    return 2 * (devices.nodes - 1) / devices.nodes * gradients / devices.per_node
 
 
 def _fitting(experiment: Experiment, sizes: Sizes, machine: Machine, dtype: str) -> dict[str, float]:
@@ -202,7 +222,8 @@ def _alternatives(training: TrainingPart, machine: Machine) -> Iterator[tuple[st
         {"method": "lora"},
         {"method": "lora", "gradient_checkpointing": True},
     ]
-    for change in changes[training.sharding in ("auto", "full") :]:
+    shares_more = training.sharding in ("none", "hybrid") and training.packing != "separate"
+    for change in changes[not shares_more :]:
         if other := {name: value for name, value in change.items() if getattr(training, name) != value}:
             text = " and ".join(f"training.{name}: {str(value).lower()}" for name, value in other.items())
             yield f"set {text}", training.model_copy(update=other), machine
@@ -225,7 +246,10 @@ def rows(needs: Resources) -> list[tuple[str, str]]:
     if needs.machine.devices.count > 1:
         lines.append(("training.sharding", needs.sharding))
         sent = "in an optimiser step" if needs.sharding == "none" else "for each row of a step"
-        lines.append((f"{each} sends {sent}", _gb(needs.traffic)))
+        inside = ", inside its machine" if needs.sharding == "hybrid" else ""
+        lines.append((f"{each} sends {sent}{inside}", _gb(needs.traffic)))
+        if needs.copies:
+            lines.append((f"{each} sends {sent}, to other machines", _gb(needs.copies)))
     lines.append(("main memory of a machine, while its ranks load the model", _gb(needs.host)))
     if needs.copied:
         lines.append(("main memory of a machine, while a checkpoint is written", _gb(needs.copied)))

@@ -7,9 +7,10 @@
     memory.held        # what is allocated from the first step to the last, by part
     memory.moments     # what a step allocates in addition, by the moment at which it does
 
-Light to import: flows and the stage `train` use it. The bytes that a token of a row leaves in a layer were fitted to
-peaks measured on an H200, where the model is not sharded (shapes of Mistral-7B and Qwen2.5-3B, 4 to 32 layers, rows of
-4,032 and 8,064 tokens: `docs/operations.md`). Experts, state-space and convolution layers were not measured.
+Light to import: flows and the stage `train` use it. The bytes that a token of a row leaves in a layer are those that
+autograd saves on a CPU, counted for shapes of five families, and a rest fitted to peaks measured on an H200, where the
+model is not sharded (shapes of Mistral-7B and Qwen2.5-3B, 4 to 32 layers, rows of 4,032 and 8,064 tokens:
+`docs/operations.md`). Of experts the bytes were counted alone; state-space and convolution layers were not measured.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from iris_core.common.errors import ConfigError
 from iris_core.config import TrainingPart
 from iris_core.modeling.kernels.tiles import CPU_TILE, GPU_TILE
 from iris_core.pipeline.sizes import Sizes
@@ -25,9 +27,10 @@ Sharding = Literal["none", "full", "hybrid"]
 
 FP32 = 4  # bytes
 STATES = {"rmsprop": 1, "adamw": 2}  # fp32 numbers an optimiser keeps for each trained parameter
-# numbers that a token leaves for backward in a layer, in multiples of the hidden size and of the inner width
-KEPT = {"lora": (6.9, 2.0), "full": (6.9, 4.0)}  # the LoRA layers here recompute some of them
-AUTOCAST = (12.0, 4.0)  # the same of fp32 weights under autocast, where hidden states stay in fp32
+# numbers that a token leaves for backward in a layer, in multiples of the hidden size and of the inner width; beside
+# these, attention keeps queries, keys, values and its result, and norms keep what they read (`_of_norms`)
+KEPT = {"lora": (2.4, 2.0), "full": (2.4, 4.0)}  # the LoRA layers here recompute some of them
+AUTOCAST = (5.5, 4.0)  # the same of fp32 weights under autocast, which copies hidden states for each matmul
 HEAD = 14  # bytes a token, in multiples of the hidden size: final hidden states and their gradients
 MOST = 0.9  # share of a device's memory that may be planned
 CONTEXT = 0.8e9  # bytes that CUDA and its libraries hold on a device, measured on an H200
@@ -98,9 +101,17 @@ def sharding_of(sizes: Sizes, training: TrainingPart, dtype: str, devices: Devic
             takes packed rows alone.
         dtype: of the matmuls, "bfloat16" or "float32".
         devices: of all ranks. For auto, processes on CPUs share nothing.
+
+    Raises:
+        ConfigError: the model cannot be shared.
     """
     if devices.count == 1:
         return "none"
+    if training.sharding in ("full", "hybrid") and training.packing == "separate":
+        raise ConfigError(
+            f"training.sharding: {training.sharding} needs packed rows, since all ranks must make the same passes, and "
+            "this model is trained on separate ones: set training.sharding: none"
+        )
     if training.sharding != "auto":
         return "full" if devices.nodes == 1 and training.sharding == "hybrid" else training.sharding
     if devices.memory is None or training.packing == "separate":
@@ -186,11 +197,32 @@ def _tied(sizes: Sizes) -> bool:
 def _activations(sizes: Sizes, training: TrainingPart, width: int, autocast: bool) -> tuple[float, float]:
     """What a row keeps for backward, and what one layer recomputes in its backward pass."""
     by_hidden, by_inner = AUTOCAST if autocast else KEPT[training.method]
-    inside = training.tokens_per_batch * width * (by_hidden * sizes.hidden + by_inner * sizes.inner)
+    matmuls = by_hidden * sizes.hidden + by_inner * sizes.inner + 2 * sizes.attention
+    norms = _of_norms(sizes, training.method == "full", width, FP32 if autocast else width)
+    inside = training.tokens_per_batch * (width * matmuls + norms)
     if not training.gradient_checkpointing:
         return sizes.layers * inside, 0.0
     kept = FP32 if autocast else width
     return float(sizes.layers * training.tokens_per_batch * sizes.hidden * kept), inside
+
+
+def _of_norms(sizes: Sizes, full: bool, width: int, hidden_width: int) -> float:
+    """Bytes that a token leaves in a layer's norms.
+
+    Fused ones keep their input. Those of transformers keep it in fp32, and where their weight is trained the result.
+
+    Args:
+        sizes: of the model.
+        full: whether all weights are trained.
+        width: bytes of a number in matmuls, queries and keys among them.
+        hidden_width: the same of hidden states.
+    """
+
+    def kept(numbers: int, read: int) -> int:
+        return numbers * (read if sizes.fused else FP32 + full * read)
+
+    of_heads = kept(sizes.attention, width) if sizes.head_norms else 0
+    return kept(sizes.norms * sizes.hidden, hidden_width) + of_heads
 
 
 def _head(sizes: Sizes, training: TrainingPart, tile: tuple[int, int]) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import PreTrainedModel
 
-from iris_core.common.errors import ConfigError
 from iris_core.common.files import remove
 from iris_core.execution import distributed
 from iris_core.modeling import dropout, loading, sharding
@@ -29,20 +28,15 @@ def sharding_of(spec: TrainSpec) -> Sharding:
     Raises:
         ConfigError: the model cannot be shared.
     """
-    asked, ranks, nodes = spec.training.sharding, distributed.world_size(), spec.execution.nodes
-    if ranks == 1:
+    if distributed.world_size() == 1:
         return "none"
-    if asked in ("full", "hybrid") and spec.packing == "separate":
-        raise ConfigError(
-            f"training.sharding: {asked} needs packed rows, since all ranks must make the same passes, and this model "
-            "is trained on separate ones: set training.sharding: none"
-        )
-    if ranks % nodes:
-        raise ConfigError(
-            f"execution.nodes: {ranks} ranks are not equally many on each of {nodes} machines: start as many on each, "
-            "or set nodes to the number of machines"
-        )
-    return _sharding_of(spec.model_dump_json(), nodes, ranks // nodes)
+    return _sharding_of(spec.model_dump_json(), *_machines())
+
+
+def _machines() -> tuple[int, int]:
+    """How many there are, and the ranks of each: as they were started, whatever the recipe says."""
+    per_node = distributed.local_world_size()
+    return distributed.world_size() // per_node, per_node
 
 
 @functools.cache
@@ -87,10 +81,10 @@ def shard(spec: TrainSpec, model: PreTrainedModel) -> PreTrainedModel:
 
 def _mesh(spec: TrainSpec) -> DeviceMesh | None:
     """The ranks that share a model: all of them, or those of each machine; None: each has a whole one."""
-    kind, ranks, nodes = sharding_of(spec), distributed.world_size(), spec.execution.nodes
+    kind = sharding_of(spec)
     if kind == "none":
         return None
-    return _mesh_of((nodes, ranks // nodes) if kind == "hybrid" else (ranks,))
+    return _mesh_of(_machines() if kind == "hybrid" else (distributed.world_size(),))
 
 
 @functools.cache

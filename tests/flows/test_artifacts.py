@@ -72,7 +72,7 @@ def test_the_plan_is_a_table_with_its_assumptions() -> None:
     assert "| each GPU: weights | 3.5 GB |" in table
     assert "| training.sharding | full |" in table
     assert assumptions == needs.assumptions
-    assert assumptions[0].startswith("training: 44% of the card's 989 dense bf16 TFLOP/s")
+    assert assumptions[1].startswith("training: 44% of the card's 989 dense bf16 TFLOP/s")
 
 
 def test_the_shares_of_verdicts_are_among_the_numbers(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def by_hand(folder: Path, spec: Path, ranks: int = 2, **changes: str | None) -> 
     """Exit codes and error outputs of ranks that were started as Slurm does it: each by itself, without an agent."""
     port, running = str(free_port()), []
     for number in range(ranks):
-        found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), "127.0.0.1", port), strict=True))
+        found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), str(ranks), "127.0.0.1", port), strict=True))
         asked = {name: value and value.format(number=number) for name, value in changes.items()}
         variables = {name: value for name, value in {**os.environ, **found, **asked}.items() if value is not None}
         command = [sys.executable, "-m", "iris_core.ranks", "--spec", str(spec), "--out", str(folder)]
@@ -297,6 +297,10 @@ def test_ranks_meet_before_each_machine_fetches_its_inputs(tmp_path: Path) -> No
             {"LOCAL_RANK": "2", "CUDA_VISIBLE_DEVICES": "0,1"},
             "error: LOCAL_RANK is 2, but this machine shows 2 GPUs (CUDA_VISIBLE_DEVICES): start one rank a GPU",
         ),
+        (
+            {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"},
+            "error: LOCAL_WORLD_SIZE is 2, but WORLD_SIZE is 3: start as many ranks on each machine",
+        ),
     ],
 )
 def test_ranks_need_what_torchrun_gives_them(tmp_path: Path, changes: dict[str, str | None], message: str) -> None:
@@ -309,7 +313,7 @@ def test_ranks_need_what_torchrun_gives_them(tmp_path: Path, changes: dict[str, 
 
 
 def test_a_stage_without_ranks_refuses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(VARIABLES, ("1", "8", "1", "127.0.0.1", "1"), strict=True):
+    for name, value in zip(VARIABLES, ("1", "8", "1", "8", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-m", "iris_core.publish", "--spec", "none", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,27 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[3]
 
+MACHINE = """
+import signal, sys
+from iris_core.config import ExecutionPart
+from iris_core.reporting.machine import machine_of
+signal.signal(signal.SIGTERM, print)
+machine = machine_of(ExecutionPart(launcher="ray", nodes=2, ray_address=sys.argv[1]))
+nodes, count, memory = vars(machine.devices).values()
+kept = signal.getsignal(signal.SIGTERM) is print
+print(f"{nodes} machines of {count} × {machine.name}, {memory:.0f} bytes each, SIGTERM as before: {kept}")
+"""
+
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    """One node, with two CPUs."""
-    cluster = Nodes(1)
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """One node, with two CPUs. nvidia-smi shows two GPUs on it and on others, but not to the tests."""
+    tool = tmp_path_factory.mktemp("bin") / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor each in 1900 900; do echo GPU-1, Small, 575.1, $each, 9.0; done\n")
+    tool.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+        cluster = Nodes(1)
     yield cluster
     cluster.end()
 
@@ -106,6 +123,13 @@ def test_inputs_are_compared_with_their_digests_on_each_node(
     execution = Execution(launcher="ray", ray_address=nodes.address)
     with pytest.raises(StoreError, match=r"model is missing on .*, or is not what the run's machine has there: put it"):
         launch(ItemsSpec(names=["item"], source=source, execution=execution), tmp_path / "out")
+
+
+def test_a_plan_is_made_for_the_gpus_of_the_nodes(nodes: Nodes) -> None:
+    """The run's machine has none. Of nodes with 4, 2 and fewer a stage takes 2 each. SIGTERM stays the run's own."""
+    nodes.add(gpus=2), nodes.add(gpus=4)
+    done = subprocess.run([sys.executable, "-c", MACHINE, nodes.address], capture_output=True, text=True)
+    assert done.stdout == f"2 machines of 2 × Small, {900 * 2**20} bytes each, SIGTERM as before: True\n", done.stderr
 
 
 def test_settings_of_libraries_reach_other_nodes_and_secrets_do_not(monkeypatch: pytest.MonkeyPatch) -> None:

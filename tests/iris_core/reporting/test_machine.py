@@ -8,7 +8,7 @@ import pytest
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import ExecutionPart
-from iris_core.reporting.machine import Machine, machine_here, parse_machine
+from iris_core.reporting.machine import Machine, machine_of, parse_machine
 from iris_core.training.memory import Devices
 
 pytestmark = pytest.mark.unit
@@ -48,11 +48,31 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     memory = 81559 * 2**20
-    assert machine_here(ExecutionPart()) == Machine("NVIDIA H100 80GB HBM3", Devices(1, 4, memory))
-    on_two = ExecutionPart(launcher="ray", nodes=2, gpus_per_node=3)
-    assert machine_here(on_two).devices == Devices(2, 3, memory)
+    assert machine_of(ExecutionPart()) == Machine("NVIDIA H100 80GB HBM3", Devices(1, 4, memory))
+    assert machine_of(ExecutionPart(gpus_per_node=3)).devices == Devices(1, 3, memory)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert machine_here(ExecutionPart()).devices == Devices(1, 2, memory)
+    assert machine_of(ExecutionPart()).devices == Devices(1, 2, memory)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert machine_here(ExecutionPart(gpus_per_node=2)) == Machine("CPU", Devices(1, 2, None))
-    assert str(machine_here(ExecutionPart())) == "1 × CPU"
+    assert machine_of(ExecutionPart(gpus_per_node=2)) == Machine("CPU", Devices(1, 2, None))
+    assert str(machine_of(ExecutionPart())) == "1 × CPU"
+
+
+def test_a_part_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi lists it below its GPU, and its profile has its memory."""
+    tool, listed = tmp_path / "nvidia-smi", tmp_path / "listed"
+    listed.write_text(
+        "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa)\n"
+        "  MIG 2g.10gb     Device  0: (UUID: MIG-b1)\n"
+        "  MIG 1c.3g.20gb  Device  1: (UUID: MIG-b2)\n"
+    )
+    tool.write_text(
+        f"#!/bin/sh\n[ $1 = -L ] && cat {listed} || echo 'GPU-aa, NVIDIA A100-SXM4-40GB, 575.1, 40960, 8.0'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b2")
+    assert machine_of(ExecutionPart()) == Machine("MIG 1c.3g.20gb", Devices(1, 1, 20e9))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b1")
+    assert machine_of(ExecutionPart()) == Machine("MIG 2g.10gb", Devices(1, 1, 10e9))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert machine_of(ExecutionPart()).name == "NVIDIA A100-SXM4-40GB"

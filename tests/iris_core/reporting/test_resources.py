@@ -76,7 +76,21 @@ def test_machines_that_share_among_their_own(zephyr: Sizes) -> None:
     assert two.sharding == "hybrid"
     assert two.memory == one.memory
     assert two.copied == one.copied
+    assert two.traffic == one.traffic
+    assert not one.copies
     assert plan(zephyr, "2x8xH100-80GB", training__sharding="full").memory.peak < one.memory.peak
+
+
+def test_machines_sum_what_each_of_them_has_summed(zephyr: Sizes) -> None:
+    """fp32 gradients, an eighth on each GPU: of 2 machines one sends half of it twice, of 4 three quarters twice."""
+    eighth = 4 * 7_241_732_096 / 8
+    needs = plan(zephyr, "2x8xH100-80GB")
+    assert needs.copies == eighth
+    assert plan(zephyr, "4x8xH100-80GB").copies == 1.5 * eighth
+    assert not plan(zephyr, "2x8xH100-80GB", training__sharding="full").copies
+    found = dict(rows(needs))
+    assert found["each GPU sends for each row of a step, inside its machine"] == "50.7 GB"
+    assert found["each GPU sends for each row of a step, to other machines"] == "3.6 GB"
 
 
 def test_what_would_fit_is_named(zephyr: Sizes) -> None:
@@ -200,6 +214,15 @@ def test_the_measured_rate_is_that_of_the_benchmark() -> None:
     assert pytest.approx(434 / 989) == MEASURED_SHARE
 
 
+def test_packed_rows_are_assumed_where_the_recipe_leaves_it_open(zephyr: Sizes) -> None:
+    assumed = "training.packing: auto counts as packed rows"
+    assert plan(zephyr, "8xH100-80GB").assumptions[0].startswith(assumed)
+    separate = plan(zephyr, "8xH100-80GB", training__packing="separate")
+    assert not any(line.startswith(assumed) for line in separate.assumptions)
+    assert separate.sharding == "none"
+    assert not any("sharding" in setting or "take" in setting for setting in separate.fitting)
+
+
 def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
     needs = plan(zephyr, "8xH100-80GB", data__max_pairs=None)
     assert needs.hours["train"] == "not estimated: data.max_pairs is not set, and the data is not read yet"
@@ -207,6 +230,9 @@ def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
     tiny = zephyr.model_copy(update={"parameters": 135_000_000})
     assert "this one has 0.14 B" in str(resources(recipe(), tiny, parse_machine("H200-141GB")).hours["train"])
     assert "the bf16 peak of T4" in str(plan(zephyr, "T4-16GB").hours["train"])
+    routed = zephyr.model_copy(update={"experts": 2})
+    hours = resources(recipe(), routed, parse_machine("H200-141GB")).hours
+    assert hours["train"] == "not estimated: no model with experts was measured"
 
 
 def test_responses_of_a_step() -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from iris_core.common.ports import free_port
 from iris_core.execution import distributed
 from iris_core.execution.launch import ONE_MACHINE
 from iris_core.pipeline.specs import TrainSpec
@@ -22,6 +23,7 @@ from iris_core.train import train
 from iris_core.training import saving
 from iris_core.training import trainer as trainer_module
 from iris_core.training.trainer import SelfPlayTrainer
+from tests.processes import PATIENCE_S
 
 
 class Job(NamedTuple):
@@ -42,18 +44,28 @@ class Job(NamedTuple):
     overlapping: bool = False
 
 
-def run(jobs: Sequence[Job], ranks: int, file: Path) -> None:
-    """Does `jobs` in this process, or on several ranks that read them from `file`."""
-    if ranks == 1:
+def run(jobs: Sequence[Job], ranks: int, file: Path, machines: int = 1) -> None:
+    """Does `jobs` in this process, or on several ranks of each machine that read them from `file`."""
+    if ranks * machines == 1:
         work_through(jobs)
         return
     file.write_text(json.dumps([[job.spec.model_dump_json(), str(job.out), *job[2:]] for job in jobs]))
-    subprocess.run([*torchrun(ranks), "-m", __name__, file], check=True)
+    command = [*torchrun(ranks, machines), "-m", __name__, str(file)]
+    others = [subprocess.Popen(command) for _ in range(machines - 1)]
+    try:
+        subprocess.run(command, check=True, timeout=PATIENCE_S)
+        assert [agent.wait(PATIENCE_S) for agent in others] == [0] * len(others)
+    finally:
+        for agent in others:
+            agent.kill()
 
 
-def torchrun(ranks: int) -> list[str]:
-    """The command that starts ranks on this machine, whose name may have no address."""
-    return [sys.executable, "-m", "torch.distributed.run", *ONE_MACHINE, "--nproc-per-node", str(ranks)]
+def torchrun(ranks: int, machines: int = 1) -> list[str]:
+    """The command that starts ranks on this machine, whose name may have no address; it runs once for each machine."""
+    meet = ("--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")
+    several = ("--nnodes", str(machines), "--local-addr", "127.0.0.1", *meet)
+    meeting = several if machines > 1 else ONE_MACHINE
+    return [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(ranks)]
 
 
 def work_through(jobs: Sequence[Job]) -> None:

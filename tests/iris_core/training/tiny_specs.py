@@ -37,7 +37,6 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
     def make(
         untied: bool = False,
         dtype: str = "float32",
-        nodes: int = 1,
         packing: Packing = "packed",
         objective: ObjectivePart | None = None,
         **training: object,
@@ -47,7 +46,7 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
         if objective:
             changes |= {"objective": objective.resolved(judged=True), **samples}
-        return spec.model_copy(update={**changes, "execution": Execution(nodes=nodes)})
+        return spec.model_copy(update={**changes, "execution": Execution()})
 
     return make
 
