@@ -66,6 +66,7 @@ class Nodes:
         first = next(process for process in processes(*words) if process.environ().get("RANK") == "0")
         cache = first.environ()["IRIS_CACHE"]
         self._ask(f"lose {raylet(first).pid}")
+        first.wait(timeout=60)
         shutil.rmtree(cache)
 
     def add(self, gpus: int = 0) -> None:

@@ -100,7 +100,7 @@ def lose_in_training(nodes: Nodes, endpoint: str, uri: str) -> str:
         found = server.glob(f"{objects}/train-*/.digests/checkpoint-*")
         return sorted(found, key=lambda name: int(name.rpartition("-")[2]))
 
-    wait_for(checkpoints, 400)
+    wait_for(checkpoints, 600)
     nodes.lose_first_rank("iris_core.train", objects.split("/")[0])
     folder, _, newest = checkpoints()[-1].partition("/.digests/")
     history: bytes = server.cat_file(f"{folder}/work/{newest}/history.jsonl")
