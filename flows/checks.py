@@ -18,9 +18,9 @@ from iris_core.config import Experiment
 from iris_core.data import hub, sources
 from iris_core.evaluation.benchmarks import BENCHMARKS
 from iris_core.evaluation.folder import benchmark_folder
-from iris_core.execution import ray_address
+from iris_core.execution import ray_check
 from iris_core.generation import backends
-from iris_core.pipeline.plan import Prepared, prepare_spec, recipe_yaml
+from iris_core.pipeline.plan import Prepared, execution_of, prepare_spec, recipe_yaml
 from iris_core.store import Store
 from iris_core.tracking.model_name import check_registered_model
 
@@ -47,7 +47,7 @@ def check_services(experiment: Experiment) -> Store:
         ConfigError: a cache cannot be written, an engine or Ray is missing, or MLflow cannot be used at `tracking.uri`,
             or for `tracking.registered_model`.
         ModelError, DataError, EvaluationError: the model, the data or a benchmark is missing, or the hub refuses it.
-        ServiceError: MLflow, the hub or the Ray cluster does not answer.
+        ServiceError: MLflow, the hub or the Ray cluster does not answer, or the cluster is too small.
     """
     store = Store.of(experiment)
     store.check()
@@ -55,7 +55,7 @@ def check_services(experiment: Experiment) -> Store:
     check_caches()
     _check_engines(experiment)
     if experiment.execution.launcher == "ray":
-        ray_address.address(experiment.execution.ray_address)
+        ray_check.check(execution_of(experiment))
     _check_mirror(experiment)
     at_once({"MLflow": partial(_check_mlflow, experiment), **_on_hub(experiment)})
     return store

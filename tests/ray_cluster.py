@@ -5,6 +5,7 @@ It runs in a process of its own (`python -m tests.ray_cluster`), so that the tes
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from tests.processes import PATIENCE_S, above, command_line, processes, wait_for
+from tests.processes import PATIENCE_S, above, command_line, environment, pid_lives, processes, wait_for
 
 ROOT = Path(__file__).parents[1]
 STORE_BYTES = 80 * 2**20
@@ -28,7 +29,8 @@ class Nodes:
 
     Args:
         count: of the nodes.
-        apart: whether each node has an IRIS_CACHE of its own, `folder/cache-<number>`.
+        apart: whether each node has an IRIS_CACHE of its own, `folder/cache-<number>`; the head then has no CPUs, so
+            that every node that a stage uses may be lost.
 
     Attributes:
         folder: of Ray's files.
@@ -58,6 +60,14 @@ class Nodes:
         """Kills a node that runs a process whose command line holds `words`; not the head, with which all would end."""
         found = wait_for(lambda: {node_of(process) for process in processes(*words)} - {None, int(self.head)})
         self._ask(f"lose {min(found)}")
+
+    def lose_first_rank(self, *words: str) -> None:
+        """Kills the node of the process with `words` that is rank 0, and removes that node's cache."""
+        first = wait_for(lambda: [each for each in processes(*words) if environment(each).get("RANK") == "0"])[0]
+        cache = environment(first)["IRIS_CACHE"]
+        self._ask(f"lose {node_of(first)}")
+        wait_for(lambda: not pid_lives(first.pid))
+        shutil.rmtree(cache)
 
     def add(self, gpus: int = 0) -> None:
         """Adds a node that says it has some GPUs."""
@@ -105,14 +115,15 @@ def serve(count: int, folder: str | None = None) -> None:
     from ray.cluster_utils import Cluster
 
     size = {"num_cpus": CPUS, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    own = [{"env_vars": {"IRIS_CACHE": f"{folder}/cache-{number}"}} if folder else {} for number in range(count)]
-    cluster = Cluster(initialize_head=True, head_node_args={**size, **own[0]})
-    nodes = [cluster.add_node(**size, **each) for each in own[1:]]
+    own = ({"env_vars": {"IRIS_CACHE": f"{folder}/cache-{number}"}} if folder else {} for number in itertools.count())
+    idle = {"num_cpus": 0} if folder else {}
+    cluster = Cluster(initialize_head=True, head_node_args={**size, **next(own), **idle})
+    nodes = [cluster.add_node(**size, **next(own)) for _ in range(1, count)]
     print("ready", pid_of(cluster.head_node), cluster.address, flush=True)
     for line in sys.stdin:
         word, _, number = line.strip().partition(" ")
         if word == "add":
-            nodes.append(cluster.add_node(**size, num_gpus=int(number)))
+            nodes.append(cluster.add_node(**size, **next(own), num_gpus=int(number)))
         else:
             (lost,) = (node for node in nodes if pid_of(node) == int(number))
             nodes.remove(lost)

@@ -65,7 +65,7 @@ def connected(execution: Execution, *, logs: bool = False) -> Iterator[None]:
     except Exception as error:  # of many types, from several libraries
         raise ServiceError(
             f"execution.ray_address: the Ray cluster at {place} cannot be used ({first_line(error)}): has Ray been "
-            "started on this machine, and does RAY_AUTH_TOKEN hold the cluster's token?"
+            "started on this machine, and is the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token?"
         ) from error
     try:
         yield
@@ -86,8 +86,8 @@ def share_of(execution: Execution) -> Share:
     amount = execution.gpus_per_node or max(1, all_of_them)
     if sum(count >= amount for count in _counts(nodes, resource)) < execution.nodes:
         raise ServiceError(
-            f"execution.nodes: {execution.nodes} nodes with {amount} {resource}s each are asked of the Ray cluster, "
-            f"which has {_listed(nodes)}: start more nodes, or lower execution.nodes or execution.gpus_per_node"
+            f"execution.nodes: {execution.nodes} × {amount} {resource} are asked of the Ray cluster, which has "
+            f"{_listed(nodes)}: start more nodes, or lower execution.nodes or execution.gpus_per_node"
         )
     return Share(resource, amount)
 
@@ -188,7 +188,7 @@ def _placed(execution: Execution, share: Share) -> Iterator[PlacementGroup]:
         seconds = PLACED_S
         while not group.wait(timeout_seconds=seconds):
             share_of(execution)
-            notify(f"the Ray cluster is in use: waiting for {execution.nodes} × {share.amount} {share.resource}s")
+            notify(f"the Ray cluster is in use: waiting for {execution.nodes} × {share.amount} {share.resource}")
             seconds = NOTIFY_EVERY_S
         yield group
     finally:
@@ -240,10 +240,9 @@ def _counts(nodes: list[dict[str, Any]], resource: str) -> list[int]:
 
 
 def _listed(nodes: list[dict[str, Any]]) -> str:
-    """The nodes with what they have: "2 nodes (10.0.0.1: 8 GPUs, 64 CPUs; 10.0.0.2: 64 CPUs)"."""
-    known = [
-        f"{node['NodeManagerAddress']}: "
-        + ", ".join(f"{int(node['Resources'][name])} {name}s" for name in (GPU, "CPU") if name in node["Resources"])
-        for node in nodes
-    ]
-    return f"{len(nodes)} nodes ({'; '.join(known)})"
+    """What each node has: "10.0.0.1: 8 GPU, 64 CPU; 10.0.0.2: nothing"."""
+    known = []
+    for node in nodes:
+        has = [f"{int(node['Resources'][name])} {name}" for name in (GPU, "CPU") if name in node["Resources"]]
+        known.append(f"{node['NodeManagerAddress']}: {', '.join(has) or 'nothing'}")
+    return "; ".join(known)

@@ -68,7 +68,7 @@ def workers(spec: Spec, out: Path, items: int) -> Iterator[list[RayWorker]]:
     execution = spec.execution
     with connected(execution, logs=True):
         share = share_of(execution)
-        size = _engine_size(execution, share)
+        size = engine_size(execution, share)
         with started(EngineAgent, execution, out.parent, share, size, items) as agents:
             nodes = [place.node for place in answers([agent.place.remote() for agent in agents])]
             one_of_each = dict(zip(nodes, agents, strict=True)).values()
@@ -84,11 +84,16 @@ def workers(spec: Spec, out: Path, items: int) -> Iterator[list[RayWorker]]:
             yield [RayWorker(agent, node) for agent, node in zip(agents, nodes, strict=True)]
 
 
-def _engine_size(execution: Execution, share: Share) -> int:
+def engine_size(execution: Execution, share: Share) -> int:
+    """How much of a node's share an engine takes.
+
+    Raises:
+        ConfigError: it is more than a node gives.
+    """
     size = execution.tensor_parallel
     if size > share.amount:
         raise ConfigError(
-            f"execution.tensor_parallel: {size}, but a stage has {share.amount} {share.resource}s on each node: set it "
+            f"execution.tensor_parallel: {size}, but a stage has {share.amount} {share.resource} on each node: set it "
             "lower, or execution.gpus_per_node higher"
         )
     return size

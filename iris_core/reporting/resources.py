@@ -86,11 +86,11 @@ class Resources:
         """Raises ConfigError where training takes more than `MOST` of a GPU's memory."""
         if self.share is None or self.share <= MOST:
             return
-        settings = "; ".join(f"{setting} ({share:.0%})" for setting, share in self.fitting.items())
+        settings = ", or ".join(f"{setting} ({share:.0%})" for setting, share in self.fitting.items())
         nothing = "no setting of training makes it fit: take larger GPUs or another model"
         raise ConfigError(
-            f"training needs {self.needed / GB:.1f} GB on each of {self.machine}, {self.share:.0%} of it and more than "
-            f"{MOST:.0%}: {settings or nothing}"
+            f"training needs {self.needed / GB:.1f} GB on each GPU of {self.machine}, {self.share:.0%} of it, where "
+            f"{MOST:.0%} may be used: {f'to make it fit, {settings}' if settings else nothing}"
         )
 
 

@@ -87,7 +87,7 @@ def test_a_run_that_does_not_fit_ends_before_generation(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     experiment = parse_experiment({**settings(tmp_path, tiny_model, pairs_file), "name": "small"})
-    with pytest.raises(ConfigError, match=r"^training needs .* on each of 2 × Small with 1 GB, \d+% of it"):
+    with pytest.raises(ConfigError, match=r"^training needs .* on each GPU of 2 × Small with 1 GB, \d+% of it"):
         iris(experiment)
     store = Store(Path(experiment.store), experiment.name)
     assert store.manifest("prepare")

@@ -15,6 +15,7 @@ import pytest
 from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
 from iris_core.config import parse_experiment
 from iris_core.execution.launch import launch, supervise
+from iris_core.execution.ray_check import check
 from iris_core.pipeline.plan import prepare_spec
 from iris_core.store import Artifact
 from iris_core.store.spec import Execution
@@ -70,13 +71,22 @@ def refused(folder: Path, **execution: object) -> IrisError:
 def test_too_few_nodes(tmp_path: Path, nodes: Nodes) -> None:
     error = refused(tmp_path, nodes=2, ray_address=nodes.address)
     assert isinstance(error, ServiceError)
-    assert "2 nodes with 1 CPUs each are asked of the Ray cluster, which has 1 nodes (" in str(error)
-    assert ": 2 CPUs): start more nodes, or lower execution.nodes" in str(error)
+    assert "execution.nodes: 2 × 1 CPU are asked of the Ray cluster, which has " in str(error)
+    assert str(error).count(": 2 CPU: start more nodes, or lower execution.nodes") == 1
 
 
 def test_nodes_that_are_too_small(tmp_path: Path, nodes: Nodes) -> None:
     error = refused(tmp_path, gpus_per_node=3, ray_address=nodes.address)
-    assert "1 nodes with 3 CPUs each are asked" in str(error)
+    assert "1 × 3 CPU are asked" in str(error)
+
+
+def test_a_run_asks_before_its_first_stage(nodes: Nodes) -> None:
+    """Also whether a node can hold one engine."""
+    check(Execution(launcher="ray", ray_address=nodes.address))
+    with pytest.raises(ServiceError, match="2 × 1 CPU are asked"):
+        check(Execution(launcher="ray", nodes=2, ray_address=nodes.address))
+    with pytest.raises(ConfigError, match=r"execution\.tensor_parallel: 2, but a stage has 1 CPU on each node"):
+        check(Execution(launcher="ray", tensor_parallel=2, ray_address=nodes.address))
 
 
 def test_an_address_where_nothing_listens(tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ def test_another_token(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     error = refused(tmp_path, ray_address=nodes.address)
     assert isinstance(error, ServiceError)
-    assert "does RAY_AUTH_TOKEN hold the cluster's token?" in str(error)
+    assert "is the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token?" in str(error)
 
 
 def test_a_dtype_is_not_chosen_on_another_kind_of_machine(

@@ -25,7 +25,8 @@ from iris_core.pipeline import plan
 from iris_core.pipeline.plan import LoopState, Prepared
 from iris_core.prepare import prepare
 from iris_core.store import Execution, Manifest, Spec, run_stage
-from tests.ray_cluster import Nodes, processes, wait_for
+from tests.processes import processes, wait_for
+from tests.ray_cluster import Nodes
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
@@ -92,7 +93,7 @@ def lost_when(nodes: Nodes, condition: Callable[[], object], *words: str) -> thr
     """Kills a node that runs a process with `words` once the condition holds."""
 
     def run() -> None:
-        wait_for(condition, 120)
+        wait_for(condition)
         nodes.lose(*words)
 
     thread = threading.Thread(target=run)
@@ -121,7 +122,7 @@ def test_training_gives_the_files_of_two_local_ranks(
     with pytest.raises(StageFailed, match=r"train: the node .* was lost: run again to resume"):
         launch(on_ray(spec), out)
     thread.join()
-    wait_for(lambda: not processes(str(out)), 20)
+    wait_for(lambda: not processes(str(out)))
     nodes.add()
     events: list[Any] = []
     assert digests(launch(on_ray(spec), out, events.append)) == expected
@@ -168,7 +169,7 @@ def test_a_user_error_on_a_node_is_the_error_of_the_stage(
     with pytest.raises(IrisError) as raised:
         launch(on_ray(broken), tmp_path / "out")
     assert not isinstance(raised.value, StageFailed)
-    wait_for(lambda: not processes(str(tmp_path / "out")), 20)
+    wait_for(lambda: not processes(str(tmp_path / "out")))
 
 
 def test_generation_goes_on_without_a_lost_node(
@@ -179,7 +180,7 @@ def test_generation_goes_on_without_a_lost_node(
     assert digests(launch(on_ray(plan.generate_spec(*inputs)), out, on_log=lines.append)) == digests(generated)
     thread.join()
     assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
-    wait_for(lambda: not processes(str(out)), 20)
+    wait_for(lambda: not processes(str(out)))
     nodes.add()
 
 
@@ -197,5 +198,5 @@ def test_evaluation_goes_on_without_a_lost_node(
         name: expected[name] for name in ("benchmarks", "average")
     }
     assert sum("a worker is lost (was lost with its node" in line for line in lines) == 1
-    wait_for(lambda: not processes(str(out)), 20)
+    wait_for(lambda: not processes(str(out)))
     nodes.add()
