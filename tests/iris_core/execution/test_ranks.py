@@ -272,7 +272,7 @@ def test_ranks_meet_before_each_machine_fetches_its_inputs(tmp_path: Path) -> No
     """So that it may take its time. The second of two machines cannot: its cache is empty, and no server answers."""
     manifest = tmp_path / "cache-0" / "stores" / "s3+bucket" / "objects" / "prepare-0" / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
+    manifest.write_text("of a stage")
     spec = tmp_path / "spec.json"
     spec.write_text(spec_of("add").model_copy(update={"source": Artifact.of(manifest)}).model_dump_json())
     nowhere = {**CREDENTIALS, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
