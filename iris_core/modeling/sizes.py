@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +18,12 @@ from iris_core.data import hub
 from iris_core.modeling import loading
 from iris_core.modeling.lora import check_targets, not_adaptable
 from iris_core.modeling.model_folder import check_adapter, check_config, one_line, quiet, read_config
+from iris_core.modeling.patches.norm_rotary import is_fused
+from iris_core.modeling.tiny import ACTIVE_EXPERTS
 from iris_core.pipeline.sizes import Sizes
+
+IN_LAYER = re.compile(r"\.\d+\.")
+HEAD_NORM = re.compile(r"\.(q|k|query|key)_(layer)?norm$")
 
 
 def recipe_sizes(experiment: Experiment) -> Sizes:
@@ -72,6 +78,11 @@ def sizes_of(config: PreTrainedConfig, lora: LoraPart | None, trust_remote_code:
         matrices_in_layer=(matrices - (0 if lm_head is None else lm_head.numel())) // layers,
         hidden=int(text.hidden_size),
         inner=_inner(text),
+        attention=_attention(text),
+        norms=max(2, _norms(model, text.hidden_size) // layers),
+        head_norms=any(HEAD_NORM.search(name) for name, _ in model.named_modules()),
+        fused=is_fused(model),
+        experts=_experts(text),
     )
 
 
@@ -105,7 +116,37 @@ def _inner(text: Any) -> int:
     dense = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     dense = max(dense) if isinstance(dense, list) else dense  # one number for each layer
     expert = getattr(text, "moe_intermediate_size", None) or dense
-    return int(max(dense, expert * (getattr(text, "num_experts_per_tok", None) or 1)))
+    return int(max(dense, expert * max(1, _experts(text))))
+
+
+def _experts(text: Any) -> int:
+    """How many experts a router chooses for a token."""
+    found = [value for name, value in vars(text).items() if ACTIVE_EXPERTS.search(name) and isinstance(value, int)]
+    return max(found, default=0)
+
+
+def _attention(text: Any) -> int:
+    """Numbers in the queries and keys of a token; as many keys as queries where the configuration does not say."""
+    heads, key_heads, size = (
+        value if isinstance(value := getattr(text, name, None), int) else 0  # lists: one number for each layer
+        for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not heads:
+        return 2 * int(text.hidden_size)
+    return (heads + (key_heads or heads)) * (size or int(text.hidden_size) // heads)
+
+
+def _norms(model: PreTrainedModel, hidden: int) -> int:
+    """Norms of hidden states in all layers together."""
+    named = [
+        (name, getattr(module, "weight", None))
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__
+    ]
+    return sum(
+        weight is not None and weight.numel() == hidden and bool(IN_LAYER.search(name)) and not HEAD_NORM.search(name)
+        for name, weight in named
+    )
 
 
 def _count(parameters: Iterable[torch.Tensor]) -> int:

@@ -31,7 +31,7 @@ WINDOWS = re.compile(r"^(?!.*layers).*(window|chunk|local_attention|index_topk$|
 _CAPS = re.compile(r"soft_?cap")
 _INNER = re.compile(r"intermediate|ffn|feed_forward|dff|dim_ff|d_inner|n_inner")
 _EXPERTS = re.compile(r"(num|n)_(local_|routed_)?experts$")
-_ACTIVE_EXPERTS = re.compile(r"experts_per_tok|^moe_top_?k$|^moe_k$|^top_k_experts$")
+ACTIVE_EXPERTS = re.compile(r"experts_per_tok|^moe_top_?k$|^moe_k$|^top_k_experts$")
 _HEADS = re.compile(r"^(?!.*mamba).*(n_heads?$|num_heads$|num_.*heads$|query_groups$)")
 _LIKE_HIDDEN = re.compile(
     r"mamba_n_heads|mamba_headdim|mamba_dt_rank|lru_width|attention_hidden_size|time_step_rank|embedding_dim|^num_heads$"
@@ -140,7 +140,7 @@ def _narrow(config: Any, own_head_size: bool, by_width: bool) -> None:
             setattr(config, name, min(value, WIDTH))
         elif _EXPERTS.search(name):
             setattr(config, name, min(value, experts))
-        elif _ACTIVE_EXPERTS.search(name):
+        elif ACTIVE_EXPERTS.search(name):
             setattr(config, name, min(value, 2))
         elif "lora_rank" in name:
             setattr(config, name, min(value, WIDTH // 2))

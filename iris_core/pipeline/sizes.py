@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def _as_many_keys(found: dict[str, Any]) -> int:
+    """`Sizes.attention` where an earlier version of IRIS measured the others: the most that is usual."""
+    return 2 * int(found["hidden"])
 
 
 class Sizes(BaseModel):
@@ -16,6 +23,11 @@ class Sizes(BaseModel):
         matrices_in_layer: the same of one decoder layer, on average.
         hidden: hidden size.
         inner: width of the feed-forward layers that one token passes in a layer.
+        attention: numbers in all queries and all keys of a token.
+        norms: how many norms of hidden states a layer has.
+        head_norms: whether a layer has norms of queries and keys, too.
+        fused: whether our kernels fit its layers, which then keep less for backward (`iris_core.modeling.patches`).
+        experts: how many a router chooses for a token; 0 where there is none.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -27,6 +39,11 @@ class Sizes(BaseModel):
     matrices_in_layer: int
     hidden: int
     inner: int
+    attention: int = Field(default_factory=_as_many_keys)
+    norms: int = 2
+    head_norms: bool = False
+    fused: bool = False
+    experts: int = 0
 
     @property
     def lm_head(self) -> int:

@@ -122,6 +122,8 @@ def _obstacle(sizes: Sizes, card: str, peak: float | None, pairs: int | None, un
         return f"the bf16 peak of {card} is not in the table"
     if pairs is None:
         return f"{unread}, and the data is not read yet"
+    if sizes.experts:
+        return "no model with experts was measured"
     if not 1 / NEAR <= sizes.parameters / MEASURED_PARAMETERS <= NEAR:
         return (
             f"models of about {MEASURED_PARAMETERS / 1e9:.1f} B parameters were measured, this one has "

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import GPT2Config, MambaConfig, MixtralConfig, T5Config
+from transformers import (
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen3Config,
+    T5Config,
+)
 from transformers.models.gemma3n import Gemma3nTextConfig
 
 from iris_core.common.errors import ConfigError, ModelError
@@ -38,6 +47,29 @@ def test_experts() -> None:
     sizes = sizes_of(config, None)
     assert sizes.matrices_in_layer == 86_272
     assert sizes.inner == 2 * 96
+    assert sizes.experts == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "attention", "norms", "head_norms", "fused"),
+    [
+        (LlamaConfig, {"num_key_value_heads": 4}, 64 + 64, 2, False, True),
+        (MistralConfig, {}, 64 + 32, 2, False, True),
+        (Qwen3Config, {"head_dim": 32}, 128 + 64, 2, True, True),
+        (Gemma3TextConfig, {"head_dim": 32}, 128 + 64, 4, True, False),
+    ],
+)
+def test_what_norms_and_attention_keep(
+    kind: Any, settings: dict[str, int], attention: int, norms: int, head_norms: bool, fused: bool
+) -> None:
+    sizes = sizes_of(kind(**{**SMALL, **settings}), None)
+    assert sizes.attention == attention
+    assert (sizes.norms, sizes.head_norms, sizes.fused) == (norms, head_norms, fused)
+    assert not sizes.experts
+
+
+def test_layers_without_attention_count_as_if_they_had_it() -> None:
+    assert sizes_of(MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=500), None).attention == 2 * 64
 
 
 def test_layers_of_different_widths() -> None:

@@ -230,6 +230,9 @@ def test_what_was_not_measured_is_not_estimated(zephyr: Sizes) -> None:
     tiny = zephyr.model_copy(update={"parameters": 135_000_000})
     assert "this one has 0.14 B" in str(resources(recipe(), tiny, parse_machine("H200-141GB")).hours["train"])
     assert "the bf16 peak of T4" in str(plan(zephyr, "T4-16GB").hours["train"])
+    routed = zephyr.model_copy(update={"experts": 2})
+    hours = resources(recipe(), routed, parse_machine("H200-141GB")).hours
+    assert hours["train"] == "not estimated: no model with experts was measured"
 
 
 def test_responses_of_a_step() -> None:

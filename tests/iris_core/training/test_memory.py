@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from transformers import MistralConfig, Qwen2Config
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from iris_core.config import LoraPart, TrainingPart
+from iris_core.data.packing import Group, build_row
+from iris_core.modeling.attention.interface import GROUPED
+from iris_core.modeling.patches.lora import fuse_lora
+from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
+from iris_core.modeling.scoring import response_logprobs
 from iris_core.modeling.sizes import sizes_of
 from iris_core.pipeline.sizes import Sizes
 from iris_core.training.memory import Devices, sharding_of, training_memory
@@ -59,6 +78,63 @@ def test_within_a_twentieth_of_what_was_measured(
     assert training_memory(sizes, training, "bfloat16").peak / 1e9 == pytest.approx(measured, rel=0.05)
 
 
+SHAPES: list[tuple[type[PreTrainedConfig], dict[str, int]]] = [  # a sixteenth of the models' widths
+    (MistralConfig, {"hidden_size": 256, "intermediate_size": 896, "num_key_value_heads": 2}),  # Mistral-7B
+    (LlamaConfig, {"hidden_size": 256, "intermediate_size": 688, "num_key_value_heads": 8}),  # Llama-2-7B
+    (Qwen3Config, {"hidden_size": 160, "intermediate_size": 608, "num_key_value_heads": 2}),  # Qwen3-4B
+    (Gemma2Config, {"hidden_size": 224, "intermediate_size": 896, "num_key_value_heads": 4}),  # Gemma-2-9B
+    (MixtralConfig, {"hidden_size": 256, "intermediate_size": 448, "num_key_value_heads": 2, "num_local_experts": 4}),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape"), SHAPES)
+@pytest.mark.parametrize("method", ["lora", "bfloat16", "autocast"])
+def test_a_layer_keeps_what_is_planned(kind: type[PreTrainedConfig], shape: dict[str, int], method: str) -> None:
+    """Counted in bytes that autograd saves, for tokens and layers that come in addition."""
+    saved, planned = {}, {}
+    for layers in (1, 2):
+        config = kind(**SMALL, **shape, num_hidden_layers=layers)
+        saved[layers] = saved_bytes(config, method, 384) - saved_bytes(config, method, 128)
+        planned[layers] = planned_bytes(config, method, 384) - planned_bytes(config, method, 128)
+    assert saved[2] - saved[1] == pytest.approx(planned[2] - planned[1], rel=0.1)
+
+
+SMALL = {"vocab_size": 64, "num_attention_heads": 8, "head_dim": 32}
+
+
+def planned_bytes(config: PreTrainedConfig, method: str, tokens: int) -> float:
+    """Of the forward pass."""
+    training = TrainingPart(
+        method="lora" if method == "lora" else "full", tokens_per_batch=tokens, gradient_checkpointing=False
+    )
+    sharing = 2 if method == "bfloat16" else 1  # layers of a sharded model compute in bf16 throughout
+    return training_memory(sizes_of(config, None), training, "bfloat16", sharing).moments["forward pass"]
+
+
+def saved_bytes(config: PreTrainedConfig, method: str, tokens: int) -> int:
+    """Of all tensors but weights that a forward pass keeps for backward."""
+    dtype = torch.float32 if method == "autocast" else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=GROUPED, dtype=dtype)
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with restored_rotary():
+        fuse_norm_rotary(model)
+        if method == "lora":
+            model = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+            fuse_lora(model)
+        row = build_row([Group([1] * (tokens // 2), ([2] * (tokens // 4), [3] * (tokens // 4)))], [0], "packed")
+        rounded = torch.autocast("cpu", torch.bfloat16, enabled=method == "autocast")
+        with rounded, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            response_logprobs(model, row)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    return sum(size for place, (size, _) in kept.items() if place not in own)
+
+
 def test_sizes_on_paper() -> None:
     """A layer of this Mistral: 4096² (q, o) ·2 + 4096·1024 (k, v) ·2 + 3·4096·14336 = 218,103,808 in linear layers.
 
@@ -109,7 +185,7 @@ def test_what_fsdp_gathers_on_paper() -> None:
     def gathered(sizes: Sizes) -> float:
         """Without activations of 16 tokens: inputs of 4 layers, one layer, the final states, a tile of logits."""
         moment = training_memory(sizes, training, "bfloat16", sharing=8).moments["backward pass of the layers"]
-        inside = 2 * (6.9 * sizes.hidden + 4 * sizes.inner)
+        inside = 2 * (4.4 * sizes.hidden + 2 * sizes.attention + 4 * sizes.inner)
         return moment - 16 * (2 * 4 * sizes.hidden + inside + 14 * sizes.hidden + 16384 * 6)
 
     assert gathered(untied) == pytest.approx(14 * 218_103_808)
