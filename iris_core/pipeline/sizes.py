@@ -26,7 +26,7 @@ class Sizes(BaseModel):
         attention: numbers in all queries and all keys of a token.
         norms: how many norms of hidden states a layer has.
         head_norms: whether a layer has norms of queries and keys, too.
-        fused: whether norms keep their input alone for backward (`iris_core.modeling.patches.norm_rotary`).
+        fused: whether our kernels fit its layers, which then keep less for backward (`iris_core.modeling.patches`).
         experts: how many a router chooses for a token; 0 where there is none.
     """
 

@@ -8,7 +8,7 @@
     memory.moments     # what a step allocates in addition, by the moment at which it does
 
 Light to import: flows and the stage `train` use it. The bytes that a token of a row leaves in a layer are those that
-autograd saves on a CPU, counted for shapes of five families, and a rest fitted to peaks measured on an H200, where the
+autograd saves on a CPU, counted for shapes of six families, and a rest fitted to peaks measured on an H200, where the
 model is not sharded (shapes of Mistral-7B and Qwen2.5-3B, 4 to 32 layers, rows of 4,032 and 8,064 tokens:
 `docs/operations.md`). Of experts the bytes were counted alone; state-space and convolution layers were not measured.
 """
@@ -29,8 +29,10 @@ FP32 = 4  # bytes
 STATES = {"rmsprop": 1, "adamw": 2}  # fp32 numbers an optimiser keeps for each trained parameter
 # numbers that a token leaves for backward in a layer, in multiples of the hidden size and of the inner width; beside
 # these, attention keeps queries, keys, values and its result, and norms keep what they read (`_of_norms`)
-KEPT = {"lora": (2.4, 2.0), "full": (2.4, 4.0)}  # the LoRA layers here recompute some of them
-AUTOCAST = (5.5, 4.0)  # the same of fp32 weights under autocast, which copies hidden states for each matmul
+BY_HIDDEN = 2.4
+AUTOCAST = 5.5  # the same of fp32 weights under autocast, which copies hidden states for each matmul
+BY_INNER = 4.0
+FUSED_LORA = 2.0  # our kernel recomputes the others
 HEAD = 14  # bytes a token, in multiples of the hidden size: final hidden states and their gradients
 MOST = 0.9  # share of a device's memory that may be planned
 CONTEXT = 0.8e9  # bytes that CUDA and its libraries hold on a device, measured on an H200
@@ -196,10 +198,13 @@ def _tied(sizes: Sizes) -> bool:
 
 def _activations(sizes: Sizes, training: TrainingPart, width: int, autocast: bool) -> tuple[float, float]:
     """What a row keeps for backward, and what one layer recomputes in its backward pass."""
-    by_hidden, by_inner = AUTOCAST if autocast else KEPT[training.method]
-    matmuls = by_hidden * sizes.hidden + by_inner * sizes.inner + 2 * sizes.attention
-    norms = _of_norms(sizes, training.method == "full", width, FP32 if autocast else width)
-    inside = training.tokens_per_batch * (width * matmuls + norms)
+    full = training.method == "full"
+    by_inner = FUSED_LORA if sizes.fused and not full else BY_INNER
+    matmuls = (AUTOCAST if autocast else BY_HIDDEN) * sizes.hidden + 2 * sizes.attention
+    feed_forward = by_inner * sizes.inner + 2 * sizes.experts * sizes.hidden  # what each expert reads and returns
+    norms = _of_norms(sizes, full, width, FP32 if autocast else width)
+    grouped = FP32 if autocast and sizes.experts else width  # transformers' grouped matmuls know no autocast
+    inside = training.tokens_per_batch * (width * matmuls + grouped * feed_forward + norms)
     if not training.gradient_checkpointing:
         return sizes.layers * inside, 0.0
     kept = FP32 if autocast else width
@@ -209,7 +214,7 @@ def _activations(sizes: Sizes, training: TrainingPart, width: int, autocast: boo
 def _of_norms(sizes: Sizes, full: bool, width: int, hidden_width: int) -> float:
     """Bytes that a token leaves in a layer's norms.
 
-    Fused ones keep their input. Those of transformers keep it in fp32, and where their weight is trained the result.
+    Fused ones keep their input. Others keep it in fp32, and where their weight is trained the result, at most in fp32.
 
     Args:
         sizes: of the model.
@@ -219,7 +224,7 @@ def _of_norms(sizes: Sizes, full: bool, width: int, hidden_width: int) -> float:
     """
 
     def kept(numbers: int, read: int) -> int:
-        return numbers * (read if sizes.fused else FP32 + full * read)
+        return numbers * (read if sizes.fused else FP32 * (1 + full))
 
     of_heads = kept(sizes.attention, width) if sizes.head_norms else 0
     return kept(sizes.norms * sizes.hidden, hidden_width) + of_heads

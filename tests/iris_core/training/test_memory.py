@@ -13,6 +13,7 @@ from transformers import (
     Gemma2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -82,6 +83,7 @@ SHAPES: list[tuple[type[PreTrainedConfig], dict[str, int]]] = [  # a sixteenth o
     (LlamaConfig, {"hidden_size": 256, "intermediate_size": 688, "num_key_value_heads": 8}),  # Llama-2-7B
     (Qwen3Config, {"hidden_size": 160, "intermediate_size": 608, "num_key_value_heads": 2}),  # Qwen3-4B
     (Gemma2Config, {"hidden_size": 224, "intermediate_size": 896, "num_key_value_heads": 4}),  # Gemma-2-9B
+    (MixtralConfig, {"hidden_size": 256, "intermediate_size": 448, "num_key_value_heads": 2, "num_local_experts": 4}),
 ]
 
 
