@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from iris_core.execution.stage import main
-from iris_core.modeling.patches.imports import UNUSED, begin_imports, block_imports
+from iris_core.modeling.patches.imports import UNUSED, begin_imports, block_imports, uncollected
 from iris_core.pipeline.specs import ScheduleSpec
 from iris_core.pipeline.stages import STAGES
 from iris_core.schedule import schedule
@@ -49,16 +49,24 @@ def test_a_stage_begins_with_it(stage):
 
 def test_garbage_is_not_collected_until_the_stage_begins(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["schedule", "--help"])
+    frozen = gc.get_freeze_count()
     try:
         begin_imports()
         assert not gc.isenabled()
         with pytest.raises(SystemExit):
             main(ScheduleSpec, schedule)
         assert gc.isenabled()
-        assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > frozen
     finally:
         gc.enable()
-        gc.unfreeze()
+
+
+def test_garbage_is_not_collected_while_a_command_imports():
+    frozen = gc.get_freeze_count()
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
 
 
 def test_a_blocked_library_appears_not_to_be_installed(monkeypatch):
