@@ -74,9 +74,9 @@ class Setting:
 
 def ours(rounds: Rounds, case: Case) -> int:
     """Trains by `SelfPlayTrainer`, with the imports of the stage `train`; returns its peak memory in bytes."""
-    from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
+    from iris_core.modeling.patches.imports import UNUSED, block_imports
 
-    block_imports(UNUSED_IN_TRAINING)
+    block_imports(UNUSED)
     with tempfile.TemporaryDirectory() as work:
         trainer, groups = our_trainer(case, Path(work))
         tokens = [_response_tokens(groups, batch) for batch in trainer.train_dataset.batches]

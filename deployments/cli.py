@@ -174,11 +174,13 @@ def plan(
     """Show what a recipe needs of a machine; exit code 2 where its training does not fit."""
     from deployments.demo import recipe_path
     from deployments.terminal import show
-    from iris_core.modeling.sizes import recipe_sizes
+    from iris_core.modeling.patches.imports import uncollected
     from iris_core.reporting.machine import machine_of, parse_machine
     from iris_core.reporting.resources import resources, rows
 
     experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
+    with uncollected():
+        from iris_core.modeling.sizes import recipe_sizes
     machine = parse_machine(gpus) if gpus else machine_of(experiment.execution)
     needs = resources(experiment, recipe_sizes(experiment), machine)
     show(console, f"{experiment.name} on {needs.machine}")

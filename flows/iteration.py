@@ -11,7 +11,6 @@ from flows.artifacts import show_report, show_row, show_table
 from iris_core.config import Experiment
 from iris_core.pipeline.metrics import PublishMetrics
 from iris_core.pipeline.plan import LoopState, Prepared, next_state, trained_policy
-from iris_core.reporting.page import write_report
 from iris_core.reporting.summary import rows
 from iris_core.store import Store
 from tasks.evaluate import evaluate
@@ -57,6 +56,8 @@ def iteration(experiment: Experiment, prepared: Prepared, state: LoopState) -> L
 
 def report(experiment: Experiment, store: Store, iteration: int, registered: Finished) -> Path:
     """Writes the report of the loop so far, keeps it in MLflow too, and shows it in the Prefect UI."""
+    from iris_core.reporting.page import write_report  # imports matplotlib
+
     path = write_report(store)
     published = publish(experiment, iteration, registered, path)
     show_report(store, path, PublishMetrics.of(published).link)

@@ -10,6 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from iris_core.modeling.patches.imports import begin_imports
+
+if __name__ == "__main__":
+    begin_imports()
+
 from iris_core import tracking
 from iris_core.common.files import write_atomic
 from iris_core.execution.stage import main

@@ -14,6 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from iris_core.modeling.patches.imports import UNUSED_IN_EVALUATION, begin_imports
+
+if __name__ == "__main__":
+    begin_imports(UNUSED_IN_EVALUATION)
+
 import numpy as np
 import pyarrow.parquet as pq
 

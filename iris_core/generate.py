@@ -21,6 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from iris_core.modeling.patches.imports import UNUSED, begin_imports
+
+if __name__ == "__main__":
+    begin_imports(UNUSED)
+
 import pyarrow.parquet as pq
 
 from iris_core.common.digest import file_digest, json_digest

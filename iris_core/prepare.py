@@ -11,6 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from iris_core.modeling.patches.imports import UNUSED, begin_imports
+
+if __name__ == "__main__":
+    begin_imports(UNUSED)
+
 from iris_core.common.digest import model_digest
 from iris_core.common.errors import ConfigError, DataError
 from iris_core.common.files import write_atomic

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iris_core.modeling.patches.imports import begin_imports
+
+if __name__ == "__main__":
+    begin_imports()
+
 from iris_core import tracking
 from iris_core.common.redaction import redact
 from iris_core.execution.stage import main

@@ -15,6 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iris_core.modeling.patches.imports import begin_imports
+
+if __name__ == "__main__":
+    begin_imports()
+
 import yaml
 
 from iris_core import tracking

@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from iris_core.modeling.patches.imports import UNUSED_IN_TRAINING, block_imports
+from iris_core.modeling.patches.imports import UNUSED, begin_imports
 
 if __name__ == "__main__":
-    block_imports(UNUSED_IN_TRAINING)
+    begin_imports(UNUSED)
 
 from transformers import set_seed
 

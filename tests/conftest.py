@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -78,6 +79,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> WholeFi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {unit: at for at, unit in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(unit_of(item.nodeid), len(order)))
+
+
+def pytest_collection() -> None:
+    gc.disable()  # as while a stage imports: see `iris_core.modeling.patches.imports`
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def unit_of(nodeid: str) -> str:

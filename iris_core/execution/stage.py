@@ -7,6 +7,7 @@ a stage forks or spawns ends with it, whatever ends the stage, also when it was 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import multiprocessing
 import os
@@ -50,6 +51,8 @@ def main(
         work: the stage's function.
         open_engine: of a stage that has items, as `run_items` takes it; its command line is also that of a worker.
     """
+    gc.freeze()  # what was imported stays: no collection looks through it
+    gc.enable()  # off while a stage imports: see `iris_core.modeling.patches.imports`
     arguments = _arguments(spec_type.stage)
     supervision.end_forks_with_parent()
     out = mirrors.here(arguments.out.absolute())

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -25,7 +24,6 @@ from iris_core.config import LoraPart, Packing
 from iris_core.data.packing import Group, build_row
 from iris_core.modeling import dropout, loading, tiny
 from iris_core.modeling.lora import not_adaptable
-from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary, restored_rotary
 from iris_core.modeling.scoring import response_logprobs
 
@@ -131,6 +129,10 @@ def _models(config: PreTrainedConfig, attention: str, trust_remote_code: bool) -
 
 def _adapted(pair: _ModelPair, lora: LoraPart) -> _ModelPair:
     """Both models with the same adapter; the reference keeps PEFT's own forward."""
+    from peft import LoraConfig, get_peft_model
+
+    from iris_core.modeling.patches.lora import fuse_lora
+
     settings = {"r": 2, "target_modules": lora.targets, "task_type": "CAUSAL_LM"}
     try:
         reference, model = (

@@ -32,7 +32,6 @@ from iris_core.data.hub import local_folder
 from iris_core.modeling import dropout
 from iris_core.modeling.attention.interface import GROUPED
 from iris_core.modeling.model_folder import check_adapter, refuse_code
-from iris_core.modeling.patches.lora import fuse_lora
 from iris_core.modeling.patches.norm_rotary import fuse_norm_rotary
 from iris_core.modeling.patches.shared_loading import read_parts
 from iris_core.modeling.weights import check_adapter_loaded, check_loaded
@@ -208,6 +207,8 @@ def load_policy(
     fuse_norm_rotary(model)
     if policy.adapter is not None:
         from peft import PeftModel
+
+        from iris_core.modeling.patches.lora import fuse_lora
 
         model = PeftModel.from_pretrained(model, policy.adapter.path, is_trainable=trainable)
         check_adapter_loaded(model, policy.adapter.path)

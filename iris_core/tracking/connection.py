@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import filelock
-import httpx
 
 from iris_core.common import uris
 from iris_core.common.errors import ConfigError, IrisError, ServiceError, StoreError
@@ -30,6 +29,8 @@ from iris_core.common.redaction import redact
 from iris_core.common.uris import DATABASE_PORTS, sqlite_file, sqlite_uri
 
 if TYPE_CHECKING:
+    import httpx
+
     from iris_core.tracking.client import Client
 
 CHECK_TIMEOUT_S = 3.0
@@ -122,6 +123,8 @@ def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET")
     Raises:
         ServiceError: nothing answers there within seconds.
     """
+    import httpx
+
     insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() == "true"
     headers = (
         {"Authorization": f"Bearer {os.environ['MLFLOW_TRACKING_TOKEN']}"}
@@ -152,6 +155,8 @@ def ask(uri: str, endpoint: str, params: Mapping[str, str], method: str = "GET")
 
 def _although_replies_are_lost(request: Callable[[], httpx.Response]) -> httpx.Response:
     """The answer to `request`, which may be repeated; where a server hangs up without one, it is asked again, twice."""
+    import httpx
+
     for _ in range(2):
         try:
             return request()

@@ -5,6 +5,7 @@ python -m torch.distributed.run … -m tests.iris_core.training.on_ranks jobs.js
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from iris_core.modeling.patches.imports import UNUSED, begin_imports
+
+if __name__ == "__main__":
+    begin_imports(UNUSED)
 
 from iris_core.common.ports import free_port
 from iris_core.execution import distributed
@@ -107,6 +113,8 @@ def killed_at(step: int | None) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     content = json.loads(Path(sys.argv[1]).read_text())
     read = [Job(TrainSpec.model_validate_json(spec), Path(out), *rest) for spec, out, *rest in content]
     distributed.all_ranks(lambda work: work(), lambda: work_through(read))
