@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
-from iris_core.sql.execution import Limits, QueryFailed, Row, database_file, execute
+from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute
 from iris_core.sql.results import same_result
 from iris_core.sql.statements import NotParsed, is_ordered, query_in, same_parts
 from iris_core.verification.verdicts import Case, Judge, Verdict
@@ -61,6 +61,8 @@ def open_judge(settings: VerificationPart) -> Judge:
         assert case.reference is not None
         try:
             wanted = expected(case.reference)
+        except QueryStopped as error:
+            return Verdict("undecided", f"{error} (the reference)")
         except (QueryFailed, NotParsed, ValueError, KeyError, TypeError) as error:
             return Verdict("undecided", f"the reference: {error}")
         return compare(case.response, wanted, limits)
@@ -82,10 +84,12 @@ def read_reference(folder: Path, reference: str, limits: Limits) -> Expected:
 
 
 def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
-    """Right if the query in `response` has the wanted result."""
+    """Right if the query in `response` has the wanted result; undecided if it is stopped before it has one."""
     query = query_in(response)
     try:
         rows = execute(wanted.database, query, limits)
+    except QueryStopped as error:
+        return Verdict("undecided", str(error))
     except QueryFailed as error:
         return Verdict("wrong", str(error))
     if not same_result(rows, wanted.rows, ordered=wanted.ordered):

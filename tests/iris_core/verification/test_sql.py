@@ -87,6 +87,22 @@ def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -
     assert open_judge(settings(databases))(Case("?", PETS, reference)).verdict == "undecided"
 
 
+def test_a_query_that_is_stopped_decides_nothing(databases: Path) -> None:
+    """For its time or memory: on another machine it might be right. Other limits depend on the query alone."""
+    many = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c {}) SELECT {} FROM c"
+    endless, long = many.format("", "COUNT(*)"), many.format("LIMIT 20000", "n")
+    judge = open_judge(settings(databases, timeout=1.0))
+    for case_of_it, whose in ((case(endless), ""), (case(PETS, endless), " (the reference)")):
+        found = judge(case_of_it)
+        assert (found.verdict, found.reason) == ("undecided", f"timeout: it ran longer than 0.4 s{whose}")
+    large = many.format("LIMIT 900", "zeroblob(900000) AS z") + " ORDER BY z"
+    judge = open_judge(settings(databases, timeout=150.0, memory_gb=0.2))
+    assert judge(case(long)).reason.startswith("its result has more than 10,000 rows")
+    assert judge(case(long)).verdict == "wrong"
+    found = judge(case(large))
+    assert (found.verdict, found.reason) == ("undecided", "memory: it needs more than 50,000,000 bytes")
+
+
 def test_missing_databases_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"verification\.databases: .* holds no <db_id>/<db_id>\.sqlite"):
         check(settings(tmp_path))
