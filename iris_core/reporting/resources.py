@@ -111,9 +111,8 @@ def resources(
         prompts: without annotation; None: only the data says.
     """
     pairs = pairs or experiment.data.max_pairs
-    prompts = prompts if experiment.data.prompts_path else 0
-    answered = None if pairs is None or prompts is None else pairs + prompts
-    pairs = answered if experiment.objective.learns_from_verdicts else pairs
+    prompts = prompts if experiment.data.prompts_path and experiment.objective.learns_from_verdicts else 0
+    pairs = None if pairs is None or prompts is None else pairs + prompts
     training, devices = experiment.training, machine.devices
     sharding, memory = _trained(experiment, training, sizes, machine, dtype)
     full, width = training.method == "full", 2 if dtype == "bfloat16" else FP32
@@ -129,7 +128,7 @@ def resources(
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
-        responses=_responses(experiment, answered) if answered else None,
+        responses=_responses(experiment, pairs) if pairs else None,
         traffic=_traffic(sizes, full, width, devices.sharing(sharding), devices.count),
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
         hours=found,
@@ -143,7 +142,7 @@ def resources(
 def _responses(experiment: Experiment, prompts: int) -> float:
     """Bytes of all responses to that many prompts that are trained on, each as long as it may be."""
     generation = experiment.generation
-    samples = generation.samples if experiment.objective.learns_from_verdicts else 1
+    samples = generation.responses if experiment.objective.learns_from_verdicts else 1
     count = prompts * samples + experiment.data.heldout
     return float(experiment.iterations * count * generation.max_new_tokens * RESPONSE_TOKEN)
 
