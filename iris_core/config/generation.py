@@ -40,7 +40,7 @@ class GenerationPart(Part):
 
     @property
     def judged(self) -> bool:
-        """Whether verdicts on them are learned from, as an experiment has it: only then `samples` is set."""
+        """Whether they are for verdicts, so that prompts need no annotation: only then `samples` is set."""
         return self.samples is not None
 
     def resolved(self, objective: ObjectivePart) -> GenerationPart:
