@@ -19,8 +19,7 @@ from iris_core.config import VerificationPart
 from iris_core.verification.verdicts import Case, Judge, Verdict
 
 DELIMITERS = ("$", r"\(", r"\[", r"\boxed", "\n")
-WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")  # no command of LaTeX
-START = re.compile(r"^\s*[A-Z][a-z]+,? +(?=[-+(\d])")  # of a sentence: no product of variables
+WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[A-Z][a-z](?=,? +[-+(\d]))")  # as in "So 3", but no LaTeX command
 EXPONENT = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")
 WITH_UNIT = re.compile(
     r"\$?[-+]?\d[\d.,]*(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\{\s*|\\)?"
@@ -35,8 +34,7 @@ def check(settings: VerificationPart) -> None:
 def open_judge(settings: VerificationPart) -> Judge:
     """Imports math-verify, which takes a second."""
     from math_verify import parse, verify
-    from math_verify.grader import take_last_relation
-    from sympy import And, Eq
+    from math_verify.grader import is_equation, take_last_relation
 
     def expressions(text: str) -> list[Any]:
         plain = EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", text)
@@ -45,7 +43,7 @@ def open_judge(settings: VerificationPart) -> Judge:
 
     def value(expression: Any) -> Any:
         """The last side of an equation between numbers; an equation with variables is a reference as it is."""
-        between_numbers = isinstance(expression, Eq | And) and not expression.free_symbols
+        between_numbers = is_equation(expression) and not expression.free_symbols
         return take_last_relation(expression).rhs if between_numbers else expression
 
     def judge(case: Case) -> Verdict:
@@ -68,9 +66,8 @@ def open_judge(settings: VerificationPart) -> Judge:
 
 def _delimited(text: str) -> str:
     """`text` as LaTeX if it is an expression and nothing else, such as a capture or a reference in a column."""
-    rest = START.sub("", text, 1)
-    bare = rest.strip() and not any(sign in rest for sign in DELIMITERS) and not WORD.search(rest)
-    return f"${rest}$" if bare else text
+    bare = text.strip() and not any(sign in text for sign in DELIMITERS) and not WORD.search(text)
+    return f"${text}$" if bare else text
 
 
 def _unit(text: str) -> str | None:
