@@ -113,6 +113,8 @@ def sql_pairs(
     for counts in (found.written, found.left_out, found.shortened):
         for name, count in counts.items():
             show(console, f"{count:>8}  {name}")
+    for file, count in found.unproven.items():
+        show(console, f"{count:>8}  in {file} whose query finds nothing")
 
 
 @app.command("synthesize-sql")

@@ -12,6 +12,7 @@ from pathlib import Path
 from iris_core.sql.execution import Limits, QueryFailed, Row, execute
 from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
+from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table
 from iris_core.sql.statements import NotParsed, normal_form, reads_columns
 
@@ -62,7 +63,7 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
 
 def problem_of_result(rows: list[Row]) -> str:
     """Why a result is not worth a question; "" if it is."""
-    if not any(value not in (None, 0, "") for row in rows for value in row):
+    if not tells_something(rows):
         return "empty result"
     if len(rows) > MAX_ROWS or len(rows[0]) > MAX_COLUMNS:
         return "large result"

@@ -69,6 +69,23 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("sql", "response", "verdict"),
+    [
+        ("SELECT name FROM pet WHERE age > 9", "SELECT name FROM pet WHERE age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT T1.name FROM pet AS T1 WHERE T1.age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT age FROM pet WHERE name = 'Max'", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT 0", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT 1", "wrong"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT 2", "right"),
+    ],
+)
+def test_a_result_that_many_queries_have_decides_nothing(
+    databases: Path, sql: str, response: str, verdict: str
+) -> None:
+    assert open_judge(settings(databases))(case(response, sql)).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("sql", "db_id", "reason"),
     [
         ("SELECT nam FROM pet", "pets", "the reference: no such column: nam"),
