@@ -158,7 +158,8 @@ def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
     """
     report, heldout = Report(), source.heldout_databases
     train = [each for each in source.train if each.db_id not in heldout]
-    report.left_out.update({"on a held-out database": len(source.train) - len(train)})
+    if left_out := len(source.train) - len(train):
+        report.left_out["on a held-out database"] = left_out
     for name, questions in (("pairs", train), ("heldout", source.heldout)):
         file = f"{name}.jsonl"
         rows = list(pairs(questions, source.databases, budget, report, file))

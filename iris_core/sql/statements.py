@@ -75,14 +75,13 @@ def normal_form(query: str) -> str:
         raise NotParsed("it is nested too deeply") from None
 
 
-def reads_columns(query: str) -> bool:
-    """Whether the query reads or counts something in a table; others give a constant.
-
-    Raises:
-        NotParsed: it cannot be parsed.
-    """
-    tree = parse(query)
-    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Star, exp.Count) is not None
+def is_constant(query: str) -> bool:
+    """Whether the query reads and counts nothing in a table. One that cannot be parsed may read something."""
+    try:
+        tree = parse(query)
+    except NotParsed:
+        return False
+    return tree.find(exp.Table) is None or tree.find(exp.Column, exp.Star, exp.Count) is None
 
 
 def same_parts(first: str, second: str) -> bool:

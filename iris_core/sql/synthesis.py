@@ -14,7 +14,7 @@ from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
 from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table
-from iris_core.sql.statements import NotParsed, normal_form, reads_columns
+from iris_core.sql.statements import NotParsed, is_constant, normal_form
 
 MAX_ROWS, MAX_COLUMNS = 100, 8  # of a result that somebody would ask for
 LONGEST_QUESTION = 300  # characters
@@ -48,7 +48,7 @@ def question_in(response: str) -> str:
 def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
     """Why a query is not worth a question; "" if it is. `known` holds the normal forms of queries that there are."""
     try:
-        form, reads = normal_form(query), reads_columns(query)
+        form = normal_form(query)
         rows = execute(database, query, limits)
     except NotParsed:
         return "not a query"
@@ -56,7 +56,7 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
         return "does not run"
     if form in known:
         return "known"
-    if not reads:
+    if is_constant(query):
         return "no column"
     return problem_of_result(rows)
 

@@ -15,10 +15,11 @@ from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
 from iris_core.sql.execution import Limits, QueryFailed, Row, database_file, execute
 from iris_core.sql.results import same_result, tells_something
-from iris_core.sql.statements import is_ordered, query_in, same_parts
+from iris_core.sql.statements import is_constant, is_ordered, query_in, same_parts
 from iris_core.verification.verdicts import Case, Judge, Verdict
 
 SAME_PARTS, SAME_RESULT = "same parts", "same result"  # why a response is right
+CONSTANT = "it reads nothing of the database"  # why one with the same result is wrong
 NOTHING_FOUND = "another query, and both find nothing"  # why one with the same result is undecided
 TIME_SHARE = 0.4  # of the time for a verdict that one of the two queries may take
 MEMORY_SHARE = 0.25  # of the process's memory that SQLite may take
@@ -92,6 +93,8 @@ def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
         return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
     if same_parts(query, wanted.query):
         return Verdict("right", SAME_PARTS)
+    if is_constant(query):
+        return Verdict("wrong", CONSTANT)
     return Verdict("right", SAME_RESULT) if tells_something(wanted.rows) else Verdict("undecided", NOTHING_FOUND)
 
 
