@@ -23,7 +23,6 @@ Row = tuple[Any, ...]
 STEPS = 1000  # of SQLite's virtual machine between two looks at the clock
 LIMITS = {
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,  # bytes
-    sqlite3.SQLITE_LIMIT_COLUMN: 200,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
     sqlite3.SQLITE_LIMIT_VDBE_OP: 100_000,

@@ -111,6 +111,15 @@ def test_a_damaged_or_missing_file(tmp_path: Path) -> None:
         execute(file, "SELECT * FROM t", LIMITS)
 
 
+def test_a_wide_table_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"CREATE TABLE t ({', '.join(f'c{n}' for n in range(300))})")
+        connection.execute("INSERT INTO t (c299) VALUES (7)")
+        connection.commit()
+    assert execute(file, "SELECT * FROM t", LIMITS) == [(None,) * 299 + (7,)]
+
+
 def test_text_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
     with closing(sqlite3.connect(file)) as connection:

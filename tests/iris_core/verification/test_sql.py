@@ -69,6 +69,25 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("sql", "response", "verdict"),
+    [
+        ("SELECT name FROM pet WHERE age > 9", "SELECT name FROM pet WHERE age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT T1.name FROM pet AS T1 WHERE T1.age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT age FROM pet WHERE name = 'Max'", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT COUNT(*) FROM pet WHERE name = 'Max'", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT 1", "wrong"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT SUM(age > 2) FROM pet", "right"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT 2", "wrong"),  # a guess, which says nothing elsewhere
+        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet LIMIT 1", "wrong"),
+    ],
+)
+def test_a_result_that_many_queries_have_does_not_make_one_right(
+    databases: Path, sql: str, response: str, verdict: str
+) -> None:
+    assert open_judge(settings(databases))(case(response, sql)).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("sql", "db_id", "reason"),
     [
         ("SELECT nam FROM pet", "pets", "the reference: no such column: nam"),
