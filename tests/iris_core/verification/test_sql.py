@@ -106,6 +106,13 @@ def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -
     assert open_judge(settings(databases))(Case("?", PETS, reference)).verdict == "undecided"
 
 
+def test_a_query_has_a_part_of_the_time(databases: Path) -> None:
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT COUNT(*) FROM c"
+    judge = open_judge(settings(databases, timeout=0.5))
+    assert judge(case(endless)).reason == "it ran longer than 0.2 s"
+    assert judge(case(PETS, endless)).reason == "the reference: it ran longer than 0.2 s"
+
+
 def test_missing_databases_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"verification\.databases: .* holds no <db_id>/<db_id>\.sqlite"):
         check(settings(tmp_path))
