@@ -110,9 +110,14 @@ def sql_pairs(
     source = Folder(folder)
     experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
     found = write_pairs(source, out, budget_of(experiment, open_chat(experiment)[1]))
-    for counts in (found.written, found.left_out, found.shortened):
+    for label, counts in {
+        "{}": found.written,
+        "of {}: the query finds nothing": found.unproven,
+        "in a shorter prompt: {}": found.shortened,
+        "left out: {}": found.left_out,
+    }.items():
         for name, count in counts.items():
-            show(console, f"{count:>8}  {name}")
+            show(console, f"{count:>8}  {label.format(name)}")
 
 
 @app.command("synthesize-sql")

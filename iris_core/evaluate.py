@@ -44,6 +44,7 @@ from iris_core.pipeline.specs import EVALUATION_BATCH, EvaluateSpec
 from iris_core.pipeline.verifier import check_unchanged
 from iris_core.store import Outcome
 from iris_core.store.units import Units, keep_only
+from iris_core.verification.verdicts import undecided_warnings
 
 SCORES = "scores"
 HELDOUT = "heldout.parquet"
@@ -127,6 +128,7 @@ def summarize(
         average=_average(list(scores.values())) if scores else None,
         heldout=exact_match(heldout) if heldout else None,
         exact_set=exact_set(heldout) if heldout and verifier == "sql" else None,
+        warnings=undecided_answers(heldout) if heldout and verifier != "none" else [],
     )
 
 
@@ -145,6 +147,11 @@ def _average(scores: list[Score]) -> Average:
 def exact_match(path: Path) -> ExactMatch:
     """The share of correct held-out answers, by the verifier or by exact match, with its exact 95 % interval."""
     return _share(pq.read_table(path, columns=["correct"])["correct"].to_pylist())
+
+
+def undecided_answers(path: Path) -> list[str]:
+    """A warning if the verifier could not judge many held-out answers, which then are not correct."""
+    return undecided_warnings(pq.read_table(path, columns=["verdict", "reason"]).to_pylist(), "held-out answers")
 
 
 def exact_set(path: Path) -> ExactMatch:

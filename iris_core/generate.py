@@ -41,7 +41,6 @@ from iris_core.generation.verdicts import (
     VERDICTS,
     count_verdicts,
     mixed_warnings,
-    undecided_warnings,
     verdicts_file,
     write_verdicts,
 )
@@ -52,6 +51,7 @@ from iris_core.pipeline.verifier import check_unchanged
 from iris_core.store import Outcome
 from iris_core.store.folders import WORK
 from iris_core.store.units import Units, keep_only
+from iris_core.verification.verdicts import undecided_warnings
 
 RESPONSES = "responses"
 ENGINES = "engines"  # in the work folder
@@ -59,7 +59,9 @@ MAX_TRUNCATED = 0.1  # share of truncated responses above which there is a warni
 
 
 def generate(spec: GenerateSpec, out: Path) -> Outcome:
-    """Samples responses to every prompt of `spec.pairs`, starting at the missing shards; with several GPUs, on all.
+    """Samples responses to the prompts of `spec.pairs`, starting at the missing shards; with several GPUs, on all.
+
+    Prompts without annotation are answered only where verdicts on the answers are learned from.
 
     Raises:
         DataError: the verifier's files have changed.
@@ -109,7 +111,7 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
     def do_shard(name: str) -> None:
         path, shard = shards[name]
         if not units.holds(path):  # else by a run, or a worker, that was lost before it could say so
-            requests = asked(shard, spec.generation.samples)
+            requests = asked(shard, spec.generation.responses)
             seeds = [sampling_seed(spec.seed, pair.prompt_id, number) for pair, number in requests]
             samples = engine()([pair.prompt_ids for pair, _ in requests], seeds)
             with units.writing(path) as temporary:
@@ -135,7 +137,9 @@ def summarize(
     tokens = sum(len(row["token_ids"]) for row in rows)
     truncated = sum(row["finish_reason"] == "length" for row in rows)
     counts = count_verdicts(rows, verdicts) if verdicts else {}
-    judged = [*undecided_warnings(verdicts), *mixed_warnings(counts, generation.samples)] if verdicts else []
+    judged = undecided_warnings(verdicts, "synthetic responses")
+    if verdicts and generation.judged:
+        judged.extend(mixed_warnings(counts, generation.responses))
     return GenerateMetrics(
         prompts=len({row["prompt_id"] for row in rows}),
         tokens=tokens,
@@ -167,7 +171,8 @@ def warnings(generation: GenerationPart, truncated: int, responses: int) -> list
 
 
 def _shards(spec: GenerateSpec, out: Path) -> Shards:
-    return divide(load_pairs(spec.pairs), spec.generation.shard_size, out / RESPONSES)
+    pairs = [pair for pair in load_pairs(spec.pairs) if pair.annotated or spec.generation.judged]
+    return divide(pairs, spec.generation.shard_size, out / RESPONSES)
 
 
 def _units(spec: GenerateSpec, out: Path) -> Units:

@@ -8,8 +8,9 @@ What is wrong with the inputs is found here, before any stage that takes long.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from iris_core.modeling.patches.imports import UNUSED, begin_imports
 
@@ -21,7 +22,7 @@ from iris_core.common.errors import ConfigError, DataError
 from iris_core.common.files import write_atomic
 from iris_core.data.chat import Chat
 from iris_core.data.conversations import Conversation
-from iris_core.data.judged import PATTERNED, prove
+from iris_core.data.judged import PATTERNED, judgeable, prove
 from iris_core.data.pairs import KNOWN, Pair, Usable, make_pairs, split_pairs, unseen, write_pairs
 from iris_core.data.sources import Reading, SourcePath, label, read_conversations, source_digest
 from iris_core.evaluation.heldout import checkable
@@ -33,7 +34,7 @@ from iris_core.modeling.sizes import trained_sizes
 from iris_core.modeling.weights import check_model, check_vocabulary
 from iris_core.pipeline.metrics import PrepareMetrics
 from iris_core.pipeline.specs import PrepareSpec, ResolvedModel
-from iris_core.pipeline.verifier import check_unchanged
+from iris_core.pipeline.verifier import check_unchanged, check_unwritten, command_files
 from iris_core.store import Outcome
 from iris_core.verification.kinds import check as check_verifier
 
@@ -59,8 +60,7 @@ def prepare(spec: PrepareSpec, out: Path) -> Outcome:
     proof = fit.prove(config, spec)
     pairs, found = _pairs(spec, chat)
     rows = fit.choose_packing(config, proof, spec, pairs)
-    judges = spec.verification.judges
-    unproved = prove(pairs, spec.verification, spec.data.answer_pattern) if judges else []
+    unproved = _prove(pairs, spec)
     write_pairs(pairs, out / "pairs.parquet")
     resolved = ResolvedModel(
         path=folder,
@@ -109,18 +109,20 @@ def _pairs(spec: PrepareSpec, chat: Chat) -> tuple[list[Pair], Reading]:
         usable, reading = _usable(spec, chat, "data.heldout_path", data.heldout_path, spec.heldout_digest)
         heldout, near = [each.pair for each in usable], {each.pair.prompt_id: each.near for each in usable}
         readings.append(reading)
-    usable, reading = _usable(spec, chat, "data.path", data.path, spec.data_digest, near.values())
+    usable, reading = _usable(
+        spec, chat, "data.path", data.path, spec.data_digest, dict.fromkeys(near.values(), "heldout")
+    )
     readings.append(reading)
     pairs = split_pairs(usable, heldout, data, spec.seed, label("data.path", data.path))
     unchecked = _check_answers([pair for pair in pairs if pair.split == "heldout"], spec)
     if data.prompts_path is not None:
         near |= {each.pair.prompt_id: each.near for each in usable}
-        known = {near[pair.prompt_id] for pair in pairs}
+        known = {near[pair.prompt_id]: pair.split for pair in pairs}
         usable, reading = _usable(
             spec, chat, "data.prompts_path", data.prompts_path, spec.prompts_digest, known, annotated=False
         )
         readings.append(reading)
-        pairs = [*pairs, *(each.pair for each in usable)]
+        pairs = [*pairs, *_with_reference([each.pair for each in usable], spec, reading)]
     return pairs, Reading(
         sources=[source for each in readings for source in each.sources],
         dropped=sum((each.dropped for each in readings), Counter()),
@@ -134,7 +136,7 @@ def _usable(
     setting: str,
     path: SourcePath,
     digest: str | None,
-    known: Collection[str] = (),
+    known: Mapping[str, str] = MappingProxyType({}),
     annotated: bool = True,
 ) -> tuple[list[Usable], Reading]:
     """The usable pairs in `path`, and what was read and dropped.
@@ -145,8 +147,8 @@ def _usable(
         setting: the setting that holds `path`, for messages.
         path: where the pairs are.
         digest: of what they held when the spec was written.
-        known: digests (`Usable.near`) of held-out prompts, which must not be trained on, and of annotated ones where
-            these are prompts without annotation.
+        known: the splits of prompts that are known, by their digest (`Usable.near`): of held-out ones, which must not
+            be trained on, and of annotated ones where these are prompts without annotation.
         annotated: whether they are annotated.
 
     Raises:
@@ -158,7 +160,7 @@ def _usable(
     reading = read_conversations(data, path, spec.seed, setting, annotated)
     rows: Iterable[list[Conversation]] = ([chat.clean(each) for each in row] for row in reading.rows)
     if not annotated:
-        rows, known = unseen(rows, known, reading.dropped), ()
+        rows, known = unseen(rows, known, reading.dropped), {}
     usable = make_pairs(rows, data, where, chat.encode, reading.dropped, known)
     faults = Counter({reason: count for reason, count in reading.dropped.items() if reason != KNOWN})
     dropped = faults.total()
@@ -166,6 +168,35 @@ def _usable(
         reasons = ", ".join(f"{reason} {count}" for reason, count in faults.most_common())
         reading.warnings.append(f"{where}: {dropped} of {dropped + len(usable)} pairs were dropped: {reasons}")
     return usable, reading
+
+
+def _with_reference(prompts: list[Pair], spec: PrepareSpec, reading: Reading) -> list[Pair]:
+    """Those of `prompts` without annotation that the verifier can judge; the others are counted in `reading`.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = judgeable(prompts, spec.verification, spec.data.answer_pattern)
+    if len(kept) == len(prompts):
+        return kept
+    kind, column = spec.verification.kind, spec.data.reference_column
+    what = f"have nothing in the column {column!r}, which verification.kind {kind} compares with"
+    if not kept:
+        raise DataError(f"data.prompts_path: all {len(prompts)} prompts {what}: fill it in, or leave prompts_path out")
+    missing = len(prompts) - len(kept)
+    reading.dropped["no reference"] += missing
+    reading.warnings.append(f"data.prompts_path: {missing} of {len(prompts)} prompts {what}: they are left out")
+    return kept
+
+
+def _prove(pairs: list[Pair], spec: PrepareSpec) -> list[str]:
+    """Warnings from the proof of the verifier, where there is one (`iris_core.data.judged.prove`)."""
+    if not spec.verification.judges:
+        return []
+    named = command_files(spec.verification)
+    found = prove(pairs, spec.verification, spec.data.answer_pattern)
+    check_unwritten(spec.verification, named)
+    return found
 
 
 def _check_answers(heldout: list[Pair], spec: PrepareSpec) -> list[str]:

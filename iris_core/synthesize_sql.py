@@ -40,7 +40,7 @@ from iris_core.sql.execution import Limits
 from iris_core.sql.prompts import Budget, Prompt, prompt
 from iris_core.sql.questions import Question, reference, row, write_rows
 from iris_core.sql.schema import Table, read_schema
-from iris_core.sql.statements import NotParsed, normal_form, query_in
+from iris_core.sql.statements import NotParsed, normal_form
 from iris_core.store import Artifact, Policy, Store, completed, versions
 from iris_core.verification.verdicts import Case
 from iris_core.verification.verifier import Verifier, open_verifier
@@ -165,9 +165,10 @@ class Synthesis:
         ]
         responses = self.model.answer([text for _, text in prompts], SAMPLES)
         found = [
-            Question(db_id, "", query_in(response))
+            Question(db_id, "", query)
             for (db_id, _), several in zip(prompts, responses, strict=True)
             for response in several
+            for query in synthesis.queries_in(response)
         ]
         # each query runs in a verifier's process first, which limits whatever it may do
         verdicts = self.verifier.verify([Case("", each.query, reference(each.db_id, each.query)) for each in found])

@@ -42,7 +42,7 @@ class EvaluationError(IrisError):
 
 
 class VerificationError(IrisError):
-    """The verifier cannot judge: it does not start, or the user's program fails at every response."""
+    """The verifier cannot judge: it does not start, or fails at every response."""
 
 
 class TrainingError(IrisError):

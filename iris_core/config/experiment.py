@@ -16,6 +16,7 @@ from iris_core.common.mirrors import local_root
 from iris_core.common.uris import sqlite_uri
 from iris_core.config.data import DataPart
 from iris_core.config.explain import Place, explain
+from iris_core.config.generation import GenerationPart
 from iris_core.config.objective import ObjectivePart
 from iris_core.config.rules import (
     LONGEST_NAME,
@@ -44,27 +45,6 @@ class ModelPart(Part):
         "fast as float32.",
     )
     trust_remote_code: bool = Field(False, description="Run the Python code in the model's folder.")
-
-
-class GenerationPart(Part):
-    """How the opponent answers the prompts."""
-
-    backend: Literal["auto", "vllm", "transformers"] = Field("auto", description="auto: vLLM where it is installed.")
-    temperature: float = Field(1.0, ge=0, le=2, description="Sampling temperature; 1 samples the opponent itself.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass; 1 samples the opponent itself.")
-    max_new_tokens: int = Field(256, ge=1, description="Longest synthetic response, in tokens.")
-    shard_size: int = Field(
-        1024,
-        ge=1,
-        description="Prompts per shard. A resumed run keeps whole shards; GPUs share them.",
-    )
-    samples: int = Field(
-        1,
-        ge=1,
-        le=64,
-        exclude_if=lambda samples: samples == 1,  # as before there was this setting: old keys stay
-        description="Responses to each prompt that is trained on, where the objective learns from verdicts; else 1.",
-    )
 
 
 class SchedulePart(Part):
@@ -308,7 +288,7 @@ class Experiment(Part):
         uses = {
             "data.prompts_path": data is not None and data.prompts_path is not None,
             "data.reference_column": data is not None and data.reference_column is not None,
-            "generation.samples": generation is not None and generation.samples > 1,
+            "generation.samples": generation is not None and generation.responses > 1,
         }
         needing = [name for name, used in uses.items() if used]
         if needing and not verification.judges:
@@ -317,6 +297,11 @@ class Experiment(Part):
             )
         if verification.kind == "answer" and data is not None and data.answer_pattern is None:
             raise ValueError("kind is answer, and data.answer_pattern is missing: set it")
+        if verification.needs_reference and uses["data.prompts_path"] and not uses["data.reference_column"]:
+            raise ValueError(
+                f"kind is {verification.kind}, which compares with a reference, and the prompts in data.prompts_path "
+                "have no annotated response: set data.reference_column, or leave data.prompts_path out"
+            )
         return verification
 
     @field_validator("objective")
@@ -324,6 +309,10 @@ class Experiment(Part):
     def _resolved(cls, objective: ObjectivePart, info: ValidationInfo) -> ObjectivePart:
         verification = info.data.get("verification")
         return objective.resolved(verification.judges) if verification else objective
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Experiment:
+        return self.model_copy(update={"generation": self.generation.resolved(self.objective)})
 
     @property
     def tracking_uri(self) -> str:

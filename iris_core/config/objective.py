@@ -32,7 +32,8 @@ TSPIN_INITIAL_WEIGHT = 0.1  # b, of the term with the initial model's responses
 class ObjectivePart(Part):
     """The loss that tells annotated from synthetic responses.
 
-    Change `name` alone to train another objective: each ignores the settings that it does not use.
+    Change `name` alone to train another objective: each ignores the settings that it does not use, but for `verified:
+    true`, which one that cannot learn from verdicts refuses.
     """
 
     name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
@@ -79,13 +80,23 @@ class ObjectivePart(Part):
         if not judged and (self.verified or self.name == "rft"):
             needs = "verified is true" if self.verified else f"name is {self.name}"
             raise ValueError(f"{needs}, and verification.kind is none: set verification.kind, or change the objective")
+        if self.verified and not (self.name in VERIFIABLE or self.name == "rft"):
+            raise ValueError(
+                f"verified is true, and {self.name} does not learn from verdicts: leave objective.verified out, or "
+                f"choose one of {', '.join(VERIFIABLE)}"
+            )
         learns = self.name in VERIFIABLE and self.verified is not False
         return self.model_copy(update={"verified": learns if judged else None})
 
     @model_serializer(mode="wrap")
     def _without_verifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the settings for verdicts where there are none: keys are then those of versions without them."""
+        """Without the settings for verdicts that do not count: other values of them are the same training.
+
+        Without a verifier there are none, and keys are those of versions without them.
+        """
         content: dict[str, Any] = serialize(self)
-        if self.verified is None:
-            return {name: value for name, value in content.items() if not name.startswith("verified")}
-        return content
+        unused = {name for name in ("verified", "verified_weight") if not self._counts(name)}
+        return {name: value for name, value in content.items() if name not in unused}
+
+    def _counts(self, name: str) -> bool:
+        return self.verified is not None and (name == "verified" or self.learns_from_verdicts)

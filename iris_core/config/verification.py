@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from iris_core.config.rules import Part, PathText
 
 VerifierKind = Literal["none", "answer", "math", "sql", "json_schema", "command"]
+COMPARING: tuple[VerifierKind, ...] = ("answer", "math", "sql")  # the others judge a response by itself
+LONGEST_S = 86_400.0  # a day: the clocks below take no more than some
+MOST_GB = 10_000.0
 NEEDED_BY: dict[str, VerifierKind] = {"command": "command", "schema_path": "json_schema", "databases": "sql"}
 
 
@@ -30,8 +33,8 @@ class VerificationPart(Part):
     databases: PathText | None = Field(
         None, description="For kind sql: the folder with a SQLite file `<db_id>/<db_id>.sqlite` for each database."
     )
-    timeout: float = Field(10.0, gt=0, description="Seconds that the verdict on one response may take.")
-    memory_gb: float = Field(2.0, gt=0, description="Memory of the verifier's process, in GB.")
+    timeout: float = Field(10.0, gt=0, le=LONGEST_S, description="Seconds that the verdict on one response may take.")
+    memory_gb: float = Field(2.0, gt=0, le=MOST_GB, description="Memory of the verifier's process, in GB.")
 
     @model_validator(mode="after")
     def _fits_kind(self) -> VerificationPart:
@@ -50,6 +53,11 @@ class VerificationPart(Part):
     def judges(self) -> bool:
         """Whether there is a verifier."""
         return self.kind != "none"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares a response with a reference."""
+        return self.kind in COMPARING
 
 
 def accuracy_name(kind: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from iris_core.common.errors import DataError
 from iris_core.config import VerificationPart
 from iris_core.data.pairs import Pair
-from iris_core.verification.kinds import NEED_REFERENCE
 from iris_core.verification.patterns import extract
 from iris_core.verification.verdicts import Case
 from iris_core.verification.verifier import open_verifier
@@ -33,7 +32,7 @@ def case_of(
 
 def judgeable(pairs: list[Pair], settings: VerificationPart, pattern: str | None) -> list[Pair]:
     """Those of `pairs` whose responses the verifier can judge."""
-    if settings.kind not in NEED_REFERENCE:
+    if not settings.needs_reference:
         return pairs
     return [pair for pair in pairs if reference_of(pair, settings, pattern) is not None]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,19 +124,22 @@ def make_pairs(
 
 
 def unseen(
-    rows: Iterable[Iterable[Conversation]], known: Collection[str], dropped: Counter[str]
+    rows: Iterable[Iterable[Conversation]], known: Mapping[str, str], dropped: Counter[str]
 ) -> Iterator[list[Conversation]]:
     """The prompts of each row that are not known, and not in a row before, even in nearly the same words.
 
+    Of a row with a held-out prompt none is taken: its other turns have that prompt before them, or its answer.
+
     Args:
         rows: the conversations of each row.
-        known: `near` of prompts that are annotated or held out.
+        known: the splits of prompts that are annotated or held out, by their `near`.
         dropped: how many were dropped, by reason; this function adds to it.
     """
     seen = set(known)
     for row in rows:
         nears = {near_digest(each): each for each in row}
-        fresh = [each for near, each in nears.items() if near not in seen]
+        apart = all(known.get(near) != "heldout" for near in nears)
+        fresh = [each for near, each in nears.items() if near not in seen] if apart else []
         if known_here := len(nears) - len(fresh):
             dropped[KNOWN] += known_here
         seen |= nears.keys()

@@ -24,6 +24,7 @@ from iris_core.common.errors import ConfigError
 from iris_core.common.files import write_atomic
 from iris_core.demo.sql_phrases import AGGREGATES, DATABASES, HELD_OUT, TEMPLATES, WITHOUT_QUESTIONS, Table
 from iris_core.sql.execution import Limits, execute
+from iris_core.sql.results import tells_something
 
 QUESTIONS = 48  # of a database
 PARENTS, CHILDREN = 8, 24  # rows of the two tables
@@ -119,7 +120,8 @@ def draw(
         number += 1
         values = fill(tables, rows, "{p}" in query, rng)
         question, query = rng.choice(wordings).format(**values), query.format(**values)
-        if question not in found and query not in found.values() and tells_something(file, query):
+        new = question not in found and query not in found.values()
+        if new and tells_something(execute(file, query, Limits())):
             found[question] = query
             redraws = 0
         elif (redraws := redraws + 1) == MAX_REDRAWS:
@@ -149,11 +151,6 @@ def fill(tables: tuple[Table, Table], rows: list[list[Record]], joins: bool, rng
         "pv": parent_row[parent.category],
         "pname": parent_row["name"],
     }
-
-
-def tells_something(file: Path, query: str) -> bool:
-    """Whether the result of `query` has a row with a value other than NULL and 0."""
-    return any(value not in (None, 0) for row in execute(file, query, Limits()) for value in row)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,8 +5,6 @@ A verifier checks the answers where there is one; else those are correct that ma
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,8 @@ from iris_core.evaluation.answers import answer
 from iris_core.modeling import loading
 from iris_core.pipeline.specs import EvaluateSpec
 from iris_core.verification.patterns import extract
+from iris_core.verification.verdicts import Verdict
 from iris_core.verification.verifier import open_verifier
-
-log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
@@ -31,6 +28,8 @@ SCHEMA = pa.schema(
         ("annotated", pa.string()),
         ("response", pa.string()),
         ("correct", pa.bool_()),
+        ("verdict", pa.string()),  # of a verifier, as is the reason
+        ("reason", pa.string()),
     ]
 )
 
@@ -66,18 +65,20 @@ def write_answers(path: Path, spec: EvaluateSpec, lm: Any, pairs: list[Pair], ba
     responses = [tokenizer.decode(token_ids, skip_special_tokens=True) for token_ids in answers]
     if spec.verification.judges:
         truncated = [len(token_ids) >= spec.max_new_tokens for token_ids in answers]
-        correct = _judge(spec, pairs, responses, truncated)
+        checked = [
+            {"correct": found.verdict == "right", **vars(found)} for found in _judge(spec, pairs, responses, truncated)
+        ]
     else:
-        correct = [_matches(spec, pair, response) for pair, response in zip(pairs, responses, strict=True)]
+        checked = [{"correct": _matches(spec, *each)} for each in zip(pairs, responses, strict=True)]
     rows = [
         {
             "prompt_id": pair.prompt_id,
             "prompt": pair.prompt,
             "annotated": pair.response,
             "response": response,
-            "correct": right,
+            **found,
         }
-        for pair, response, right in zip(pairs, responses, correct, strict=True)
+        for pair, response, found in zip(pairs, responses, checked, strict=True)
     ]
     write_parquet(path, pa.Table.from_pylist(rows, SCHEMA))
 
@@ -88,16 +89,16 @@ def _matches(spec: EvaluateSpec, pair: Pair, response: str) -> bool:
     return extract(spec.answer_pattern, response) == extract(spec.answer_pattern, pair.response)
 
 
-def _judge(spec: EvaluateSpec, pairs: list[Pair], responses: list[str], truncated: list[bool]) -> list[bool]:
-    """Whether the verifier finds each response right. Those that it cannot judge are not, and named in the log."""
+def _judge(spec: EvaluateSpec, pairs: list[Pair], responses: list[str], truncated: list[bool]) -> list[Verdict]:
+    """The verifier's verdict on each response. One that it cannot judge is not correct.
+
+    Raises:
+        VerificationError: it does not work.
+    """
     settings, pattern = spec.verification, spec.answer_pattern
     cases = [
         case_of(pair, response, settings, pattern, truncated=cut)
         for pair, response, cut in zip(pairs, responses, truncated, strict=True)
     ]
     with open_verifier(settings, pattern) as verifier:
-        verdicts = verifier.verify(cases)
-    reasons = Counter(found.reason for found in verdicts if found.verdict == "undecided")
-    if reasons:
-        log.warning("%d of %d held-out answers are undecided: %s", reasons.total(), len(verdicts), dict(reasons))
-    return [found.verdict == "right" for found in verdicts]
+        return verifier.verify(cases)

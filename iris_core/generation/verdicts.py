@@ -13,10 +13,10 @@ from iris_core.common.parquet import write_parquet
 from iris_core.data.judged import case_of
 from iris_core.data.pairs import Pair
 from iris_core.pipeline.specs import GenerateSpec
+from iris_core.verification.verdicts import NO_REFERENCE
 from iris_core.verification.verifier import open_verifier
 
 VERDICTS = "verdicts"
-MAX_UNDECIDED = 0.1  # share of undecided responses above which there is a warning
 MIN_MIXED = 0.05  # share of prompts with right and wrong responses below which there is a warning
 SCHEMA = pa.schema(
     [
@@ -59,36 +59,24 @@ def write_verdicts(path: Path, spec: GenerateSpec, responses: Path, shard: list[
 
 
 def count_verdicts(rows: list[dict[str, Any]], verdicts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of verdicts, as `GenerateMetrics` has them.
+    """Counts of verdicts, as `GenerateMetrics` has them. Held-out prompts count that `evaluate` has a verdict on, too.
 
     Args:
         rows: responses of both splits.
         verdicts: on each of them, in their order.
     """
-    splits: dict[str, list[tuple[str, str]]] = {"train": [], "heldout": []}
+    splits: dict[str, list[tuple[str, str, str]]] = {"train": [], "heldout": []}
     for row, found in zip(rows, verdicts, strict=True):
-        splits[row["split"]].append((row["prompt_id"], found["verdict"]))
-    trained = Counter(verdict for _, verdict in splits["train"])
-    right, wrong = ({prompt for prompt, found in splits["train"] if found == name} for name in ("right", "wrong"))
-    heldout = [verdict == "right" for _, verdict in splits["heldout"]]
+        splits[row["split"]].append((row["prompt_id"], found["verdict"], found["reason"]))
+    trained = Counter(verdict for _, verdict, _ in splits["train"])
+    right, wrong = ({prompt for prompt, found, _ in splits["train"] if found == name} for name in ("right", "wrong"))
+    heldout = [verdict == "right" for _, verdict, reason in splits["heldout"] if reason != NO_REFERENCE]
     return {
         **{name: trained[name] for name in ("right", "wrong", "undecided")},
-        "judged_prompts": len({prompt for prompt, _ in splits["train"]}),
+        "judged_prompts": len({prompt for prompt, *_ in splits["train"]}),
         "mixed": len(right & wrong),
         "heldout_right": sum(heldout) / len(heldout) if heldout else None,
     }
-
-
-def undecided_warnings(verdicts: list[dict[str, Any]]) -> list[str]:
-    """A warning if many responses could not be judged."""
-    reasons = Counter(found["reason"] for found in verdicts if found["verdict"] == "undecided")
-    if reasons.total() <= MAX_UNDECIDED * len(verdicts):
-        return []
-    (reason, count), *_ = reasons.most_common(1)
-    return [
-        f"verification: {reasons.total()} of {len(verdicts)} synthetic responses are undecided, {count} of them for "
-        f"the reason {reason!r}"
-    ]
 
 
 def mixed_warnings(counts: dict[str, Any], samples: int) -> list[str]:

@@ -63,7 +63,8 @@ class GenerateMetrics(Metrics):
         undecided: those it could not judge.
         judged_prompts: how many prompts they answer.
         mixed: how many of these prompts have both right and wrong responses.
-        heldout_right: share of the responses to held-out prompts that are right.
+        heldout_right: share of the responses to held-out prompts that are right, of those with something to compare
+            with.
     """
 
     prompts: int
@@ -124,7 +125,8 @@ class StepMetrics(Part):
     Attributes:
         steps: how many.
         loss: of the last step.
-        ess_annotated: effective sample size of the weights on annotated responses.
+        ess_annotated: effective sample size of the weights on annotated responses, over the steps with such weights;
+            None where no step has any.
         ess_synthetic: the same on synthetic responses.
         reward_margin: of the last step; None if its pairs had no synthetic responses.
         reward_accuracy: share of pairs with a positive margin in the last step, likewise.
@@ -139,8 +141,8 @@ class StepMetrics(Part):
 
     steps: int
     loss: Number
-    ess_annotated: Number
-    ess_synthetic: Number
+    ess_annotated: float | None = None
+    ess_synthetic: float | None = None
     reward_margin: float | None = None
     reward_accuracy: float | None = None
     tokens_per_second: Number

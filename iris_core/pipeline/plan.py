@@ -135,7 +135,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
     """The opponent answers every prompt, as often as the objective has a use for; the verifier judges the answers."""
     verification, generation = experiment.verification, experiment.generation
     if not experiment.objective.learns_from_verdicts:
-        generation = generation.model_copy(update={"samples": 1})
+        generation = generation.model_copy(update={"samples": None})
     return GenerateSpec(
         execution=execution_of(experiment),
         policy=state.policy,

@@ -53,6 +53,29 @@ def verifier_digest(settings: VerificationPart) -> str | None:
                 f"verification.databases: {folder} holds no <db_id>/<db_id>.sqlite: give the folder with the databases"
             )
         return folder_digest(folder, DATABASES)
+    return json_digest(list(command_files(settings).values())) if settings.command else None
+
+
+def command_files(settings: VerificationPart) -> dict[str, str]:
+    """SHA-256 of each file that the command names, by its name."""
     files = [os.path.expanduser(part) for part in settings.command or []]
-    found = [file_digest(Path(file)) for file in files if os.path.isfile(file)]
-    return json_digest(found) if settings.command else None
+    return {file: file_digest(Path(file)) for file in files if os.path.isfile(file)}
+
+
+def check_unwritten(settings: VerificationPart, before: dict[str, str]) -> None:
+    """Checks that the command has not written to a file that it names: every run would have another key.
+
+    Args:
+        settings: the verifier's.
+        before: from `command_files`, before it judged.
+
+    Raises:
+        ConfigError: it has.
+    """
+    after = command_files(settings)
+    if changed := [file for file in {**before, **after} if before.get(file) != after.get(file)]:
+        raise ConfigError(
+            f"verification.command: {changed[0]} changed while the command judged, and the content of the files that "
+            "it names decides whether its verdicts are used again: let it write to a file that no word of it names, as "
+            "in --log=FILE"
+        )

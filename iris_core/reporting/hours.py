@@ -51,7 +51,7 @@ class Work:
 def trained_responses(experiment: Experiment) -> int:
     """Responses to a prompt that a step computes: the annotated one and, by verdicts, all samples of the opponent."""
     if experiment.objective.learns_from_verdicts:
-        return 1 + experiment.generation.samples
+        return 1 + experiment.generation.responses
     return RESPONSES.get(experiment.objective.name, 2)
 
 

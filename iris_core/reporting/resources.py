@@ -116,9 +116,8 @@ def resources(
         ConfigError: `training.sharding` asks for what the packing does not allow.
     """
     pairs = pairs or experiment.data.max_pairs
-    prompts = prompts if experiment.data.prompts_path else 0
-    answered = None if pairs is None or prompts is None else pairs + prompts
-    pairs = answered if experiment.objective.learns_from_verdicts else pairs
+    prompts = prompts if experiment.data.prompts_path and experiment.objective.learns_from_verdicts else 0
+    pairs = None if pairs is None or prompts is None else pairs + prompts
     training, devices = experiment.training, machine.devices
     sharding, memory = _trained(experiment, training, sizes, machine, dtype)
     full, width = training.method == "full", 2 if dtype == "bfloat16" else FP32
@@ -134,7 +133,7 @@ def resources(
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         copied=state * _share_of_machine(sharding, devices),
         disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
-        responses=_responses(experiment, answered) if answered else None,
+        responses=_responses(experiment, pairs) if pairs else None,
         traffic=_traffic(sizes, trained * FP32, width, devices.sharing(sharding), devices.count),
         copies=_between_copies(trained * FP32, devices) if sharding == "hybrid" else 0.0,
         weights=sizes.parameters * width / experiment.execution.tensor_parallel,
@@ -159,7 +158,7 @@ def _assumed(training: TrainingPart) -> list[str]:
 def _responses(experiment: Experiment, prompts: int) -> float:
     """Bytes of all responses to that many prompts that are trained on, each as long as it may be."""
     generation = experiment.generation
-    samples = generation.samples if experiment.objective.learns_from_verdicts else 1
+    samples = generation.responses if experiment.objective.learns_from_verdicts else 1
     count = prompts * samples + experiment.data.heldout
     return float(experiment.iterations * count * generation.max_new_tokens * RESPONSE_TOKEN)
 

@@ -155,8 +155,8 @@ def champion(store: Store) -> Champion | None:
 
 def cells(row: Row) -> list[str]:
     """The row as text, a cell for each of `HEADERS`."""
-    sizes = [size for size in (row.ess_annotated, row.ess_synthetic) if size is not None]
-    ess = " / ".join(f"{size:.2f}" for size in sizes)
+    sizes = (row.ess_annotated, row.ess_synthetic)
+    ess = " / ".join("–" if size is None else f"{size:.2f}" for size in sizes) if any(sizes) else ""
     error = "" if row.stderr is None else f" ± {100 * row.stderr:.1f}"
     average = "" if row.average is None else f"{100 * row.average:.1f}{error}"
     shown = {

@@ -3,9 +3,10 @@
     spider/  train_spider.json, train_others.json, dev.json, database/<db_id>/<db_id>.sqlite
     bird/    train/train.json, train/train_databases/…, dev/dev.json, dev/dev_databases/…
 
-Rows have `question`, `db_id`, the query as `query` (Spider) or `SQL` (BIRD), and BIRD's `evidence`. What is written has
-a prompt with the database's schema (`prompts`), the query as the response, and a reference for the verifier `sql`. A
-database is in one split only: the questions for training on held-out databases are left out.
+Rows have `question`, `db_id`, the query as `query` (Spider) or `SQL` (BIRD), and BIRD's `evidence`. The schema is read
+from the databases: `tables.json` and BIRD's `database_description` are not read. What is written has a prompt with the
+schema (`prompts`), the query as the response, and a reference for the verifier `sql`. A database is in one split only:
+the questions for training on held-out databases are left out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from iris_core.common.errors import DataError
 from iris_core.common.files import write_atomic
 from iris_core.sql.execution import Limits, QueryFailed, execute
 from iris_core.sql.prompts import DETAILS, Budget, prompt
+from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table, read_schema
 
 TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
@@ -29,7 +31,8 @@ HELDOUT = ("dev.json", "dev/dev.json")
 DATABASES = ("database", "train_databases", "dev_databases", "train/train_databases", "dev/dev_databases")
 Row = dict[str, Any]  # of a file of pairs
 
-GOLD = Limits(seconds=30.0, rows=1_000_000, result_bytes=1_000_000_000, memory_bytes=2_000_000_000)
+GOLD = Limits(seconds=30.0, memory_bytes=2_000_000_000)  # the verifier has the same limits of rows and bytes
+NO_EVIDENCE = "False"  # what some files of BIRD have in place of ""
 
 
 class Question(NamedTuple):
@@ -59,7 +62,7 @@ class Folder:
     def databases(self) -> dict[str, Path]:
         """The file of each database, by its name."""
         folders = [self.path / name for name in DATABASES if (self.path / name).is_dir()]
-        files = (file for folder in folders for file in sorted(folder.glob("*/*.sqlite")))
+        files = (file for folder in folders for file in sorted(folder.rglob("*.sqlite")))  # BIRD's archives nest it
         return {file.stem: file for file in files if file.stem == file.parent.name}
 
     @cached_property
@@ -94,11 +97,13 @@ class Report:
         written: pairs, by file.
         left_out: questions that are not used, by reason.
         shortened: prompts with less than the whole schema, by the detail that they have.
+        unproven: pairs whose query finds nothing, so that the result of another query proves nothing, by file.
     """
 
     written: dict[str, int] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     shortened: Counter[str] = field(default_factory=Counter)
+    unproven: Counter[str] = field(default_factory=Counter)
 
 
 def read_questions(file: Path) -> list[Question]:
@@ -108,18 +113,34 @@ def read_questions(file: Path) -> list[Question]:
         DataError: it is not a list of objects with question, db_id and query or SQL.
     """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        return [_question(row) for row in rows]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{file} is not a list of objects with question, db_id and query or SQL ({error!r}): fix it"
-        ) from error
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON in UTF-8 ({error}): fix it") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{file} is {type(rows).__name__}, not a list of questions: give the file as released")
+    return [_question(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _question(row: dict[str, Any]) -> Question:
-    query = row["query"] if "query" in row else row["SQL"]
-    evidence = row.get("evidence") or ""
-    return Question(row["db_id"], row["question"].strip(), query.strip().removesuffix(";").strip(), evidence.strip())
+def _question(row: Any, where: str) -> Question:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is {type(row).__name__}, not an object with question, db_id and query or SQL: fix it")
+    found = [_text(row, name, where) for name in ("db_id", "question", "query" if "query" in row else "SQL")]
+    db_id, question, query = found
+    evidence = _text(row, "evidence", where) if row.get("evidence") else ""
+    hint = "" if evidence == NO_EVIDENCE else evidence
+    return Question(db_id, question, query.removesuffix(";").strip(), hint)
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str:
+    """A value that must be text."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {name} is {value!r:.80}, not text: every row needs question, db_id and query or SQL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {name} has half of a surrogate pair, {value!r:.80}: fix it") from None
+    return value.strip()
 
 
 def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
@@ -137,24 +158,33 @@ def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
     """
     report, heldout = Report(), source.heldout_databases
     train = [each for each in source.train if each.db_id not in heldout]
-    report.left_out.update({"on a held-out database": len(source.train) - len(train)})
+    if left_out := len(source.train) - len(train):
+        report.left_out["on a held-out database"] = left_out
     for name, questions in (("pairs", train), ("heldout", source.heldout)):
-        rows = list(pairs(questions, source.databases, budget, report))
+        file = f"{name}.jsonl"
+        rows = list(pairs(questions, source.databases, budget, report, file))
         if not rows:
-            raise DataError(f"{source.path} has no usable question for {name}.jsonl: {dict(report.left_out)}")
-        write_rows(out / f"{name}.jsonl", rows)
-        report.written[f"{name}.jsonl"] = len(rows)
+            raise DataError(f"{source.path} has no usable question for {file}: {dict(report.left_out)}")
+        write_rows(out / file, rows)
+        report.written[file] = len(rows)
     link_databases(source.databases, out / "databases")
     return report
 
 
-def pairs(questions: list[Question], databases: dict[str, Path], budget: Budget, report: Report) -> Iterator[Row]:
-    """Rows with prompt, response and reference for the usable `questions`; the others are counted in `report`."""
+def pairs(
+    questions: list[Question], databases: dict[str, Path], budget: Budget, report: Report, file: str
+) -> Iterator[Row]:
+    """Rows of `file` for the usable `questions`; what is unusual of them, and the others, are counted in `report`."""
     schemas: dict[str, list[Table]] = {}
     seen: set[tuple[str, str]] = set()
     for each in questions:
         if problem := _problem(each, databases, seen):
             report.left_out[problem] += 1
+            continue
+        try:
+            result = execute(databases[each.db_id], each.query, GOLD)
+        except QueryFailed:
+            report.left_out["its query does not run, or is over a limit"] += 1
             continue
         seen.add((each.db_id, each.question))
         if each.db_id not in schemas:
@@ -165,6 +195,8 @@ def pairs(questions: list[Question], databases: dict[str, Path], budget: Budget,
             continue
         if made.detail != DETAILS[0].name:
             report.shortened[made.detail] += 1
+        if not tells_something(result):
+            report.unproven[file] += 1
         yield row(made.text, each)
 
 
@@ -192,10 +224,6 @@ def _problem(question: Question, databases: dict[str, Path], seen: set[tuple[str
         return "asked twice"
     if question.db_id not in databases:
         return "its database is missing"
-    try:
-        execute(databases[question.db_id], question.query, GOLD)
-    except QueryFailed:
-        return "its query does not run"
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def read_schema(database: Path) -> list[Table]:
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
             )
             tables = [_table(connection, name) for (name,) in names.fetchall()]
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # names of columns may be in no known encoding
         raise DataError(f"{database} cannot be read as a SQLite database ({error}): replace it") from error
     if not tables:
         raise DataError(f"{database} has no table: replace it, or leave out its questions")
@@ -64,9 +65,21 @@ def read_schema(database: Path) -> list[Table]:
 
 
 def quoted(name: str) -> str:
-    """A name as SQL writes it: between double quotes where it is not a plain word."""
-    plain = name.isidentifier() and name.isascii()
-    return name if plain else '"' + name.replace('"', '""') + '"'
+    """A name as SQL writes it: between double quotes where it is not a plain word, or is a keyword."""
+    return name if _is_plain(name) else '"' + name.replace('"', '""') + '"'
+
+
+@cache
+def _is_plain(name: str) -> bool:
+    """Whether SQLite takes `name` for a table and its column; it has no other list of its keywords."""
+    if not (name.isidentifier() and name.isascii()):
+        return False
+    query = f"WITH {name}({name}) AS (SELECT 7) SELECT {name} FROM {name} WHERE {name} = 7"
+    try:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            return connection.execute(query).fetchall() == [(7,)]  # current_date and true have other values
+    except sqlite3.Error:
+        return False
 
 
 def _table(connection: sqlite3.Connection, name: str) -> Table:
@@ -90,7 +103,12 @@ def _table(connection: sqlite3.Connection, name: str) -> Table:
 
 
 def _samples(values: tuple[Any, ...]) -> tuple[str, ...]:
-    """The first different values as SQL literals, without blobs and long text."""
-    usable = [value for value in values if isinstance(value, int | float | str) and len(str(value)) <= LONGEST_SAMPLE]
+    """The first different values as SQL literals, without blobs, long text and what a query cannot contain."""
+    usable = [value for value in values if isinstance(value, int | float | str) and _is_sample(str(value))]
     literals = (str(value) if not isinstance(value, str) else "'" + value.replace("'", "''") + "'" for value in usable)
     return tuple(list(dict.fromkeys(literals))[:MOST_SAMPLES])
+
+
+def _is_sample(text: str) -> bool:
+    """Whether a value is short, on one line and was UTF-8."""
+    return len(text) <= LONGEST_SAMPLE and text.isprintable() and "\N{REPLACEMENT CHARACTER}" not in text

@@ -15,6 +15,11 @@ except ModuleNotFoundError as error:
 
 # a block, on one line where it names its language; then code within a line, which is none
 FENCE = re.compile(r"```[ \t]*(?:(?:sqlite|sql)\b|\w*[ \t]*\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE)
+SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
+# what may hold a parenthesis or ORDER BY that is none: text, names, comments; then parentheses and ORDER BY
+ORDER = re.compile(
+    rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|{SPACE}+|[()]|\border{SPACE}++by\b""", re.DOTALL | re.IGNORECASE
+)
 CLAUSES = ("with_", "from_", "joins", "where", "group", "having", "expressions", "distinct", "limit", "offset")
 
 
@@ -44,14 +49,17 @@ def parse(query: str) -> exp.Query:
 
 
 def is_ordered(query: str) -> bool:
-    """Whether the order of the rows counts: there is an ORDER BY at the top level.
+    """Whether the order of the rows of a query that SQLite executes counts: an ORDER BY is in no parentheses.
 
-    Raises:
-        NotParsed: the query has an ORDER BY somewhere and cannot be parsed.
+    sqlglot is not asked: there are queries that SQLite executes and it cannot parse.
     """
-    if not re.search(r"\border\s+by\b", query, re.IGNORECASE):
-        return False
-    return parse(query).unnest().args.get("order") is not None
+    depth = 0
+    for found in ORDER.finditer(query):
+        token = found.group()
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token[:5].lower() == "order":
+            return True
+    return False
 
 
 def normal_form(query: str) -> str:
@@ -67,14 +75,13 @@ def normal_form(query: str) -> str:
         raise NotParsed("it is nested too deeply") from None
 
 
-def reads_columns(query: str) -> bool:
-    """Whether the query reads or counts something in a table; others give a constant.
-
-    Raises:
-        NotParsed: it cannot be parsed.
-    """
-    tree = parse(query)
-    return tree.find(exp.Table) is not None and tree.find(exp.Column, exp.Star, exp.Count) is not None
+def is_constant(query: str) -> bool:
+    """Whether the query reads and counts nothing in a table. One that cannot be parsed may read something."""
+    try:
+        tree = parse(query)
+    except NotParsed:
+        return False
+    return tree.find(exp.Table) is None or tree.find(exp.Column, exp.Star, exp.Count) is None
 
 
 def same_parts(first: str, second: str) -> bool:
@@ -82,6 +89,8 @@ def same_parts(first: str, second: str) -> bool:
 
     This is Spider's exact-set match with values, approximately: see docs/sql.md.
     """
+    if first == second:  # sqlglot may be unable to parse it
+        return True
     try:
         return _parts(_without_aliases(parse(first))) == _parts(_without_aliases(parse(second)))
     except (NotParsed, RecursionError):

@@ -12,11 +12,14 @@ from pathlib import Path
 from iris_core.sql.execution import Limits, QueryFailed, Row, execute
 from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
+from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table
-from iris_core.sql.statements import NotParsed, normal_form, reads_columns
+from iris_core.sql.statements import NotParsed, is_constant, normal_form, query_in
 
 MAX_ROWS, MAX_COLUMNS = 100, 8  # of a result that somebody would ask for
 LONGEST_QUESTION = 300  # characters
+QUERY_LINE = re.compile(r"(select|with)\b.*\bfrom\b", re.IGNORECASE)
+LIST_MARK = re.compile(r"^[\s\d.)*`-]+")  # before a query in a list
 
 
 def query_prompt(db_id: str, tables: list[Table], examples: list[Question], budget: Budget) -> str | None:
@@ -25,6 +28,16 @@ def query_prompt(db_id: str, tables: list[Table], examples: list[Question], budg
     task = f"Queries on other databases:\n{lines}\nWrite one other SQLite query on this database and nothing else."
     found = with_schema(db_id, tables, task, budget, about="")
     return found.text if found.fits else None
+
+
+def queries_in(response: str) -> list[str]:
+    """What may be a query in a response: all of it, and each line that begins like one.
+
+    After examples, each on its line, a model often writes several. Nothing is parsed: a response may be anything.
+    """
+    whole = query_in(response)
+    lines = (LIST_MARK.sub("", line).rstrip("; `") for line in whole.splitlines())
+    return list(dict.fromkeys([whole, *(line for line in lines if QUERY_LINE.match(line))]))
 
 
 def question_prompt(candidate: Question, tables: list[Table], examples: list[Question], budget: Budget) -> str | None:
@@ -47,7 +60,7 @@ def question_in(response: str) -> str:
 def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
     """Why a query is not worth a question; "" if it is. `known` holds the normal forms of queries that there are."""
     try:
-        form, reads = normal_form(query), reads_columns(query)
+        form = normal_form(query)
         rows = execute(database, query, limits)
     except NotParsed:
         return "not a query"
@@ -55,14 +68,14 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
         return "does not run"
     if form in known:
         return "known"
-    if not reads:
+    if is_constant(query):
         return "no column"
     return problem_of_result(rows)
 
 
 def problem_of_result(rows: list[Row]) -> str:
     """Why a result is not worth a question; "" if it is."""
-    if not any(value not in (None, 0, "") for row in rows for value in row):
+    if not tells_something(rows):
         return "empty result"
     if len(rows) > MAX_ROWS or len(rows[0]) > MAX_COLUMNS:
         return "large result"

@@ -59,7 +59,7 @@ def measure(
             synthetic_kl_per_token=float((old - new)[:, 2].sum() / tokens[:, 2].sum()),
         ),
         train=steps,
-        warnings=[*gap_warnings(gap), *_few_pairs(len(groups)), *_no_weights(steps)],
+        warnings=[*gap_warnings(gap), *_few_pairs(len(groups)), *_no_weights(spec, steps)],
     )
 
 
@@ -80,12 +80,13 @@ def _few_pairs(pairs: int) -> list[str]:
     return [f"{pairs} held-out pairs: intervals of fewer than {FEWEST} may be too short; raise data.heldout"]
 
 
-def _no_weights(steps: StepMetrics) -> list[str]:
+def _no_weights(spec: TrainSpec, steps: StepMetrics) -> list[str]:
     if steps.up != 0 or steps.down != 0:
         return []
+    left = "nothing was learned" if spec.objective.name == "spin" else "annotated pairs alone were trained on"
     return [
-        "verification: no response had a weight, so that annotated pairs alone were trained on: raise "
-        "generation.samples, or add prompts that are answered right at times"
+        f"verification: no response had a weight, so that {left}: raise generation.samples, or add prompts that are "
+        "answered right at times"
     ]
 
 
@@ -103,10 +104,8 @@ def summary(history: Path, synthetic: Mapping[str, int]) -> StepMetrics:
     """Means over the steps of an iteration, its last loss, and how its `synthetic` responses were used."""
     rows = [json.loads(line) for line in history.read_text().splitlines()]
 
-    def mean(name: str) -> float:
-        return float(sum(row[name] for row in rows) / len(rows))
-
-    def mean_where_known(name: str) -> float | None:
+    def mean(name: str) -> float | None:
+        """Over the steps that have it."""
         found = [row[name] for row in rows if name in row]
         return sum(found) / len(found) if found else None
 
@@ -118,10 +117,10 @@ def summary(history: Path, synthetic: Mapping[str, int]) -> StepMetrics:
         ess_synthetic=mean("ess/synthetic"),
         reward_margin=last.get("reward/margin"),
         reward_accuracy=last.get("reward/accuracy"),
-        tokens_per_second=mean("tokens_per_second"),
+        tokens_per_second=float(sum(row["tokens_per_second"] for row in rows) / len(rows)),
         memory_gb=max(row["memory_gb"] for row in rows),
         synthetic=dict(synthetic),
-        share_right=mean_where_known("verified/share_right"),
-        up=mean_where_known("verified/up"),
-        down=mean_where_known("verified/down"),
+        share_right=mean("verified/share_right"),
+        up=mean("verified/up"),
+        down=mean("verified/down"),
     )

@@ -12,14 +12,14 @@ from iris_core.objectives.losses import SampleWeights, effective_sample_size
 
 
 def weight_metrics(side: str, weights: Tensor) -> dict[str, float]:
-    """Effective share and largest of the per-pair gradient coefficients of one kind of responses; 0 without pairs.
+    """Effective share and largest of the per-pair gradient coefficients of one kind of responses; none without pairs.
 
     Args:
         side: "annotated" or "synthetic".
         weights: the coefficients, shape [pairs].
     """
     if not len(weights):
-        return {f"ess/{side}": 0.0, f"weight_max/{side}": 0.0}
+        return {}
     share = effective_sample_size(weights).item() / len(weights)
     return {f"ess/{side}": share, f"weight_max/{side}": weights.max().item()}
 

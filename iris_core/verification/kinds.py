@@ -8,8 +8,6 @@ from types import ModuleType
 from iris_core.config import VerificationPart
 from iris_core.verification.verdicts import Judge
 
-NEED_REFERENCE = ("answer", "math", "sql")  # these compare with a reference; the others judge a response by itself
-
 
 def check(settings: VerificationPart) -> None:
     """Checks what the verifier needs: files, programs, packages.

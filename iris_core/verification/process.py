@@ -13,10 +13,9 @@ from contextlib import suppress
 from iris_core.common.errors import VerificationError
 from iris_core.config import VerificationPart
 from iris_core.execution.supervision import how_ended
-from iris_core.verification.verdicts import Case, Verdict, parse_verdict, short
-from iris_core.verification.worker import MEMORY, READY, Request
+from iris_core.verification.verdicts import MEMORY, TIMEOUT, Case, Verdict, parse_verdict, short
+from iris_core.verification.worker import READY, Request
 
-TIMEOUT = "timeout"
 START_S = 120.0  # for imports, on a busy machine
 END_S = 2.0  # for a process that has closed its output to end
 LONGEST_LINE = 1_000_000  # bytes of a verdict

@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
-from iris_core.sql.execution import Limits, QueryFailed, Row, database_file, execute
-from iris_core.sql.results import same_result
-from iris_core.sql.statements import NotParsed, is_ordered, query_in, same_parts
+from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute
+from iris_core.sql.results import same_result, tells_something
+from iris_core.sql.statements import is_constant, is_ordered, query_in, same_parts
 from iris_core.verification.verdicts import Case, Judge, Verdict
 
 SAME_PARTS, SAME_RESULT = "same parts", "same result"  # why a response is right
+CONSTANT = "it reads nothing of the database"  # why one with the same result is wrong
+NOTHING_FOUND = "another query, and both find nothing"  # why one with the same result is undecided
 TIME_SHARE = 0.4  # of the time for a verdict that one of the two queries may take
 MEMORY_SHARE = 0.25  # of the process's memory that SQLite may take
 KEPT = 4  # results of references: the responses to one prompt follow each other
@@ -61,7 +63,9 @@ def open_judge(settings: VerificationPart) -> Judge:
         assert case.reference is not None
         try:
             wanted = expected(case.reference)
-        except (QueryFailed, NotParsed, ValueError, KeyError, TypeError) as error:
+        except QueryStopped as error:
+            return Verdict("undecided", f"{error} (the reference)")
+        except (QueryFailed, ValueError, KeyError, TypeError) as error:
             return Verdict("undecided", f"the reference: {error}")
         return compare(case.response, wanted, limits)
 
@@ -73,7 +77,6 @@ def read_reference(folder: Path, reference: str, limits: Limits) -> Expected:
 
     Raises:
         QueryFailed: it has no result.
-        NotParsed: it has an ORDER BY, and whether at the top level is not known.
         ValueError, KeyError, TypeError: the reference is not what it must be.
     """
     found = json.loads(reference)
@@ -82,15 +85,24 @@ def read_reference(folder: Path, reference: str, limits: Limits) -> Expected:
 
 
 def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
-    """Right if the query in `response` has the wanted result."""
+    """Right if the query in `response` has the wanted result, and that is not one of many other queries, too.
+
+    Undecided if it is stopped before it has one.
+    """
     query = query_in(response)
     try:
         rows = execute(wanted.database, query, limits)
+    except QueryStopped as error:
+        return Verdict("undecided", str(error))
     except QueryFailed as error:
         return Verdict("wrong", str(error))
     if not same_result(rows, wanted.rows, ordered=wanted.ordered):
         return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
-    return Verdict("right", SAME_PARTS if same_parts(query, wanted.query) else SAME_RESULT)
+    if same_parts(query, wanted.query):
+        return Verdict("right", SAME_PARTS)
+    if is_constant(query):
+        return Verdict("wrong", CONSTANT)
+    return Verdict("right", SAME_RESULT) if tells_something(wanted.rows) else Verdict("undecided", NOTHING_FOUND)
 
 
 def _folder(settings: VerificationPart) -> Path:

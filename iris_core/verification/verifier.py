@@ -20,7 +20,7 @@ from iris_core.verification.verdicts import Case, Verdict
 
 PROCESSES = 8  # at most
 TRUNCATED = "truncated"
-FEWEST = 4  # different responses without a verdict that say something of the program, not of the responses
+FEWEST = 4  # different responses without a verdict that say something of the verifier, not of the responses
 
 
 class Verifier:
@@ -55,17 +55,27 @@ class Verifier:
         """A verdict for each of `cases`, in their order; equal cases are judged once.
 
         Raises:
-            VerificationError: the verifier does not start, or the user's program fails at every case, of some at least.
+            VerificationError: the verifier does not start, or fails at every case, of some at least.
         """
         unique = list(dict.fromkeys(cases))
         found = dict(zip(unique, self._threads.map(self._judge, unique), strict=True))
-        failed = [outcome for outcome in found.values() if isinstance(outcome, NoVerdict)]
-        if len(failed) == len(unique) >= FEWEST and self._settings.command is not None:
-            raise VerificationError(
-                f"verification.command: {' '.join(self._settings.command)!r} gives no verdict on any of {len(unique)} "
-                f"responses ({failed[0]}): it must write a line of JSON for each line that it reads, without delay"
-            )
+        failed = [reason for outcome in found.values() if (reason := _failure(outcome))]
+        if len(failed) == len(unique) >= FEWEST:
+            raise self._useless(len(failed), failed[0])
         return [_final(case, found[case]) for case in cases]
+
+    def _useless(self, responses: int, reason: str) -> VerificationError:
+        settings = self._settings
+        if settings.command is None:
+            return VerificationError(
+                f"verification.kind: {settings.kind} gives no verdict on any of {responses} responses ({reason}): run "
+                "again on a machine with less to do, or raise verification.timeout, which is "
+                f"{settings.timeout:g} s, or verification.memory_gb, which is {settings.memory_gb:g}"
+            )
+        return VerificationError(
+            f"verification.command: {' '.join(settings.command)!r} gives no verdict on any of {responses} responses "
+            f"({reason}): it must write a line of JSON for each line that it reads, without delay"
+        )
 
     def _judge(self, case: Case) -> Verdict | NoVerdict:
         process = self._idle.get()
@@ -86,6 +96,13 @@ def open_verifier(settings: VerificationPart, answer_pattern: str | None) -> Ver
     """
     assert settings.judges
     return Verifier(settings, answer_pattern)
+
+
+def _failure(outcome: Verdict | NoVerdict) -> str | None:
+    """Why the verifier failed at a case; None where it did not."""
+    if isinstance(outcome, NoVerdict):
+        return str(outcome)
+    return outcome.reason if outcome.at_limit else None
 
 
 def _final(case: Case, outcome: Verdict | NoVerdict) -> Verdict:

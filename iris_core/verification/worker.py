@@ -21,12 +21,11 @@ from typing import TextIO
 from iris_core.common.strict import Strict
 from iris_core.config import VerificationPart
 from iris_core.execution.supervision import end_with_parent
-from iris_core.verification.kinds import NEED_REFERENCE, open_judge
+from iris_core.verification.kinds import open_judge
 from iris_core.verification.patterns import extract
-from iris_core.verification.verdicts import Case, Judge, Verdict, short
+from iris_core.verification.verdicts import MEMORY, NO_REFERENCE, Case, Judge, Verdict, short
 
 READY = "ready"  # the first line
-MEMORY = "memory"
 GB = 10**9  # bytes
 
 
@@ -64,7 +63,7 @@ def serve(request: Request, lines: Iterable[str], out: TextIO) -> None:
     for line in lines:
         used = sum(os.times()[:2])
         _limit(resource.RLIMIT_CPU, math.ceil(used + settings.timeout) + 1)
-        verdict = decide(judge, line, request.answer_pattern, needs_reference=settings.kind in NEED_REFERENCE)
+        verdict = decide(judge, line, request.answer_pattern, needs_reference=settings.needs_reference)
         print(verdict.line(), file=out, flush=True)
 
 
@@ -81,7 +80,7 @@ def decide(judge: Judge, line: str, answer_pattern: str | None, *, needs_referen
     try:
         case = Case(**json.loads(line))
         if needs_reference and case.reference is None:
-            return Verdict("undecided", "no reference")
+            return Verdict("undecided", NO_REFERENCE)
         if answer_pattern is not None:
             answer = extract(answer_pattern, case.response)
             if answer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from deployments.cli import app
 from iris_core.common.errors import ConfigError
 from iris_core.common.ports import free_port
 from iris_core.config.recipe import load_recipe
+from iris_core.demo.sql_databases import write_folder
 from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
@@ -188,3 +190,22 @@ def test_demo_inputs_are_made_once_and_by_seed(
     assert files[0].read_text() != files[1].read_text()
     experiment = load_recipe(demo.RECIPES / "demo.yaml", zero)
     assert Path(experiment.model.path) == model.default_path()
+
+
+def test_pairs_for_text_to_sql_are_written_and_counted(tmp_path: Path, tiny_model: Path) -> None:
+    spider, out = tmp_path / "spider", tmp_path / "out"
+    write_folder(spider, seed=0, questions=20)
+    held = json.loads((spider / "dev.json").read_text())
+    queries = ("SELECT name FROM doctor WHERE pay < 0", "SELECT nothing FROM doctor", "SELECT pay FROM doctor")
+    held += [{"db_id": "hospital", "question": f"{query}?", "query": query} for query in queries]
+    (spider / "dev.json").write_text(json.dumps([*held, {**held[0], "db_id": "lost"}]))
+    settings = ("--set", f"model.path={tiny_model}", "--set", "data.max_prompt_tokens=4000")
+    said = run("sql-pairs", "sql-demo", str(spider), "--out", str(out), *settings, code=0)
+    assert [" ".join(line.split()) for line in said.splitlines()] == [
+        "160 pairs.jsonl",
+        "82 heldout.jsonl",
+        "1 of heldout.jsonl: the query finds nothing",
+        "1 left out: its query does not run, or is over a limit",
+        "1 left out: its database is missing",
+    ]
+    assert (out / "databases" / "hospital" / "hospital.sqlite").is_file()

@@ -73,9 +73,11 @@ def test_members_learn_from_verdicts_by_their_name_alone(tmp_path):
 @pytest.mark.integration
 def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_path):
     content = settings(tmp_path, tiny_model, pairs_file)
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "New?"}\n{"prompt": "Newer?"}\n')
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "New?", "response": "Answer: 1"}\n{"prompt": "Newer?", "response": "Answer: 2"}\n'
+    )
     content["generation"]["samples"] = 2
-    content["data"]["prompts_path"] = str(tmp_path / "prompts.jsonl")
+    content["data"] |= {"prompts_path": str(tmp_path / "prompts.jsonl"), "reference_column": "response"}
     experiment = parse_experiment({**content, "verification": {"kind": "answer"}})
     page = compare(experiment, ["rft", "tspin"], [0])
 
@@ -96,7 +98,7 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     again = generate_spec(verified, prepared, prepared.start(verified))
     assert Store.of(verified).folder(again).resolve() == sampled_first
     sampled = {name: manifest(name, "iteration-1/generate").metrics["finish_reasons"] for name in ("rft", "tspin")}
-    assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 20 + 6}
+    assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 18 + 6}
     second = manifest("tspin", "iteration-1/train")
     first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
     assert second.spec["initial_synthetic"]["digest"] == first_answers

@@ -21,7 +21,7 @@ import torch
 
 from iris_core import evaluate
 from iris_core.common.digest import json_digest
-from iris_core.common.errors import ConfigError, EvaluationError
+from iris_core.common.errors import ConfigError, EvaluationError, VerificationError
 from iris_core.config import EvaluationPart, VerificationPart
 from iris_core.data.pairs import Pair, write_pairs
 from iris_core.data.templates import Template
@@ -281,6 +281,38 @@ def test_the_verifier_says_which_held_out_answers_are_correct(
     rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
     assert [row["prompt_id"] for row in rows] == [*(f"id{i}" for i in range(5)), "n"]
     assert manifest.metrics["heldout"]["exact_match"]["value"] == correct
+
+
+@integration
+def test_answers_that_the_verifier_cannot_judge_are_told(tiny_model: Path, pairs: Artifact, tmp_path: Path) -> None:
+    """Not correct, with a reason each and a warning; if none could be judged, there is no accuracy."""
+
+    def judged(name: str, fails: str) -> Manifest:
+        (tmp_path / name).write_text(
+            "import json, sys, time\n"
+            "for line in sys.stdin:\n"
+            f"    if {fails}:\n        sys.exit('no')\n"
+            "    print(json.dumps({'verdict': 'wrong', 'reason': 'so'}), flush=True)\n"
+        )
+        verification = VerificationPart(kind="command", command=[sys.executable, str(tmp_path / name)])
+        digest = verifier_digest(verification)
+        spec = make_spec(tiny_model, pairs, [], verification=verification, verifier_digest=digest)
+        return run(spec, tmp_path / f"out-{name}")
+
+    manifest = judged("some.py", "json.loads(line)['reference'] == 'No pattern here'")
+    rows = pq.read_table(manifest.artifact("heldout").path).to_pylist()
+    crash = "ended with exit code 1: no"
+    assert [(row["verdict"], row["reason"], row["correct"]) for row in rows] == [
+        *[("wrong", "so", False)] * 5,
+        ("undecided", crash, False),
+    ]
+    assert manifest.metrics["warnings"] == [
+        f"verification: 1 of 6 held-out answers are undecided, 1 of them for the reason {crash!r}"
+    ]
+    with pytest.raises(
+        VerificationError, match=r"gives no verdict on any of 6 responses \(ended with exit code 1: no\)"
+    ):
+        judged("all.py", "True")
 
 
 @integration

@@ -293,17 +293,45 @@ def test_prompts_without_annotation_are_new_ones_to_train_on(tiny_model, tmp_pat
     data = {"heldout_path": str(heldout), "reference_column": "gold", **prompts_file(tmp_path, rows)}
     manifest = run_verified(tiny_model, tmp_path, good, **data)
     counts = {name: manifest.metrics[name] for name in ("train_pairs", "heldout_pairs", "prompts", "dropped")}
-    assert counts == {"train_pairs": 12, "heldout_pairs": 2, "prompts": 2, "dropped": {"known prompt": 3}}
-    assert manifest.metrics["warnings"] == []
+    dropped = {"known prompt": 3, "no reference": 1}
+    assert counts == {"train_pairs": 12, "heldout_pairs": 2, "prompts": 1, "dropped": dropped}
+    assert manifest.metrics["warnings"] == [
+        "data.prompts_path: 1 of 2 prompts have nothing in the column 'gold', which verification.kind math compares "
+        "with: they are left out"
+    ]
     pairs = {pair.prompt: pair for pair in load_pairs(manifest.artifact("pairs"))}
     new = pairs["New 0?"]
     assert (new.response, new.response_ids, new.split, new.annotated, new.reference) == ("", [], "train", False, "7")
-    assert (pairs["New 1?"].annotated, pairs["New 1?"].reference) == (False, None)
+    assert "New 1?" not in pairs
     assert (pairs["Question 3?"].annotated, pairs["Question 3?"].reference) == (True, "3")
     assert (pairs["Held 1?"].split, pairs["Held 1?"].reference) == ("heldout", "5")
     tokenizer = loading.load_tokenizer(tiny_model)
     asked = "<|im_start|>user\nNew 0?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(new.prompt_ids) == asked
+
+
+def test_a_row_of_prompts_with_a_held_out_turn_is_left_out_whole(tiny_model, tmp_path):
+    """Its other turn would have the held-out prompt and the annotated answer before it."""
+
+    def row(*texts):
+        roles = ("user", "assistant") * len(texts)
+        return {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
+
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text(lines([row(f"Held {i}?", "It is 5.") for i in range(2)]))
+    good = [row(f"Question {i}?", "It is 5.") for i in range(4)]
+    prompts = [
+        row("HELD 1?", "It is 5.", "And then?", "It is 6."),
+        row("Question 1?", "It is 5.", "And now?", "It is 6."),
+        row("New?", "It is 5."),
+    ]
+    code = 'while input(): print(\'{"verdict": "right"}\', flush=True)'
+    judge = {"kind": "command", "command": [sys.executable, "-c", code]}
+    data = {"heldout_path": str(heldout), **prompts_file(tmp_path, prompts)}
+    manifest = prepare_with(tiny_model, tmp_path, good, judge, **data)
+    found = [pair.prompt for pair in load_pairs(manifest.artifact("pairs")) if not pair.annotated]
+    assert sorted(found) == ["And now?", "New?"]
+    assert manifest.metrics["dropped"] == {"known prompt": 3}
 
 
 @pytest.mark.parametrize(("turns", "references"), [("first", [None]), ("last", ["gold"]), ("all", [None, "gold"])])
@@ -349,6 +377,20 @@ def test_the_verifier_is_proved_on_annotated_responses(tiny_model, tmp_path):
         prepare_with(tiny_model, tmp_path, rows, {"kind": "answer"}, **data)
 
 
+def test_a_command_that_writes_a_file_that_it_names_is_found(tiny_model, tmp_path):
+    """Else each stage would have another key after every run."""
+    judge, log = tmp_path / "judge.py", tmp_path / "judge.log"
+    judge.write_text(
+        "import sys\nfor line in sys.stdin:\n    open(sys.argv[-1].split('=')[-1], 'a').write(line)\n"
+        '    print(\'{"verdict": "right"}\', flush=True)\n'
+    )
+    command = [sys.executable, str(judge)]
+    for _ in range(2):  # the file is new, then it is there
+        with pytest.raises(ConfigError, match=r"^verification.command: \S+/judge.log changed while the command judged"):
+            prepare_with(tiny_model, tmp_path, GOOD, {"kind": "command", "command": [*command, "--log", str(log)]})
+    prepare_with(tiny_model, tmp_path, GOOD, {"kind": "command", "command": [*command, f"--log={log}"]})
+
+
 def test_what_the_verifier_lacks_is_found_before_the_data_is_read(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="verification.command: there is no program 'no-such-program'"):
         prepare_with(tiny_model, tmp_path, [], {"kind": "command", "command": ["no-such-program"]})
@@ -359,7 +401,7 @@ def test_what_the_verifier_lacks_is_found_before_the_data_is_read(tiny_model, tm
 
 def test_the_pairs_beyond_the_most_can_be_prompts(tiny_model, tmp_path):
     """`max_pairs` cuts annotated pairs only; the file of pairs gives its other prompts."""
-    data = {"max_pairs": 4, **prompts_file(tmp_path, GOOD)}
+    data = {"max_pairs": 4, "reference_column": "response", **prompts_file(tmp_path, GOOD)}
     manifest = run_verified(tiny_model, tmp_path, GOOD, **data)
     counts = {name: manifest.metrics[name] for name in ("train_pairs", "heldout_pairs", "prompts")}
     assert counts == {"train_pairs": 4, "heldout_pairs": 3, "prompts": 5}
@@ -373,12 +415,20 @@ def test_the_pairs_beyond_the_most_can_be_prompts(tiny_model, tmp_path):
         ([{"prompt": "x" * 40}], {"max_prompt_tokens": 30}, r"prompts.jsonl, row 0: the prompt has \d+ tokens"),
         ([{"question": "x"}], {}, r"prompts.jsonl has no columns of a known format; it has 'question': set"),
         (GOOD, {}, r"prompts.jsonl has no usable pair: \{'known prompt': 12\}"),
+        (
+            [{"prompt": "a"}, {"prompt": "b", "response": ""}],
+            {},
+            r"^data.prompts_path: all 2 prompts have nothing in the column 'response', which verification.kind math "
+            r"compares with: fill it in, or leave prompts_path out$",
+        ),
         ([{"prompt": "a"}], {"reference_column": "gold"}, r"pairs.jsonl has no column 'gold'; it has 'prompt', 'resp"),
     ],
 )
 def test_bad_prompts_are_named(tiny_model, tmp_path, prompts, data, message):
     with pytest.raises(DataError, match=message):
-        run_verified(tiny_model, tmp_path, GOOD, **data, **prompts_file(tmp_path, prompts))
+        run_verified(
+            tiny_model, tmp_path, GOOD, **{"reference_column": "response", **data, **prompts_file(tmp_path, prompts)}
+        )
 
 
 def test_an_annotated_row_without_its_reference_is_named(tiny_model, tmp_path):
@@ -390,7 +440,7 @@ def test_an_annotated_row_without_its_reference_is_named(tiny_model, tmp_path):
 def test_prompts_that_changed_after_they_were_digested(tiny_model, tmp_path):
     path, data = tmp_path / "pairs.jsonl", prompts_file(tmp_path, [{"prompt": "a"}])
     path.write_text(lines(GOOD))
-    settings = {"path": str(path), "heldout": 3, **data}
+    settings = {"path": str(path), "heldout": 3, "reference_column": "response", **data}
     experiment = {"name": "t", "model": {"path": str(tiny_model)}, "verification": {"kind": "math"}, "data": settings}
     spec = plan.prepare_spec(parse_experiment(experiment))
     prompts_file(tmp_path, [{"prompt": "b"}])

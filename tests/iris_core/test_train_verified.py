@@ -143,13 +143,21 @@ def test_rft_raises_right_samples(spec, tmp_path):
     assert "reward/wrong" not in rows[0]
 
 
-def test_undecided_samples_have_no_effect(spec, tmp_path):
-    """Verdicts that decide nothing: annotated pairs are trained on alone."""
-    undecided = with_verdicts(spec, tmp_path / "verdicts", "undecided")
+@pytest.mark.parametrize(
+    ("name", "what"), [("iris", "annotated pairs alone were trained on"), ("spin", "nothing was learned")]
+)
+def test_undecided_samples_have_no_effect(spec, tmp_path, name, what):
+    """Verdicts that decide nothing: annotated pairs are trained on alone, where an objective has a part for them."""
+    objective = OBJECTIVE.model_copy(update={"name": name})
+    undecided = with_verdicts(spec.model_copy(update={"objective": objective}), tmp_path / "verdicts", "undecided")
     manifest = run_stage(undecided, tmp_path / "train", train)
     rows = history(manifest)
-    assert any(line.startswith("verification: no response had a weight") for line in manifest.metrics["warnings"])
+    (line,) = [line for line in manifest.metrics["warnings"] if line.startswith("verification: no response had a")]
+    assert what in line
+    assert "ess/synthetic" not in rows[0]
+    assert manifest.metrics["train"]["ess_synthetic"] is None
     assert manifest.metrics["train"]["share_right"] is None
     assert {row["verified/up"] for row in rows} == {row["verified/down"] for row in rows} == {0}
     assert "verified/share_right" not in rows[0]
-    assert rows[-1]["logprob/annotated"] > rows[0]["logprob/annotated"]
+    gain = manifest.metrics["heldout"]["annotated_logprob_gain_per_token"]["value"]
+    assert (abs(gain) > 1e-3) == (name == "iris")

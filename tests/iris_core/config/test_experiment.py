@@ -9,6 +9,7 @@ from iris_core.pipeline.plan import SEED_STRIDE, member, recipe_yaml
 pytestmark = pytest.mark.unit
 
 BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
+MATH = {"verification": {"kind": "math"}}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,33 @@ BASE = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
             r"objective: name is rft, and verification.kind is none: set verification.kind, or change the objective$",
         ),
         ({"objective": {"verified": True}}, r"objective: verified is true, and verification.kind is none: set"),
+        *(
+            (
+                {**MATH, "objective": {"name": name, "verified": True}},
+                rf"objective: verified is true, and {name} does not learn from verdicts: leave objective.verified out, "
+                r"or choose one of iris, spin, space, spif$",
+            )
+            for name in ("sft", "tspin", "hinge")
+        ),
+        (
+            {**MATH, "generation": {"samples": 1}},
+            r"^experiment: generation.samples is 1, and iris learns from verdicts only where a prompt has right and "
+            r"wrong responses: raise it \(left out: 4\), or set objective.verified: false$",
+        ),
+        (
+            {**MATH, "generation": {"temperature": 0}},
+            r"^experiment: generation.temperature is 0, and then all 4 responses to a prompt are equal: raise it",
+        ),
+        (
+            {**MATH, "data": {"path": "d", "prompts_path": "p"}},
+            r"^experiment: verification: kind is math, which compares with a reference, and the prompts in "
+            r"data.prompts_path have no annotated response: set data.reference_column, or leave data.prompts_path out$",
+        ),
+        (
+            {"verification": {"timeout": 1e10}},
+            r"verification.timeout: Input should be less than or equal to 86400 \(got 10000000000.0\)",
+        ),
+        ({"verification": {"memory_gb": 1e30}}, r"verification.memory_gb: Input should be less than or equal to 10000"),
         ({"colour": 1}, r"colour: unknown key; known here: name, iterations"),
     ],
 )
@@ -232,7 +260,6 @@ def test_every_seed_and_iteration_samples_with_a_seed_of_its_own():
         ("math", {"name": "spif"}, True),
         ("math", {"verified": False}, False),
         ("math", {"name": "sft"}, False),
-        ("math", {"name": "sft", "verified": True}, False),  # as every setting that an objective does not use
         ("math", {"name": "rft"}, False),
     ],
 )
@@ -240,6 +267,45 @@ def test_an_objective_learns_from_verdicts_where_it_can(kind, objective, verifie
     experiment = parse_experiment({**BASE, "verification": {"kind": kind}, "objective": objective})
     assert experiment.objective.verified is verified
     assert parse_experiment(yaml12.read(recipe_yaml(experiment)).value) == experiment
+
+
+@pytest.mark.parametrize(
+    ("content", "samples", "written"),
+    [
+        ({}, None, None),
+        ({"generation": {"samples": 1}}, None, None),
+        (MATH, 4, 4),
+        ({**MATH, "objective": {"name": "rft"}}, 4, 4),
+        ({**MATH, "objective": {"name": "rft"}, "generation": {"samples": 1, "temperature": 0}}, 1, 1),
+        ({**MATH, "generation": {"samples": 2}}, 2, 2),
+        ({**MATH, "objective": {"verified": False}}, None, None),
+        ({**MATH, "objective": {"name": "sft"}, "generation": {"temperature": 0}}, None, None),
+        ({**MATH, "objective": {"name": "sft"}, "generation": {"samples": 8}}, 8, 8),
+    ],
+)
+def test_samples_are_four_where_verdicts_are_learned_from(content, samples, written):
+    """And there alone in what is recorded. Another objective takes what the recipe says, or its own default."""
+    experiment = parse_experiment({**BASE, **content})
+    assert experiment.generation.samples == samples
+    recorded = yaml12.read(recipe_yaml(experiment)).value
+    assert recorded["generation"].get("samples") == written
+    assert parse_experiment(recorded) == experiment
+    other = {**experiment.model_dump(), "objective": {"name": "rft"}, **MATH}
+    if experiment.generation.temperature > 0:
+        assert parse_experiment(other).generation.samples == (samples or 4)
+
+
+def test_a_weight_that_does_not_count_is_in_no_key():
+    """A search over ρ trains a baseline once."""
+
+    def keyed(**objective):
+        return parse_experiment({**BASE, **MATH, "objective": objective}).objective.model_dump()
+
+    for baseline in ({"name": "sft"}, {"name": "tspin"}, {"name": "hinge"}, {"verified": False}):
+        assert keyed(**baseline, verified_weight=9.0) == keyed(**baseline)
+        assert keyed(**baseline)["verified"] is False
+    for name in ("iris", "spin", "space", "spif", "rft"):
+        assert keyed(name=name, verified_weight=9.0)["verified_weight"] == 9.0
 
 
 def test_without_a_verifier_a_recipe_is_what_it_was():

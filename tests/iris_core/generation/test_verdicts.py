@@ -31,6 +31,21 @@ def test_shares_are_of_responses_and_of_prompts() -> None:
     assert line.startswith("verification: 2 of 13 synthetic responses are undecided")
 
 
+def test_held_out_prompts_without_a_reference_do_not_count():
+    """As in `evaluate`, which does not answer them."""
+    rows, verdicts = judged("rw")
+    rows = [*rows, *({**rows[-1], "prompt_id": name} for name in ("more", "less"))]
+    undecided = [{"verdict": "undecided", "reason": reason} for reason in ("no reference", "timeout")]
+    assert count_verdicts(rows, [*verdicts, *undecided])["heldout_right"] == 1 / 2
+
+
+def test_an_objective_that_learns_nothing_from_verdicts_is_not_told_what_they_teach():
+    rows, verdicts = judged(*["w"] * 31)
+    assert summarize(GenerationPart(), rows, verdicts, 1.0).warnings == []
+    (line,) = summarize(GenerationPart(samples=1), rows, verdicts, 1.0).warnings
+    assert "verdicts teach little" in line
+
+
 @pytest.mark.parametrize(
     ("samples", "prompts", "message"),
     [

@@ -199,13 +199,16 @@ def test_samples_count_where_verdicts_are_learned_from(zephyr: Sizes) -> None:
     plain = plan(zephyr, "8xH100-80GB", **judged, objective__verified=False)
     assert plain.hours["train"] == plan(zephyr, "8xH100-80GB", **small).hours["train"]
     assert plan(zephyr, "8xH100-80GB", **judged, objective__name="rft").hours["train"] == needs.hours["train"]
-    unread = plan(zephyr, "8xH100-80GB", **judged, data__prompts_path="p.jsonl")
+    prompts = {"data__prompts_path": "p.jsonl", "data__reference_column": "gold"}
+    unread = plan(zephyr, "8xH100-80GB", **judged, **prompts)
     assert unread.hours["train"] == "not estimated: data.prompts_path is set, and the data is not read yet"
     assert unread.responses is None
-    experiment = recipe(**judged, data__prompts_path="p.jsonl", objective__verified=False)
-    answered = resources(experiment, zephyr, parse_machine("8xH100-80GB"), prompts=9000)
-    assert answered.hours["train"] == plain.hours["train"]  # the prompts are answered, but not trained on
-    assert answered.responses == 2 * (10_000 + 512) * 256 * 8
+    answered = resources(recipe(**judged, **prompts), zephyr, parse_machine("8xH100-80GB"), prompts=9000)
+    assert answered.responses == 2 * (10_000 * 4 + 512) * 256 * 8
+    baseline = recipe(**judged, **prompts, objective__verified=False)
+    ignored = resources(baseline, zephyr, parse_machine("8xH100-80GB"), prompts=9000)
+    assert ignored.hours["train"] == plain.hours["train"]
+    assert ignored.responses == plain.responses == 2 * (1000 + 512) * 256 * 8
 
 
 def test_the_measured_rate_is_that_of_the_benchmark() -> None:

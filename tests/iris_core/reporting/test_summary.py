@@ -84,6 +84,7 @@ def test_cells_fit_the_headers(tmp_path: Path) -> None:
         "0.30 [0.20, 0.40]",
         "30.0 ± 1.0",
     ]
+    assert cells(found[1].model_copy(update={"ess_synthetic": None}))[3] == "50.00 / –"
     lines = markdown(found).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1

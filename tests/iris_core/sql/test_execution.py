@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +91,9 @@ def test_rows(database: Path, query: str, rows: list[tuple[object, ...]]) -> Non
         ),
         ("SELECT " + "(" * 5000 + "1" + ")" * 5000, "overflow|depth|too large"),
         ("SELECT " + "1 + " * 5000 + "1", "depth|too large"),
+        ("SELECT " + "1 + " * 250 + "1", "maximum depth 200"),
+        (" UNION ALL ".join(["SELECT 1"] * 51), "too many terms in compound SELECT"),
+        ("SELECT 'a' LIKE '" + "%a" * 101 + "'", "pattern too complex"),
         ("SELECT '" + "x" * 200_000 + "'", "too large"),
     ],
 )
@@ -111,6 +116,15 @@ def test_a_damaged_or_missing_file(tmp_path: Path) -> None:
         execute(file, "SELECT * FROM t", LIMITS)
 
 
+def test_a_wide_table_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"CREATE TABLE t ({', '.join(f'c{n}' for n in range(300))})")
+        connection.execute("INSERT INTO t (c299) VALUES (7)")
+        connection.commit()
+    assert execute(file, "SELECT * FROM t", LIMITS) == [(None,) * 299 + (7,)]
+
+
 def test_text_that_is_not_utf8_is_read(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
     with closing(sqlite3.connect(file)) as connection:
@@ -124,6 +138,36 @@ def test_text_that_is_not_utf8_is_read(tmp_path: Path) -> None:
 def test_names_that_are_no_database(database: Path, name: str) -> None:
     with pytest.raises(QueryFailed, match="there is no database"):
         database_file(database.parents[1], name)
+
+
+def test_a_name_reaches_no_file_outside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "databases").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out.sqlite").touch()
+    assert (tmp_path / "databases/../out/../out.sqlite").is_file()
+    with pytest.raises(QueryFailed, match=r"there is no database '\.\./out'"):
+        database_file(tmp_path / "databases", "../out")
+
+
+def test_a_file_with_a_write_ahead_log_is_read_without_one(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (7)")
+    before = tmp_path.stat().st_mtime_ns  # which a file beside it would change, even one that is removed again
+    assert execute(file, "SELECT a FROM t", LIMITS) == [(7,)]
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def test_a_sort_is_within_the_limit_of_memory(database: Path) -> None:
+    """In a process of its own: SQLite's limit is the process's, and cannot be raised again."""
+    script = (
+        "import sys; from pathlib import Path; from iris_core.sql.execution import *\n"
+        "query = 'SELECT a.id FROM pet a, pet b ORDER BY b.age, a.age'\n"
+        "try: execute(Path(sys.argv[1]), query, Limits(seconds=60, memory_bytes=4_000_000))\n"
+        "except QueryFailed as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", script, str(database)], capture_output=True, text=True, check=True)
+    assert found.stdout == "memory: it needs more than 4,000,000 bytes\n"
 
 
 def test_file_of_a_database(database: Path) -> None:

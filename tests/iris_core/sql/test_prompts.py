@@ -10,7 +10,7 @@ import pytest
 
 from iris_core.common.errors import DataError
 from iris_core.sql.prompts import Budget, prompt, schema_text
-from iris_core.sql.schema import Table, read_schema
+from iris_core.sql.schema import Table, quoted, read_schema
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +42,29 @@ def test_generated_columns_are_columns(tmp_path: Path) -> None:
             "INSERT INTO t (a) VALUES (3)"
         )
     assert schema_text("d", read_schema(tmp_path / "d.sqlite")).splitlines()[1] == "t(a int: 3, b int: 6, c int: 4)"
+
+
+def test_names_that_sql_would_not_take_as_they_are_written_are_quoted() -> None:
+    found = {name: quoted(name) for name in ("year", "order", "Group", "current_date", "a b", "café", 'a"b', "match")}
+    assert found == {
+        "year": "year",
+        "order": '"order"',
+        "Group": '"Group"',
+        "current_date": '"current_date"',
+        "a b": '"a b"',
+        "café": '"café"',
+        'a"b': '"a""b"',
+        "match": "match",
+    }
+
+
+def test_samples_that_a_query_cannot_contain_are_left_out(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "d.sqlite")) as connection:
+        connection.executescript(
+            "CREATE TABLE t (a TEXT); INSERT INTO t VALUES ('x' || char(0)), ('x' || char(10) || 'y');"
+            "INSERT INTO t VALUES (CAST(x'e4' AS TEXT)), ('é'), ('1')"
+        )
+    assert schema_text("d", read_schema(tmp_path / "d.sqlite")).splitlines()[1] == "t(a text: 'é' '1')"
 
 
 def words(most: int) -> Budget:

@@ -12,10 +12,11 @@ from iris_core.sql.execution import Limits
 from iris_core.sql.prompts import Budget
 from iris_core.sql.questions import Question
 from iris_core.sql.schema import read_schema
-from iris_core.sql.synthesis import problem, query_prompt, question_in, question_prompt
+from iris_core.sql.synthesis import problem, queries_in, query_prompt, question_in, question_prompt
 
 pytestmark = pytest.mark.unit
 
+NAMES, AGES = "SELECT name FROM pet", "SELECT age FROM pet"
 EXAMPLE = Question("other", "How many dogs are there?", "SELECT COUNT(*) FROM dog")
 
 
@@ -52,6 +53,22 @@ def database(tmp_path: Path) -> Path:
 def test_queries(database: Path, query: str, expected: str) -> None:
     known = {"SELECT name FROM pet WHERE age = 6"}
     assert problem(database, query, known, Limits(seconds=60)) == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "queries"),
+    [
+        ("SELECT name\nFROM pet\nWHERE age > 3;", ["SELECT name\nFROM pet\nWHERE age > 3"]),
+        (f"{NAMES}\n{AGES};\nSELECT MAX(", [f"{NAMES}\n{AGES};\nSELECT MAX(", NAMES, AGES]),
+        (f"1. `{NAMES}`;\n- {AGES}", [f"1. `{NAMES}`;\n- {AGES}", NAMES, AGES]),
+        (f"```sql\n{NAMES};\n{AGES};\n```", [f"{NAMES};\n{AGES}", NAMES, AGES]),
+        (NAMES, [NAMES]),
+        ("There are 200 pets.", ["There are 200 pets."]),
+        ("", [""]),
+    ],
+)
+def test_queries_in_a_response(response: str, queries: list[str]) -> None:
+    assert queries_in(response) == queries
 
 
 @pytest.mark.parametrize(

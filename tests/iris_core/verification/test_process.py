@@ -183,6 +183,17 @@ def test_a_program_that_fails_at_every_response_is_an_error(judge, tmp_path) -> 
         judge("command", [(str(number), "") for number in range(4)], **settings)
 
 
+def test_a_verifier_that_never_has_the_time_is_an_error(judge) -> None:
+    message = (
+        r"^verification.kind: answer gives no verdict on any of 4 responses \(timeout\): run again on a machine with "
+        r"less to do, or raise verification.timeout, which is 0.2 s, or verification.memory_gb, which is 2$"
+    )
+    cases = [("a" * (40 + number), "b") for number in range(4)]
+    with pytest.raises(VerificationError, match=message):
+        judge("answer", cases, r"((?:a|a)*b)", timeout=0.2)
+    assert [each.verdict for each in judge("answer", cases[:3], r"((?:a|a)*b)", timeout=0.2)] == ["undecided"] * 3
+
+
 def test_a_program_that_fails_at_few_responses_is_no_error(judge, tmp_path) -> None:
     """The responses may be what is wrong, and they would stop every later run."""
     settings = program(tmp_path, "import time; time.sleep(100)")

@@ -69,6 +69,25 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("sql", "response", "verdict"),
+    [
+        ("SELECT name FROM pet WHERE age > 9", "SELECT name FROM pet WHERE age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT T1.name FROM pet AS T1 WHERE T1.age > 9", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT age FROM pet WHERE name = 'Max'", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT COUNT(*) FROM pet WHERE name = 'Max'", "undecided"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 9", "SELECT 1", "wrong"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT SUM(age > 2) FROM pet", "right"),
+        ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT 2", "wrong"),  # a guess, which says nothing elsewhere
+        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet LIMIT 1", "wrong"),
+    ],
+)
+def test_a_result_that_many_queries_have_does_not_make_one_right(
+    databases: Path, sql: str, response: str, verdict: str
+) -> None:
+    assert open_judge(settings(databases))(case(response, sql)).verdict == verdict
+
+
+@pytest.mark.parametrize(
     ("sql", "db_id", "reason"),
     [
         ("SELECT nam FROM pet", "pets", "the reference: no such column: nam"),
@@ -85,6 +104,25 @@ def test_a_reference_without_result_decides_nothing(databases: Path, sql: str, d
 @pytest.mark.parametrize("reference", ["", "[]", "{}", '{"db_id": "pets"}', '{"db_id": 3, "sql": "x"}', PETS])
 def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -> None:
     assert open_judge(settings(databases))(Case("?", PETS, reference)).verdict == "undecided"
+
+
+def test_a_query_that_is_stopped_decides_nothing(databases: Path) -> None:
+    """For its time, of which it has a part, or memory: on another machine it might be right.
+
+    Other limits depend on the query alone.
+    """
+    many = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c {}) SELECT {} FROM c"
+    endless, long = many.format("", "COUNT(*)"), many.format("LIMIT 20000", "n")
+    judge = open_judge(settings(databases, timeout=0.5))
+    for stopped, whose in ((case(endless), ""), (case(PETS, endless), " (the reference)")):
+        found = judge(stopped)
+        assert (found.verdict, found.reason) == ("undecided", f"timeout: it ran longer than 0.2 s{whose}")
+    large = many.format("LIMIT 900", "zeroblob(900000) AS z") + " ORDER BY z"
+    with open_verifier(settings(databases, timeout=150.0, memory_gb=1.0), None) as verifier:  # SQLite keeps the limit
+        too_large, too_long = verifier.verify([case(large), case(long)])
+    assert (too_large.verdict, too_large.reason) == ("undecided", "memory: it needs more than 250,000,000 bytes")
+    assert too_long.verdict == "wrong"
+    assert too_long.reason.startswith("its result has more than 10,000 rows")
 
 
 def test_missing_databases_are_named(tmp_path: Path) -> None:
