@@ -12,6 +12,8 @@ from mlflow.tracking import MlflowClient
 
 from flows.compare import compare
 from iris_core.config import parse_experiment
+from iris_core.pipeline.members import member
+from iris_core.pipeline.plan import Prepared, generate_spec
 from iris_core.store import Manifest, Store
 from tests.prefect_server import new_server
 
@@ -48,34 +50,41 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     content["generation"]["samples"] = 2
     content["data"]["prompts_path"] = str(tmp_path / "prompts.jsonl")
     experiment = parse_experiment({**content, "verification": {"kind": "answer"}})
-    page = compare(experiment, ["verified", "tspin", "rft"], [0])
+    page = compare(experiment, ["rft", "tspin"], [0])
 
     def manifest(objective: str, place: str) -> Manifest:
         found = Store(tmp_path / "store", f"both-{objective}-seed-0").manifest(place)
         assert found is not None
         return found
 
-    shared = [manifest(name, "iteration-0/generate").folder for name in ("verified", "rft", "tspin")]
-    assert shared[0].resolve() == shared[1].resolve()
-    assert shared[0].resolve() != shared[2].resolve()  # T-SPIN has a use for one response to a prompt
+    def folder(objective: str, place: str) -> Path:
+        return manifest(objective, place).folder.resolve()
+
+    for place in ("prepare", "initial/evaluate"):
+        assert folder("tspin", place) == folder("rft", place)
+    sampled_first = folder("rft", "iteration-0/generate")
+    assert folder("tspin", "iteration-0/generate") != sampled_first  # T-SPIN has a use for one response
+    verified = member(experiment, "verified", 0)
+    prepared = Prepared.of(manifest("rft", "prepare"))
+    again = generate_spec(verified, prepared, prepared.start(verified))
+    assert Store.of(verified).folder(again).resolve() == sampled_first
     sampled = {name: manifest(name, "iteration-1/generate").metrics["finish_reasons"] for name in ("rft", "tspin")}
     assert {name: sum(counts.values()) for name, counts in sampled.items()} == {"rft": 2 * 20 + 6, "tspin": 20 + 6}
     second = manifest("tspin", "iteration-1/train")
     first_answers = manifest("tspin", "iteration-0/generate").outputs["responses"].digest
     assert second.spec["initial_synthetic"]["digest"] == first_answers
     assert manifest("tspin", "iteration-0/train").spec["initial_synthetic"] is None
-    own = manifest("verified", "iteration-1/train").spec
+    own = manifest("rft", "iteration-1/train").spec
     assert own["initial_synthetic"] is None
     assert [each["digest"] for each in own["verdicts"]] == [
-        manifest("verified", "iteration-1/generate").outputs["verdicts"].digest
+        manifest("rft", "iteration-1/generate").outputs["verdicts"].digest
     ]
 
     rows = {row["objective"]: row for row in json.loads((page.parent / "comparison.json").read_text())}
-    assert set(rows) == {"iris verified", "tspin", "rft"}
-    for label, row in rows.items():
-        name = label.replace("iris verified", "verified")
+    assert set(rows) == {"rft", "tspin"}
+    for name, row in rows.items():
         assert row["verifier"] == "answer"
-        assert set(row["differences"]) == set(rows) - {label}
+        assert set(row["differences"]) == set(rows) - {name}
         held = manifest(name, "iteration-1/train").metrics["heldout"]
         assert row["logprob"][-1]["value"] == pytest.approx(held["annotated_logprob_per_token"]["value"], abs=1e-6)
         assert len(row["logprob"]) == len(row["exact_match"]) == 3  # initial and two iterations

@@ -15,7 +15,7 @@ from iris_core.common.errors import DataError
 from iris_core.common.intervals import Interval
 from iris_core.pipeline.members import compare_spec
 from iris_core.reporting import figures
-from iris_core.reporting.comparison import Trajectory, headers, plots, render, trajectories
+from iris_core.reporting.comparison import Trajectory, cells, headers, plots, render, trajectories
 from iris_core.reporting.paired import Difference
 from iris_core.store import Outcome
 from tests.iris_core.small_experiment import PROMPTS, SmallExperiment
@@ -46,6 +46,7 @@ def test_members_are_named_by_objective_and_verdicts(found: list[Trajectory]) ->
     assert [row.objective for row in found] == ["sft", "iris verified"]  # the highest log-prob first
     assert headers(found)[3] == "accuracy (math) [95 %]"
     assert [len(row.exact_match) for row in found] == [2, 2]
+    assert [cells(row)[-1] for row in found] == ["30.0 (miniature)"] * 2
 
 
 def test_differences_are_paired_by_prompt(found: list[Trajectory]) -> None:
