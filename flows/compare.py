@@ -6,28 +6,36 @@ prefect deployment run iris-compare/objectives --watch
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from pydantic import Field
 
 from flows.checks import check_services
 from flows.iris import iris
 from iris_core.common.markup import markdown
 from iris_core.config import Experiment
 from iris_core.config.objective import MemberName
+from iris_core.pipeline.members import members
 from iris_core.pipeline.metrics import CompareMetrics
-from iris_core.pipeline.plan import compared_by_default, member
 from tasks.compare import compare as compare_stage
 from tasks.stage import Finished, artifact_key
 
 SEEDS = [0, 1, 2]
+EACH_ONCE = Field(json_schema_extra={"minItems": 1, "uniqueItems": True})  # Prefect refuses other lists by the schema
 
 
 @flow(name="iris-compare", flow_run_name="{experiment.name}")
-def compare(experiment: Experiment, objectives: list[MemberName] | None = None, seeds: list[int] = SEEDS) -> Path:
+def compare(
+    experiment: Experiment,
+    objectives: Annotated[list[MemberName], EACH_ONCE] | None = None,
+    seeds: Annotated[list[int], EACH_ONCE] = SEEDS,
+) -> Path:
     """Runs the loop for every objective and seed, and gives one table, plots, and the differences by prompt.
 
-    The loops share a store, so that stages with equal inputs run once, such as the sampling of iteration 0.
+    The loops share a store, so that stages with equal inputs run once, such as the sampling of iteration 0. All are
+    measured on the same held-out prompts: those that the experiment itself would hold out.
 
     Args:
         experiment: model, data and settings of all loops; `objective.name` and `seed` are set for each.
@@ -39,12 +47,11 @@ def compare(experiment: Experiment, objectives: list[MemberName] | None = None, 
     Returns:
         The page with table and plot.
     """
+    loops = members(experiment, objectives, seeds)
     store = check_services(experiment)
-    names = compared_by_default(experiment) if objectives is None else objectives
-    members = [member(experiment, name, seed) for seed in seeds for name in names]
-    for loop in members:
+    for loop in loops:
         iris(loop)
-    compared = compare_stage(experiment, members)
+    compared = compare_stage(experiment, loops)
     page = compared.manifest().artifact("page").path
     create_markdown_artifact(
         _text(experiment, compared, page), key=artifact_key(store.home.name, "comparison"), description="comparison"

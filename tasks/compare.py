@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iris_core.config import Experiment
-from iris_core.pipeline.plan import compare_spec
+from iris_core.pipeline.members import compare_spec
 from tasks.stage import Result, perform, stage_task
 
 

@@ -130,6 +130,14 @@ class DataPart(Part):
         None,
         description="Where the held-out pairs are, as in `path`; left out: taken from `path`.",
     )
+    split_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        exclude_if=is_none,
+        description="Seeds what is drawn from the data: held-out pairs, rows of sources with weights, max_pairs; left "
+        "out: seed.",
+    )
     max_prompt_tokens: int = Field(1024, ge=1, description="Longest prompt, in tokens with its chat template.")
     max_response_tokens: int = Field(1024, ge=1, description="Longest annotated response, in tokens.")
     on_invalid: Literal["error", "drop"] = Field(

@@ -10,26 +10,16 @@ from pathlib import Path
 from pydantic import Field
 
 from iris_core.common.digest import model_digest
-from iris_core.common.errors import StoreError
 from iris_core.common.strict import Strict
-from iris_core.config import (
-    Experiment,
-    ObjectiveName,
-    ObjectivePart,
-    Packing,
-    parse_experiment,
-    yaml12,
-)
-from iris_core.config.objective import COMPARED, WITH_INITIAL_RESPONSES, WITH_VERIFIER, MemberName
+from iris_core.config import Experiment, Packing, yaml12
+from iris_core.config.objective import WITH_INITIAL_RESPONSES
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
 from iris_core.pipeline.metrics import ScheduleMetrics, TrainMetrics
 from iris_core.pipeline.specs import (
-    CompareSpec,
     EvaluateSpec,
     GenerateSpec,
-    Member,
     PrepareSpec,
     PublishSpec,
     RegisterSpec,
@@ -38,8 +28,7 @@ from iris_core.pipeline.specs import (
     TrainSpec,
 )
 from iris_core.pipeline.verifier import packages, verifier_digest
-from iris_core.store import Artifact, Execution, Manifest, Policy, Store, versions
-from iris_core.store.places import place_of
+from iris_core.store import Artifact, Execution, Manifest, Policy, versions
 
 SEED_STRIDE = 1000  # above the most iterations, so that no two pairs of seed and iteration share a sampling seed
 
@@ -126,7 +115,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         packing=training.packing,
         lora=training.lora if training.method == "lora" else None,
         gradient_checkpointing=training.gradient_checkpointing,
-        seed=experiment.seed,
+        seed=experiment.seed if data.split_seed is None else data.split_seed,
         versions=versions("transformers", *packages(experiment.verification)),
     )
 
@@ -269,66 +258,6 @@ def publish_spec(experiment: Experiment, run_id: str, report: Path) -> PublishSp
         tracking_uri=experiment.tracking_uri,
         run_id=run_id,
         files=[Artifact.of(file) for file in (report, report.with_suffix(".json"))],
-    )
-
-
-def compared_by_default(experiment: Experiment) -> list[MemberName]:
-    """What a comparison has by default: objectives without verdicts, and those with them where there is a verifier."""
-    return [*COMPARED, *(WITH_VERIFIER if experiment.verification.judges else [])]
-
-
-def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
-    """The loop of a comparison for the member `name` with `seed`, in the same store.
-
-    Raises:
-        ConfigError: the seed is out of range, the loop's name gets too long, or there is no verifier.
-    """
-    objective = experiment.objective
-    trained: ObjectiveName = "iris" if name == "verified" else name
-    if trained != objective.name:
-        beta = ObjectivePart(name=trained).beta
-        objective = objective.model_copy(update={"name": trained, "beta": beta})
-    changed = {
-        "name": f"{experiment.name}-{name}-seed-{seed}",
-        "objective": objective.model_copy(update={"verified": name == "verified"}),
-        "seed": seed,
-    }
-    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
-
-
-def compare_spec(experiment: Experiment, members: list[Experiment]) -> CompareSpec:
-    """The loops of `members` side by side, from their manifests in the store.
-
-    Raises:
-        StoreError: one of them has trained nothing.
-    """
-    return CompareSpec(
-        experiment=experiment.name,
-        execution=execution_of(experiment),
-        tracking_uri=experiment.tracking_uri,
-        members=[_member(loop) for loop in members],
-        versions=versions("mlflow"),
-    )
-
-
-def _member(loop: Experiment) -> Member:
-    store = Store.of(loop)
-
-    def manifests(stage: str) -> list[Artifact]:
-        places = [place_of(t, stage) for t in range(loop.iterations)]
-        found = [manifest for place in places if (manifest := store.manifest(place))]
-        return [manifest.as_artifact() for manifest in found]
-
-    trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
-    if not trained:
-        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
-    return Member(
-        objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
-        beta=loop.objective.beta,
-        seed=loop.seed,
-        train=trained,
-        evaluate=manifests("evaluate"),
-        initial=initial.as_artifact() if initial else None,
     )
 
 

@@ -45,7 +45,11 @@ class PrepareSpec(Spec):
     """
 
     stage: ClassVar[str] = "prepare"
-    unkeyed: ClassVar[dict[str, Any]] = {**Spec.unkeyed, **VERIFIERS_FILES}
+    unkeyed: ClassVar[dict[str, Any]] = {
+        **Spec.unkeyed,
+        **VERIFIERS_FILES,
+        "data": {"split_seed": True},
+    }  # it is `seed`
     model: ModelPart
     model_digest: str | None  # of a local folder
     model_commit: str | None  # of a model on the hub
@@ -59,7 +63,7 @@ class PrepareSpec(Spec):
     packing: Literal["auto", "packed", "separate"]
     lora: LoraPart | None
     gradient_checkpointing: bool
-    seed: int
+    seed: int  # data.split_seed where it is set
 
     def kept_elsewhere(self, manifest: Manifest) -> bool:
         """Whether the model's folder is on this machine; a store in S3 may come from another one."""

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from iris_core.common import markup
-from iris_core.common.intervals import Floats, Interval, crossed, crossed_proportion
+from iris_core.common.intervals import Interval, crossed, crossed_proportion
 from iris_core.common.strict import Strict
 from iris_core.config.verification import accuracy_name
 from iris_core.objectives.gap import variational_gap
@@ -23,7 +20,7 @@ from iris_core.pipeline.metrics import EvaluateMetrics
 from iris_core.pipeline.specs import Member
 from iris_core.reporting import figures
 from iris_core.reporting.page import Plot, pages
-from iris_core.reporting.paired import Difference, difference, heldout_of
+from iris_core.reporting.paired import Difference, check_prompts, difference, heldout_columns, heldout_of
 from iris_core.store import Manifest, named_manifest
 
 
@@ -57,7 +54,12 @@ class Trajectory(Strict):
 
 
 def trajectories(members: Sequence[Member]) -> list[Trajectory]:
-    """One trajectory for each objective, the highest held-out log-prob first."""
+    """One trajectory for each objective, the highest held-out log-prob first.
+
+    Raises:
+        DataError: the members were not all measured on the same held-out prompts.
+    """
+    check_prompts(members)
     by_objective: dict[str, list[Member]] = {}
     for member in members:
         by_objective.setdefault(member.objective, []).append(member)
@@ -126,7 +128,7 @@ def plots(found: Sequence[Trajectory]) -> list[Plot]:
     label = "held-out log-prob, nats per token"
     drawn = [
         Plot(
-            "Iteration by iteration",
+            "Log-probability",
             Markup(figures.compared("logprob", names, series, label)),
             "Held-out log-probability per token of the annotated answers: the initial model, then after each "
             "iteration.",
@@ -140,7 +142,8 @@ def plots(found: Sequence[Trajectory]) -> list[Plot]:
     models = {row.objective: (row.logprob[-len(row.exact_match) :], row.exact_match) for row in answered}
     caption = (
         f"Held-out {accuracy} against held-out log-probability per token, a line for each objective from the first "
-        "model whose answers were checked to the last one, which has its intervals. Above and to the right is better."
+        "model whose answers were checked, with a dot for each model, to the last one, which has its intervals. Above "
+        "and to the right is better."
     )
     ends = ((row.objective, row.exact_match[-1], row.logprob[-1].value) for row in answered)
     words = (f"{name} ends at {right:.2f}, log-prob {logprob:.3f}" for name, right, logprob in ends)
@@ -149,16 +152,17 @@ def plots(found: Sequence[Trajectory]) -> list[Plot]:
 
 
 def differences(found: Sequence[Trajectory]) -> dict[str, Any]:
-    """For the page: what is compared by prompt, and a row of texts for each objective against each in its column."""
+    """For the page: what is compared by prompt, and of each objective against each: value, interval, if not 0."""
     answered = all(one.accuracy for row in found for one in row.differences.values())
     names = [row.objective for row in found]
 
-    def cell(row: Trajectory, other: str) -> str:
+    def cell(row: Trajectory, other: str) -> tuple[str, str, bool] | None:
         if other == row.objective:
-            return ""
-        change = row.differences[other]
-        shown = change.accuracy if answered else None
-        return f"{shown.scaled(100):+.1f}" if shown else f"{change.logprob:+.3f}"
+            return None
+        accuracy, logprob = row.differences[other].accuracy, row.differences[other].logprob
+        shown, digits = (accuracy.scaled(100), ".1f") if answered and accuracy else (logprob, ".3f")
+        value, _, interval = f"{shown:+{digits}}".partition(" ")
+        return value, interval, not shown.low <= 0 <= shown.high
 
     return {
         "measure": f"{accuracy_name(found[0].verifier)}, percentage points" if answered else "log-prob, nats per token",
@@ -180,7 +184,7 @@ def _trajectory(members: Sequence[Member], differences: dict[str, Difference]) -
         [named_manifest(artifact) for artifact in [*filter(None, [member.initial]), *member.evaluate]]
         for member in members
     ]
-    heldout = [_heldout(runs) for runs in zip(*trained, strict=True)]  # by iteration
+    heldout = [heldout_columns(runs) for runs in zip(*trained, strict=True)]  # by iteration
     first, last = heldout[0], heldout[-1]
     before = crossed(first["annotated_opponent"], first["annotated_tokens"])
     after = [crossed(it["annotated_policy"], it["annotated_tokens"]) for it in heldout]
@@ -193,7 +197,7 @@ def _trajectory(members: Sequence[Member], differences: dict[str, Difference]) -
         beta=beta,
         seeds=[member.seed for member in members],
         logprob=[before, *after],
-        exact_match=[crossed_proportion(_heldout(runs)["correct"]) for runs in answered],
+        exact_match=[crossed_proportion(heldout_columns(runs)["correct"]) for runs in answered],
         verifier=verifier_of(answered[-1][0]) if answered else None,
         average=sum(averages) / len(averages) if averages and len(averages) == len(last_scores) else None,
         label=next((scores.label for scores in last_scores), None),
@@ -202,10 +206,3 @@ def _trajectory(members: Sequence[Member], differences: dict[str, Difference]) -
         minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
         differences=differences,
     )
-
-
-def _heldout(manifests: Sequence[Manifest]) -> dict[str, Floats]:
-    """The numbers in the held-out tables of one stage, one run for each seed: columns of shape [seeds, prompts]."""
-    tables = [pq.read_table(manifest.artifact("heldout").intact()) for manifest in manifests]
-    numeric = [f.name for f in tables[0].schema if not pa.types.is_string(f.type)]
-    return {name: np.array([t[name].to_pylist() for t in tables], np.float64) for name in numeric}

@@ -27,8 +27,14 @@ VARIABLES = {
     ANNOTATED: "--annotated",
     SYNTHETIC: "--synthetic",
     ACCENT: "--accent",
+    "#8a52c9": "--violet",
+    "#a92b2b": "--red",
+    "#8f7a1c": "--olive",
+    "#5b6670": "--slate",
+    "#c2408f": "--pink",
+    "#3f8fb5": "--sky",
 }
-COMPARED = ("#118273", "#2162c3", "#c36221", "#8a52c9", "#a92b2b", "#8f7a1c", "#5b6670", "#c2408f", "#3f8fb5")
+COMPARED = (ACCENT, *(color for color in VARIABLES if color not in (INK, MUTED, LINE, ACCENT)))
 MARKERS = "osD^vPX<>"
 STYLE = {
     "svg.fonttype": "none",
@@ -53,6 +59,7 @@ STYLE = {
     "lines.linewidth": 1.8,
 }
 WIDTH, HEIGHT = 4.2, 2.7  # inches; small, so that texts stay readable on a phone
+LARGE = {"width": 4.8, "height": 4.2}  # for many objectives, with their names above the plot
 LEAST_PERCENT = 20  # percentage points on a benchmark's axis, so that noise looks small
 MOST_NAMES = 12  # on an axis
 MOST_POINTS = 1500  # of a curve; a longer one is thinned
@@ -106,12 +113,12 @@ def compared(name: str, names: Sequence[str], series: Mapping[str, Sequence[Inte
                 elinewidth=0.9,
                 label=title,
             )
-        axes.set_xticks(range(len(names)), names)
+        _name_models(axes, names)
         axes.set_ylabel(label)
         axes.set_xlabel("model after iteration")
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside upper left", ncols=3)
 
-    return _svg(name, draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
+    return _svg(name, draw, **LARGE)
 
 
 def frontier(models: Mapping[str, tuple[Sequence[Interval], Sequence[Interval]]], x: str, y: str) -> str:
@@ -128,15 +135,15 @@ def frontier(models: Mapping[str, tuple[Sequence[Interval], Sequence[Interval]]]
         for place, (title, (xs, ys)) in enumerate(models.items()):
             color, marker = COMPARED[place % len(COMPARED)], MARKERS[place % len(MARKERS)]
             (at_x, wide), (at_y, high) = _bars(xs[-1:]), _bars(ys[-1:])
-            axes.plot([x.value for x in xs], [y.value for y in ys], color=color, linewidth=0.8, alpha=0.6)
-            axes.errorbar(
-                at_x, at_y, xerr=wide, yerr=high, color=color, marker=marker, markersize=6, elinewidth=0.9, label=title
-            )
+            path = [x.value for x in xs], [y.value for y in ys]
+            axes.plot(*path, color=color, linewidth=1.0, marker=".", markersize=4)
+            bars: dict[str, Any] = {"xerr": wide, "yerr": high, "elinewidth": 0.9}
+            axes.errorbar(at_x, at_y, **bars, color=color, marker=marker, markersize=6, linestyle="", label=title)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        figure.legend(loc="outside right upper")
+        figure.legend(loc="outside upper left", ncols=3)
 
-    return _svg("frontier", draw, width=WIDTH * 1.5, height=HEIGHT * 1.25)
+    return _svg("frontier", draw, **LARGE)
 
 
 def verdicts(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str:
@@ -152,8 +159,7 @@ def verdicts(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> str
         axes = figure.subplots()
         for title, values in shares.items():
             axes.plot([100 * value for value in values], label=title, markersize=5, **looks[title])
-        shown = range(0, len(names), 1 + len(names) // MOST_NAMES)
-        axes.set_xticks(shown, [names[i] for i in shown])
+        _name_models(axes, names)
         axes.set_ylim(-4, 104)
         axes.margins(x=0.08)
         axes.set_ylabel("percent")
@@ -226,9 +232,14 @@ def _intervals(axes: Axes, names: Sequence[str], values: Sequence[Interval | Non
         capsize=3,
         elinewidth=1.2,
     )
+    _name_models(axes, names)
+    axes.margins(x=0.08, y=0.12)
+
+
+def _name_models(axes: Axes, names: Sequence[str]) -> None:
+    """Puts `names` at 0, 1, … of the x axis, or some of them where there are many."""
     shown = range(0, len(names), 1 + len(names) // MOST_NAMES)
     axes.set_xticks(shown, [names[i] for i in shown])
-    axes.margins(x=0.08, y=0.12)
 
 
 def _bars(values: Sequence[Interval | None]) -> tuple[list[float], list[list[float]]]:

@@ -19,7 +19,7 @@ from iris_core.config import Experiment, parse_experiment
 from iris_core.config.objective import COMPARED
 from iris_core.config.recipe import load_recipe
 from iris_core.modeling.sizes import recipe_sizes
-from iris_core.pipeline.plan import member
+from iris_core.pipeline.members import member
 from iris_core.pipeline.sizes import Sizes
 from iris_core.reporting.machine import parse_machine
 from iris_core.reporting.resources import resources

@@ -11,9 +11,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.compare import compare
-from iris_core.common.errors import ConfigError
 from iris_core.config import parse_experiment
-from iris_core.pipeline.plan import Prepared, compared_by_default, generate_spec, member
+from iris_core.pipeline.members import member
+from iris_core.pipeline.plan import Prepared, generate_spec
 from iris_core.store import Manifest, Store
 from tests.prefect_server import new_server
 
@@ -41,33 +41,6 @@ def settings(folder: Path, model: Path, pairs: Path) -> dict[str, Any]:
 def prefect_server() -> Iterator[None]:
     with new_server():
         yield
-
-
-@pytest.mark.unit
-def test_members_differ_in_objective_and_seed_and_keep_published_scales(tmp_path):
-    base = parse_experiment(settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl"))
-    own, other = member(base, "iris", 1), member(base, "tspin", 2)
-    assert (own.name, own.seed, own.objective.beta) == ("both-iris-seed-1", 1, 0.3)
-    assert (other.name, other.seed, other.objective.beta) == ("both-tspin-seed-2", 2, 1.0)
-    assert other.training == base.training
-    assert other.store == base.store
-
-
-@pytest.mark.unit
-def test_members_learn_from_verdicts_by_their_name_alone(tmp_path):
-    base = settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl") | {"verification": {"kind": "answer"}}
-    for own in ({"beta": 0.3}, {"name": "spin", "verified": False}):
-        experiment = parse_experiment({**base, "objective": own})
-        found = {name: member(experiment, name, 0).objective for name in compared_by_default(experiment)}
-        assert {name for name, objective in found.items() if objective.verified} == {"verified"}
-        assert {name: objective.name for name, objective in found.items() if objective.name != name} == {
-            "verified": "iris"
-        }
-    assert found["verified"].beta == 0.1
-    plain = parse_experiment(settings(tmp_path, tmp_path, tmp_path / "pairs.jsonl"))
-    with pytest.raises(ConfigError, match=r"comparison: objective: name is rft, and verification.kind is none"):
-        member(plain, "rft", 0)
-    assert member(plain, "iris", 0).objective == plain.objective
 
 
 @pytest.mark.integration

@@ -231,6 +231,14 @@ def test_answers_are_found_as_in_the_evaluation(tiny_model, tmp_path):
     ]
 
 
+def test_the_split_has_a_seed_of_its_own(tiny_model, tmp_path):
+    def heldout(**data):
+        manifest = run(tiny_model, tmp_path, GOOD, **data)
+        return {pair.prompt for pair in load_pairs(manifest.artifact("pairs"), "heldout")}
+
+    assert heldout() == heldout(split_seed=0) != heldout(split_seed=1)  # the experiment's seed is 0
+
+
 def test_near_duplicates_are_on_one_side(tiny_model, tmp_path):
     forms = ("Question {}?", "QUESTION  {}?", " question\t{}\uff1f ")
     rows = [{"prompt": form.format(n), "response": "x"} for n in range(12) for form in forms]

@@ -1,4 +1,4 @@
-"""A flow run whose parameters hold a secret: Prefect refuses it by the schema, before it stores anything."""
+"""Parameters that Prefect refuses by the schema, before it stores anything: secrets, and lists of copies or nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
 
+from flows.compare import compare
 from flows.iris import iris
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -47,3 +48,18 @@ def test_a_secret_in_parameters_is_not_stored() -> None:
                 client.create_flow_run_from_deployment(deployment, parameters=parameters(**settings))
         assert "http://host:5000" in stored(client)
         assert "S3" not in stored(client)
+
+
+def test_a_comparison_takes_each_objective_and_seed_once() -> None:
+    with get_client(sync_client=True) as client:
+        deployment = client.create_deployment(
+            client.create_flow(compare),
+            "members",
+            parameter_openapi_schema=parameter_schema(compare).model_dump(),
+            enforce_parameter_schema=True,
+        )
+        base = parameters()
+        client.create_flow_run_from_deployment(deployment, parameters={**base, "objectives": ["sft"], "seeds": [1, 2]})
+        for refused in ({"objectives": ["sft", "iris", "sft"]}, {"objectives": []}, {"seeds": [1, 1]}, {"seeds": []}):
+            with pytest.raises(PrefectHTTPStatusError, match="409"):
+                client.create_flow_run_from_deployment(deployment, parameters={**base, **refused})

@@ -4,7 +4,7 @@ import pytest
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment, yaml12
-from iris_core.pipeline.plan import SEED_STRIDE, member, recipe_yaml
+from iris_core.pipeline.plan import SEED_STRIDE, recipe_yaml
 
 pytestmark = pytest.mark.unit
 
@@ -315,19 +315,6 @@ def test_without_a_verifier_a_recipe_is_what_it_was():
     judged = recipe_yaml(parse_experiment({**BASE, "verification": {"kind": "math"}, "generation": {"samples": 2}}))
     for setting in ("samples: 2", "kind: math", "timeout: 10.0", "verified: true", "verified_weight: 3.0"):
         assert setting in judged
-
-
-def test_the_loops_of_a_comparison_are_checked_too():
-    experiment = parse_experiment({**BASE, "seed": 2**32 - 1})
-    loop = member(experiment, "space", 7)
-    assert (loop.name, loop.seed, loop.objective.name, loop.objective.beta) == (
-        "x-space-seed-7",
-        7,
-        "space",
-        1.0,
-    )
-    with pytest.raises(ConfigError, match="comparison: seed: Input should be less than"):
-        member(experiment, "space", 2**32)
 
 
 def test_every_field_has_a_description():

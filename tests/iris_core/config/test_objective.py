@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iris_core.config import parse_experiment
-from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES, PUBLISHED_BETA, ObjectivePart
-from iris_core.pipeline.plan import compared_by_default
+from iris_core.config.objective import OBJECTIVE_NAMES, PUBLISHED_BETA, ObjectivePart
 
 pytestmark = pytest.mark.unit
 
@@ -35,14 +33,3 @@ def test_defaults_depend_on_the_objective():
     assert ObjectivePart().beta == 0.1
     assert {name: ObjectivePart(name=name).beta for name in PUBLISHED_BETA} == PUBLISHED_BETA
     assert ObjectivePart(name="space", beta=0.5).beta == 0.5
-
-
-def test_the_comparison_takes_all_but_the_variant_of_another():
-    least = {"name": "x", "model": {"path": "m"}, "data": {"path": "d"}}
-    assert compared_by_default(parse_experiment(least)) == COMPARED
-    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge", "rft"}
-    assert compared_by_default(parse_experiment({**least, "verification": {"kind": "math"}})) == [
-        *COMPARED,
-        "rft",
-        "verified",
-    ]

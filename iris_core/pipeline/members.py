@@ -1,0 +1,103 @@
+"""The members of a comparison: a loop for each objective and seed, and their results side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from iris_core.common.errors import ConfigError, StoreError
+from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
+from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName
+from iris_core.pipeline.plan import execution_of
+from iris_core.pipeline.specs import CompareSpec, Member
+from iris_core.store import Artifact, Store, versions
+from iris_core.store.places import place_of
+
+
+def compared_by_default(experiment: Experiment) -> list[MemberName]:
+    """What a comparison has by default: objectives without verdicts, and those with them where there is a verifier."""
+    return [*COMPARED, *(WITH_VERIFIER if experiment.verification.judges else [])]
+
+
+def members(experiment: Experiment, objectives: Sequence[MemberName] | None, seeds: Sequence[int]) -> list[Experiment]:
+    """The loops of a comparison, seed by seed; `objectives` None: those compared by default.
+
+    Raises:
+        ConfigError: a list is empty or names something twice, loops could end after different numbers of iterations,
+            or one of them cannot be (`member`).
+    """
+    names = compared_by_default(experiment) if objectives is None else objectives
+    _check_listed("objectives", names)
+    _check_listed("seeds", seeds)
+    if experiment.schedule.stop_when_converged:
+        raise ConfigError(
+            "comparison: schedule.stop_when_converged is true, and loops that end after different numbers of "
+            "iterations cannot be compared: set it to false"
+        )
+    return [member(experiment, name, seed) for seed in seeds for name in names]
+
+
+def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
+    """The loop of a comparison for the member `name` with `seed`, in the same store and on the same split of the data.
+
+    Raises:
+        ConfigError: the seed is out of range, the loop's name gets too long, or there is no verifier.
+    """
+    objective, data = experiment.objective, experiment.data
+    trained: ObjectiveName = "iris" if name == "verified" else name
+    if trained != objective.name:
+        beta = ObjectivePart(name=trained).beta
+        objective = objective.model_copy(update={"name": trained, "beta": beta})
+    if data.split_seed is None:
+        data = data.model_copy(update={"split_seed": experiment.seed})
+    changed = {
+        "name": f"{experiment.name}-{name}-seed-{seed}",
+        "data": data,
+        "objective": objective.model_copy(update={"verified": name == "verified"}),
+        "seed": seed,
+    }
+    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
+
+
+def compare_spec(experiment: Experiment, loops: Sequence[Experiment]) -> CompareSpec:
+    """The finished `loops` side by side, from their manifests in the store.
+
+    Raises:
+        StoreError: one of them has trained nothing.
+    """
+    return CompareSpec(
+        experiment=experiment.name,
+        execution=execution_of(experiment),
+        tracking_uri=experiment.tracking_uri,
+        members=[_finished(loop) for loop in loops],
+        versions=versions("mlflow"),
+    )
+
+
+def _check_listed(parameter: str, values: Sequence[object]) -> None:
+    """Raises ConfigError for an empty list, and for one with something twice: copies would count as samples."""
+    if not values:
+        raise ConfigError(f"comparison: {parameter} is an empty list: name at least one, or leave {parameter} out")
+    if doubled := [str(value) for value, count in Counter(values).items() if count > 1]:
+        raise ConfigError(f"comparison: {parameter} names {', '.join(doubled)} more than once: name each once")
+
+
+def _finished(loop: Experiment) -> Member:
+    store = Store.of(loop)
+
+    def manifests(stage: str) -> list[Artifact]:
+        places = [place_of(t, stage) for t in range(loop.iterations)]
+        found = [manifest for place in places if (manifest := store.manifest(place))]
+        return [manifest.as_artifact() for manifest in found]
+
+    trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
+    if not trained:
+        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
+    return Member(
+        objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
+        beta=loop.objective.beta,
+        seed=loop.seed,
+        train=trained,
+        evaluate=manifests("evaluate"),
+        initial=initial.as_artifact() if initial else None,
+    )

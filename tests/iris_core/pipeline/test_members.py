@@ -1,0 +1,122 @@
+"""The members of a comparison: how they differ, what they share, and which lists and recipes make none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iris_core.common.errors import ConfigError
+from iris_core.config import Experiment, parse_experiment
+from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES
+from iris_core.pipeline.members import compared_by_default, member, members
+from iris_core.pipeline.plan import Prepared, generate_spec, prepare_spec, recipe_yaml
+from iris_core.pipeline.specs import GenerateSpec
+from iris_core.store import Artifact, Policy
+
+pytestmark = pytest.mark.unit
+
+JUDGED = {"verification": {"kind": "math"}}
+INITIAL = Policy(model=Artifact(path=Path("model"), digest="0"))
+PAIRS = Artifact(path=Path("pairs"), digest="1")
+PREPARED = Prepared(initial=INITIAL, pairs=PAIRS, dtype="float32", stop_token_ids=[2], packing="packed")
+
+
+def experiment(**settings: Any) -> Experiment:
+    return parse_experiment({"name": "both", "model": {"path": "m"}, "data": {"path": "d"}, **settings})
+
+
+def sampled(loop: Experiment) -> GenerateSpec:
+    return generate_spec(loop, PREPARED, PREPARED.start(loop))
+
+
+def test_members_differ_in_objective_and_seed_and_keep_published_scales() -> None:
+    base = experiment(objective={"beta": 0.3}, training={"epochs": 5})
+    own, other = members(base, ["iris", "tspin"], [2])
+    assert (own.name, own.seed, own.objective.beta) == ("both-iris-seed-2", 2, 0.3)
+    assert (other.name, other.seed, other.objective.beta) == ("both-tspin-seed-2", 2, 1.0)
+    assert other.training == base.training
+    assert other.store == base.store
+
+
+def test_the_comparison_takes_all_but_the_variant_of_another() -> None:
+    assert compared_by_default(experiment()) == COMPARED
+    assert set(OBJECTIVE_NAMES) - set(COMPARED) == {"hinge", "rft"}
+    judged = experiment(**JUDGED)
+    assert compared_by_default(judged) == [*COMPARED, "rft", "verified"]
+    names = [loop.name for loop in members(judged, None, [0, 1])]
+    assert names == [f"both-{name}-seed-{seed}" for seed in (0, 1) for name in compared_by_default(judged)]
+
+
+def test_members_learn_from_verdicts_by_their_name_alone() -> None:
+    for own in ({"beta": 0.3}, {"name": "spin", "verified": False}):
+        base = experiment(objective=own, **JUDGED)
+        found = {name: member(base, name, 0).objective for name in compared_by_default(base)}
+        assert {name for name, objective in found.items() if objective.verified} == {"verified"}
+        assert {name: objective.name for name, objective in found.items() if objective.name != name} == {
+            "verified": "iris"
+        }
+    assert found["verified"].beta == 0.1
+    with pytest.raises(ConfigError, match=r"comparison: objective: name is rft, and verification.kind is none"):
+        member(experiment(), "rft", 0)
+    assert member(experiment(), "iris", 0).objective == experiment().objective
+
+
+@pytest.mark.parametrize("samples", [{}, {"generation": {"samples": 3}}])
+@pytest.mark.parametrize("own", [{}, {"name": "spin", "verified": False}, {"name": "sft"}])
+def test_members_sample_as_a_recipe_with_their_objective(own: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Whatever the objective of the compared recipe is; and those that learn from verdicts share their samples."""
+    base = experiment(objective=own, **JUDGED, **samples)
+    for name in compared_by_default(base):
+        objective = {"name": "iris"} if name == "verified" else {"name": name, "verified": False}
+        alone = experiment(objective=objective, **JUDGED, **samples)
+        assert sampled(member(base, name, 0)).generation == sampled(alone).generation
+    assert sampled(member(base, "verified", 0)).key() == sampled(member(base, "rft", 0)).key()
+
+
+def test_a_member_is_checked_as_a_recipe_is() -> None:
+    with pytest.raises(ConfigError, match="comparison: seed: Input should be less than"):
+        member(experiment(), "space", 2**32)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seeds", "message"),
+    [
+        (["spin", "iris", "spin"], [0], r"^comparison: objectives names spin more than once: name each once$"),
+        (["spin"], [3, 0, 3, 0], r"^comparison: seeds names 3, 0 more than once: name each once$"),
+        ([], [0], r"^comparison: objectives is an empty list: name at least one, or leave objectives out$"),
+        (None, [], r"^comparison: seeds is an empty list: name at least one, or leave seeds out$"),
+    ],
+)
+def test_copies_and_nothing_are_no_members(objectives: Any, seeds: list[int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        members(experiment(), objectives, seeds)
+
+
+def test_loops_that_may_end_early_are_not_compared() -> None:
+    stopping = experiment(schedule={"stop_when_converged": True})
+    with pytest.raises(ConfigError, match=r"^comparison: schedule.stop_when_converged is true.*: set it to false$"):
+        members(stopping, ["iris"], [0])
+
+
+def prepared_keys(seed: int, **data: Any) -> list[str]:
+    """Keys of the stage `prepare`: of a recipe in the working directory, and of its members with the seeds 5 and 6."""
+    base = experiment(seed=seed, model={"path": "model"}, data={"path": "pairs.jsonl", **data})
+    loops = [base, *members(base, ["sft"], [5, 6])]
+    return [prepare_spec(loop).model_copy(update={"versions": {}}).key() for loop in loops]
+
+
+def test_members_share_the_split_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And keys of recipes without `split_seed` are those of earlier versions, of which this is one."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/model.safetensors").write_bytes(b"weights")
+    Path("pairs.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    before = "c1080243db074c39621f79fcaf80aa538fc12bd56ca153a05841cc0f27119238"
+    assert prepared_keys(5) == [before] * 3
+    assert prepared_keys(7, split_seed=5) == [before] * 3
+    (other,) = set(prepared_keys(7))
+    assert other != before
+    assert "split_seed" not in recipe_yaml(experiment())
+    assert member(experiment(seed=7), "sft", 5).data.split_seed == 7
