@@ -45,6 +45,7 @@ class Nodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": self.folder,
+            "RAY_worker_niceness": "0",  # Ray's 15 would let everything else on this machine go first
             "PYTHONPATH": str(ROOT),
         }
         self.process = subprocess.Popen(
