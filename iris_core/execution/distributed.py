@@ -1,8 +1,7 @@
 """The ranks of a stage: processes that work on one spec together, each on a device of its own.
 
-torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT which one a process is. Without these variables there is one rank, and
-nothing here uses the network.
+torchrun starts them (`iris_core.execution.launch`, or by hand), and says in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR
+and MASTER_PORT which one a process is. Without these variables there is one rank, and nothing here uses the network.
 
 Rank 0 alone locks the stage's folder and writes the manifest. The other ranks wait for it as long as it takes, then do
 the work with it (`all_ranks`). From then on every exchange has a time limit: a rank that waits longer fails. What takes
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PER_MACHINE = "LOCAL_WORLD_SIZE"  # torchrun sets it, too; other starters may leave it out
 DECIDED = datetime.timedelta(days=1)  # rank 0 may wait for another run to leave the folder
 EXCHANGE = datetime.timedelta(minutes=10)  # the longest that ranks are apart, except in `together`
 FIRST_LOOK_S, LOOK_S = 0.01, 1.0  # between signs of life
@@ -53,8 +53,8 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """How many ranks there are on this machine, and on each of the others."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """How many ranks there are on this machine, and on each of the others; all of them where nothing says so."""
+    return int(os.environ.get(PER_MACHINE) or world_size())
 
 
 def check(stage: str, *, allowed: bool) -> None:
@@ -71,6 +71,7 @@ def check(stage: str, *, allowed: bool) -> None:
     found = {name: os.environ.get(name, "") for name in VARIABLES}
     if not found["RANK"] and not found["WORLD_SIZE"]:
         return
+    found[PER_MACHINE] = os.environ.get(PER_MACHINE) or found["WORLD_SIZE"]
     for name, value in found.items():
         if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
             raise ConfigError(
@@ -83,7 +84,7 @@ def check(stage: str, *, allowed: bool) -> None:
         )
     if not local_world_size() or world_size() % local_world_size():
         raise ConfigError(
-            f"LOCAL_WORLD_SIZE is {local_world_size()}, but WORLD_SIZE is {world_size()}: start as many ranks on each "
+            f"{PER_MACHINE} is {local_world_size()}, but WORLD_SIZE is {world_size()}: start as many ranks on each "
             "machine"
         )
     if world_size() > 1 and not allowed:
@@ -97,7 +98,7 @@ def without_ranks(environment: dict[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name not in VARIABLES and not name.startswith("TORCHELASTIC_")
+        if name not in (*VARIABLES, PER_MACHINE) and not name.startswith("TORCHELASTIC_")
     }
 
 

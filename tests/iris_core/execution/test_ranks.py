@@ -209,7 +209,7 @@ def by_hand(folder: Path, spec: Path, ranks: int = 2, **changes: str | None) -> 
     """Exit codes and error outputs of ranks that were started as Slurm does it: each by itself, without an agent."""
     port, running = str(free_port()), []
     for number in range(ranks):
-        found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), str(ranks), "127.0.0.1", port), strict=True))
+        found = dict(zip(VARIABLES, (str(number), str(ranks), str(number), "127.0.0.1", port), strict=True))
         asked = {name: value and value.format(number=number) for name, value in changes.items()}
         variables = {name: value for name, value in {**os.environ, **found, **asked}.items() if value is not None}
         command = [sys.executable, "-m", "iris_core.ranks", "--spec", str(spec), "--out", str(folder)]
@@ -313,7 +313,7 @@ def test_ranks_need_what_torchrun_gives_them(tmp_path: Path, changes: dict[str, 
 
 
 def test_a_stage_without_ranks_refuses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(VARIABLES, ("1", "8", "1", "8", "127.0.0.1", "1"), strict=True):
+    for name, value in zip(VARIABLES, ("1", "8", "1", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-m", "iris_core.publish", "--spec", "none", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
