@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from iris_core.common import mirrors
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, TrainingPart
 from iris_core.pipeline.sizes import Sizes
@@ -132,7 +133,7 @@ def resources(
         memory=memory,
         host=devices.per_node * (memory.held["weights"] + memory.held["adapter"]),
         copied=state * _share_of_machine(sharding, devices),
-        disk=experiment.iterations * saved + (KEPT_CHECKPOINTS + 1) * state,
+        disk=experiment.iterations * saved + _checkpoints(experiment) * state,
         responses=_responses(experiment, pairs) if pairs else None,
         traffic=_traffic(sizes, trained * FP32, width, devices.sharing(sharding), devices.count),
         copies=_between_copies(trained * FP32, devices) if sharding == "hybrid" else 0.0,
@@ -143,6 +144,11 @@ def resources(
     )
     fits = needs.share is None or needs.share <= MOST
     return needs if fits else replace(needs, fitting=_fitting(experiment, sizes, machine, dtype))
+
+
+def _checkpoints(experiment: Experiment) -> int:
+    """How many are on the disk at once: one is being written, and one more may be on its way to S3."""
+    return KEPT_CHECKPOINTS + (2 if experiment.store.startswith(mirrors.SCHEME) else 1)
 
 
 def _assumed(training: TrainingPart) -> list[str]:

@@ -211,6 +211,12 @@ def test_samples_count_where_verdicts_are_learned_from(zephyr: Sizes) -> None:
     assert ignored.responses == plain.responses == 2 * (1000 + 512) * 256 * 8
 
 
+def test_a_store_in_s3_holds_one_more_checkpoint(zephyr: Sizes) -> None:
+    """The one that is being uploaded: weights and one state of RMSProp, 4 bytes each."""
+    local, remote = (plan(zephyr, "8xH100-80GB", store=store).disk for store in ("./store", "s3://bucket/prefix"))
+    assert remote - local == zephyr.parameters * 4 * 2
+
+
 def test_the_measured_rate_is_that_of_the_benchmark() -> None:
     """In the text of the GPU's row: the slowest of three steps, and the data sheet's peak."""
     text = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())["text"]
