@@ -212,10 +212,10 @@ def test_a_loop_is_taken_up_when_its_machine_is_lost(
     }
     store = tmp_path / "store"
     monkeypatch.setenv("IRIS_CACHE", str(tmp_path / "cache"))
-    with server(tmp_path / "server") as api, two_machines(tmp_path, api, tmp_path / "server") as machines:
+    with server(tmp_path / "server") as api:
         pool.get_or_create(api)
-        _deploy(api, tmp_path)
-        with credentials.client(api) as client:
+        _deploy(api, tmp_path)  # before workers ask the server each second: SQLite would often refuse it then
+        with two_machines(tmp_path, api, tmp_path / "server") as machines, credentials.client(api) as client:
             own = client.read_deployment_by_name("iris/full-loop")
             parameters = {"experiment": small(store, tiny_model, pairs_file, **settings)}
             run = client.create_flow_run_from_deployment(own.id, parameters=parameters)
