@@ -62,7 +62,8 @@ def test_rows_are_those_that_prepare_found() -> None:
     assert separate.sharding == "none"
     assert separate.memory.held["weights"] == 4 * 7_600_000_000
     with pytest.raises(
-        ConfigError, match=r"80 GB, 1\d\d% of it and more than 90%: set training.method: lora \(\d+%\)$"
+        ConfigError,
+        match=r"80 GB, 1\d\d% of it, where 90% may be used: to make it fit, set training.method: lora \(\d+%\)$",
     ):
         separate.check()
 
