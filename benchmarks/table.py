@@ -18,7 +18,7 @@ from iris_core.store import versions
 
 ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")
 HERE = Path(__file__).parent
-SHOWN = ("profile", "demo", "objectives")  # sections that are written by hand and kept
+SHOWN = ("profile", "demo", "objectives", "verified")  # sections that are written by hand and kept
 PACKAGES = (
     "torch",
     "transformers",
