@@ -71,8 +71,7 @@ def workers(spec: Spec, out: Path, items: int) -> Iterator[list[RayWorker]]:
         size = engine_size(execution, share)
         with started(EngineAgent, execution, out.parent, share, size, items) as agents:
             nodes = [place.node for place in answers([agent.place.remote() for agent in agents])]
-            one_of_each = dict(zip(nodes, agents, strict=True)).values()
-            inputs = list(artifacts(spec))
+            inputs, one_of_each = list(artifacts(spec)), agents[: execution.nodes]  # the first ones, see `started`
             answers([agent.check_inputs.remote(inputs, execution.patience) for agent in one_of_each], seconds=None)
             request = spec.model_dump_json()
             answers(

@@ -123,6 +123,6 @@ def test_zephyr_without_recomputation_needs_more_than_40_gb(sizes: dict[str, Siz
     experiment = load_recipe(RECIPES / "zephyr-7b-ultrachat-50k.yaml", settings)
     needs = resources(experiment, sizes[experiment.model.path], parse_machine("8xA100-40GB"))
     with pytest.raises(
-        ConfigError, match=r"8 × A100 with 40 GB.*: set training.gradient_checkpointing: true \(\d\d%\)"
+        ConfigError, match=r"8 × A100 with 40 GB.*: to make it fit, set training.gradient_checkpointing: true \(\d\d%\)"
     ):
         needs.check()
