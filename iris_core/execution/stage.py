@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from iris_core.common.markup import plain
 from iris_core.common.redaction import redact
 from iris_core.config.explain import explain
 from iris_core.execution import distributed, exchange, logs, supervision
-from iris_core.execution.failure import abort, report
+from iris_core.execution.failure import report
 from iris_core.execution.item_worker import serve
 from iris_core.store import Outcome, Spec, run_stage
 from iris_core.store.inputs import fetch_inputs, localized
@@ -68,18 +69,27 @@ def main(
     except IrisError as error:
         _end(error)
     except Exception as error:
-        if not _is_out_of_memory(error):
-            message = redact(str(error))
-            progress.emit("error", kind=type(error).__name__, message=message, exit_code=1)
+        if _is_out_of_memory(error):
+            _end(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})"))
+        progress.emit("error", kind=type(error).__name__, message=redact(str(error)), exit_code=1)
+        if not distributed.joined():
             raise
-        _end(OutOfMemoryError(f"{spec_type.stage}: out of memory: use smaller micro-batches ({error})"))
+        traceback.print_exc()
+        _end_rank(1)
 
 
 def _end(error: IrisError) -> NoReturn:
-    """Reports the error and ends. A rank ends at once: threads of gloo may abort an interpreter that ends by itself."""
+    code = report(error)
     if distributed.joined():
-        abort(error)
-    sys.exit(report(error))
+        _end_rank(code)
+    sys.exit(code)
+
+
+def _end_rank(code: int) -> NoReturn:
+    """Ends a rank at once after an error: threads of gloo may abort an interpreter that ends by itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _arguments(stage: str) -> argparse.Namespace:
