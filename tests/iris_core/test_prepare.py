@@ -73,6 +73,11 @@ def test_splits_by_seed_and_keeps_every_pair(tiny_model, tmp_path):
             "matrices_in_layer": 36_864,
             "hidden": 64,
             "inner": 128,
+            "attention": 64 + 32,  # 2 queries and 1 key of 32 numbers
+            "norms": 2,
+            "head_norms": False,
+            "fused": True,
+            "experts": 0,
         },
     }
     pairs = load_pairs(manifest.artifact("pairs"))
