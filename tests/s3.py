@@ -17,6 +17,7 @@ import s3fs
 from iris_core.common.ports import free_port
 from tests.processes import PATIENCE_S
 
+ROOT = Path(__file__).parents[1]
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing-secret",
@@ -73,8 +74,8 @@ class Proxy:
 
     def start(self, dies_after: int = 1 << 60) -> None:
         """Starts it; it dies once it has forwarded `dies_after` bytes to the server."""
-        command = [sys.executable, str(Path(__file__)), str(self.port), self.target, str(dies_after)]
-        self.process = subprocess.Popen(command)
+        command = [sys.executable, "-m", "tests.s3", str(self.port), self.target, str(dies_after)]
+        self.process = subprocess.Popen(command, cwd=ROOT)
         wait_for_port(self.port, self.process)
 
     def kill(self) -> None:
