@@ -94,7 +94,8 @@ def sampler(spec: GenerateSpec, out: Path) -> Callable[[str], None]:
 
     The engine is opened for the first shard without responses.
     """
-    check_unchanged(spec.verification, spec.verifier_digest)  # on this machine
+    if spec.execution.launcher == "ray":  # the stage has looked at those of another machine
+        check_unchanged(spec.verification, spec.verifier_digest)
     shards, units = {path.name: (path, shard) for path, shard in _shards(spec, out).items()}, _units(spec, out)
     tokenizer = loading.load_tokenizer(spec.policy.model.path, spec.trust_remote_code)
 

@@ -48,8 +48,8 @@ class PrepareSpec(Spec):
     unkeyed: ClassVar[dict[str, Any]] = {
         **Spec.unkeyed,
         **VERIFIERS_FILES,
-        "data": {"split_seed": True},
-    }  # it is `seed`
+        "data": {"split_seed": True},  # it is `seed`
+    }
     model: ModelPart
     model_digest: str | None  # of a local folder
     model_commit: str | None  # of a model on the hub

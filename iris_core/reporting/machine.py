@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from iris_core.common import gpus
 from iris_core.common.errors import ConfigError
 from iris_core.config import ExecutionPart
+from iris_core.execution import ray_check
 from iris_core.store import Execution
 from iris_core.training.memory import Devices
 
@@ -74,32 +71,13 @@ def machine_of(execution: ExecutionPart) -> Machine:
         IrisError: the cluster cannot be used, or is too small.
     """
     if execution.launcher == "ray":
-        return _on_ray(Execution(**execution.model_dump()))
+        given = ray_check.check(Execution(**execution.model_dump()))
+        return _machine(given.gpu, execution.nodes, given.amount)
     names = gpus.visible()
     count = execution.gpus_per_node or max(1, len(names))
     if names and (profile := gpus.mig_profile(names[0])) and (found := PROFILE_GB.search(profile)):
         return Machine(f"MIG {profile}", Devices(1, count, float(found[1]) * GB))
     return _machine(gpus.find(names[0]) if names else None, 1, count)
-
-
-def _on_ray(execution: Execution) -> Machine:
-    from iris_core.execution import ray_cluster  # Ray is optional
-
-    with _kept_handler(), ray_cluster.connected(execution):
-        share = ray_cluster.share_of(execution)
-        gpu = ray_cluster.smallest_gpu(share) if share.resource == ray_cluster.GPU else None
-    return _machine(gpu, execution.nodes, share.amount)
-
-
-@contextmanager
-def _kept_handler() -> Iterator[None]:
-    """Afterwards SIGTERM does what it did before: Ray handles it from the first connection on."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():  # Ray leaves it alone elsewhere, too
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _machine(gpu: gpus.Gpu | None, nodes: int, count: int) -> Machine:

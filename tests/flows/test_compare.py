@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.compare import compare
-from iris_core.config import parse_experiment
+from iris_core.config import Experiment, parse_experiment
 from iris_core.pipeline.members import member
 from iris_core.pipeline.plan import Prepared, generate_spec
 from iris_core.store import Manifest, Store
@@ -97,6 +97,11 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     assert "<svg" in text
     assert "http://" not in text.replace("http://www.w3.org", "")
 
+    check_tracked(experiment, rows)
+
+
+def check_tracked(experiment: Experiment, rows: dict[str, Any]) -> None:
+    """The comparison is a run of its own in MLflow."""
     client = MlflowClient(experiment.tracking_uri)
     mlflow_experiment = client.get_experiment_by_name("both")
     assert mlflow_experiment is not None
