@@ -24,9 +24,15 @@ VERIFIABLE = ("iris", "spin", "space", "spif")  # these learn from verdicts wher
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
+VERIFIED_BETA = 1.0  # the push on a wrong sample is then in proportion to its probability
 SPACE_RATIO = 1.0  # μ, synthetic responses per annotated one
 SPIF_CURVATURE = 1.0  # c; the rewards at the optimum lie in [−1/c, 1/c]
 TSPIN_INITIAL_WEIGHT = 0.1  # b, of the term with the initial model's responses
+
+
+def default_beta(name: ObjectiveName, verified: bool | None) -> float:
+    """The reward scale of an objective, with or without a verifier."""
+    return VERIFIED_BETA if verified else PUBLISHED_BETA.get(name, 0.1)
 
 
 class ObjectivePart(Part):
@@ -38,11 +44,11 @@ class ObjectivePart(Part):
 
     name: ObjectiveName = Field("iris", description="The objective; see docs/objective.md.")
     beta: float = Field(
-        default_factory=lambda given: PUBLISHED_BETA.get(given["name"], 0.1),
+        default_factory=lambda given: default_beta(given["name"], verified=False),
         gt=0,
         le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and tspin, "
-        "else 0.1.",
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 where verdicts are "
+        "learned from and for space and tspin, else 0.1.",
     )
     normalizer: NormalizerName = Field(
         "anchored", description="How the weights of iris are normalised; see docs/objective.md."
@@ -72,7 +78,7 @@ class ObjectivePart(Part):
         return self.name == "rft" or bool(self.verified)
 
     def resolved(self, judged: bool) -> ObjectivePart:
-        """These settings with `verified` set where responses are `judged`, and None where they are not.
+        """These settings with `verified` set where responses are `judged`, and None where they are not, and their β.
 
         Raises:
             ValueError: verdicts are needed, and there is no verifier.
@@ -85,8 +91,9 @@ class ObjectivePart(Part):
                 f"verified is true, and {self.name} does not learn from verdicts: leave objective.verified out, or "
                 f"choose one of {', '.join(VERIFIABLE)}"
             )
-        learns = self.name in VERIFIABLE and self.verified is not False
-        return self.model_copy(update={"verified": learns if judged else None})
+        learns = judged and self.name in VERIFIABLE and self.verified is not False
+        beta = self.beta if "beta" in self.model_fields_set else default_beta(self.name, learns)
+        return self.model_copy(update={"verified": learns if judged else None, "beta": beta})
 
     @model_serializer(mode="wrap")
     def _without_verifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

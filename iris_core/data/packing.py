@@ -29,6 +29,7 @@ class Row:
         lengths: how many response tokens each sum of log-probs covers, see `Group.sums`, shape [groups, sums].
         pairs: index of the pair that each group comes from, shape [groups].
         segments: lengths of prompts and responses; together they are the row.
+        scored: which tokens of each response have a log-prob, see `Group.scored`.
         packing: how the row is computed.
     """
 
@@ -39,6 +40,7 @@ class Row:
     lengths: Tensor
     pairs: Tensor
     segments: Segments
+    scored: list[list[slice]]
     packing: Packing
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Row:
@@ -57,11 +59,13 @@ class Group:
         prompt: token ids.
         responses: token ids of each.
         cut: the first `cut` tokens of the first response have one sum of log-probs, the rest another; None: one sum.
+        scored_from: the first token of each response that is in its sum; those before it are read only. None: all are.
     """
 
     prompt: list[int]
     responses: tuple[list[int], ...]
     cut: int | None = None
+    scored_from: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
@@ -73,12 +77,19 @@ class Group:
 
     def first(self, responses: int) -> Group:
         """The same prompt with the first `responses` only."""
-        return replace(self, responses=self.responses[:responses])
+        kept = None if self.scored_from is None else self.scored_from[:responses]
+        return replace(self, responses=self.responses[:responses], scored_from=kept)
+
+    @property
+    def scored(self) -> list[slice]:
+        """Which tokens of each response have a log-prob."""
+        starts = self.scored_from or (0,) * len(self.responses)
+        return [slice(start, len(response)) for start, response in zip(starts, self.responses, strict=True)]
 
     @property
     def sums(self) -> list[int]:
         """Tokens of each sum of log-probs: [annotated, synthetic, …], or [cut, rest, synthetic, …]."""
-        lengths = [len(response) for response in self.responses]
+        lengths = [part.stop - part.start for part in self.scored]
         if self.cut is None:
             return lengths
         head = min(self.cut, lengths[0])
@@ -168,10 +179,10 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = 
         ids += group.prompt
         positions += range(len(group.prompt))
         last_of_prompt = len(ids) - 1
-        for response in group.responses:
+        for response, scored in zip(group.responses, group.scored, strict=True):
             start = len(ids)
-            sources += [last_of_prompt, *range(start, start + len(response) - 1)][: len(response)]
-            targets += response
+            sources += [last_of_prompt, *range(start, start + len(response) - 1)][scored]
+            targets += response[scored]
             ids += response
             positions += range(len(group.prompt), len(group.prompt) + len(response))
     return Row(
@@ -182,6 +193,7 @@ def build_row(groups: Sequence[Group], pairs: Sequence[int], packing: Packing = 
         lengths=_integers([group.sums for group in groups]),
         pairs=_integers(list(pairs)),
         segments=[[len(group.prompt), *map(len, group.responses)] for group in groups],
+        scored=[group.scored for group in groups],
         packing=packing,
     )
 
@@ -193,11 +205,11 @@ def _integers(values: list[int] | list[list[int]]) -> Tensor:
 def separate_sequences(row: Row) -> Iterator[tuple[Tensor, slice]]:
     """Each [prompt | response] of a row, by order of its targets: token ids, and tokens that predict the response."""
     start = 0
-    for prompt_tokens, *responses in row.segments:
+    for (prompt_tokens, *responses), parts in zip(row.segments, row.scored, strict=True):
         prompt = row.input_ids[start : start + prompt_tokens]
         start += prompt_tokens
-        for length in responses:
+        for length, scored in zip(responses, parts, strict=True):
             if length:
                 ids = torch.cat([prompt, row.input_ids[start : start + length]])
-                yield ids, slice(prompt_tokens - 1, prompt_tokens + length - 1)
+                yield ids, slice(prompt_tokens - 1 + scored.start, prompt_tokens - 1 + length)
             start += length

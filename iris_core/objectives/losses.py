@@ -92,8 +92,8 @@ class Parameters:
         ratio: μ of SPACE, synthetic responses per annotated one.
         curvature: c of SPIF; its optimal rewards are in [−1/c, 1/c].
         initial_weight: b of T-SPIN.
-        mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token; for RFT's, samples
-            count by their weight, too.
+        mean_tokens: annotated tokens per pair in the optimiser batch, for SFT's loss per token; for RFT's and that of
+            verified self-play, right samples count by their weight, too.
     """
 
     order: float | Tensor

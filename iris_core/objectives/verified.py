@@ -51,7 +51,7 @@ def share_right(right: Tensor, wrong: Tensor) -> Tensor:
 
 
 def verified(annotated: Loss, push: Loss) -> Loss:
-    """The loss of every pair, shape [..., pairs], from an objective's annotated part and its push on each sample.
+    """The loss of every pair per token, shape [..., pairs], from an objective's annotated part and its push on samples.
 
     Args:
         annotated: shape [..., pairs].
@@ -62,7 +62,7 @@ def verified(annotated: Loss, push: Loss) -> Loss:
         weights = rewards.weights
         assert weights is not None
         samples = weights.down * push(rewards, parameters) - weights.up * rewards.synthetic
-        return weights.annotated * annotated(rewards, parameters) + samples.sum(dim=-1)
+        return (weights.annotated * annotated(rewards, parameters) + samples.sum(dim=-1)) / parameters.mean_tokens
 
     return loss
 

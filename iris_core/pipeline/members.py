@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from iris_core.common.errors import ConfigError, StoreError
-from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
-from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName
+from iris_core.config import Experiment, ObjectiveName, parse_experiment
+from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, default_beta
 from iris_core.pipeline.plan import execution_of
 from iris_core.pipeline.specs import CompareSpec, Member
 from iris_core.store import Artifact, Store, versions
@@ -45,15 +45,16 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
     """
     objective, data = experiment.objective, experiment.data
     trained: ObjectiveName = "iris" if name == "verified" else name
-    if trained != objective.name:
-        beta = ObjectivePart(name=trained).beta
-        objective = objective.model_copy(update={"name": trained, "beta": beta})
+    verified = name == "verified"
+    if (trained, verified) != (objective.name, bool(objective.verified)):
+        changes = {"name": trained, "verified": verified, "beta": default_beta(trained, verified)}
+        objective = objective.model_copy(update=changes)
     if data.split_seed is None:
         data = data.model_copy(update={"split_seed": experiment.seed})
     changed = {
         "name": f"{experiment.name}-{name}-seed-{seed}",
         "data": data,
-        "objective": objective.model_copy(update={"verified": name == "verified"}),
+        "objective": objective,
         "seed": seed,
     }
     return parse_experiment({**experiment.model_dump(), **changed}, "comparison")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -51,9 +51,19 @@ class Sample(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """The different responses of a prompt that have a weight; equal ones are there once, with the sum of theirs."""
+    """What has a weight of a prompt's samples: right ones, and wrong ones up to the token at which they go wrong.
+
+    Equal ones are there once, with the sum of their weights.
+
+    Attributes:
+        token_ids: of each.
+        scored_from: the first token of each that the weight is of: 0, or the last one.
+        up: U.
+        down: D.
+    """
 
     token_ids: list[list[int]]
+    scored_from: list[int]
     up: list[float]
     down: list[float]
 
@@ -146,12 +156,31 @@ def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWe
 
 
 def _weighted(samples: Sequence[Sample], up: Sequence[float], down: Sequence[float]) -> Weighted:
-    sums: dict[tuple[int, ...], tuple[float, float]] = {}
+    right = [sample.response.token_ids for sample, u in zip(samples, up, strict=True) if u]
+    ups, downs = defaultdict[tuple[int, ...], float](float), defaultdict[tuple[int, ...], float](float)
     for sample, u, d in zip(samples, up, down, strict=True):
-        if u or d:
-            before = sums.get(ids := tuple(sample.response.token_ids), (0.0, 0.0))
-            sums[ids] = (before[0] + u, before[1] + d)
-    return Weighted([list(ids) for ids in sums], *([pair[side] for pair in sums.values()] for side in (0, 1)))
+        ids = tuple(sample.response.token_ids)
+        shared = shared_with(ids, right)
+        if u:
+            ups[ids] += u
+        if d and shared < len(ids):
+            downs[ids[: shared + 1]] += d
+    return Weighted(
+        token_ids=[list(ids) for ids in (*ups, *downs)],
+        scored_from=[0] * len(ups) + [len(ids) - 1 for ids in downs],
+        up=[*ups.values(), *[0.0] * len(downs)],
+        down=[*[0.0] * len(ups), *downs.values()],
+    )
+
+
+def shared_with(ids: Sequence[int], others: Sequence[Sequence[int]]) -> int:
+    """How many of the first tokens of `ids` are those of one of `others`, too."""
+
+    def shared(other: Sequence[int]) -> int:
+        pairs = zip(ids, other, strict=False)
+        return next((index for index, (own, its) in enumerate(pairs) if own != its), min(len(ids), len(other)))
+
+    return max(map(shared, others), default=0)
 
 
 def _padded(found: Sequence[Found], cut: int) -> tuple[list[Group], SampleWeights]:
@@ -162,7 +191,12 @@ def _padded(found: Sequence[Found], cut: int) -> tuple[list[Group], SampleWeight
         return values + [filler] * (width - len(values))
 
     groups = [
-        Group(each.pair.prompt_ids, (each.pair.response_ids, *padded(each.samples.token_ids, [])), cut)
+        Group(
+            each.pair.prompt_ids,
+            (each.pair.response_ids, *padded(each.samples.token_ids, [])),
+            cut,
+            (0, *padded(each.samples.scored_from, 0)),
+        )
         for each in found
     ]
     return groups, SampleWeights(

@@ -196,7 +196,7 @@ class SelfPlayTrainer(Trainer):
         return self._conclude(logprobs, pairs, lengths, tokens_per_second)
 
     def _weighted_tokens(self, lengths: Tensor, pairs: Tensor) -> float:
-        """Tokens whose likelihood RFT raises: of annotated responses, and of samples by their weight U."""
+        """Tokens whose likelihood is raised: of annotated responses, and of samples by their weight U."""
         tokens = lengths[:, :2].sum()
         if self.settings.weights is not None:
             tokens = tokens + (self.settings.weights.of(pairs).up * lengths[:, 2:]).sum()

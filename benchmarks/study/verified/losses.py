@@ -14,7 +14,7 @@ from iris_core.objectives.losses import OBJECTIVES, Objective, Parameters, Rewar
 from iris_core.objectives.verified import VERIFIED
 
 Baseline = Literal["prompt", "smoothed", "common"]
-Negatives = Literal["all", "nearest", "suffix"]
+Negatives = Literal["all", "nearest", "suffix", "first-token"]
 
 
 def share_right(right: Tensor, baseline: Baseline) -> Tensor:
@@ -67,19 +67,21 @@ def nearest_wrong(weights: SampleWeights, tokens: Tensor) -> SampleWeights:
     return weights._replace(down=chosen * weights.down.sum(-1, keepdim=True))
 
 
-def from_first_difference(weights: SampleWeights, tokens: Tensor) -> Tensor:
+def from_first_difference(weights: SampleWeights, tokens: Tensor, first_alone: bool) -> Tensor:
     """Which tokens count: of a wrong sample those from the first that no right sample of its row shares, else all.
 
     Args:
         weights: of the samples.
         tokens: shape [runs, rows, n, length].
+        first_alone: whether that first one is the only one that counts.
 
     Returns:
         0 or 1, in the shape of the tokens.
     """
     common = (tokens.unsqueeze(3) == tokens.unsqueeze(2)).int().cumprod(-1).sum(-1)
     shared = common.masked_fill((weights.up == 0).unsqueeze(2), 0).amax(-1, keepdim=True)
-    counts = torch.arange(tokens.shape[-1]) >= shared
+    places = torch.arange(tokens.shape[-1])
+    counts = places == shared if first_alone else places >= shared
     return (counts | (weights.down == 0).unsqueeze(-1)).float()
 
 

@@ -129,6 +129,8 @@ def forms(prompts: Prompts) -> list[Method]:
         {"normalized": True},
         {"negatives": "nearest"},
         {"negatives": "suffix"},
+        {"negatives": "first-token"},
+        {"negatives": "first-token", "beta": 1.0},
         {"refreshed": True},
         {"positives": False},
     ]
@@ -139,6 +141,7 @@ def forms(prompts: Prompts) -> list[Method]:
         balanced(1.0, prompts=prompts, baseline="common"),
         balanced(1.0, prompts=prompts, beta=2.0),
         balanced(1.0, prompts=prompts, negatives="suffix"),
+        balanced(1.0, prompts=prompts, negatives="first-token"),
         balanced(1.0, prompts=prompts, refreshed=True),
         balanced(1.0, prompts=prompts, objective="reinforce"),
     ]

@@ -149,8 +149,9 @@ class _Game:
             weights = normalized(weights, rho)
         if method.negatives == "nearest":
             weights = nearest_wrong(weights, tokens)
-        suffix = method.negatives == "suffix"
-        counts = from_first_difference(weights, tokens) if suffix else torch.ones_like(tokens, dtype=torch.float32)
+        counts = torch.ones_like(tokens, dtype=torch.float32)
+        if method.negatives in ("suffix", "first-token"):
+            counts = from_first_difference(weights, tokens, method.negatives == "first-token")
         used = 1 - annotated.unsqueeze(-1) if method.prompts == "unannotated" else 1.0
         up = weights.up * used * float(method.positives)
         return weights._replace(up=up, down=weights.down * used), counts

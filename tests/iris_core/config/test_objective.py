@@ -33,3 +33,11 @@ def test_defaults_depend_on_the_objective():
     assert ObjectivePart().beta == 0.1
     assert {name: ObjectivePart(name=name).beta for name in PUBLISHED_BETA} == PUBLISHED_BETA
     assert ObjectivePart(name="space", beta=0.5).beta == 0.5
+
+
+def test_the_scale_that_is_left_out_depends_on_the_verifier():
+    assert ObjectivePart().resolved(judged=True).beta == 1
+    assert ObjectivePart(beta=0.1).resolved(judged=True).beta == 0.1
+    assert ObjectivePart(verified=False).resolved(judged=True).beta == 0.1
+    assert ObjectivePart().resolved(judged=False).beta == 0.1
+    assert ObjectivePart(name="spin").resolved(judged=True).resolved(judged=True).beta == 1

@@ -1,5 +1,7 @@
 """Packed prefix-shared rows give the log-probs and gradients of separate plain forwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -88,7 +90,7 @@ def lora(model, targets="all-linear"):
 
 def both_ways(model, groups=GROUPS):
     """Log-probs and gradients of everything trainable: packed, then by separate forwards."""
-    coefficients = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0, 0.7, 0.4, -0.9, 0.6, 1.2, -0.8, 0.5])
+    coefficients = torch.tensor([1.0, -0.5, 0.3, 2.0, -1.0, 0.7, 0.4, -0.9, 0.6, 1.2, -0.8, 0.5, 1.1, -0.2, 0.9, -1.3])
     found = []
     for forward in (
         lambda: response_logprobs(model, build_row(groups, range(len(groups)))),
@@ -176,12 +178,28 @@ def test_samples_of_a_prompt_with_and_without_an_annotated_response(kind, monkey
         Group([1, 5, 9, 11], ([], [7, 8, 2], [20, 21, 22, 2], [9, 9])),
         Group([3], ([2, 4], [], [5, 6, 7], [])),
         Group([4, 4], ([], [], [], [6])),
+        Group([8, 3], ([9, 9, 2], [7, 8, 2], [7, 5, 6], [4, 1, 1]), scored_from=(0, 0, 1, 2)),
     ]
     monkeypatch.setattr("iris_core.modeling.attention.interface.kind_for", lambda *asked: kind)
     monkeypatch.setattr("iris_core.modeling.attention.flash.varlen.varlen_attn", slow_varlen)
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     with torch.compiler.set_stance("force_eager"):
         assert_same(*both_ways(build("llama"), groups))
+
+
+def test_tokens_that_are_only_read_have_no_log_prob():
+    """Of the second response the last token counts alone, given those before it; of the third nothing does."""
+    model, whole = build("llama"), Group([8, 3], ([9, 9, 2], [7, 5, 6], [4, 1]), cut=2)
+    part = replace(whole, scored_from=(0, 2, 2))
+    assert part.sums == [2, 1, 1, 0]
+    assert part.first(2) == Group([8, 3], ([9, 9, 2], [7, 5, 6]), cut=2, scored_from=(0, 2))
+    for packing in ("packed", "separate"):
+        row = build_row([part], [0], packing)
+        assert row.targets.tolist() == [9, 9, 2, 6]
+        found = response_logprobs(model, row)[0]
+        of_all = response_logprobs(model, build_row([whole], [0], packing))[0]
+        shorter = response_logprobs(model, build_row([Group([8, 3], ([7, 5],))], [0], packing))[0]
+        torch.testing.assert_close(found, torch.stack([*of_all[:2], of_all[2] - shorter[0], torch.zeros(())]))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])

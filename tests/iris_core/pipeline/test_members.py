@@ -50,14 +50,15 @@ def test_the_comparison_takes_all_but_the_variant_of_another() -> None:
 
 
 def test_members_learn_from_verdicts_by_their_name_alone() -> None:
-    for own in ({"beta": 0.3}, {"name": "spin", "verified": False}):
+    for own, beta in (({"beta": 0.3}, 0.3), ({}, 1.0), ({"name": "spin", "verified": False}, 1.0)):
         base = experiment(objective=own, **JUDGED)
         found = {name: member(base, name, 0).objective for name in compared_by_default(base)}
         assert {name for name, objective in found.items() if objective.verified} == {"verified"}
         assert {name: objective.name for name, objective in found.items() if objective.name != name} == {
             "verified": "iris"
         }
-    assert found["verified"].beta == 0.1
+        assert found["verified"].beta == beta
+        assert found["iris"].beta == 0.1  # the default of another way to train
     with pytest.raises(ConfigError, match=r"comparison: objective: name is rft, and verification.kind is none"):
         member(experiment(), "rft", 0)
     assert member(experiment(), "iris", 0).objective == experiment().objective

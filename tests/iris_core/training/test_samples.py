@@ -79,22 +79,41 @@ def spec(tmp_path: Path) -> TrainSpec:
 def test_groups_and_weights_on_paper(spec):
     """ρ = 4, n = 4. a: p̂ = 2/3, the right one twice: U = 2·(1 − 2/3), D = 2/3. b: all right. c: p̂ = 1/4, thrice D = ¼.
 
-    d is all wrong without annotation and left out.
+    d is all wrong without annotation and left out. Wrong samples end at the token that no right one has there.
     """
     trained = load_trained(spec)
     assert trained.groups == [
-        Group([50], ([1, 2, 3, 4, 5], [7, 2], [8, 2]), cut=3),
-        Group([50], ([6, 2], [], []), cut=3),
-        Group([50], ([], [5, 2], [4, 2]), cut=3),
+        Group([50], ([1, 2, 3, 4, 5], [7, 2], [8]), 3, (0, 0, 0)),
+        Group([50], ([6, 2], [], []), 3, (0, 0, 0)),
+        Group([50], ([], [4, 2], [5]), 3, (0, 0, 0)),
     ]
-    assert [group.sums for group in trained.groups] == [[3, 2, 2, 2], [2, 0, 0, 0], [0, 0, 2, 2]]
+    assert [group.sums for group in trained.groups] == [[3, 2, 2, 1], [2, 0, 0, 0], [0, 0, 2, 1]]
     assert trained.weights is not None
     assert trained.weights.annotated.tolist() == [1, 1, 0]
-    assert trained.weights.up.flatten().tolist() == pytest.approx([2 / 3, 0, 0, 0, 0, 3 / 4])
-    assert trained.weights.down.flatten().tolist() == pytest.approx([0, 2 / 3, 0, 0, 3 / 4, 0])
+    assert trained.weights.up.flatten().tolist() == pytest.approx([2 / 3, 0, 0, 0, 3 / 4, 0])
+    assert trained.weights.down.flatten().tolist() == pytest.approx([0, 2 / 3, 0, 0, 0, 3 / 4])
     assert trained.weights.share.tolist() == pytest.approx([2 / 3, 1, 1 / 4])
     assert trained.scored == trained.groups
     assert {kind: count for kind, count in trained.counts.items() if count} == {"truncated": 1}
+
+
+def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
+    """Its tokens before that are read only, those after it are left out; equal ones share their weight.
+
+    ρ = 4, n = 8, p̂ = 2/8: each wrong one weighs 4·¼/8 = 1/8. Two part from [7, 3, 5, 2] at their third token, one
+    after two tokens of [7, 3, 2], and two at their first. One has the tokens of a right one: nothing tells them apart.
+    """
+    wrong = [[7, 3, 6, 2], [7, 3, 6, 9], [7, 4, 2], [8, 3, 5, 2], [8, 2], [7, 3, 2]]
+    sampled = [([7, 3, 5, 2], R), *((ids, W) for ids in wrong), ([7, 3, 2], R)]
+    changed = {name: sampled if name == "a" else [([5, 2], W)] * 8 for name in ANNOTATED}
+    update = {**write(tmp_path / "longer", changed), "max_new_tokens": 4}
+    trained = load_trained(spec.model_copy(update=update))
+    responses = ([7, 3, 5, 2], [7, 3, 2], [7, 3, 6], [7, 4], [8])
+    assert trained.groups[0] == Group([50], ([1, 2, 3, 4, 5], *responses), 4, (0, 0, 0, 2, 1, 0))
+    assert trained.groups[0].sums == [4, 1, 4, 3, 1, 1, 1]
+    assert trained.weights is not None
+    assert trained.weights.up[0].tolist() == [3 / 8, 3 / 8, 0, 0, 0]
+    assert trained.weights.down[0].tolist() == [0, 0, 2 / 8, 1 / 8, 2 / 8]
 
 
 def test_rft_has_right_samples_alone(spec):
@@ -120,7 +139,7 @@ def test_samples_that_are_masked_or_dropped_are_undecided(spec, handling, tmp_pa
     """The wrong sample of a, cut at L, does not count: then p̂ = 1 there."""
     cut = {**SAMPLES, "a": [([7, 2], R), ([8, 8, 8], W), ([7, 2], R), ([9, 2], U)]}
     changed = spec.model_copy(update=write(tmp_path / "cut", cut))
-    assert load_trained(changed).groups[0].responses[1:] == ([7, 2], [8, 8, 8])
+    assert load_trained(changed).groups[0].responses[1:] == ([7, 2], [8])
     masked = load_trained(changed.model_copy(update={"handling": SyntheticPart(truncated=handling)}))
     assert masked.groups[0].responses == ([1, 2, 3, 4, 5], [], [])
     assert masked.counts["masked"] == 1
@@ -130,7 +149,7 @@ def test_a_right_sample_that_is_cut_here_is_undecided(spec, tmp_path):
     """The iteration before was allowed more tokens."""
     longer = {**SAMPLES, "a": [([7, 7, 7, 2], R), ([8, 2], W), ([7, 2], R), ([9, 2], U)]}
     trained = load_trained(spec.model_copy(update=write(tmp_path / "longer", longer)))
-    assert trained.groups[0].responses[1:] == ([8, 2], [7, 2])
+    assert trained.groups[0].responses[1:] == ([7, 2], [8])
     assert trained.weights is not None
     assert trained.weights.share[0] == 0.5
 
