@@ -103,7 +103,7 @@ class Parameters:
     ratio: float
     curvature: float
     initial_weight: float
-    mean_tokens: float
+    mean_tokens: float | Tensor
 
     @classmethod
     def of(cls, settings: ObjectivePart, order: float | Tensor) -> Self:

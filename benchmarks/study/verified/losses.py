@@ -14,7 +14,7 @@ from iris_core.objectives.losses import OBJECTIVES, Objective, Parameters, Rewar
 from iris_core.objectives.verified import VERIFIED
 
 Baseline = Literal["prompt", "smoothed", "common"]
-Negatives = Literal["all", "nearest", "suffix", "first-token"]
+Negatives = Literal["first-token", "suffix", "whole", "nearest"]
 
 
 def share_right(right: Tensor, baseline: Baseline) -> Tensor:
@@ -97,11 +97,10 @@ def balanced(faded: bool) -> Objective:
         assert weights is not None
         v = tilted_weights(rewards.synthetic, 1.0, 0.0, 1.0) if faded else torch.ones_like(rewards.synthetic)
         samples = (v * weights.down - weights.up) * rewards.synthetic
-        return samples.sum(-1) - weights.annotated * rewards.annotated
+        return (samples.sum(-1) - weights.annotated * rewards.annotated) / parameters.mean_tokens
 
     return Objective(loss)
 
 
 _OWN = {"balanced": balanced(faded=True), "reinforce": balanced(faded=False)}
 OBJECTIVES_OF_STUDY = {False: OBJECTIVES, True: {**VERIFIED, **_OWN}}  # without a verifier, and with one
-PER_TOKEN = ("sft", "rft", *_OWN)

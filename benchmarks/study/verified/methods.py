@@ -57,13 +57,13 @@ class Method:
     prompts: Prompts = "annotated"
     budget: int = 1
     adaptive: bool = False
-    beta: float = 0.5
+    beta: float = 1.0
     strength: float = 1.0
     baseline: Baseline = "prompt"
     noise: float = 0.0
     positives: bool = True
     normalized: bool = False
-    negatives: Negatives = "all"
+    negatives: Negatives = "first-token"
     refreshed: bool = False
 
     @property
@@ -94,8 +94,9 @@ def iris(samples: int, **changes: Any) -> Method:
 
 
 def balanced(strength: float, **changes: Any) -> Method:
-    """RFT with κ·p̂ as baseline."""
-    return _named(Method(f"RFT n=4 κ={strength:g}", "balanced", 4, strength=strength, baseline="smoothed"), changes)
+    """RFT with κ·p̂ as baseline, and whole wrong samples."""
+    method = Method(f"RFT n=4 κ={strength:g}", "balanced", 4, strength=strength, baseline="smoothed", negatives="whole")
+    return _named(method, changes)
 
 
 def _named(method: Method, changes: dict[str, Any]) -> Method:
@@ -113,7 +114,7 @@ PLAIN = [
 ]
 VERIFIED = [
     *(make(samples) for make in (rft, iris) for samples in SAMPLES if (make, samples) != (iris, 1)),
-    iris(1, baseline="smoothed"),
+    iris(1, baseline="smoothed", negatives="whole"),
     *(make(4, noise=0.1) for make in (rft, iris)),
     balanced(1.0, noise=0.1),
     *(Method(f"{name.upper()}-V n=4", name, 4) for name in ("spin", "space", "spif")),
@@ -123,14 +124,15 @@ VERIFIED = [
 def forms(prompts: Prompts) -> list[Method]:
     """What the study tries to be at least RFT, with four samples of some prompts."""
     iris_forms: list[dict[str, Any]] = [
-        {"baseline": "smoothed"},
-        {"baseline": "common"},
-        {"beta": 2.0},
-        {"normalized": True},
+        {"negatives": "whole"},
+        {"negatives": "whole", "beta": 0.5},
+        {"negatives": "whole", "baseline": "smoothed"},
+        {"negatives": "whole", "baseline": "common"},
         {"negatives": "nearest"},
         {"negatives": "suffix"},
-        {"negatives": "first-token"},
-        {"negatives": "first-token", "beta": 1.0},
+        {"beta": 0.1},
+        {"beta": 2.0},
+        {"normalized": True},
         {"refreshed": True},
         {"positives": False},
     ]
@@ -139,10 +141,7 @@ def forms(prompts: Prompts) -> list[Method]:
         *(iris(4, prompts=prompts, **changes) for changes in iris_forms),
         *(balanced(strength, prompts=prompts) for strength in (0.25, 0.5, 1.0)),
         balanced(1.0, prompts=prompts, baseline="common"),
-        balanced(1.0, prompts=prompts, beta=2.0),
-        balanced(1.0, prompts=prompts, negatives="suffix"),
         balanced(1.0, prompts=prompts, negatives="first-token"),
-        balanced(1.0, prompts=prompts, refreshed=True),
         balanced(1.0, prompts=prompts, objective="reinforce"),
     ]
 

@@ -14,7 +14,6 @@ from benchmarks.study.network import RMSProp, Weights, rate_at
 from benchmarks.study.selfplay import Runs, next_orders
 from benchmarks.study.verified.losses import (
     OBJECTIVES_OF_STUDY,
-    PER_TOKEN,
     balanced_weights,
     from_first_difference,
     nearest_wrong,
@@ -177,7 +176,7 @@ class _Game:
         loss = self.objective.loss(rewards, parameters).mean(-1)
         if self.method.objective != "sft":
             normalizer.update(rewards)
-        return loss / self._tokens(rewards) if self.method.objective in PER_TOKEN else loss
+        return loss
 
     def _rewards(self, annotated: Tensor, samples: Tensor, opponent: Opponent, rows: Tensor) -> Rewards:
         if opponent.weights is None:
@@ -186,13 +185,14 @@ class _Game:
 
     def _parameters(self, normalizer: Normalizer, rewards: Rewards) -> Parameters:
         log_normalizers = normalizer.log_values(rewards.annotated)
-        return replace(Parameters.of(ObjectivePart(), self.orders), log_normalizers=log_normalizers)
+        parameters = Parameters.of(ObjectivePart(), self.orders)
+        return replace(parameters, log_normalizers=log_normalizers, mean_tokens=self._tokens(rewards))
 
     def _tokens(self, rewards: Rewards) -> Tensor:
-        """Tokens per row that a likelihood is a mean over, β times: shape [runs]."""
+        """Tokens per row whose likelihood is raised, shape [runs, 1]."""
         of_row = 1.0 if rewards.weights is None else rewards.weights.annotated + rewards.weights.up.sum(-1)
-        mean = torch.as_tensor(of_row).expand(rewards.annotated.shape).mean(-1)
-        return self.betas.squeeze(1) * self.regime.length * mean
+        mean = torch.as_tensor(of_row).expand(rewards.annotated.shape).mean(-1, keepdim=True)
+        return self.regime.length * mean
 
     def _gap(self, opponent: Tensor, generator: torch.Generator) -> Tensor:
         """The gap on validation pairs, shape [runs]."""
