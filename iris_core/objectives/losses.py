@@ -61,7 +61,8 @@ class Rewards(NamedTuple):
 
     Attributes:
         annotated: of the annotated responses, shape [..., pairs].
-        synthetic: of the opponent's responses, the same shape; with `weights`, of n samples, shape [..., pairs, n].
+        synthetic: of the opponent's responses, the same shape; with `weights`, of n samples, shape [..., pairs, n], a
+            wrong one by its first token that no right one has.
         initial: of the initial model's responses, the same shape; only T-SPIN uses them.
         rest: of the tokens of annotated responses beyond the longest synthetic one, the same shape; None if there are
             none. The annotated likelihood uses them, the comparison does not.

@@ -1,12 +1,13 @@
 """Verified self-play: the objectives on n samples of each prompt that a verifier judged right or wrong.
 
 With p̂ the share of right samples among the decided ones of a prompt, a right sample weighs U = ρ(1 − p̂)/n and a wrong
-one D = ρ·p̂/n. The loss of a pair is
+one D = ρ·p̂/n. The loss of a pair is, per token whose likelihood is raised,
 
     the objective's annotated part − Σ_k U_k·r'_k + Σ_k D_k·(the objective's push on r'_k)
 
-At r = 0 this is a policy gradient with the baseline p̂: in expectation that of rejection-sampling fine-tuning, times
-(n − 1)/n. Prompts whose decided samples are all right or all wrong have no weight. docs/objective.md derives it.
+The reward r' of a right sample is that of the whole response, the reward of a wrong one that of a single token: the
+first at which it leaves every right sample of its prompt (`iris_core.training.samples`). Prompts whose decided samples
+are all right or all wrong have no weight. docs/objective.md derives it.
 
 Leading axes are independent runs, as in `iris_core.objectives.losses`.
 """

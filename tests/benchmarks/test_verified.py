@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.verified.arms import ANNOTATED, ARMS, TEST, UNANNOTATED, VALIDATION, arm_experiment, write_data
+from benchmarks.verified.arms import ANNOTATED, ARMS, SAMPLES, TEST, UNANNOTATED, VALIDATION, arm_experiment, write_data
 from benchmarks.verified.measures import Measured
 from benchmarks.verified.report import write_report
 
@@ -38,7 +38,7 @@ def test_arms_with_verdicts_take_no_more_than_a_few_steps_more(tmp_path: Path) -
         prompts = ANNOTATED + (UNANNOTATED if loop.data.prompts_path else 0)
         steps[arm] = loop.training.epochs * -(-prompts // loop.training.batch_size)
         assert loop.objective.learns_from_verdicts == (arm in ("RFT", "IRIS, verified"))
-        assert (loop.generation.samples == 2) == loop.objective.learns_from_verdicts
+        assert (loop.generation.samples == SAMPLES) == loop.objective.learns_from_verdicts
     assert steps == {"SFT continued": 48, "IRIS, plain": 48, "RFT": 50, "IRIS, verified": 50}
 
 

@@ -114,6 +114,13 @@ def test_losses_against_hand_arithmetic():
     assert loss("spif", annotated=0.0) == pytest.approx(-0.46125, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_are_per_token(name):
+    batch = random_batch()
+    whole, of_token = (VERIFIED[name].loss(batch, given_parameters(mean_tokens=tokens)) for tokens in (1.0, 8.0))
+    torch.testing.assert_close(whole, 8 * of_token)
+
+
 def test_rft_on_paper():
     """log p = −3 of the annotated response, −2 of the right one of four; R = 3/4; 9 tokens: (3 + .75·2)/9 = .5."""
     weights = right_weights(RIGHT[None], WRONG[None], torch.ones(1), 3.0)

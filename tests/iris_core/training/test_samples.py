@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from iris_core.common.errors import DataError
 from iris_core.config import ObjectivePart, SyntheticPart, TrainingPart
@@ -15,13 +17,14 @@ from iris_core.data.packing import Group
 from iris_core.data.pairs import Pair, write_pairs
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Artifact, Policy
-from iris_core.training.samples import compared_groups, load_trained
+from iris_core.training.samples import compared_groups, load_trained, shared_with
 
 pytestmark = pytest.mark.unit
 
 VERIFIED = ObjectivePart(verified_weight=4.0).resolved(judged=True)
 RFT = ObjectivePart(name="rft", verified_weight=4.0).resolved(judged=True)
 ANNOTATED = {"a": [1, 2, 3, 4, 5], "b": [6, 2], "c": [], "d": []}  # c and d are prompts without annotation
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=5)
 R, W, U = "right", "wrong", "undecided"
 SAMPLES = {  # tokens and verdict of four samples; L is 3
     "a": [([7, 2], R), ([8, 2], W), ([7, 2], R), ([9, 9, 9], U)],
@@ -114,6 +117,21 @@ def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
     assert trained.weights is not None
     assert trained.weights.up[0].tolist() == [3 / 8, 3 / 8, 0, 0, 0]
     assert trained.weights.down[0].tolist() == [0, 0, 2 / 8, 1 / 8, 2 / 8]
+
+
+@given(wrong=TOKENS, right=st.lists(TOKENS, min_size=1, max_size=4))
+def test_the_token_that_counts_is_the_last_that_has_an_advantage(wrong, right):
+    """A prefix is worth the share of right ones among samples that have it: 0 from that token on, and not before."""
+    assume(all(ids[: len(wrong)] != wrong for ids in right))
+
+    def value(prefix: list[int]) -> float:
+        having = [ids in right for ids in (*right, wrong) if ids[: len(prefix)] == prefix]
+        return sum(having) / len(having)
+
+    values = [value(wrong[:end]) for end in range(len(wrong) + 1)]
+    counts = shared_with(wrong, right)
+    assert all(values[: counts + 1])
+    assert not any(values[counts + 1 :])
 
 
 def test_rft_has_right_samples_alone(spec):
