@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import torch
@@ -20,7 +20,6 @@ from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Artifact
 from iris_core.training.groups import Response, intact, kinds_of, load_groups, load_responses
 
-T = TypeVar("T")
 VERDICTS = {"right": 1.0, "wrong": -1.0, "undecided": 0.0}
 
 
@@ -50,38 +49,40 @@ class Sample(NamedTuple):
     verdict: float
 
 
-class Weighted(NamedTuple):
-    """What has a weight of a prompt's samples: right ones, and wrong ones up to the token at which they go wrong.
-
-    Equal ones are there once, with the sum of their weights.
+class Part(NamedTuple):
+    """What is trained on of samples: a right one, or a wrong one up to the token at which it goes wrong.
 
     Attributes:
-        token_ids: of each.
-        scored_from: the first token of each that the weight is of: 0, or the last one.
-        up: U.
-        down: D.
+        token_ids: of a right sample, or up to that token.
+        scored_from: the first token that the weight is of: 0, or the last one.
+        up: U; of equal samples, the sum.
+        down: D, likewise.
     """
 
-    token_ids: list[list[int]]
-    scored_from: list[int]
-    up: list[float]
-    down: list[float]
+    token_ids: list[int]
+    scored_from: int
+    up: float
+    down: float
 
 
 class Found(NamedTuple):
-    """A pair with its weighted samples and p̂, the share of right ones."""
+    """A pair with what is trained on of its samples, and p̂, the share of right ones."""
 
     pair: Pair
-    samples: Weighted
+    parts: list[Part]
     share: float
+
+
+NOTHING = Part([], 0, 0.0, 0.0)
 
 
 def load_trained(spec: TrainSpec) -> Trained:
     """The groups to train on: of pairs, or [prompt | annotated | samples] where the objective learns from verdicts.
 
     In the latter, an annotated response that is missing is empty, and so are samples that a group has less than
-    others. A prompt with neither an annotated response nor a weight is left out. Samples that `spec.handling` drops or
-    masks count as undecided; so does a right one that is cut.
+    others. A wrong sample ends at its first token that neither a right one nor the annotated response has after the
+    same beginning; its sum of log-probs is of that token. A prompt with neither an annotated response nor a weight is
+    left out. Samples that `spec.handling` drops or masks count as undecided; so does a right one that is cut.
 
     Raises:
         DataError: a prompt has no samples, a sample has no verdict, or files do not match the spec's digests.
@@ -113,9 +114,9 @@ def _found(spec: TrainSpec) -> tuple[list[Found], Counter[str]]:
         verdict = torch.tensor([_verdicts(spec, pair, samples[pair.prompt_id], counts) for pair in pairs])
         weights = _weigh(spec, verdict, pairs)
         for pair, up, down, share in zip(pairs, *(each.tolist() for each in weights[1:]), strict=True):
-            weighted = _weighted(samples[pair.prompt_id], up, down)
-            if pair.annotated or weighted.token_ids:
-                found.append(Found(pair, weighted, share))
+            parts = _parts(pair, samples[pair.prompt_id], up, down)
+            if pair.annotated or parts:
+                found.append(Found(pair, parts, share))
     return found, counts
 
 
@@ -155,53 +156,47 @@ def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWe
     return weigh((verdicts > 0).float(), (verdicts < 0).float(), annotated, spec.objective.verified_weight)
 
 
-def _weighted(samples: Sequence[Sample], up: Sequence[float], down: Sequence[float]) -> Weighted:
-    right = [sample.response.token_ids for sample, u in zip(samples, up, strict=True) if u]
+def _parts(pair: Pair, samples: Sequence[Sample], up: Sequence[float], down: Sequence[float]) -> list[Part]:
+    right = [pair.response_ids, *(sample.response.token_ids for sample, u in zip(samples, up, strict=True) if u)]
     ups, downs = defaultdict[tuple[int, ...], float](float), defaultdict[tuple[int, ...], float](float)
     for sample, u, d in zip(samples, up, down, strict=True):
         ids = tuple(sample.response.token_ids)
-        shared = shared_with(ids, right)
         if u:
             ups[ids] += u
-        if d and shared < len(ids):
+        elif d and (shared := shared_with(ids, right)) < len(ids):
             downs[ids[: shared + 1]] += d
-    return Weighted(
-        token_ids=[list(ids) for ids in (*ups, *downs)],
-        scored_from=[0] * len(ups) + [len(ids) - 1 for ids in downs],
-        up=[*ups.values(), *[0.0] * len(downs)],
-        down=[*[0.0] * len(ups), *downs.values()],
-    )
+    return [
+        *(Part(list(ids), 0, u, 0.0) for ids, u in ups.items()),
+        *(Part(list(ids), len(ids) - 1, 0.0, d) for ids, d in downs.items()),
+    ]
 
 
 def shared_with(ids: Sequence[int], others: Sequence[Sequence[int]]) -> int:
-    """How many of the first tokens of `ids` are those of one of `others`, too."""
+    """How many of the first tokens of `ids` are also those of one of `others`, the most of them."""
 
     def shared(other: Sequence[int]) -> int:
-        pairs = zip(ids, other, strict=False)
-        return next((index for index, (own, its) in enumerate(pairs) if own != its), min(len(ids), len(other)))
+        both = enumerate(zip(ids, other, strict=False))
+        return next((place for place, (one, its) in both if one != its), min(len(ids), len(other)))
 
-    return max(map(shared, others), default=0)
+    return max(map(shared, others))
 
 
 def _padded(found: Sequence[Found], cut: int) -> tuple[list[Group], SampleWeights]:
     """All groups with as many responses as the one that has the most."""
-    width = max(len(each.samples.token_ids) for each in found)
-
-    def padded(values: list[T], filler: T) -> list[T]:
-        return values + [filler] * (width - len(values))
-
+    width = max(len(each.parts) for each in found)
+    padded = [[*each.parts, *[NOTHING] * (width - len(each.parts))] for each in found]
     groups = [
         Group(
             each.pair.prompt_ids,
-            (each.pair.response_ids, *padded(each.samples.token_ids, [])),
+            (each.pair.response_ids, *(part.token_ids for part in parts)),
             cut,
-            (0, *padded(each.samples.scored_from, 0)),
+            (0, *(part.scored_from for part in parts)),
         )
-        for each in found
+        for each, parts in zip(found, padded, strict=True)
     ]
     return groups, SampleWeights(
         annotated=torch.tensor([float(each.pair.annotated) for each in found]),
-        up=torch.tensor([padded(each.samples.up, 0.0) for each in found]),
-        down=torch.tensor([padded(each.samples.down, 0.0) for each in found]),
+        up=torch.tensor([[part.up for part in parts] for parts in padded]),
+        down=torch.tensor([[part.down for part in parts] for parts in padded]),
         share=torch.tensor([each.share for each in found]),
     )

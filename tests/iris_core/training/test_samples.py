@@ -108,7 +108,7 @@ def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
     """
     wrong = [[7, 3, 6, 2], [7, 3, 6, 9], [7, 4, 2], [8, 3, 5, 2], [8, 2], [7, 3, 2]]
     sampled = [([7, 3, 5, 2], R), *((ids, W) for ids in wrong), ([7, 3, 2], R)]
-    changed = {name: sampled if name == "a" else [([5, 2], W)] * 8 for name in ANNOTATED}
+    changed = {name: [([5, 2], W)] * 8 for name in ANNOTATED} | {"a": sampled}
     update = {**write(tmp_path / "longer", changed), "max_new_tokens": 4}
     trained = load_trained(spec.model_copy(update=update))
     responses = ([7, 3, 5, 2], [7, 3, 2], [7, 3, 6], [7, 4], [8])
@@ -132,6 +132,14 @@ def test_the_token_that_counts_is_the_last_that_has_an_advantage(wrong, right):
     counts = shared_with(wrong, right)
     assert all(values[: counts + 1])
     assert not any(values[counts + 1 :])
+
+
+def test_the_annotated_response_is_a_right_one(spec, tmp_path):
+    """Its tokens are no slip, although no right sample has them: [1, 2] goes on as far as the annotated 1, 2, 3."""
+    changed = {name: [([7, 2], R), ([1, 2, 9], W), ([1, 2, 3], W), ([5, 2], U)] for name in ANNOTATED}
+    trained = load_trained(spec.model_copy(update=write(tmp_path / "near", changed)))
+    assert trained.groups[0] == Group([50], ([1, 2, 3, 4, 5], [7, 2], [1, 2, 9]), 3, (0, 0, 2))
+    assert trained.groups[2] == Group([50], ([], [7, 2], [1]), 3, (0, 0, 0))
 
 
 def test_rft_has_right_samples_alone(spec):
