@@ -39,9 +39,9 @@ def compare(
 
     Args:
         experiment: model, data and settings of all loops; `objective.name` and `seed` are set for each.
-        objectives: to compare, each with its published reward scale; the experiment's own keeps that of the recipe.
-            They learn without verdicts but for `rft` and `verified`, which is iris with them; these need a verifier.
-            Left out: all but `hinge`, and those two only where there is a verifier.
+        objectives: to compare, each with its default reward scale; the experiment's own, with or without verdicts as
+            there, keeps that of the recipe. They learn without verdicts but for `rft` and `verified`, which is iris
+            with them; these need a verifier. Left out: all but `hinge`, and those two only where there is a verifier.
         seeds: of the loops of every objective.
 
     Returns:

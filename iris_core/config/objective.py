@@ -24,15 +24,15 @@ VERIFIABLE = ("iris", "spin", "space", "spif")  # these learn from verdicts wher
 WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's responses
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
-VERIFIED_BETA = 1.0  # the push on a wrong sample is then in proportion to its probability
+VERIFIED_BETA = {"iris": 1.0}  # where it learns from verdicts: a push is then in proportion to the token's probability
 SPACE_RATIO = 1.0  # μ, synthetic responses per annotated one
 SPIF_CURVATURE = 1.0  # c; the rewards at the optimum lie in [−1/c, 1/c]
 TSPIN_INITIAL_WEIGHT = 0.1  # b, of the term with the initial model's responses
 
 
-def default_beta(name: ObjectiveName, verified: bool | None) -> float:
-    """The reward scale of an objective, with or without a verifier."""
-    return VERIFIED_BETA if verified else PUBLISHED_BETA.get(name, 0.1)
+def default_beta(name: ObjectiveName, verified: bool) -> float:
+    """The reward scale of an objective that learns from verdicts, or does not."""
+    return {**PUBLISHED_BETA, **(VERIFIED_BETA if verified else {})}.get(name, 0.1)
 
 
 class ObjectivePart(Part):
@@ -47,8 +47,8 @@ class ObjectivePart(Part):
         default_factory=lambda given: default_beta(given["name"], verified=False),
         gt=0,
         le=100,
-        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 where verdicts are "
-        "learned from and for space and tspin, else 0.1.",
+        description="Reward scale β: reward = β · log-ratio of policy to opponent; left out: 1 for space and "
+        "tspin, and for iris where it learns from verdicts; else 0.1.",
     )
     normalizer: NormalizerName = Field(
         "anchored", description="How the weights of iris are normalised; see docs/objective.md."

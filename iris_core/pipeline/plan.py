@@ -154,6 +154,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
         pairs=prepared.pairs,
         synthetic=[generated.artifact("responses"), *mixed],
         verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if learns else [],
+        wrong_samples="first-token" if experiment.objective.verified else None,
         initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,

@@ -121,8 +121,9 @@ class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
     `synthetic` holds the opponent's responses, the newest first, and `verdicts` what a verifier says of each of them,
-    where the objective learns from that. `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides
-    are compared up to `max_new_tokens` tokens, because no synthetic response is longer.
+    where the objective learns from that; `wrong_samples` says which tokens of wrong ones a push is on.
+    `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides are compared up to `max_new_tokens`
+    tokens, because no synthetic response is longer.
 
     Outputs: `adapter` (LoRA) or `model` (full); `history` (JSON Lines, a row for each step); `opponent_logprobs`;
     `heldout` (Parquet, a row for each held-out pair: log-probs of both responses under opponent and policy).
@@ -137,6 +138,7 @@ class TrainSpec(Spec):
     pairs: Artifact
     synthetic: list[Artifact]
     verdicts: list[Artifact] = Field(default=[], exclude_if=lambda verdicts: not verdicts)
+    wrong_samples: Literal["first-token"] | None = Field(None, exclude_if=is_none)  # None: of a version that pushed all
     initial_synthetic: Artifact | None = None
     objective: ObjectivePart
     order: float

@@ -36,8 +36,8 @@ CURVES = (  # column of the history, title, unit, sides, caption
         "reward",
         ("annotated", "synthetic", "right", "wrong", "margin"),
         "Mean reward β · log-ratio of policy to opponent on each step's pairs, and the margin between the two sides; "
-        "with a verifier, of right and wrong responses by their weight. Every iteration starts at 0, where policy and "
-        "opponent are the same.",
+        "with a verifier, of right responses and of the tokens at which others go wrong, by their weight. Every "
+        "iteration starts at 0, where policy and opponent are the same.",
     ),
     (
         "ess",

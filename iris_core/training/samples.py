@@ -104,17 +104,19 @@ def compared_groups(spec: TrainSpec, count: int) -> list[Group]:
 def _found(spec: TrainSpec) -> tuple[list[Found], Counter[str]]:
     """All pairs that are annotated or have samples with a weight, and counts of samples by kind."""
     pairs, counts = load_pairs(spec.pairs, "train"), Counter[str]()
+    right = {pair.prompt_id: [pair.response_ids] for pair in pairs}
     found = []
-    for responses, verdicts in zip(spec.synthetic, spec.verdicts, strict=True):
-        samples = _judged(responses, verdicts, spec.max_new_tokens)
-        if missing := next((pair for pair in pairs if pair.prompt_id not in samples), None):
-            raise DataError(
-                f"{responses.path}: no synthetic response to prompt {missing.prompt_id}: run generate again"
-            )
+    sources = [_judged(*source, spec.max_new_tokens) for source in zip(spec.synthetic, spec.verdicts, strict=True)]
+    for samples, responses in zip(sources, spec.synthetic, strict=True):
+        for prompt_id, answers in right.items():
+            if prompt_id not in samples:
+                raise DataError(f"{responses.path}: no synthetic response to prompt {prompt_id}: run generate again")
+            answers += [sample.response.token_ids for sample in samples[prompt_id] if sample.verdict > 0]
+    for samples in sources:
         verdict = torch.tensor([_verdicts(spec, pair, samples[pair.prompt_id], counts) for pair in pairs])
         weights = _weigh(spec, verdict, pairs)
         for pair, up, down, share in zip(pairs, *(each.tolist() for each in weights[1:]), strict=True):
-            parts = _parts(pair, samples[pair.prompt_id], up, down)
+            parts = _parts(samples[pair.prompt_id], up, down, right[pair.prompt_id])
             if pair.annotated or parts:
                 found.append(Found(pair, parts, share))
     return found, counts
@@ -156,8 +158,10 @@ def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWe
     return weigh((verdicts > 0).float(), (verdicts < 0).float(), annotated, spec.objective.verified_weight)
 
 
-def _parts(pair: Pair, samples: Sequence[Sample], up: Sequence[float], down: Sequence[float]) -> list[Part]:
-    right = [pair.response_ids, *(sample.response.token_ids for sample, u in zip(samples, up, strict=True) if u)]
+def _parts(
+    samples: Sequence[Sample], up: Sequence[float], down: Sequence[float], right: Sequence[list[int]]
+) -> list[Part]:
+    """What is trained on of samples, with the tokens of all right responses to the prompt."""
     ups, downs = defaultdict[tuple[int, ...], float](float), defaultdict[tuple[int, ...], float](float)
     for sample, u, d in zip(samples, up, down, strict=True):
         ids = tuple(sample.response.token_ids)

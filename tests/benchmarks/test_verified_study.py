@@ -152,9 +152,14 @@ def test_negatives_nearest_to_a_right_sample_and_from_its_first_difference():
     tokens = torch.tensor([[[[1, 2, 3], [1, 2, 4], [5, 2, 4], [5, 6, 7]]]])
     weights = balanced_weights(torch.tensor([[[1.0, 0.0, 0.0, 0.0]]]), torch.ones(1, 1), torch.tensor(4.0), "prompt", 1)
     assert nearest_wrong(weights, tokens).down.flatten().tolist() == pytest.approx([0, 0.75, 0, 0])
-    suffix, token = (from_first_difference(weights, tokens, alone).squeeze().tolist() for alone in (False, True))
-    assert suffix == [[1, 1, 1], [0, 0, 1], [1, 1, 1], [1, 1, 1]]
-    assert token == [[1, 1, 1], [0, 0, 1], [1, 0, 0], [1, 0, 0]]
+    annotated = torch.tensor([[[5, 6, 8]]])
+    for here, last in ((1, [0, 0, 1]), (0, [1, 0, 0])):  # with and without an annotated response
+        given = weights._replace(annotated=torch.full((1, 1), float(here)))
+        suffix, token = (
+            from_first_difference(given, tokens, annotated, alone).squeeze().tolist() for alone in (False, True)
+        )
+        assert token == [[1, 1, 1], [0, 0, 1], [0, 1, 0] if here else [1, 0, 0], last]
+        assert suffix == [[1, 1, 1], [0, 0, 1], [0, 1, 1] if here else [1, 1, 1], [0, 0, 1] if here else [1, 1, 1]]
 
 
 def test_balanced_without_negatives_is_rft():

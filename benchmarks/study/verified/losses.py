@@ -67,19 +67,22 @@ def nearest_wrong(weights: SampleWeights, tokens: Tensor) -> SampleWeights:
     return weights._replace(down=chosen * weights.down.sum(-1, keepdim=True))
 
 
-def from_first_difference(weights: SampleWeights, tokens: Tensor, first_alone: bool) -> Tensor:
-    """Which tokens count: of a wrong sample those from the first that no right sample of its row shares, else all.
+def from_first_difference(weights: SampleWeights, tokens: Tensor, annotated: Tensor, first_alone: bool) -> Tensor:
+    """Which tokens count: of a wrong sample those from the first that no right response of its row shares, else all.
 
     Args:
         weights: of the samples.
         tokens: shape [runs, rows, n, length].
+        annotated: tokens of the annotated responses, shape [runs, rows, length]; of a row without one, any.
         first_alone: whether that first one is the only one that counts.
 
     Returns:
         0 or 1, in the shape of the tokens.
     """
-    common = (tokens.unsqueeze(3) == tokens.unsqueeze(2)).int().cumprod(-1).sum(-1)
-    shared = common.masked_fill((weights.up == 0).unsqueeze(2), 0).amax(-1, keepdim=True)
+    right = torch.cat([weights.up, weights.annotated.unsqueeze(-1)], dim=-1) > 0
+    others = torch.cat([tokens, annotated.unsqueeze(2)], dim=2)
+    common = (tokens.unsqueeze(3) == others.unsqueeze(2)).int().cumprod(-1).sum(-1)
+    shared = common.masked_fill(~right.unsqueeze(2), 0).amax(-1, keepdim=True)
     places = torch.arange(tokens.shape[-1])
     counts = places == shared if first_alone else places >= shared
     return (counts | (weights.down == 0).unsqueeze(-1)).float()

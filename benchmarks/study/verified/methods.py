@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.study.verified.losses import Baseline, Negatives
 from benchmarks.study.verified.regimes import Regime
+from iris_core.config.objective import ObjectiveName, default_beta
 
 Prompts = Literal["annotated", "all", "unannotated"]
 
@@ -17,6 +18,7 @@ VERIFIED_RATES = (3.2e-3, 1e-2, 3.2e-2, 1e-1)
 WEIGHTS = (1.0, 3.0, 10.0, 30.0, 100.0)
 BUDGETS = (1, 3, 10)
 SAMPLES = (1, 4, 16)
+RIVALS: tuple[ObjectiveName, ...] = ("spin", "space", "spif")
 LABELS = {  # of a method's changes in its name
     "prompts": "{} prompts",
     "noise": "{:.0%} wrong verdicts",
@@ -117,7 +119,7 @@ VERIFIED = [
     iris(1, baseline="smoothed", negatives="whole"),
     *(make(4, noise=0.1) for make in (rft, iris)),
     balanced(1.0, noise=0.1),
-    *(Method(f"{name.upper()}-V n=4", name, 4) for name in ("spin", "space", "spif")),
+    *(Method(f"{name.upper()}-V n=4", name, 4, beta=default_beta(name, True)) for name in RIVALS),
 ]
 
 

@@ -143,17 +143,22 @@ class _Game:
         right = (self.world.valid(where, self.runs.seeds) ^ turned[self.runs.seeds]).float()
         annotated = self._spread(torch.ones(self.annotated.shape[:2]))
         weights = balanced_weights(right, annotated, rho, method.baseline, method.strength)
-        tokens = where // (self.regime.topics * (self.regime.tokens + 1) ** 2)
+        tokens = self._tokens_at(where)
         if method.normalized:
             weights = normalized(weights, rho)
         if method.negatives == "nearest":
             weights = nearest_wrong(weights, tokens)
         counts = torch.ones_like(tokens, dtype=torch.float32)
         if method.negatives in ("suffix", "first-token"):
-            counts = from_first_difference(weights, tokens, method.negatives == "first-token")
+            own = self._tokens_at(self.annotated).repeat_interleave(self.prompts.shape[2], dim=1)
+            counts = from_first_difference(weights, tokens, own, method.negatives == "first-token")
         used = 1 - annotated.unsqueeze(-1) if method.prompts == "unannotated" else 1.0
         up = weights.up * used * float(method.positives)
         return weights._replace(up=up, down=weights.down * used), counts
+
+    def _tokens_at(self, where: Tensor) -> Tensor:
+        """The tokens at some positions."""
+        return where // (self.regime.topics * (self.regime.tokens + 1) ** 2)
 
     def _spread(self, annotated: Tensor) -> Tensor:
         """Values of pairs [runs, pairs] as values of rows, 0 for unannotated prompts: shape [runs, rows]."""

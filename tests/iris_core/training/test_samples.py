@@ -189,6 +189,18 @@ def test_responses_mixed_in_have_groups_of_their_own(spec, tmp_path):
     assert torch.equal(trained.weights.up[3:], torch.ones(4, 1) @ torch.tensor([[1.0, 0.0]]))  # 4·½/2
 
 
+def test_wrong_samples_are_compared_with_the_right_ones_of_all_sources(spec, tmp_path):
+    """[7, 9] leaves [7, 3, 2] of the other iteration at its second token. One that is cut counts, without a weight."""
+    newest = write(tmp_path / "newest", {name: [([7, 3, 2], R), ([4, 2], W)] for name in ANNOTATED})
+    before = write(tmp_path / "before", {name: [([7, 9, 2], W), ([8, 2], R)] for name in ANNOTATED})
+    mixed = {name: [*newest[name], *before[name]] for name in before}
+    trained = load_trained(spec.model_copy(update=mixed))
+    assert trained.groups[4] == Group([50], ([1, 2, 3, 4, 5], [8, 2], [7, 9]), 3, (0, 0, 1))
+    cut = {**SAMPLES, "c": [([4, 2], R), ([5, 3, 3], R), ([5, 3, 2], W), ([9, 2], U)]}
+    trained = load_trained(spec.model_copy(update=write(tmp_path / "cut", cut)))
+    assert trained.groups[2] == Group([50], ([], [4, 2], [5, 3, 2]), 3, (0, 0, 2))
+
+
 def test_a_response_without_verdict_is_refused(spec, tmp_path):
     fewer = write(tmp_path / "fewer", {name: sampled[:3] for name, sampled in SAMPLES.items()})
     changed = spec.model_copy(update={"verdicts": fewer["verdicts"]})
