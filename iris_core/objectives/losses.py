@@ -11,7 +11,8 @@ order α is
 derives them.
 
 Rewards have the shape [..., pairs]; leading axes are independent runs. The comparison of r with r' uses at most the
-same number of tokens of every response. The likelihood (λ, SFT) uses the whole annotated response (`Rewards.rest`).
+same number of tokens of every response, but for verified self-play. The likelihood (λ, SFT) uses the whole annotated
+response (`Rewards.rest`).
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ OBJECTIVES = {
 def gradient_coefficients(objective: Objective, rewards: Rewards, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Per-pair gradient coefficients: −∂loss/∂r of the annotated response and ∂loss/∂r' of the synthetic one.
 
-    For IRIS these are its importance weights (w + λ and v), for verified self-play with U and D (D·v − U).
+    For IRIS these are its importance weights (w + λ and v), for verified self-play with U and D ((D·v − U)/T).
 
     Returns:
         Two tensors of the shape of the rewards.

@@ -58,7 +58,7 @@ def verified_metrics(
 
     Args:
         up: gradient coefficients of annotated responses, shape [pairs].
-        down: those of samples, D·v − U for IRIS, shape [pairs, n].
+        down: those of samples, (D·v − U)/T for IRIS, shape [pairs, n].
         rewards: shape [pairs, 2 + n].
         logprobs: the same shape.
         lengths: tokens of each sum, the same shape.
