@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +16,9 @@ from iris_core.data.pairs import load_pairs, write_pairs
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Artifact, Manifest, run_stage
 from iris_core.train import train
+from iris_core.training.samples import load_trained
 from iris_core.training.trainer import SelfPlayTrainer
-from tests.iris_core.training.tiny_specs import specs
+from tests.iris_core.training.tiny_specs import SHARED, specs
 
 pytestmark = pytest.mark.integration
 
@@ -66,6 +68,12 @@ def with_verdicts(spec: TrainSpec, folder: Path, verdict: str) -> TrainSpec:
     folder.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "0.parquet")
     return spec.model_copy(update={"verdicts": [Artifact.of(folder)]})
+
+
+def test_wrong_samples_count_by_a_token_in_their_midst(spec):
+    """Which the other tests here rely on."""
+    scored = [start for group in load_trained(spec).groups for start in group.scored_from]
+    assert max(scored) >= SHARED
 
 
 def test_right_samples_gain_on_wrong_ones(whole):
@@ -133,6 +141,20 @@ def test_rft_without_right_samples_takes_the_steps_of_sft(make, tmp_path):
         rows = history(run_stage(spec, tmp_path / name, train))
         found.append([[row[key] for key in ("loss", "grad_norm", "logprob/annotated")] for row in rows])
     assert found[0] == found[1]
+
+
+def test_the_loss_of_rft_is_per_token_by_weight(spec, tmp_path):
+    """−(Σ log p of annotated responses + Σ U·log p of samples) / (their tokens + Σ U·tokens), of one batch of all."""
+    training = spec.training.model_copy(update={"batch_size": 64, "epochs": 1})
+    rft = spec.model_copy(update={"objective": ObjectivePart(name="rft").resolved(judged=True), "training": training})
+    manifest, trained = run_stage(rft, tmp_path / "train", train), load_trained(rft)
+    table = pq.read_table(manifest.artifact("opponent_logprobs").path).to_pandas()
+    logprobs = table[table["split"] == "train"].drop(columns="split").to_numpy()
+    up = np.pad(trained.weights.up.numpy(), ((0, 0), (2, 0)), constant_values=1.0)
+    lengths = np.array([group.sums for group in trained.groups])
+    (row,) = history(manifest)
+    assert row["verified/up"] > 0
+    assert row["loss"] == pytest.approx(-(up * logprobs).sum() / (up * lengths).sum(), rel=1e-4)
 
 
 def test_rft_raises_right_samples(spec, tmp_path):

@@ -16,6 +16,8 @@ from iris_core.prepare import prepare
 from iris_core.store import Artifact, Execution, Policy, run_stage
 from tests.conftest import build_model
 
+SHARED = 3  # tokens
+
 
 def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
     """Makes specs from settings of `training`, and from others.
@@ -52,13 +54,22 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
 
 
 def judged(responses: Artifact, folder: Path) -> dict[str, list[Artifact]]:
-    """`responses` as if all had ended by themselves, and verdicts on them, of all three kinds by their tokens' sum."""
+    """`responses` as if all had ended by themselves, and verdicts on them, of all three kinds by their tokens' sum.
+
+    Wrong ones begin with the first tokens of their prompt's first sample.
+    """
     rows, kinds = pq.read_table(responses.path).to_pylist(), ("right", "wrong", "undecided", "right", "wrong")
+    verdicts = [kinds[sum(row["token_ids"]) % 5] for row in rows]
+    first = {row["prompt_id"]: row["token_ids"][:SHARED] for row in rows if row["sample"] == 0}
+    for row, verdict in zip(rows, verdicts, strict=True):
+        row["finish_reason"] = "stop"
+        if verdict == "wrong":
+            row["token_ids"] = first[row["prompt_id"]] + row["token_ids"][SHARED:]
     found = {
-        "synthetic": [{**row, "finish_reason": "stop"} for row in rows],
+        "synthetic": rows,
         "verdicts": [
-            {"prompt_id": row["prompt_id"], "sample": row["sample"], "verdict": kinds[sum(row["token_ids"]) % 5]}
-            for row in rows
+            {"prompt_id": row["prompt_id"], "sample": row["sample"], "verdict": verdict}
+            for row, verdict in zip(rows, verdicts, strict=True)
         ],
     }
     for name, content in found.items():
