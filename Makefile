@@ -43,7 +43,7 @@ bench: setup ## measure the table of benchmarks/README.md against TRL, vLLM and 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/bench.txt
 	$(BIN)/python -m benchmarks $(ARGS)
 
-verified: setup ## compare verified self-play with supervised fine-tuning on a real model (an hour)
+verified: setup ## compare verified self-play with supervised fine-tuning on a real model (it can be killed and goes on)
 	$(BIN)/python -m benchmarks.verified $(ARGS)
 
 lint: setup ## linter, formatter and type checker, without changing anything

@@ -49,8 +49,8 @@ def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
     write_data(seed, data)
     experiment = start_experiment(seed, chat_model, data, store)
     prepared = prepare(experiment)
-    epochs = [each.policy for each in iterations(experiment, prepared)]
-    start = merge(best(experiment, prepared, epochs), out / f"start-{seed}")
+    trained = [each.policy for each in iterations(experiment, prepared)]
+    start = merge(best(experiment, prepared, trained), out / f"start-{seed}")
     test = test_experiment(seed, start, data, store)
     checked = prepare(test)
     only = heldout_only(checked, out / f"test-{seed}.parquet")
@@ -62,8 +62,8 @@ def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
     found = {"SFT, the start": measure(checked.initial, 0)}
     for arm in ARMS:
         loop = arm_experiment(arm, seed, start, data, store)
-        trained = iterations(loop, prepare(loop))
-        found[arm] = measure(trained[-1].policy, sum(each.steps for each in trained))
+        rounds = iterations(loop, prepare(loop))
+        found[arm] = measure(rounds[-1].policy, sum(each.steps for each in rounds))
         print(f"  {arm}: greedy {found[arm].greedy.mean():.3f}", flush=True)
     return found
 

@@ -60,7 +60,7 @@ def best(experiment: Experiment, prepared: Prepared, found: list[Policy]) -> Pol
 
     qualities = [quality(policy) for policy in found]
     chosen = qualities.index(max(qualities))
-    print(f"  right answers after each epoch: {[count for count, _ in qualities]}; start: {chosen + 1}", flush=True)
+    print(f"  right answers after each iteration: {[count for count, _ in qualities]}; start: {chosen + 1}", flush=True)
     return found[chosen]
 
 

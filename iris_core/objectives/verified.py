@@ -6,8 +6,8 @@ one D = ρ·p̂/n. The loss of a pair is, per token whose likelihood is raised,
     the objective's annotated part − Σ_k U_k·r'_k + Σ_k D_k·(the objective's push on r'_k)
 
 The reward r' of a right sample is that of the whole response, the reward of a wrong one that of a single token: the
-first at which it leaves every right sample of its prompt (`iris_core.training.samples`). Prompts whose decided samples
-are all right or all wrong have no weight. docs/objective.md derives it.
+first at which it leaves every right response to its prompt (`iris_core.training.samples`). Prompts whose decided
+samples are all right or all wrong have no weight. docs/objective.md derives it.
 
 Leading axes are independent runs, as in `iris_core.objectives.losses`.
 """
