@@ -1,23 +1,27 @@
 """Verified self-play on a real model: what verification adds to supervised fine-tuning, and self-play to that.
 
-    python -m benchmarks.verified [--seeds 3] [--minutes 60] [--out build/verified]
+    python -m benchmarks.verified [--seeds 3] [--jobs 2] [--minutes 60] [--out build/verified]
 
 SmolLM2-135M-Instruct learns the demo's house style by supervised fine-tuning until that no longer helps. From there it
-continues with each arm (`arms.ARMS`) for two iterations. No new seed begins after `--minutes`.
-What an interrupted run has finished is kept. Nothing else should run on the machine.
+continues with each arm (`arms.ARMS`) for two iterations. Seeds run side by side, each on its share of the cores. No new
+seed begins after `--minutes`. What an interrupted run has finished is kept. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from benchmarks.verified.arms import ARMS, arm_experiment, start_experiment, test_experiment, write_data
 from benchmarks.verified.loop import answers, iterations, prepare, samples
 from benchmarks.verified.measures import Measured, best, heldout_only, logprobs, merge
 from benchmarks.verified.report import write_report
+from iris_core.common import gpus
 from iris_core.store import Policy
 
 
@@ -27,24 +31,38 @@ def main() -> None:
 
     parser = argparse.ArgumentParser("python -m benchmarks.verified", description="Compare verified self-play.")
     parser.add_argument("--seeds", type=int, default=3, help="most seeds")
+    parser.add_argument("--jobs", type=int, help="seeds side by side (default: one for each core; 1 with a GPU)")
     parser.add_argument("--minutes", type=float, default=60, help="no new seed begins later")
     parser.add_argument("--out", type=Path, default=Path("build/verified"), help="folder for stores and results")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    model, out, started = ensure(), arguments.out.absolute(), time.monotonic()
-    found: dict[str, list[Measured]] = {}
-    for seed in range(arguments.seeds):
-        if time.monotonic() - started > 60 * arguments.minutes:
-            break
-        for arm, measured in run_seed(seed, model, out).items():
-            found.setdefault(arm, []).append(measured)
-        write_report(found, out / "report.md", (time.monotonic() - started) / 60)
+    model, out, began = ensure(), arguments.out.absolute(), time.monotonic()
+    cores = sorted(os.sched_getaffinity(0))
+    jobs = min(arguments.jobs or (1 if gpus.installed() else len(cores)), arguments.seeds, len(cores))
+    context = multiprocessing.get_context("spawn")
+    shares: SimpleQueue[list[int]] = context.SimpleQueue()
+    for job in range(jobs):
+        shares.put(cores[job::jobs])
+    results: dict[int, dict[str, Measured]] = {}
+    with ProcessPoolExecutor(jobs, context, _take_cores, (shares,)) as pool:
+        last_start = began + 60 * arguments.minutes
+        seeds = {pool.submit(run_seed, seed, model, out, last_start): seed for seed in range(arguments.seeds)}
+        for finished in as_completed(seeds):
+            if found := finished.result():
+                results[seeds[finished]] = found
+                write_report([results[seed] for seed in sorted(results)], out / "report.md", time.monotonic() - began)
     print((out / "report.md").read_text(encoding="utf-8"))
 
 
-def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
-    """The start and each arm's last model, measured on the test pairs."""
-    print(f"seed {seed}", flush=True)
+def _take_cores(shares: SimpleQueue[list[int]]) -> None:
+    """Keeps this process, and those that it starts, to its share of the cores."""
+    os.sched_setaffinity(0, shares.get())
+
+
+def run_seed(seed: int, chat_model: Path, out: Path, last_start: float) -> dict[str, Measured] | None:
+    """The start and each arm's last model, measured on the test pairs; None if it is later than `last_start`."""
+    if time.monotonic() > last_start:
+        return None
     data, store = out / f"data-{seed}", out / "store"
     write_data(seed, data)
     experiment = start_experiment(seed, chat_model, data, store)
@@ -64,7 +82,7 @@ def run_seed(seed: int, chat_model: Path, out: Path) -> dict[str, Measured]:
         loop = arm_experiment(arm, seed, start, data, store)
         rounds = iterations(loop, prepare(loop))
         found[arm] = measure(rounds[-1].policy, sum(each.steps for each in rounds))
-        print(f"  {arm}: greedy {found[arm].greedy.mean():.3f}", flush=True)
+        print(f"{loop.name}: greedy {found[arm].greedy.mean():.3f}", flush=True)
     return found
 
 

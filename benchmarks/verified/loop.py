@@ -20,27 +20,26 @@ class Trained(NamedTuple):
     steps: int
 
 
-def perform(store: Store, spec: Spec) -> Manifest:
+def perform(experiment: Experiment, spec: Spec) -> Manifest:
     """A stage's output from the store, or by its own process."""
-    folder = store.folder(spec)
+    folder = Store.of(experiment).folder(spec)
     found = completed(folder, spec)
-    print(f"  {spec.stage}{' (reused)' if found else ''}", flush=True)
+    print(f"{experiment.name}: {spec.stage}{' (reused)' if found else ''}", flush=True)
     return found or launch(spec, folder)
 
 
 def prepare(experiment: Experiment) -> Prepared:
     """The experiment's checked inputs."""
-    return Prepared.of(perform(Store.of(experiment), plan.prepare_spec(experiment)))
+    return Prepared.of(perform(experiment, plan.prepare_spec(experiment)))
 
 
 def iterations(experiment: Experiment, prepared: Prepared) -> list[Trained]:
     """The policy after each iteration."""
-    store, state, found = Store.of(experiment), prepared.start(experiment), []
+    state, found = prepared.start(experiment), list[Trained]()
     while state.iteration < experiment.iterations:
-        print(f"  {experiment.name}, iteration {state.iteration}", flush=True)
-        generated = perform(store, plan.generate_spec(experiment, prepared, state))
-        trained = perform(store, plan.train_spec(experiment, prepared, state, generated))
-        scheduled = perform(store, plan.schedule_spec(experiment, state, trained))
+        generated = perform(experiment, plan.generate_spec(experiment, prepared, state))
+        trained = perform(experiment, plan.train_spec(experiment, prepared, state, generated))
+        scheduled = perform(experiment, plan.schedule_spec(experiment, state, trained))
         state = plan.next_state(state, generated, trained, scheduled)
         found.append(Trained(state.policy, TrainMetrics.of(trained).train.steps))
     return found
@@ -49,7 +48,7 @@ def iterations(experiment: Experiment, prepared: Prepared) -> list[Trained]:
 def answers(experiment: Experiment, prepared: Prepared, policy: Policy) -> Path:
     """The greedy answers of `policy` to the held-out prompts, judged: a Parquet file."""
     spec = plan.evaluate_spec(experiment, prepared, policy, None)
-    return perform(Store.of(experiment), spec).artifact("heldout").path
+    return perform(experiment, spec).artifact("heldout").path
 
 
 def samples(experiment: Experiment, prepared: Prepared, policy: Policy) -> Path:
@@ -58,4 +57,4 @@ def samples(experiment: Experiment, prepared: Prepared, policy: Policy) -> Path:
     `prepared` should have held-out pairs alone: each prompt of its pairs is answered.
     """
     state = prepared.start(experiment).model_copy(update={"policy": policy})
-    return perform(Store.of(experiment), plan.generate_spec(experiment, prepared, state)).artifact("verdicts").path
+    return perform(experiment, plan.generate_spec(experiment, prepared, state)).artifact("verdicts").path

@@ -60,7 +60,8 @@ def best(experiment: Experiment, prepared: Prepared, found: list[Policy]) -> Pol
 
     qualities = [quality(policy) for policy in found]
     chosen = qualities.index(max(qualities))
-    print(f"  right answers after each iteration: {[count for count, _ in qualities]}; start: {chosen + 1}", flush=True)
+    counts = [int(count) for count, _ in qualities]
+    print(f"{experiment.name}: right after each iteration: {counts}; the start: {chosen + 1}", flush=True)
     return found[chosen]
 
 

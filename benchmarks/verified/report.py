@@ -23,18 +23,19 @@ HEADERS = ("model", "greedy, right", "sampled, right", "log-prob a token, nats",
 DIFFERENCES = ("difference", "greedy, points", "sampled, points")
 
 
-def write_report(found: Mapping[str, Sequence[Measured]], path: Path, minutes: float) -> None:
+def write_report(results: Sequence[Mapping[str, Measured]], path: Path, seconds: float) -> None:
     """Writes the tables as Markdown.
 
     Args:
-        found: each arm's last model, a measurement for each seed.
+        results: each arm's last model, for each seed.
         path: the file.
-        minutes: that it took.
+        seconds: that it took.
     """
-    seeds = len(next(iter(found.values())))
+    seeds = len(results)
+    found = {arm: [result[arm] for result in results] for arm in results[0]}
     rows = [_row(arm, measured) for arm, measured in found.items()]
     pairs = [_difference(one, other, found) for one, other in COMPARED]
-    about = f"{seeds} seed{'s' * (seeds > 1)}, {minutes:.0f} minutes on {machine()}. Intervals are 95 %."
+    about = f"{seeds} seed{'s' * (seeds > 1)}, {seconds / 60:.0f} minutes on {machine()}. Intervals are 95 %."
     write_atomic(path, f"{about}\n\n{table(HEADERS, rows)}\n\n{table(DIFFERENCES, pairs)}\n")
 
 

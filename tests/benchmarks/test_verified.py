@@ -46,9 +46,9 @@ def test_the_report_pairs_prompts(tmp_path: Path) -> None:
     """Ten prompts of two seeds; RFT answers two more of each seed than the others."""
     some, more = np.array([1.0] * 4 + [0.0] * 6), np.array([1.0] * 6 + [0.0] * 4)
     nats, tokens = np.full(10, -6.0), np.full(10, 12.0)
-    found = {arm: [Measured(some, some, nats, tokens, 96)] * 2 for arm in ("SFT, the start", *ARMS)}
-    found["RFT"] = [Measured(more, some, nats, tokens, 70)] * 2
-    write_report(found, tmp_path / "report.md", 1.0)
+    found = {arm: Measured(some, some, nats, tokens, 96) for arm in ("SFT, the start", *ARMS)}
+    found["RFT"] = Measured(more, some, nats, tokens, 70)
+    write_report([found, found], tmp_path / "report.md", 60.0)
     text = (tmp_path / "report.md").read_text().replace("\\", "")  # as Markdown shows it
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     by_name = {row[0]: row[1:] for row in rows}
