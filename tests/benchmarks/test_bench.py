@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, table
+from benchmarks import data, table, verification
 from benchmarks.interleaved import Rounds, Run, RunFailed, alone
 from benchmarks.table import Line, Result
 
@@ -55,6 +55,14 @@ def test_a_run_reports_its_rounds_and_its_error():
     with pytest.raises(RunFailed, match="on purpose"):
         alone(fails)
     assert multiprocessing.active_children() == []
+
+
+def test_verifiers_and_libraries_find_the_same_responses_right(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(verification, "CASES", 40)
+    monkeypatch.setattr(verification, "WARM_UP", 2)
+    lines = verification.measure(2).lines
+    assert [len(line.ours) for line in lines] == [2, 2]
+    assert min(value for line in lines for value in (*line.ours, *line.peer)) > 0
 
 
 def test_the_page_shows_each_result_and_keeps_what_is_not_its_own(tmp_path: Path):
