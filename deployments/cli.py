@@ -106,10 +106,12 @@ def sql_pairs(
     from deployments.terminal import show
     from iris_core.sql.questions import Folder, write_pairs
     from iris_core.synthesize_sql import budget_of, open_chat
+    from iris_core.verification.sql import limits_of
 
     source = Folder(folder)
     experiment = load_recipe(recipe_path(recipe), parse_settings(set_ or []))
-    found = write_pairs(source, out, budget_of(experiment, open_chat(experiment)[1]))
+    budget, limits = budget_of(experiment, open_chat(experiment)[1]), limits_of(experiment.verification)
+    found = write_pairs(source, out, budget, limits)
     for label, counts in {
         "{}": found.written,
         "of {}: the query finds nothing": found.unproven,

@@ -156,16 +156,11 @@ def undecided_answers(path: Path) -> list[str]:
 
 
 def exact_set(path: Path) -> ExactMatch:
-    """The share of held-out answers that are queries with the same parts as the annotated ones, with its interval.
+    """The share of held-out answers that are queries with the same parts as the references, with its interval."""
+    from iris_core.verification.sql import SAME_PARTS
 
-    Only right ones are parsed: the verifier's process, which has limits, has parsed these before.
-    """
-    from iris_core.sql.statements import query_in, same_parts
-
-    rows = pq.read_table(path, columns=["annotated", "response", "correct"]).to_pylist()
-    return _share(
-        [row["correct"] and same_parts(query_in(row["response"]), query_in(row["annotated"])) for row in rows]
-    )
+    rows = pq.read_table(path, columns=["correct", "reason"]).to_pylist()
+    return _share([row["correct"] and row["reason"] == SAME_PARTS for row in rows])
 
 
 def _share(correct: list[bool]) -> ExactMatch:

@@ -206,10 +206,15 @@ class Synthesis:
     def checked(self, questions: list[Question], answers: int) -> list[Question]:
         """The questions to which one of the model's own answers has the result of the query."""
         responses = self.model.answer([self.prompt(each) for each in questions], answers)
+        cases = [
+            Case("", response, reference(each.db_id, each.query))
+            for each, several in zip(questions, responses, strict=True)
+            for response in several
+        ]
+        verdicts = iter(self.verifier.verify(cases))
         kept = []
         for each, several in zip(questions, responses, strict=True):
-            cases = [Case("", response, reference(each.db_id, each.query)) for response in several]
-            if any(found.verdict == RIGHT for found in self.verifier.verify(cases)):
+            if RIGHT in {next(verdicts).verdict for _ in several}:
                 kept.append(each)
             else:
                 self.report.left_out["question: answered otherwise"] += 1
@@ -254,12 +259,13 @@ def synthesize(experiment: Experiment, out: Path, queries: int, answers: int, ec
         echo: is called with each line of the stages' log.
 
     Raises:
-        ConfigError: the recipe has no databases, its pairs are not those of `iris sql-pairs`, or the machines that it
-            asks for do not see the prompts.
+        ConfigError: the recipe has no databases, its pairs are not those of `iris sql-pairs`, `out` is one of its files
+            or a folder, or the machines that it asks for do not see the prompts.
         DataError: every database is held out, or nothing is left to write.
     """
     if experiment.execution.launcher == "ray" and is_remote(experiment.store):
         raise ConfigError("execution.launcher: ray reaches no prompts of a store in S3: set it to local for synthesis")
+    _check_new(experiment, out)
     databases, annotated = open_databases(experiment), read_pairs(experiment, "path")
     report = Report(databases=len(databases))
     model = Model(experiment, echo)
@@ -275,6 +281,17 @@ def synthesize(experiment: Experiment, out: Path, queries: int, answers: int, ec
     write_rows(out, rows)
     report.pairs = len(rows)
     return report
+
+
+def _check_new(experiment: Experiment, out: Path) -> None:
+    """Raises ConfigError where `out` would replace a folder, or data of the recipe."""
+    if out.is_dir():
+        raise ConfigError(f"--out: {out} is a folder: give a file in it, such as {out / 'more.jsonl'}")
+    data = experiment.data
+    for name, path in (("path", data.path), ("heldout_path", data.heldout_path), ("prompts_path", data.prompts_path)):
+        for source in sources_of(data, path) if path else []:
+            if Path(source.path).expanduser().resolve() == out.expanduser().resolve():
+                raise ConfigError(f"--out: {out} is data.{name} of the recipe, and would be replaced: give a new file")
 
 
 def open_databases(experiment: Experiment) -> dict[str, Path]:

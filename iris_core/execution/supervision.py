@@ -207,6 +207,14 @@ def kill_tree(pid: int) -> None:
         send([*process.children(recursive=True), process], signal.SIGKILL)
 
 
+def kill_session(leader: int) -> None:
+    """Kills the processes of a session, also those that have a process group of their own, as below `timeout`."""
+    for pid in psutil.pids():
+        with suppress(OSError):
+            if os.getsid(pid) == leader:
+                os.kill(pid, signal.SIGKILL)
+
+
 def how_ended(code: int) -> str:
     """An exit code of `subprocess` in words: "was killed by SIGKILL", "ended with exit code 1"."""
     if code >= 0:

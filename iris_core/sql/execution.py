@@ -35,6 +35,7 @@ SETTINGS = (
     "PRAGMA cell_size_check = ON",
     "PRAGMA mmap_size = 0",
     "PRAGMA temp_store = MEMORY",  # a large sort reaches the limit of memory, and no file
+    "SELECT 1 FROM json_each('[]'), json_tree('[]')",  # declares these tables, which the authorizer would refuse
 )
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 FORBIDDEN_FUNCTIONS = {
@@ -43,6 +44,15 @@ FORBIDDEN_FUNCTIONS = {
     "randomblob",
     "fts3_tokenizer",
 }  # the two give other results each time
+NOT_DATA = ("sqlite_", "json_each", "json_tree")  # how the names of tables begin that hold nothing of the user's
+FAULTS_OF_FILES = {  # which another look may not find
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class QueryFailed(Exception):
 
 
 class QueryStopped(QueryFailed):
-    """A query was stopped for its time or memory: on another machine it may have a result."""
+    """A query was stopped by something else than itself: time, memory, or its database's file."""
 
 
 def execute(database: Path, query: str, limits: Limits) -> list[Row]:
@@ -81,15 +91,38 @@ def execute(database: Path, query: str, limits: Limits) -> list[Row]:
         limits: what it may take.
 
     Raises:
-        QueryFailed: there is no such database; the statement is no query, is several, has an error, needs more than
-            reading, or is over a limit.
-        QueryStopped: it needs more time or memory.
+        QueryFailed: the statement is no query, is several, has an error, needs more than reading, or is over a limit.
+        QueryStopped: it needs more time or memory, or the database cannot be read.
     """
     with _errors(limits), closing(_open(database, limits)) as connection:
         cursor = connection.execute(query)
         if cursor.description is None:
             raise QueryFailed("it is not a query")
         return list(_within(cursor, limits))
+
+
+def reads_data(database: Path, query: str, limits: Limits) -> bool:
+    """Whether a query that has a result reads a table of the database: SQLite says so when it compiles the query.
+
+    Args:
+        database: as of `execute`.
+        query: one that `execute` has run.
+        limits: as of `execute`.
+
+    Raises:
+        QueryStopped: the database cannot be read.
+    """
+    tables = set[str]()
+
+    def note(action: int, first: str | None, second: str | None, database: str | None, inside: str | None) -> int:
+        if action == sqlite3.SQLITE_READ and first is not None:
+            tables.add(first.lower())
+        return _authorize(action, first, second, database, inside)
+
+    with _errors(limits), closing(_open(database, limits)) as connection:
+        connection.set_authorizer(note)
+        connection.execute(f"EXPLAIN {query}")
+    return any(not table.startswith(NOT_DATA) for table in tables)
 
 
 def database_file(folder: Path, db_id: str) -> Path:
@@ -107,7 +140,7 @@ def database_file(folder: Path, db_id: str) -> Path:
 
 def _open(database: Path, limits: Limits) -> sqlite3.Connection:
     if not database.is_file():
-        raise QueryFailed(f"there is no database {database}")
+        raise QueryStopped(f"there is no database {database}")
     uri = f"{database.absolute().as_uri()}?mode=ro&immutable=1"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None)
     connection.text_factory = lambda text: text.decode(errors="replace")  # some databases of Spider are not UTF-8
@@ -137,9 +170,10 @@ def _errors(limits: Limits) -> Iterator[None]:
         raise QueryStopped(f"memory: it needs more than {limits.memory_bytes:,} bytes") from None
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
         text = " ".join(str(error).split())[:200]
-        if text == "interrupted":
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code == sqlite3.SQLITE_INTERRUPT:
             raise QueryStopped(f"timeout: it ran longer than {limits.seconds:g} s") from None
-        raise QueryFailed(text) from None
+        raise (QueryStopped if code & 0xFF in FAULTS_OF_FILES else QueryFailed)(text) from None
 
 
 def _within(rows: sqlite3.Cursor, limits: Limits) -> Iterator[Row]:

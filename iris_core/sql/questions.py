@@ -14,14 +14,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from iris_core.common.errors import DataError
-from iris_core.common.files import write_atomic
-from iris_core.sql.execution import Limits, QueryFailed, execute
+from iris_core.common.errors import DataError, first_line
+from iris_core.common.files import replacing, write_atomic
+from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, execute
 from iris_core.sql.prompts import DETAILS, Budget, prompt
 from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table, read_schema
@@ -62,7 +63,8 @@ class Folder:
     def databases(self) -> dict[str, Path]:
         """The file of each database, by its name."""
         folders = [self.path / name for name in DATABASES if (self.path / name).is_dir()]
-        files = (file for folder in folders for file in sorted(folder.rglob("*.sqlite")))  # BIRD's archives nest it
+        # BIRD's archives nest them; the first pattern also finds those in folders that are links
+        files = [file for folder in folders for at in ("*/*.sqlite", "**/*.sqlite") for file in sorted(folder.glob(at))]
         return {file.stem: file for file in files if file.stem == file.parent.name}
 
     @cached_property
@@ -143,7 +145,7 @@ def _text(row: dict[str, Any], name: str, where: str) -> str:
     return value.strip()
 
 
-def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
+def write_pairs(source: Folder, out: Path, budget: Budget, limits: Limits = GOLD) -> Report:
     """Writes `pairs.jsonl`, `heldout.jsonl` and `databases/` to `out`.
 
     `databases/` has links to the files of all databases, as the verifier needs them in one folder.
@@ -152,9 +154,10 @@ def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
         source: the questions and databases.
         out: a folder.
         budget: of a prompt.
+        limits: of a query; those of the verifier, so that it can judge responses.
 
     Raises:
-        DataError: a split has no usable question, or a database cannot be read.
+        DataError: a split has no usable question, a database cannot be read, or `out` cannot be written.
     """
     report, heldout = Report(), source.heldout_databases
     train = [each for each in source.train if each.db_id not in heldout]
@@ -162,17 +165,18 @@ def write_pairs(source: Folder, out: Path, budget: Budget) -> Report:
         report.left_out["on a held-out database"] = left_out
     for name, questions in (("pairs", train), ("heldout", source.heldout)):
         file = f"{name}.jsonl"
-        rows = list(pairs(questions, source.databases, budget, report, file))
+        rows = list(pairs(questions, source.databases, budget, limits, report, file))
         if not rows:
             raise DataError(f"{source.path} has no usable question for {file}: {dict(report.left_out)}")
         write_rows(out / file, rows)
         report.written[file] = len(rows)
-    link_databases(source.databases, out / "databases")
+    with _writing(out):
+        link_databases(source.databases, out / "databases")
     return report
 
 
 def pairs(
-    questions: list[Question], databases: dict[str, Path], budget: Budget, report: Report, file: str
+    questions: list[Question], databases: dict[str, Path], budget: Budget, limits: Limits, report: Report, file: str
 ) -> Iterator[Row]:
     """Rows of `file` for the usable `questions`; what is unusual of them, and the others, are counted in `report`."""
     schemas: dict[str, list[Table]] = {}
@@ -182,7 +186,10 @@ def pairs(
             report.left_out[problem] += 1
             continue
         try:
-            result = execute(databases[each.db_id], each.query, GOLD)
+            result = execute(databases[each.db_id], each.query, limits)
+        except QueryStopped:
+            report.left_out["its query takes more time or memory than the verifier allows"] += 1
+            continue
         except QueryFailed:
             report.left_out["its query does not run, or is over a limit"] += 1
             continue
@@ -228,15 +235,35 @@ def _problem(question: Question, databases: dict[str, Path], seen: set[tuple[str
 
 
 def write_rows(file: Path, rows: list[Row]) -> None:
-    """Writes rows as JSON Lines, replacing the file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
+    """Writes rows as JSON Lines, replacing the file.
+
+    Raises:
+        DataError: it cannot be written, or is a folder.
+    """
+    if file.is_dir():
+        raise DataError(f"{file} is a folder, and a file is to be written there: remove it, or give another --out")
+    with _writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
 
 
 def link_databases(databases: dict[str, Path], folder: Path) -> None:
-    """Makes `folder/<db_id>/<db_id>.sqlite` a link to the file of each database."""
+    """Makes `folder/<db_id>/<db_id>.sqlite` a link to the file of each database.
+
+    A link that is there is replaced at once: a verifier may be reading the databases.
+    """
     for db_id, file in databases.items():
         link = folder / db_id / f"{db_id}.sqlite"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(file.absolute())
+        with replacing(link) as temporary:
+            temporary.symlink_to(file.absolute())
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """The system's refusal to write as an error that says what to do. A full disk is another matter."""
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        where = error.filename or out
+        raise DataError(f"{where} cannot be written ({first_line(error)}): give another --out") from error

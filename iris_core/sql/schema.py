@@ -48,8 +48,9 @@ def read_schema(database: Path) -> list[Table]:
     """The tables of a database that the user gave, in the order of their creation.
 
     Raises:
-        DataError: the file is no SQLite database, or has no table.
+        DataError: the file is no SQLite database, has no table, or is not all of the database.
     """
+    check_complete(database)
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             connection.text_factory = lambda text: text.decode(errors="replace")
@@ -60,8 +61,22 @@ def read_schema(database: Path) -> list[Table]:
     except (sqlite3.Error, UnicodeDecodeError) as error:  # names of columns may be in no known encoding
         raise DataError(f"{database} cannot be read as a SQLite database ({error}): replace it") from error
     if not tables:
-        raise DataError(f"{database} has no table: replace it, or leave out its questions")
+        raise DataError(f"{database} has no table: replace it, or remove it with its questions")
     return tables
+
+
+def check_complete(database: Path) -> None:
+    """Checks that no changes of a database wait in a file beside it, which a reader of one file would not see.
+
+    Raises:
+        DataError: they do.
+    """
+    log = Path(f"{database.resolve()}-wal")
+    if log.is_file() and log.stat().st_size:
+        raise DataError(
+            f"{database} is not all of the database, {log.name} beside it holds changes: close the program that writes "
+            "there, or run PRAGMA wal_checkpoint(TRUNCATE) on it"
+        )
 
 
 def quoted(name: str) -> str:

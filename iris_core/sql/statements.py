@@ -14,13 +14,28 @@ except ModuleNotFoundError as error:
     raise ConfigError("text-to-SQL needs sqlglot: install it with `pip install 'iris[sql]'`") from error
 
 # a block, on one line where it names its language; then code within a line, which is none
-FENCE = re.compile(r"```[ \t]*(?:(?:sqlite|sql)\b|\w*[ \t]*\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE)
+FENCE = re.compile(
+    r"```[ \t]*(?:(?:sqlite|sql)\b|\w*[ \t]*\r?\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE
+)
 SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
 # what may hold a parenthesis or ORDER BY that is none: text, names, comments; then parentheses and ORDER BY
 ORDER = re.compile(
     rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|{SPACE}+|[()]|\border{SPACE}++by\b""", re.DOTALL | re.IGNORECASE
 )
-CLAUSES = ("with_", "from_", "joins", "where", "group", "having", "expressions", "distinct", "limit", "offset")
+CLAUSES = (
+    "with_",
+    "from_",
+    "joins",
+    "where",
+    "group",
+    "having",
+    "windows",
+    "expressions",
+    "distinct",
+    "limit",
+    "offset",
+)
+READING = (exp.Column, exp.Star, exp.AggFunc, exp.Window, exp.Exists)
 
 
 class NotParsed(Exception):
@@ -76,12 +91,12 @@ def normal_form(query: str) -> str:
 
 
 def is_constant(query: str) -> bool:
-    """Whether the query reads and counts nothing in a table. One that cannot be parsed may read something."""
+    """Whether the query uses no column and counts nothing of its tables. One that cannot be parsed may do so."""
     try:
         tree = parse(query)
     except NotParsed:
         return False
-    return tree.find(exp.Table) is None or tree.find(exp.Column, exp.Star, exp.Count) is None
+    return tree.find(exp.Table) is None or tree.find(*READING) is None
 
 
 def same_parts(first: str, second: str) -> bool:

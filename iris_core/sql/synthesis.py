@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from iris_core.sql.execution import Limits, QueryFailed, Row, execute
+from iris_core.sql.execution import Limits, QueryFailed, Row, execute, reads_data
 from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
 from iris_core.sql.results import tells_something
@@ -62,13 +62,14 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
     try:
         form = normal_form(query)
         rows = execute(database, query, limits)
+        constant = is_constant(query) or not reads_data(database, query, limits)
     except NotParsed:
         return "not a query"
     except QueryFailed:
         return "does not run"
     if form in known:
         return "known"
-    if is_constant(query):
+    if constant:
         return "no column"
     return problem_of_result(rows)
 

@@ -55,7 +55,7 @@ def open_schema(settings: VerificationPart) -> Validator:
         kind.check_schema(schema)
     except OSError as error:
         raise ConfigError(f"{setting}: {file} cannot be read ({first_line(error)}): give a JSON Schema") from error
-    except (ValueError, SchemaError) as error:
+    except (ValueError, TypeError, RecursionError, SchemaError) as error:  # of a schema that is no object, too
         raise ConfigError(f"{setting}: {file} is no JSON Schema ({first_line(error)}): fix it") from error
     return kind(schema, registry=Registry())
 

@@ -21,6 +21,8 @@ from iris_core.verification.verdicts import Case, Judge, Verdict
 DELIMITERS = ("$", r"\(", r"\[", r"\boxed", "\n")
 WORD = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|[A-Z][a-z](?=,? +[-+(\d]))")  # as in "So 3", but no LaTeX command
 EXPONENT = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")
+CONSTANTS = ("π", "pi")  # no units
+PERCENTAGE = re.compile(r"[-+]?[\d.,]+ *%")
 WITH_UNIT = re.compile(
     r"\$?[-+]?\d[\d.,]*(?:\s|\\[,; ])*(?:\\(?:text|mathrm)\{\s*|\\)?"
     r"(?P<unit>(?:[^\W\d_]|[%°])[^\s${}\\]*?)\}?\.?\$?\.?"
@@ -37,8 +39,10 @@ def open_judge(settings: VerificationPart) -> Judge:
     from math_verify.grader import is_equation, take_last_relation
 
     def expressions(text: str) -> list[Any]:
-        plain = EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", text)
+        plain = EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", text).replace(r"\%", "%")
         found: list[Any] = parse(_delimited(plain), parsing_timeout=None, raise_on_error=True)
+        if len(found) == 1 and isinstance(found[0], str) and PERCENTAGE.fullmatch(found[0]):  # as from \boxed{50%}
+            found = parse(f"${found[0]}$", parsing_timeout=None, raise_on_error=True)
         return found
 
     def value(expression: Any) -> Any:
@@ -73,4 +77,4 @@ def _delimited(text: str) -> str:
 def _unit(text: str) -> str | None:
     """The unit of a number if `text` is that and nothing else."""
     found = WITH_UNIT.fullmatch(text.strip())
-    return found["unit"] if found else None
+    return found["unit"] if found and found["unit"] not in CONSTANTS else None

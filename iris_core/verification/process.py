@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from iris_core.common.errors import VerificationError
 from iris_core.config import VerificationPart
-from iris_core.execution.supervision import how_ended
+from iris_core.execution.supervision import how_ended, kill_session
 from iris_core.verification.verdicts import MEMORY, TIMEOUT, Case, Verdict, parse_verdict, short
 from iris_core.verification.worker import READY, Request
 
@@ -25,6 +25,10 @@ PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME") 
 
 class NoVerdict(Exception):
     """The process gave no verdict on a response. The text says why."""
+
+
+class Finished(NoVerdict):
+    """The process has ended without an error."""
 
 
 class Process:
@@ -50,18 +54,25 @@ class Process:
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()  # it ended after its last verdict
-        if self._process is None:
-            self._start()
         line = ""
         try:
+            if self._process is None:
+                self._start()
             line = self._exchange(case.line() + "\n", self._settings.timeout)
             verdict = parse_verdict(line)
+        except Finished:
+            judged = self._judged
+            self.close()
+            if not judged:
+                raise
+            return self.judge(case)  # it ended after its last verdict, a moment later
         except NoVerdict:
             self.close()
             raise
-        except ValueError:
+        except (ValueError, RecursionError):
             self.close()
             raise NoVerdict(short(f"no verdict in its output: {line}")) from None
+        self._judged += 1
         if verdict.reason == MEMORY:
             self.close()  # what is left of it may be in pieces
         return verdict
@@ -69,8 +80,7 @@ class Process:
     def kill(self) -> None:
         """Kills the process, and what it has started in its session; from any thread."""
         if (process := self._process) is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_session(process.pid)
 
     def close(self) -> None:
         """Kills the process and forgets it; the next case has a new one."""
@@ -102,13 +112,17 @@ class Process:
         ]
         for descriptor in self._pipes:
             os.set_blocking(descriptor, False)
-        self._errors = b""
-        if builtin:
-            self._await_ready()
+        self._errors, self._judged = b"", 0
+        self._await_ready()
 
     def _await_ready(self) -> None:
+        """Waits until it can take its first case, or is about to become the user's program.
+
+        Raises:
+            VerificationError: it does not start.
+        """
         try:
-            if self._exchange("", START_S) == READY:
+            if self._exchange("", START_S, len(READY) + 1) == READY:
                 return
             reason = "it wrote something else than that it is ready"
         except NoVerdict as error:
@@ -119,10 +133,11 @@ class Process:
             f"verification.memory_gb, which is {self._settings.memory_gb:g}"
         )
 
-    def _exchange(self, text: str, seconds: float) -> str:
-        """Writes `text` and reads a line.
+    def _exchange(self, text: str, seconds: float, most: int = LONGEST_LINE) -> str:
+        """Writes `text` and reads a line, at most `most` bytes at a time.
 
         Raises:
+            Finished: the process has ended without an error, and without a line.
             NoVerdict: the line takes longer than `seconds`, or the process has ended.
         """
         stdin, stdout, stderr = self._pipes
@@ -144,9 +159,9 @@ class Process:
             if stderr in ready and not self._read_errors():
                 poll.unregister(stderr)
             if stdout in ready:
-                read = os.read(stdout, LONGEST_LINE)
+                read = os.read(stdout, most)
                 if not read:
-                    raise NoVerdict(self._how_ended())
+                    raise self._ended() if not line else NoVerdict(self._how_ended())
                 line += read
             elif stdin in ready:
                 left = self._write(left)
@@ -161,7 +176,7 @@ class Process:
         except BlockingIOError:
             return content
         except BrokenPipeError:
-            raise NoVerdict(self._how_ended()) from None
+            raise self._ended() from None
 
     def _read_errors(self) -> bool:
         """Keeps the end of the error output. Returns whether it is still open."""
@@ -171,6 +186,12 @@ class Process:
             return True
         self._errors = (self._errors + read)[-KEPT_ERRORS:]
         return bool(read)
+
+    def _ended(self) -> NoVerdict:
+        """The error for a process that has closed its input or output."""
+        how = self._how_ended()
+        assert self._process is not None
+        return Finished(how) if self._process.returncode == 0 else NoVerdict(how)
 
     def _how_ended(self) -> str:
         """How the process ended, with the last line of its error output."""

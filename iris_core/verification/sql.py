@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
-from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute
+from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute, reads_data
 from iris_core.sql.results import same_result, tells_something
+from iris_core.sql.schema import check_complete
 from iris_core.sql.statements import is_constant, is_ordered, query_in, same_parts
 from iris_core.verification.verdicts import Case, Judge, Verdict
 
@@ -40,20 +41,28 @@ def check(settings: VerificationPart) -> None:
 
     Raises:
         ConfigError: the folder holds none.
+        DataError: one of them is not complete.
     """
     folder = _folder(settings)
-    if not any(folder.glob("*/*.sqlite")):
+    databases = sorted(folder.glob("*/*.sqlite"))
+    for database in databases:
+        check_complete(database)
+    if not databases:
         raise ConfigError(
             f"verification.databases: {folder} holds no <db_id>/<db_id>.sqlite: give the folder with the databases"
         )
 
 
-def open_judge(settings: VerificationPart) -> Judge:
-    """Executes queries on the databases of `settings`."""
-    folder = _folder(settings)
-    limits = Limits(
+def limits_of(settings: VerificationPart) -> Limits:
+    """What one of the two queries of a verdict may take."""
+    return Limits(
         seconds=TIME_SHARE * settings.timeout, memory_bytes=int(MEMORY_SHARE * settings.memory_gb * 1_000_000_000)
     )
+
+
+def open_judge(settings: VerificationPart) -> Judge:
+    """Executes queries on the databases of `settings`."""
+    folder, limits = _folder(settings), limits_of(settings)
 
     @lru_cache(maxsize=KEPT)
     def expected(reference: str) -> Expected:
@@ -92,16 +101,16 @@ def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
     query = query_in(response)
     try:
         rows = execute(wanted.database, query, limits)
+        if not same_result(rows, wanted.rows, ordered=wanted.ordered):
+            return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
+        if same_parts(query, wanted.query):
+            return Verdict("right", SAME_PARTS)
+        if is_constant(query) or not reads_data(wanted.database, query, limits):
+            return Verdict("wrong", CONSTANT)
     except QueryStopped as error:
         return Verdict("undecided", str(error))
     except QueryFailed as error:
         return Verdict("wrong", str(error))
-    if not same_result(rows, wanted.rows, ordered=wanted.ordered):
-        return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
-    if same_parts(query, wanted.query):
-        return Verdict("right", SAME_PARTS)
-    if is_constant(query):
-        return Verdict("wrong", CONSTANT)
     return Verdict("right", SAME_RESULT) if tells_something(wanted.rows) else Verdict("undecided", NOTHING_FOUND)
 
 

@@ -20,7 +20,7 @@ from iris_core.verification.verdicts import Case, Verdict
 
 PROCESSES = 8  # at most
 TRUNCATED = "truncated"
-FEWEST = 4  # different responses without a verdict that say something of the verifier, not of the responses
+FEWEST = 4  # prompts without a verdict on any response that say something of the verifier, not of the responses
 
 
 class Verifier:
@@ -60,7 +60,7 @@ class Verifier:
         unique = list(dict.fromkeys(cases))
         found = dict(zip(unique, self._threads.map(self._judge, unique), strict=True))
         failed = [reason for outcome in found.values() if (reason := _failure(outcome))]
-        if len(failed) == len(unique) >= FEWEST:
+        if len(failed) == len(unique) and len({(case.prompt, case.reference) for case in unique}) >= FEWEST:
             raise self._useless(len(failed), failed[0])
         return [_final(case, found[case]) for case in cases]
 

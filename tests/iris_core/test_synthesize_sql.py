@@ -116,6 +116,15 @@ def test_other_pairs_and_recipes_are_refused(folder: Path, tmp_path: Path) -> No
         open_databases(experiment(folder, tmp_path, tmp_path, heldout_path=None))
 
 
+@pytest.mark.unit
+def test_a_folder_and_the_recipes_own_data_are_not_replaced(folder: Path, tmp_path: Path) -> None:
+    settings = experiment(folder, tmp_path, tmp_path)
+    with pytest.raises(ConfigError, match=r"^--out: \S+ is a folder: give a file in it, such as \S+/more\.jsonl$"):
+        synthesize(settings, folder, queries=8, answers=1)
+    with pytest.raises(ConfigError, match=r"^--out: \S+ is data\.heldout_path of the recipe, and would be replaced"):
+        synthesize(settings, folder / "databases" / ".." / "heldout.jsonl", queries=8, answers=1)
+
+
 @pytest.mark.integration
 def test_a_model_that_writes_no_sql_gives_no_pairs_and_is_not_asked_again(
     folder: Path, tmp_path: Path, tiny_model: Path

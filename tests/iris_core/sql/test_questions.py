@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from iris_core.common.errors import DataError
+from iris_core.sql.execution import Limits
 from iris_core.sql.prompts import Budget
 from iris_core.sql.questions import Folder, write_pairs
 
@@ -105,6 +106,31 @@ def test_short_prompts_are_counted(spider: Path, tmp_path: Path) -> None:
     assert report.left_out["its prompt is too long"] == 0
     with pytest.raises(DataError, match=r"no usable question for pairs\.jsonl.*'its prompt is too long': 2"):
         write_pairs(Folder(spider), tmp_path / "out", Budget(len, 10))
+
+
+def test_databases_behind_links_are_found(spider: Path, tmp_path: Path) -> None:
+    (spider / "database").rename(tmp_path / "elsewhere")
+    (spider / "database").mkdir()
+    for folder in (tmp_path / "elsewhere").iterdir():
+        (spider / "database" / folder.name).symlink_to(folder)
+    assert sorted(Folder(spider).databases) == ["one", "three", "two"]
+
+
+def test_a_query_that_the_verifier_would_stop_is_left_out(spider: Path, tmp_path: Path) -> None:
+    slow = "WITH RECURSIVE c(n) AS (SELECT a FROM t UNION ALL SELECT n + 1 FROM c) SELECT COUNT(*) FROM c"
+    questions(spider / "train_others.json", {"db_id": "two", "question": "How slow?", "query": slow})
+    report = write_pairs(Folder(spider), tmp_path / "out", LONG, Limits(seconds=0.2))
+    assert report.left_out["its query takes more time or memory than the verifier allows"] == 1
+
+
+def test_what_is_in_the_way_stays(spider: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=r"file cannot be written \(.+\): give another --out$"):
+        write_pairs(Folder(spider), tmp_path / "file", LONG)
+    (tmp_path / "out" / "pairs.jsonl").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"pairs\.jsonl is a folder, and a file is to be written there"):
+        write_pairs(Folder(spider), tmp_path / "out", LONG)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ EXPRESSIONS = [
     ("5km.", r"$5\text{ km}$", "right", "equal"),
     ("5 km", "5", "right", "equal"),
     ("50%", "0.5", "right", "equal"),
+    (r"\boxed{50\%}", "0.5", "right", "equal"),
+    (r"\boxed{50\%}", r"\boxed{50}", "right", "equal"),
+    (r"$50\%$", "50", "right", "equal"),
+    (r"$50\%$", "0.5", "right", "equal"),
+    (r"$50\%$", "0.6", "wrong", "not equal"),
+    (r"2\pi", "2π", "right", "equal"),
     ("5 x", "5 y", "wrong", "not equal"),
     ("No idea.", "5", "wrong", "no expression"),
     ("5", "No idea.", "undecided", "the reference has no expression"),
@@ -98,6 +104,8 @@ def test_documents(judge, tmp_path) -> None:
     [
         (None, r"^verification.schema_path: \S+/schema.json cannot be read \(.*No such file.*\): give a JSON Schema$"),
         ("{", r"^verification.schema_path: \S+/schema.json is no JSON Schema \(Expecting property name.*\): fix it$"),
+        ("5", r"is no JSON Schema \(.+\): fix it$"),
+        ('{"$schema": []}', r"is no JSON Schema \(.+\): fix it$"),
         ('{"type": "integr"}', r"is no JSON Schema \('integr' is not valid under any of the given schemas\): fix it$"),
     ],
 )

@@ -61,6 +61,8 @@ def test_what_means_the_same_is_spelled_the_same(texts: list[str], spelling: str
         ("1 2", "12"),
         ("5 + 3", "5"),
         ("A", "a"),
+        ("0,500", "500"),
+        ("00,123", "123"),
     ],
 )
 def test_what_differs_stays_apart(one: str, other: str) -> None:

@@ -149,6 +149,7 @@ BAD = {
     "text": ("print('fine')", "no verdict in its output: fine"),
     "name": ("print(json.dumps({'verdict': 'good'}))", 'no verdict in its output: {"verdict": "good"}'),
     "list": ("print('[]')", "no verdict in its output: []"),
+    "deep": ("print('[' * 100_000)", "no verdict in its output: [[["),
     "twice": ("print(json.dumps({'verdict': 'right'}) + '\\n' + '{}')", "no verdict in its output"),
     "flood": ("print('x' * 3_000_000)", "a line too long in its output"),
     "closed": ("os.close(1); time.sleep(100)", "closed its input or output"),
@@ -180,7 +181,7 @@ def test_a_program_that_fails_at_every_response_is_an_error(judge, tmp_path) -> 
         r"code 1: ModuleNotFoundError: No module named 'nothing_of_the_kind'\): it must write a line of JSON"
     )
     with pytest.raises(VerificationError, match=message):
-        judge("command", [(str(number), "") for number in range(4)], **settings)
+        judge("command", [(str(number), str(number)) for number in range(4)], **settings)
 
 
 def test_a_verifier_that_never_has_the_time_is_an_error(judge) -> None:
@@ -188,17 +189,19 @@ def test_a_verifier_that_never_has_the_time_is_an_error(judge) -> None:
         r"^verification.kind: answer gives no verdict on any of 4 responses \(timeout\): run again on a machine with "
         r"less to do, or raise verification.timeout, which is 0.2 s, or verification.memory_gb, which is 2$"
     )
-    cases = [("a" * (40 + number), "b") for number in range(4)]
+    cases = [("a" * (40 + number), f"b{number}") for number in range(4)]
     with pytest.raises(VerificationError, match=message):
         judge("answer", cases, r"((?:a|a)*b)", timeout=0.2)
     assert [each.verdict for each in judge("answer", cases[:3], r"((?:a|a)*b)", timeout=0.2)] == ["undecided"] * 3
 
 
 def test_a_program_that_fails_at_few_responses_is_no_error(judge, tmp_path) -> None:
-    """The responses may be what is wrong, and they would stop every later run."""
+    """The responses, or the reference that they share, may be what is wrong, and they would stop every later run."""
     settings = program(tmp_path, "import time; time.sleep(100)")
-    found = judge("command", [("1", ""), ("2", ""), ("3", "")], timeout=0.5, **settings)
+    found = judge("command", [("1", "a"), ("2", "b"), ("3", "c")], timeout=0.5, **settings)
     assert [each.verdict for each in found] == ["undecided"] * 3
+    found = judge("command", [(str(number), "a") for number in range(5)], timeout=0.5, **settings)
+    assert [each.verdict for each in found] == ["undecided"] * 5
 
 
 def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None:
@@ -212,8 +215,9 @@ def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None
     found = []
     for number in range(3):
         found.append(process.judge(Case("", str(number), None)))
-        assert process._process is not None
-        process._process.wait()
+        if number == 0:  # or while it is asked again
+            assert process._process is not None
+            process._process.wait()
     process.close()
     assert [each.verdict for each in found] == ["right"] * 3
 
@@ -222,7 +226,9 @@ def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:
     text = """
         import subprocess, sys, time
         sys.stdin.readline()
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)", __file__])
+        for group in (None, 0):  # its own group, as `timeout` has
+            sleep = [sys.executable, "-c", "import time; time.sleep(1000)", __file__]
+            subprocess.Popen(sleep, process_group=group)
         time.sleep(1000)
     """
     process = Process(VerificationPart(kind="command", timeout=2.0, **program(tmp_path, text)), None)
@@ -275,6 +281,16 @@ def test_secrets_of_the_environment_stay_outside(monkeypatch) -> None:
     (worker,) = map(environment, children())
     assert worker["PYTHONHASHSEED"] == "0"
     assert "HF_TOKEN" not in worker
+    process.close()
+
+
+def test_the_start_of_a_process_is_not_the_programs_time(tmp_path, monkeypatch) -> None:
+    """Python itself takes longer to start here than a verdict may."""
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(6)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *(path for path in sys.path if path)]))
+    settings = VerificationPart(kind="command", command=["sed", "-u", 's/.*/{"verdict": "right"}/'], timeout=5.0)
+    process = Process(settings, None)
+    assert process.judge(Case("", "", None)).verdict == "right"
     process.close()
 
 

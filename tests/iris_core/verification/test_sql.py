@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from iris_core.common.digest import file_digest
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, DataError
 from iris_core.config import VerificationPart
 from iris_core.verification.sql import check, open_judge
 from iris_core.verification.verdicts import Case
@@ -79,6 +80,12 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
         ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT SUM(age > 2) FROM pet", "right"),
         ("SELECT COUNT(*) FROM pet WHERE age > 2", "SELECT 2", "wrong"),  # a guess, which says nothing elsewhere
         ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet LIMIT 1", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "VALUES ('Tom')", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "WITH pet(name) AS (SELECT 'Tom') SELECT name FROM pet", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT value AS name FROM json_each('[\"Tom\"]')", "wrong"),
+        ("SELECT COUNT(*) FROM pet", "SELECT SUM(1) FROM pet", "right"),
+        ("SELECT COUNT(*) > 0 FROM pet", "SELECT EXISTS (SELECT 1 FROM pet)", "right"),
+        ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT value FROM pet, json_each(age) WHERE name = 'Tom'", "right"),
     ],
 )
 def test_a_result_that_many_queries_have_does_not_make_one_right(
@@ -123,6 +130,31 @@ def test_a_query_that_is_stopped_decides_nothing(databases: Path) -> None:
     assert (too_large.verdict, too_large.reason) == ("undecided", "memory: it needs more than 250,000,000 bytes")
     assert too_long.verdict == "wrong"
     assert too_long.reason.startswith("its result has more than 10,000 rows")
+
+
+def test_a_database_that_cannot_be_read_decides_nothing(databases: Path, tmp_path: Path) -> None:
+    """A right response is not wrong because a file is lost, or damaged, after its reference was executed."""
+    file = tmp_path / "pets" / "pets.sqlite"
+    shutil.copytree(databases / "pets", file.parent)
+    judge = open_judge(settings(tmp_path))
+    assert judge(case(PETS)).verdict == "right"
+    file.write_bytes(b"x" * 4096)
+    assert [judge(case(PETS)).verdict, judge(case(PETS)).reason] == ["undecided", "file is not a database"]
+    file.unlink()
+    assert [judge(case(PETS)).verdict, judge(case(PETS)).reason] == ["undecided", f"there is no database {file}"]
+
+
+def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) -> None:
+    shutil.copytree(databases / "pets", tmp_path / "pets")
+    with closing(sqlite3.connect(tmp_path / "pets" / "pets.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO pet VALUES ('Leo', 9)")
+        connection.commit()
+        with pytest.raises(
+            DataError, match=r"pets\.sqlite is not all of the database, pets\.sqlite-wal beside it holds"
+        ):
+            check(settings(tmp_path))
+    check(settings(tmp_path))  # closing wrote them into the database
 
 
 def test_missing_databases_are_named(tmp_path: Path) -> None:
