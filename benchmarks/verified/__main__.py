@@ -68,7 +68,7 @@ def run_seed(seed: int, chat_model: Path, out: Path, last_start: float) -> dict[
     experiment = start_experiment(seed, chat_model, data, store)
     prepared = prepare(experiment)
     trained = [each.policy for each in iterations(experiment, prepared)]
-    start = merge(best(experiment, prepared, trained), out / f"start-{seed}")
+    start = merge(best(experiment, prepared, trained), f"start-{seed}", out)
     test = test_experiment(seed, start, data, store)
     checked = prepare(test)
     only = heldout_only(checked, out / f"test-{seed}.parquet")

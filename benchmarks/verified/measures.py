@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.interleaved import Rounds, alone
 from benchmarks.verified.loop import answers
+from iris_core.common.files import replacing
 from iris_core.common.intervals import Floats
 from iris_core.config import Experiment
 from iris_core.data.pairs import load_pairs, write_pairs
@@ -65,11 +66,14 @@ def best(experiment: Experiment, prepared: Prepared, found: list[Policy]) -> Pol
     return found[chosen]
 
 
-def merge(policy: Policy, folder: Path) -> Path:
-    """Writes the model of `policy` with its adapter merged into the weights, unless it is there."""
-    if not (folder / "config.json").exists():
-        alone(_merge, policy=policy, folder=folder)
-    return folder
+def merge(policy: Policy, name: str, folder: Path) -> Path:
+    """The folder `name`-… in `folder` with the model of `policy`, its adapter merged into the weights."""
+    assert policy.adapter is not None
+    merged = folder / f"{name}-{policy.adapter.digest[:12]}"
+    if not merged.exists():
+        with replacing(merged) as unfinished:
+            alone(_merge, policy=policy, folder=unfinished)
+    return merged
 
 
 def _merge(rounds: Rounds, policy: Policy, folder: Path) -> None:

@@ -28,6 +28,7 @@ from iris_core.config.rules import (
 )
 from iris_core.config.verification import VerificationPart
 
+VERIFIED_SCHEDULE = {"kind": "constant", "max_order": 1.0, "min_order": 1.0}  # measured, see docs/objective.md
 LEARNING_RATES = {"lora": 1e-4, "full": 3e-6}  # measured, see docs/objective.md
 
 Benchmark = Literal["gsm8k", "math", "musr", "mmlu", "mmlu_pro", "gpqa", "hellaswag", "winogrande", "bbh", "ifeval"]
@@ -48,10 +49,15 @@ class ModelPart(Part):
 
 
 class SchedulePart(Part):
-    """How the order α moves over the iterations."""
+    """How the order α moves over the iterations.
+
+    Where the objective learns from verdicts, and neither rule nor orders are set, α stays 1.
+    """
 
     kind: Literal["adaptive", "constant", "linear", "cosine"] = Field(
-        "adaptive", description="Rule for the next order."
+        "adaptive",
+        description="Rule for the next order; left out with both orders where verified iris and the like are trained: "
+        "constant at 1.",
     )
     max_order: float = Field(2.0, gt=-50, lt=50, description="α of iteration 0.")
     min_order: float = Field(1.0, gt=-50, lt=50, description="α near convergence.")
@@ -68,6 +74,12 @@ class SchedulePart(Part):
                 f"min_order is {self.min_order}, above max_order {self.max_order}: lower schedule.min_order"
             )
         return self
+
+    def resolved(self, verified: bool) -> SchedulePart:
+        """These settings, with the order of verified self-play where that is trained and no order is set."""
+        if not verified or self.model_fields_set & VERIFIED_SCHEDULE.keys():
+            return self
+        return self.model_copy(update=VERIFIED_SCHEDULE)
 
 
 _ONE_MODE = "policy and opponent are scored in the same mode, without dropout"
@@ -268,7 +280,9 @@ class Experiment(Part):
         description="The verifier of responses.",
     )
     objective: ObjectivePart = Field(default_factory=ObjectivePart, validate_default=True, description="The loss.")
-    schedule: SchedulePart = Field(default_factory=SchedulePart, description="The order α over iterations.")
+    schedule: SchedulePart = Field(
+        default_factory=SchedulePart, validate_default=True, description="The order α over iterations."
+    )
     training: TrainingPart = Field(default_factory=TrainingPart, description="Fine-tuning.")
     evaluation: EvaluationPart = Field(default_factory=EvaluationPart, description="Benchmarks.")
     tracking: TrackingPart = Field(default_factory=TrackingPart, description="MLflow.")
@@ -309,6 +323,21 @@ class Experiment(Part):
     def _resolved(cls, objective: ObjectivePart, info: ValidationInfo) -> ObjectivePart:
         verification = info.data.get("verification")
         return objective.resolved(verification.judges) if verification else objective
+
+    @field_validator("schedule")
+    @classmethod
+    def _ordered(cls, schedule: SchedulePart, info: ValidationInfo) -> SchedulePart:
+        objective = info.data.get("objective")
+        return schedule.resolved(bool(objective and objective.verified))
+
+    @model_validator(mode="after")
+    def _judged(self) -> Experiment:
+        if self.objective.learns_from_verdicts and self.data.synthetic.equal != "keep":
+            raise ValueError(
+                f"data.synthetic.equal is {self.data.synthetic.equal}, and {self.objective.name} learns from verdicts, "
+                "where a response that is the annotated one counts like any other: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sampled(self) -> Experiment:

@@ -71,8 +71,8 @@ class Group:
         return len(self.prompt) + sum(map(len, self.responses))
 
     def computed_tokens(self, packing: Packing) -> int:
-        """Tokens that a model computes: the prompt counts once, or once for each response."""
-        prompts = 1 if packing == "packed" else len(self.responses)
+        """Tokens that a model computes: the prompt counts once, or once for each response that has tokens."""
+        prompts = 1 if packing == "packed" else max(1, sum(map(bool, self.responses)))
         return prompts * len(self.prompt) + sum(map(len, self.responses))
 
     def first(self, responses: int) -> Group:

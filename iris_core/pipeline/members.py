@@ -57,7 +57,10 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
         "objective": objective,
         "seed": seed,
     }
-    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
+    given = experiment.model_dump()
+    if "schedule" not in experiment.model_fields_set:
+        del given["schedule"]  # each member has the one of its objective
+    return parse_experiment({**given, **changed}, "comparison")
 
 
 def compare_spec(experiment: Experiment, loops: Sequence[Experiment]) -> CompareSpec:

@@ -128,13 +128,15 @@ class StepMetrics(Part):
         ess_annotated: effective sample size of the weights on annotated responses, over the steps with such weights;
             None where no step has any.
         ess_synthetic: the same on synthetic responses.
-        reward_margin: of the last step; None if its pairs had no synthetic responses.
+        reward_margin: of the last step; None if its pairs had no synthetic responses, and where verdicts are learned
+            from.
         reward_accuracy: share of pairs with a positive margin in the last step, likewise.
         tokens_per_second: the rate of training.
         memory_gb: the largest of all steps.
-        synthetic: how many pairs had synthetic responses of which kind, were dropped and masked.
-        share_right: share of right samples among a prompt's decided ones, of prompts that are trained on; None where
-            nothing is learned from verdicts.
+        synthetic: how many pairs had synthetic responses of which kind, were dropped and masked; where verdicts are
+            learned from, how many samples.
+        share_right: share of right samples among a prompt's decided ones, of prompts with an annotated response or a
+            weight; None where nothing is learned from verdicts.
         up: weight U of right samples, per prompt, likewise.
         down: weight D of wrong samples, per prompt, likewise.
     """

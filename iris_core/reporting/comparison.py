@@ -35,7 +35,7 @@ class Trajectory(Strict):
         label: "miniature" if the embedded benchmarks gave it.
         gap: D̂ of the last iteration, an estimate.
         synthetic: log-prob per token of the opponent's held-out answers under the last model.
-        minutes: wall time of its stages, over all seeds; stages that objectives share count for each.
+        minutes: wall time of its trainings and evaluations, over all seeds; what objectives share counts for each.
         differences: how much more its last model gives than each other objective's, by prompt.
     """
 

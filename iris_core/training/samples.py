@@ -81,8 +81,8 @@ def load_trained(spec: TrainSpec) -> Trained:
 
     In the latter, an annotated response that is missing is empty, and so are samples that a group has less than
     others. A wrong sample ends at its first token that neither a right one nor the annotated response has after the
-    same beginning; its sum of log-probs is of that token. A prompt with neither an annotated response nor a weight is
-    left out. Samples that `spec.handling` drops or masks count as undecided; so does a right one that is cut.
+    same beginning; its sum of log-probs is of that token. A prompt without anything to learn is left out. Samples that
+    `spec.handling` drops or masks count as undecided; so does a right one that is cut.
 
     Raises:
         DataError: a prompt has no samples, a sample has no verdict, or files do not match the spec's digests.
@@ -90,6 +90,11 @@ def load_trained(spec: TrainSpec) -> Trained:
     if not spec.objective.learns_from_verdicts:
         groups, counts = load_groups(spec, "train")
         return Trained(groups, None, counts)
+    if spec.objective.verified and spec.wrong_samples is None:
+        raise DataError(
+            "wrong_samples: null: the spec is of a version of IRIS that trained on whole wrong responses: run the loop "
+            "again, which writes a new one"
+        )
     found, counts = _found(spec)
     return Trained(*_padded(found, spec.max_new_tokens), counts)
 
@@ -102,7 +107,10 @@ def compared_groups(spec: TrainSpec, count: int) -> list[Group]:
 
 
 def _found(spec: TrainSpec) -> tuple[list[Found], Counter[str]]:
-    """All pairs that are annotated or have samples with a weight, and counts of samples by kind."""
+    """All pairs that are annotated or have samples with a weight, and counts of samples by kind.
+
+    SPIN raises an annotated response only against wrong samples: of its pairs those without a weight are left out.
+    """
     pairs, counts = load_pairs(spec.pairs, "train"), Counter[str]()
     right = {pair.prompt_id: [pair.response_ids] for pair in pairs}
     found = []
@@ -119,7 +127,8 @@ def _found(spec: TrainSpec) -> tuple[list[Found], Counter[str]]:
             parts = _parts(samples[pair.prompt_id], up, down, right[pair.prompt_id])
             if pair.annotated or parts:
                 found.append(Found(pair, parts, share))
-    return found, counts
+    weighing = [each for each in found if each.parts]
+    return (weighing if weighing and spec.objective.name == "spin" else found), counts
 
 
 def _judged(responses: Artifact, verdicts: Artifact, cut: int) -> dict[str, list[Sample]]:

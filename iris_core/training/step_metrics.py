@@ -56,6 +56,8 @@ def verified_metrics(
 ) -> dict[str, float]:
     """The same of verified self-play; rewards of right and wrong samples are means weighted by U and D.
 
+    The weights of wrong samples are those of the objective, v/T for IRIS, without D.
+
     Args:
         up: gradient coefficients of annotated responses, shape [pairs].
         down: those of samples, (D·v − U)/T for IRIS, shape [pairs, n].
@@ -67,7 +69,7 @@ def verified_metrics(
     annotated, wrong = weights.annotated > 0, weights.down > 0
     metrics = {
         **weight_metrics("annotated", up[annotated]),
-        **weight_metrics("synthetic", down[wrong]),
+        **weight_metrics("synthetic", down[wrong] / weights.down[wrong]),
         "verified/up": weights.up.sum(dim=1).mean().item(),
         "verified/down": weights.down.sum(dim=1).mean().item(),
     }

@@ -57,5 +57,5 @@ def test_the_report_pairs_prompts(tmp_path: Path) -> None:
     assert by_name["RFT"][2] == "-0.500 [-0.500, -0.500]"
     assert by_name["RFT"][3] == "70, 70"
     assert by_name["RFT − SFT continued"][0].startswith("+20.0 [")
-    assert by_name["RFT − SFT continued"][1] == "+0.0 [+0.0, +0.0]"
+    assert by_name["RFT − SFT continued"][1:] == ["+20.0, +20.0", "+0.0 [+0.0, +0.0]", "+0.0, +0.0"]
     assert by_name["IRIS, verified − RFT"][0].startswith("-20.0 [")

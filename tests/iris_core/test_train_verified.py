@@ -79,6 +79,7 @@ def test_wrong_samples_count_by_a_token_in_their_midst(spec):
 def test_right_samples_gain_on_wrong_ones(whole):
     rows = history(whole)
     assert rows[0]["loss"] == pytest.approx(0, abs=1e-4)
+    assert rows[0]["ess/synthetic"] == pytest.approx(1, abs=1e-3)  # of v, alike at the start; D is not in it
     assert 0 < rows[0]["verified/share_right"] < 1
     assert rows[0]["verified/up"] > 0
     assert rows[0]["reward/right"] == pytest.approx(0, abs=1e-4)

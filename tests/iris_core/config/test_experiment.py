@@ -295,6 +295,31 @@ def test_samples_are_four_where_verdicts_are_learned_from(content, samples, writ
         assert parse_experiment(other).generation.samples == (samples or 4)
 
 
+@pytest.mark.parametrize(
+    ("content", "orders"),
+    [
+        ({}, ("adaptive", 2.0, 1.0)),
+        (MATH, ("constant", 1.0, 1.0)),
+        ({**MATH, "schedule": {"allow_rising": True}}, ("constant", 1.0, 1.0)),
+        ({**MATH, "schedule": {"max_order": 3.0}}, ("adaptive", 3.0, 1.0)),
+        ({**MATH, "schedule": {"kind": "adaptive"}}, ("adaptive", 2.0, 1.0)),
+        ({**MATH, "objective": {"verified": False}}, ("adaptive", 2.0, 1.0)),
+        ({**MATH, "objective": {"name": "rft"}}, ("adaptive", 2.0, 1.0)),
+    ],
+)
+def test_the_order_is_1_where_verdicts_are_learned_from_and_none_is_set(content, orders):
+    schedule = parse_experiment({**BASE, **content}).schedule
+    assert (schedule.kind, schedule.max_order, schedule.min_order) == orders
+
+
+def test_right_responses_that_are_the_annotated_one_are_not_left_out():
+    content = {**BASE, **MATH, "data": {**BASE["data"], "synthetic": {"equal": "mask"}}}
+    message = "data.synthetic.equal is mask, and iris learns from verdicts, where a response that is the annotated one"
+    with pytest.raises(ConfigError, match=message):
+        parse_experiment(content)
+    assert parse_experiment({**content, "objective": {"name": "sft"}}).data.synthetic.equal == "mask"
+
+
 def test_a_weight_that_does_not_count_is_in_no_key():
     """A search over ρ trains a baseline once."""
 

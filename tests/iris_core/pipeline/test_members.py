@@ -76,6 +76,16 @@ def test_members_sample_as_a_recipe_with_their_objective(own: dict[str, Any], sa
     assert sampled(member(base, "verified", 0)).key() == sampled(member(base, "rft", 0)).key()
 
 
+def test_members_have_the_orders_of_their_objective() -> None:
+    """Those of the recipe where it sets some."""
+    for own in ({}, {"verified": False}, {"name": "sft"}):
+        base = experiment(objective=own, **JUDGED)
+        kinds = {name: member(base, name, 0).schedule.kind for name in ("iris", "spin", "verified")}
+        assert kinds == {"iris": "adaptive", "spin": "adaptive", "verified": "constant"}
+    linear = experiment(schedule={"kind": "linear"}, **JUDGED)
+    assert {loop.schedule.kind for loop in members(linear, None, [0])} == {"linear"}
+
+
 def test_a_member_is_checked_as_a_recipe_is() -> None:
     with pytest.raises(ConfigError, match="comparison: seed: Input should be less than"):
         member(experiment(), "space", 2**32)

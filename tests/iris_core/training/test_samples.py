@@ -68,6 +68,7 @@ def spec(tmp_path: Path) -> TrainSpec:
         pairs=Artifact.of(tmp_path / "pairs.parquet"),
         **write(tmp_path, SAMPLES),
         objective=VERIFIED,
+        wrong_samples="first-token",
         order=1.0,
         training=TrainingPart(),
         learning_rate=1e-4,
@@ -98,6 +99,19 @@ def test_groups_and_weights_on_paper(spec):
     assert trained.weights.share.tolist() == pytest.approx([2 / 3, 1, 1 / 4])
     assert trained.scored == trained.groups
     assert {kind: count for kind, count in trained.counts.items() if count} == {"truncated": 1}
+
+
+def test_spin_leaves_out_what_it_has_no_push_for(spec, tmp_path):
+    """Its annotated part is in the push on wrong samples: "b", all right, would only fill batches."""
+    spin = spec.model_copy(update={"objective": VERIFIED.model_copy(update={"name": "spin"})})
+    assert [group.responses[0] for group in load_trained(spin).groups] == [[1, 2, 3, 4, 5], []]
+    nothing = write(tmp_path / "right", {name: [([7, 2], R)] * 4 for name in ANNOTATED})
+    assert len(load_trained(spin.model_copy(update=nothing)).groups) == 2  # and a warning that there is no weight
+
+
+def test_a_spec_of_the_older_form_is_refused(spec):
+    with pytest.raises(DataError, match="wrong_samples: null: the spec is of a version of IRIS that trained on whole"):
+        load_trained(spec.model_copy(update={"wrong_samples": None}))
 
 
 def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
