@@ -38,11 +38,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "SFT continued": {"objective": {"name": "sft"}},
     "IRIS, plain": {"objective": {"name": "iris", "verified": False}},
     "RFT": {**VERIFIED, "objective": {"name": "rft"}},
-    "IRIS, verified": {
-        **VERIFIED,
-        "objective": {"name": "iris"},
-        "schedule": {"kind": "constant", "max_order": 1.0, "min_order": 1.0},
-    },
+    "IRIS, verified": {**VERIFIED, "objective": {"name": "iris"}},
 }
 WITH_PROMPTS = ("RFT", "IRIS, verified")
 

@@ -47,7 +47,8 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
         policy = Policy(model=Artifact.of(folder / "untied")) if untied else spec.policy
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
         if objective:
-            changes |= {"objective": objective.resolved(judged=True), **samples}
+            resolved = objective.resolved(judged=True)
+            changes |= {"objective": resolved, "wrong_samples": "first-token" if resolved.verified else None, **samples}
         return spec.model_copy(update={**changes, "execution": Execution()})
 
     return make
