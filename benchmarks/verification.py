@@ -2,7 +2,7 @@
 
 The peer runs in one process without limits of time and memory, and judges the same responses in the same order: for
 `math`, math-verify's `parse` and `verify`; for `sql`, both queries through `sqlite3` with their rows compared. IRIS has
-a process for each core. Both have made their first verdicts before the first round.
+as many processes as in the stage `generate`. Both have made their first verdicts before the first round.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def _by_sqlite(databases: Path) -> Callable[[Case], bool]:
 
 
 _TEXT = f"""{CASES:,} responses a round, about half of them right, the same by both. Ours is what the stage `generate`
-does: a process for each core, with limits of time and memory. The peer is the library in one process without limits.
-With SQL ours does more: it parses both queries, allows reading only, and compares rows in any order of columns.
+does: a process for each processor, at most eight, with limits of time and memory. The peer is the library in one
+process without them. With SQL ours does more: it parses both queries, allows reading only, and compares rows in any
+order of columns.
 """

@@ -51,16 +51,19 @@ class ModelPart(Part):
 class SchedulePart(Part):
     """How the order α moves over the iterations.
 
-    Where the objective learns from verdicts, and neither rule nor orders are set, α stays 1.
+    In verified self-play α stays 1 where neither rule nor orders are set. So these three have no default in the schema,
+    which forms would fill in.
     """
 
     kind: Literal["adaptive", "constant", "linear", "cosine"] = Field(
-        "adaptive",
-        description="Rule for the next order; left out with both orders where verified iris and the like are trained: "
-        "constant at 1.",
+        default_factory=lambda: "adaptive",
+        description="Rule for the next order. Left out with both orders, where objective.verified is true: constant at "
+        "1; else adaptive.",
     )
-    max_order: float = Field(2.0, gt=-50, lt=50, description="α of iteration 0.")
-    min_order: float = Field(1.0, gt=-50, lt=50, description="α near convergence.")
+    max_order: float = Field(
+        default_factory=lambda: 2.0, gt=-50, lt=50, description="α of iteration 0; left out: 2, or as kind says."
+    )
+    min_order: float = Field(default_factory=lambda: 1.0, gt=-50, lt=50, description="α near convergence; left out: 1.")
     allow_rising: bool = Field(False, description="Let the adaptive order rise again when the gap grows.")
     stop_when_converged: bool = Field(
         False,
@@ -77,9 +80,10 @@ class SchedulePart(Part):
 
     def resolved(self, verified: bool) -> SchedulePart:
         """These settings, with the order of verified self-play where that is trained and no order is set."""
-        if not verified or self.model_fields_set & VERIFIED_SCHEDULE.keys():
+        given = self.model_fields_set
+        if not verified or given & VERIFIED_SCHEDULE.keys():
             return self
-        return self.model_copy(update=VERIFIED_SCHEDULE)
+        return self.model_construct(_fields_set=set(given), **{**self.model_dump(), **VERIFIED_SCHEDULE})
 
 
 _ONE_MODE = "policy and opponent are scored in the same mode, without dropout"

@@ -209,6 +209,8 @@ def kill_tree(pid: int) -> None:
 
 def kill_session(leader: int) -> None:
     """Kills the processes of a session, also those that have a process group of their own, as below `timeout`."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
     for pid in psutil.pids():
         with suppress(OSError):
             if os.getsid(pid) == leader:

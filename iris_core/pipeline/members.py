@@ -51,16 +51,16 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
         objective = objective.model_copy(update=changes)
     if data.split_seed is None:
         data = data.model_copy(update={"split_seed": experiment.seed})
+    if objective.learns_from_verdicts:  # which leaves out no right response
+        data = data.model_copy(update={"synthetic": data.synthetic.model_copy(update={"equal": "keep"})})
     changed = {
         "name": f"{experiment.name}-{name}-seed-{seed}",
         "data": data,
         "objective": objective,
+        "schedule": experiment.schedule.model_dump(exclude_unset=True),  # the rest is the objective's
         "seed": seed,
     }
-    given = experiment.model_dump()
-    if "schedule" not in experiment.model_fields_set:
-        del given["schedule"]  # each member has the one of its objective
-    return parse_experiment({**given, **changed}, "comparison")
+    return parse_experiment({**experiment.model_dump(), **changed}, "comparison")
 
 
 def compare_spec(experiment: Experiment, loops: Sequence[Experiment]) -> CompareSpec:

@@ -185,6 +185,8 @@ def pairs(
         if problem := _problem(each, databases, seen):
             report.left_out[problem] += 1
             continue
+        if each.db_id not in schemas:
+            schemas[each.db_id] = read_schema(databases[each.db_id])
         try:
             result = execute(databases[each.db_id], each.query, limits)
         except QueryStopped:
@@ -194,8 +196,6 @@ def pairs(
             report.left_out["its query does not run, or is over a limit"] += 1
             continue
         seen.add((each.db_id, each.question))
-        if each.db_id not in schemas:
-            schemas[each.db_id] = read_schema(databases[each.db_id])
         made = prompt(each.db_id, schemas[each.db_id], each.question, budget, each.evidence)
         if not made.fits:
             report.left_out["its prompt is too long"] += 1

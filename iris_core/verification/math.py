@@ -50,15 +50,24 @@ def open_judge(settings: VerificationPart) -> Judge:
         between_numbers = is_equation(expression) and not expression.free_symbols
         return take_last_relation(expression).rhs if between_numbers else expression
 
+    def values(reference: str) -> list[Any]:
+        return [value(each) for each in expressions(reference)]
+
+    def same(wanted: list[Any], found: list[Any]) -> bool:
+        return bool(verify(wanted, found, timeout_seconds=None, raise_on_error=True))
+
     def judge(case: Case) -> Verdict:
         assert case.reference is not None
-        wanted = [value(each) for each in expressions(case.reference)]
+        wanted = values(case.reference)
         if not wanted:
             return Verdict("undecided", "the reference has no expression")
         found = expressions(case.response)
         if not found:
             return Verdict("wrong", "no expression")
-        if not verify(wanted, found, timeout_seconds=None, raise_on_error=True):
+        equal = same(wanted, found)
+        if not equal and ("%" in case.response) != ("%" in case.reference):  # on one side: 12.5% is 12.5, too
+            equal = same(values(without_percent(case.reference)), expressions(without_percent(case.response)))
+        if not equal:
             return Verdict("wrong", "not equal")
         units = [unit for text in (case.response, case.reference) if (unit := _unit(text))]
         if len(set(units)) > 1:
@@ -66,6 +75,11 @@ def open_judge(settings: VerificationPart) -> Judge:
         return Verdict("right", "equal")
 
     return judge
+
+
+def without_percent(text: str) -> str:
+    """`text` without percent signs."""
+    return text.replace(r"\%", "").replace("%", "")
 
 
 def _delimited(text: str) -> str:

@@ -134,7 +134,7 @@ class Process:
         )
 
     def _exchange(self, text: str, seconds: float, most: int = LONGEST_LINE) -> str:
-        """Writes `text` and reads a line, at most `most` bytes at a time.
+        """Writes `text` and reads a line of at most `most` bytes.
 
         Raises:
             Finished: the process has ended without an error, and without a line.
@@ -144,7 +144,7 @@ class Process:
         left, line, until = text.encode("ascii"), b"", time.monotonic() + seconds
         poll = select.poll()
         poll.register(stdout, select.POLLIN)
-        if left and poll.poll(0):
+        if left and any(event & select.POLLIN for _, event in poll.poll(0)):
             raise NoVerdict("output that no response asks for")
         poll.register(stderr, select.POLLIN)
         poll.register(stdin, select.POLLOUT)
@@ -159,13 +159,13 @@ class Process:
             if stderr in ready and not self._read_errors():
                 poll.unregister(stderr)
             if stdout in ready:
-                read = os.read(stdout, most)
+                read = os.read(stdout, most - len(line))
                 if not read:
                     raise self._ended() if not line else NoVerdict(self._how_ended())
                 line += read
             elif stdin in ready:
                 left = self._write(left)
-            if len(line) > LONGEST_LINE:
+            if len(line) >= most and not line.endswith(b"\n"):
                 raise NoVerdict("a line too long in its output")
         return line.decode(errors="replace").rstrip("\r\n")
 

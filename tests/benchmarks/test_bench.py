@@ -59,7 +59,6 @@ def test_a_run_reports_its_rounds_and_its_error():
 
 def test_verifiers_and_libraries_find_the_same_responses_right(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(verification, "CASES", 40)
-    monkeypatch.setattr(verification, "WARM_UP", 2)
     lines = verification.measure(2).lines
     assert [len(line.ours) for line in lines] == [2, 2]
     assert min(value for line in lines for value in (*line.ours, *line.peer)) > 0

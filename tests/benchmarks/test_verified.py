@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,12 @@ def test_the_report_pairs_prompts(tmp_path: Path) -> None:
     assert by_name["RFT − SFT continued"][0].startswith("+20.0 [")
     assert by_name["RFT − SFT continued"][1:] == ["+20.0, +20.0", "+0.0 [+0.0, +0.0]", "+0.0, +0.0"]
     assert by_name["IRIS, verified − RFT"][0].startswith("-20.0 [")
+
+
+def test_the_command_starts_and_no_seed_begins_too_late(tmp_path: Path) -> None:
+    """Its workers import what they run: a package's `__main__` cannot be imported by them."""
+    command = [sys.executable, "-m", "benchmarks.verified", "--minutes", "-1", "--out", str(tmp_path), "--jobs", "2"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "no seed has begun\n"
+    assert list(tmp_path.iterdir()) == []

@@ -82,8 +82,23 @@ def test_members_have_the_orders_of_their_objective() -> None:
         base = experiment(objective=own, **JUDGED)
         kinds = {name: member(base, name, 0).schedule.kind for name in ("iris", "spin", "verified")}
         assert kinds == {"iris": "adaptive", "spin": "adaptive", "verified": "constant"}
+    rising = experiment(schedule={"allow_rising": True}, objective={"verified": False}, **JUDGED)
+    assert {name: member(rising, name, 0).schedule.kind for name in ("iris", "verified")} == {
+        "iris": "adaptive",
+        "verified": "constant",
+    }
+    assert member(rising, "verified", 0).schedule.allow_rising
     linear = experiment(schedule={"kind": "linear"}, **JUDGED)
     assert {loop.schedule.kind for loop in members(linear, None, [0])} == {"linear"}
+
+
+def test_members_that_learn_from_verdicts_keep_equal_responses() -> None:
+    data = {"path": "d", "synthetic": {"equal": "drop"}}
+    base = parse_experiment(
+        {"name": "both", "model": {"path": "m"}, "data": data, "objective": {"name": "sft"}, **JUDGED}
+    )
+    handled = {name: member(base, name, 0).data.synthetic.equal for name in ("sft", "iris", "rft", "verified")}
+    assert handled == {"sft": "drop", "iris": "drop", "rft": "keep", "verified": "keep"}
 
 
 def test_a_member_is_checked_as_a_recipe_is() -> None:

@@ -123,6 +123,12 @@ def test_a_query_that_the_verifier_would_stop_is_left_out(spider: Path, tmp_path
     assert report.left_out["its query takes more time or memory than the verifier allows"] == 1
 
 
+def test_a_damaged_database_is_named(spider: Path, tmp_path: Path) -> None:
+    (spider / "database" / "two" / "two.sqlite").write_bytes(b"x" * 4096)
+    with pytest.raises(DataError, match=r"two\.sqlite cannot be read as a SQLite database \(file is not a database\)"):
+        write_pairs(Folder(spider), tmp_path / "out", LONG)
+
+
 def test_what_is_in_the_way_stays(spider: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError, match=r"file cannot be written \(.+\): give another --out$"):

@@ -16,7 +16,7 @@ from iris_core.config import VerificationPart
 from iris_core.verification.process import NoVerdict, Process
 from iris_core.verification.verdicts import Case, parse_verdict
 from iris_core.verification.verifier import open_verifier
-from tests.processes import below, command_line, environment, pid_lives, processes, wait_for
+from tests.processes import below, command_line, environment, pid_lives, wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -206,16 +206,19 @@ def test_a_program_that_fails_at_few_responses_is_no_error(judge, tmp_path) -> N
 
 def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None:
     text = """
-        import json, sys
+        import json, os, sys, time
         sys.stdin.readline()
         print(json.dumps({"verdict": "right", "reason": "fine"}))
+        sys.stdout.flush()
+        os.close(1)
+        time.sleep(0.5)
     """
     settings = VerificationPart(kind="command", timeout=60.0, **program(tmp_path, text))
     process = Process(settings, None)
     found = []
     for number in range(3):
         found.append(process.judge(Case("", str(number), None)))
-        if number == 0:  # or while it is asked again
+        if number == 0:  # after that, while it ends
             assert process._process is not None
             process._process.wait()
     process.close()
@@ -228,13 +231,15 @@ def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:
         sys.stdin.readline()
         for group in (None, 0):  # its own group, as `timeout` has
             sleep = [sys.executable, "-c", "import time; time.sleep(1000)", __file__]
-            subprocess.Popen(sleep, process_group=group)
+            print(subprocess.Popen(sleep, process_group=group).pid, file=open(__file__ + ".started", "a"), flush=True)
         time.sleep(1000)
     """
-    process = Process(VerificationPart(kind="command", timeout=2.0, **program(tmp_path, text)), None)
+    process = Process(VerificationPart(kind="command", timeout=10.0, **program(tmp_path, text)), None)
     with pytest.raises(NoVerdict, match="^timeout$"):
         process.judge(Case("", "", None))
-    wait_for(lambda: not processes(str(tmp_path)))
+    started = (tmp_path / "judge.py.started").read_text().split()
+    assert len(started) == 2
+    wait_for(lambda: not any(pid_lives(int(pid)) for pid in started))
 
 
 def test_processes_end_with_the_verifier_and_with_its_process(tmp_path) -> None:
