@@ -4,6 +4,7 @@ import pytest
 
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment, yaml12
+from iris_core.config.experiment import SchedulePart
 from iris_core.pipeline.plan import SEED_STRIDE, recipe_yaml
 
 pytestmark = pytest.mark.unit
@@ -310,6 +311,12 @@ def test_samples_are_four_where_verdicts_are_learned_from(content, samples, writ
 def test_the_order_is_1_where_verdicts_are_learned_from_and_none_is_set(content, orders):
     schedule = parse_experiment({**BASE, **content}).schedule
     assert (schedule.kind, schedule.max_order, schedule.min_order) == orders
+
+
+def test_forms_fill_in_no_order():
+    """A default in the schema would come back as if it had been set."""
+    properties = SchedulePart.model_json_schema()["properties"]
+    assert {name for name, field in properties.items() if "default" not in field} == {"kind", "max_order", "min_order"}
 
 
 def test_right_responses_that_are_the_annotated_one_are_not_left_out():

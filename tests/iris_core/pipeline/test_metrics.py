@@ -134,7 +134,7 @@ def test_training_gets_the_verdicts_on_its_responses(judged: SmallExperiment) ->
     spec = TrainSpec.of(manifest(judged, "train"))
     assert spec.verdicts == [manifest(judged, "generate").artifact("verdicts")]
     assert spec.wrong_samples == "first-token"
-    assert spec.key != spec.model_copy(update={"wrong_samples": None}).key  # that of a version with another form
+    assert spec.key() != spec.model_copy(update={"wrong_samples": None}).key()  # that of a version with another form
     assert spec.objective.verified is True
 
 

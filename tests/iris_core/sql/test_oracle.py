@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -58,6 +60,14 @@ def heldout(folder: Path, model: Path) -> tuple[list[Pair], list[int]]:
         ids = chat.encode(single_turn(row["prompt"], row["response"]))
         pairs.append(Pair(str(number), row["prompt"], row["response"], *ids, "heldout", row["reference"]))
     return pairs, chat.stop_token_ids
+
+
+def test_the_exact_set_needs_the_same_parts_and_a_right_answer(tmp_path: Path) -> None:
+    rows = [(True, "same parts"), (True, "same result"), (False, "same parts"), (False, "another result")]
+    table = pa.Table.from_pylist([{"correct": correct, "reason": reason} for correct, reason in rows])
+    pq.write_table(table, tmp_path / "heldout.parquet")
+    assert exact_match(tmp_path / "heldout.parquet").exact_match.value == 1 / 2
+    assert exact_set(tmp_path / "heldout.parquet").exact_match.value == 1 / 4
 
 
 def test_an_oracle_answers_everything_rightly(tmp_path: Path, tiny_model: Path) -> None:

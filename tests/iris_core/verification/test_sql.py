@@ -13,6 +13,7 @@ import pytest
 from iris_core.common.digest import file_digest
 from iris_core.common.errors import ConfigError, DataError
 from iris_core.config import VerificationPart
+from iris_core.pipeline.verifier import verifier_versions
 from iris_core.verification.sql import check, open_judge
 from iris_core.verification.verdicts import Case
 from iris_core.verification.verifier import open_verifier
@@ -157,6 +158,11 @@ def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) 
         ):
             check(settings(tmp_path))
     check(settings(tmp_path))  # closing wrote them into the database
+
+
+def test_another_sqlite_judges_anew(databases: Path) -> None:
+    assert verifier_versions(settings(databases))["SQLite"] == sqlite3.sqlite_version
+    assert "SQLite" not in verifier_versions(VerificationPart(kind="math"))
 
 
 def test_missing_databases_are_named(tmp_path: Path) -> None:
