@@ -16,11 +16,11 @@ from iris_core.config.experiment import Experiment as Experiment
 from iris_core.config.experiment import LoraPart as LoraPart
 from iris_core.config.experiment import ModelPart as ModelPart
 from iris_core.config.experiment import Packing as Packing
-from iris_core.config.experiment import SchedulePart as SchedulePart
 from iris_core.config.experiment import TrackingPart as TrackingPart
 from iris_core.config.experiment import TrainingPart as TrainingPart
 from iris_core.config.experiment import parse_experiment as parse_experiment
 from iris_core.config.generation import GenerationPart as GenerationPart
 from iris_core.config.objective import ObjectiveName as ObjectiveName
 from iris_core.config.objective import ObjectivePart as ObjectivePart
+from iris_core.config.schedule import SchedulePart as SchedulePart
 from iris_core.config.verification import VerificationPart as VerificationPart

@@ -3,8 +3,7 @@
 import pytest
 
 from iris_core.common.errors import ConfigError
-from iris_core.config import Experiment, parse_experiment, yaml12
-from iris_core.config.experiment import SchedulePart
+from iris_core.config import Experiment, SchedulePart, parse_experiment, yaml12
 from iris_core.pipeline.plan import SEED_STRIDE, recipe_yaml
 
 pytestmark = pytest.mark.unit
