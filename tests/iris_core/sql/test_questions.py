@@ -13,7 +13,7 @@ import pytest
 from iris_core.common.errors import DataError
 from iris_core.sql.execution import Limits
 from iris_core.sql.prompts import Budget
-from iris_core.sql.questions import Folder, write_pairs
+from iris_core.sql.questions import Folder, link_databases, write_pairs
 
 pytestmark = pytest.mark.unit
 
@@ -114,6 +114,24 @@ def test_databases_behind_links_are_found(spider: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "elsewhere").iterdir():
         (spider / "database" / folder.name).symlink_to(folder)
     assert sorted(Folder(spider).databases) == ["one", "three", "two"]
+
+
+def test_a_link_to_a_database_is_there_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database(tmp_path / "old", "shop")
+    database(tmp_path / "new", "shop")
+    old, new = (tmp_path / name / "shop" / "shop.sqlite" for name in ("old", "new"))
+    link = tmp_path / "links" / "shop" / "shop.sqlite"
+    link_databases({"shop": old}, tmp_path / "links")
+    assert link.resolve() == old
+    make, meanwhile = Path.symlink_to, []
+
+    def made(path: Path, target: Path) -> None:
+        make(path, target)
+        meanwhile.append(link.resolve())
+
+    monkeypatch.setattr(Path, "symlink_to", made)
+    link_databases({"shop": new}, tmp_path / "links")
+    assert (meanwhile, link.resolve()) == ([old], new)
 
 
 def test_a_query_that_the_verifier_would_stop_is_left_out(spider: Path, tmp_path: Path) -> None:
