@@ -155,6 +155,9 @@ def near_digest(conversation: Conversation) -> str:
 def split_pairs(usable: list[Usable], heldout: list[Pair] | None, data: DataPart, seed: int, where: str) -> list[Pair]:
     """Shuffles by `seed`, marks the held-out pairs and cuts to `data.max_pairs`.
 
+    Of more pairs in `heldout` than `data.heldout` those are taken that have the first digests: they are the same for
+    every seed, and no matter of their order in the file, which may be by subject.
+
     All turns of a conversation are in the same split, and so are near-duplicate prompts. With conversations of several
     turns, a few more pairs than `data.heldout` may be held out for that.
 
@@ -172,9 +175,15 @@ def split_pairs(usable: list[Usable], heldout: list[Pair] | None, data: DataPart
     elif len(heldout) < 2:  # no interval from one
         raise DataError("data.heldout_path has 1 usable pair, two are needed: add some")
     else:
-        heldout = heldout[: data.heldout]
+        heldout = _chosen(heldout, data.heldout)
     train = [pair for group in groups for pair in group]
     return train[: data.max_pairs] + [replace(pair, split="heldout") for pair in heldout]
+
+
+def _chosen(pairs: list[Pair], count: int) -> list[Pair]:
+    """At most `count` pairs in their order, chosen by their digests."""
+    chosen = set(sorted(pair.prompt_id for pair in pairs)[:count])
+    return [pair for pair in pairs if pair.prompt_id in chosen]
 
 
 def _together(usable: list[Usable]) -> list[list[Pair]]:

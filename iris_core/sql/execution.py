@@ -69,7 +69,7 @@ class Limits:
     """
 
     seconds: float = 10.0
-    rows: int = 10_000
+    rows: int = 100_000
     value_bytes: int = 1_000_000
     result_bytes: int = 16_000_000
     memory_bytes: int = 256_000_000

@@ -4,7 +4,7 @@
     concert(id integer key, singer_id integer -> singer.id, year integer: 2014)
 
 A schema that is too long for the prompt is written with less detail, level by level: fewer sample values, none, no
-types, then only tables and columns that the question may mean, with the keys that join them.
+types, then only tables and columns that the question may mean, with the keys and the tables that join them.
 """
 
 from __future__ import annotations
@@ -93,17 +93,29 @@ def schema_text(db_id: str, tables: list[Table], detail: Detail = DETAILS[0], qu
 
 
 def related(tables: list[Table], question: str) -> list[Table]:
-    """The tables and columns that share a word with `question`, with all keys; all tables if none does."""
+    """The tables and columns that share a word with `question`, and those that join two such tables, with all keys.
+
+    All tables if none shares a word.
+    """
     asked = _stems(question)
+    chosen = {each for each in tables if any(_stems(name) & asked for name in (each.name, *_names(each)))}
+    joining = {each for each in tables if sum(_refers(each, other) or _refers(other, each) for other in chosen) > 1}
     found = []
     for table in tables:
-        named = bool(_stems(table.name) & asked)
-        columns = [column for column in table.columns if _stems(column.name) & asked]
-        if named or columns:
-            keys = [column for column in table.columns if column.key or column.refers]
-            kept = tuple(column for column in table.columns if column in columns or column in keys)
+        if table in chosen | joining:
+            kept = tuple(each for each in table.columns if each.key or each.refers or _stems(each.name) & asked)
             found.append(Table(table.name, kept or table.columns))
     return found or tables
+
+
+def _names(table: Table) -> list[str]:
+    return [column.name for column in table.columns]
+
+
+def _refers(table: Table, other: Table) -> bool:
+    """Whether a key of `table` refers to `other`."""
+    keys = (column.refers.lower() for column in table.columns if column.refers)
+    return any(key == other.name.lower() or key.startswith(f"{other.name.lower()}.") for key in keys)
 
 
 def _column(column: Column, detail: Detail) -> str:
@@ -121,6 +133,7 @@ def _column(column: Column, detail: Detail) -> str:
 
 
 def _stems(text: str) -> set[str]:
-    """The first letters of the words in a text or name, without short words."""
+    """The first letters of the words in a text or name, without short words; names with a digit, as A11, whole."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text))
-    return {word.lower()[:STEM] for word in words if len(word) > 2}
+    numbered = re.findall(r"\w*\d\w*", text)
+    return {word.lower()[:STEM] for word in words if len(word) > 2} | {word.lower() for word in numbered}

@@ -1,12 +1,13 @@
 """Reads folders as Spider and BIRD have them, and writes their questions as ordinary files of pairs.
 
     spider/  train_spider.json, train_others.json, dev.json, database/<db_id>/<db_id>.sqlite
-    bird/    train/train.json, train/train_databases/…, dev/dev.json, dev/dev_databases/…
+    bird/    train/train.json, train/train_databases/…, dev_20240627/dev.json, dev_20240627/dev_databases/…
 
-Rows have `question`, `db_id`, the query as `query` (Spider) or `SQL` (BIRD), and BIRD's `evidence`. The schema is read
-from the databases: `tables.json` and BIRD's `database_description` are not read. What is written has a prompt with the
-schema (`prompts`), the query as the response, and a reference for the verifier `sql`. A database is in one split only:
-the questions for training on held-out databases are left out.
+Of several files of held-out questions, as of BIRD's dev set and Mini-Dev, the first is read. Rows have `question`,
+`db_id`, the query as `query` (Spider) or `SQL` (BIRD), and BIRD's `evidence`. The schema is read from the databases:
+`tables.json` and BIRD's `database_description` are not read. What is written has a prompt with the schema (`prompts`),
+the query as the response, and a reference for the verifier `sql`. A database is in one split only: the questions for
+training on held-out databases are left out.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table, read_schema
 
 TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
-HELDOUT = ("dev.json", "dev/dev.json")
-DATABASES = ("database", "train_databases", "dev_databases", "train/train_databases", "dev/dev_databases")
+HELDOUT = ("dev.json", "dev*/dev.json", "**/mini_dev_sqlite.json")
+DATABASES = ("database", "train_databases", "dev_databases")  # beside the questions, or in the folder itself
 Row = dict[str, Any]  # of a file of pairs
 
 GOLD = Limits(seconds=30.0, memory_bytes=2_000_000_000)  # the verifier has the same limits of rows and bytes
@@ -57,12 +58,16 @@ class Folder:
 
     def __post_init__(self) -> None:
         if not self.databases:
-            raise DataError(f"{self.path} has none of {', '.join(DATABASES)}: give a folder as Spider or BIRD has it")
+            raise DataError(
+                f"{self.path} has none of {', '.join(DATABASES)} beside its questions: give a folder as Spider or BIRD "
+                "has it"
+            )
 
     @cached_property
     def databases(self) -> dict[str, Path]:
         """The file of each database, by its name."""
-        folders = [self.path / name for name in DATABASES if (self.path / name).is_dir()]
+        beside = dict.fromkeys([self.path, *(file.parent for file in [*self._train, *self._heldout])])
+        folders = [folder / name for folder in beside for name in DATABASES if (folder / name).is_dir()]
         # BIRD's archives nest them; the first pattern also finds those in folders that are links
         files = [file for folder in folders for at in ("*/*.sqlite", "**/*.sqlite") for file in sorted(folder.glob(at))]
         return {file.stem: file for file in files if file.stem == file.parent.name}
@@ -70,20 +75,28 @@ class Folder:
     @cached_property
     def heldout(self) -> list[Question]:
         """The questions to measure with."""
-        return self._questions(HELDOUT)
+        return self._questions(self._heldout, HELDOUT)
 
     @cached_property
     def train(self) -> list[Question]:
         """The questions to train on, those about held-out databases included."""
-        return self._questions(TRAIN)
+        return self._questions(self._train, TRAIN)
 
     @property
     def heldout_databases(self) -> set[str]:
         """The names of the databases that are never trained on."""
         return {each.db_id for each in self.heldout}
 
-    def _questions(self, names: tuple[str, ...]) -> list[Question]:
-        files = [self.path / name for name in names if (self.path / name).is_file()]
+    @cached_property
+    def _train(self) -> list[Path]:
+        return [self.path / name for name in TRAIN if (self.path / name).is_file()]
+
+    @cached_property
+    def _heldout(self) -> list[Path]:
+        """The first file of held-out questions, if there is one."""
+        return [file for name in HELDOUT for file in sorted(self.path.glob(name))][:1]
+
+    def _questions(self, files: list[Path], names: tuple[str, ...]) -> list[Question]:
         if not files:
             raise DataError(
                 f"{self.path} has no questions in {' or '.join(names)}: give a folder as Spider or BIRD has it"
@@ -109,13 +122,16 @@ class Report:
 
 
 def read_questions(file: Path) -> list[Question]:
-    """The questions in a JSON file.
+    """The questions in a file of JSON or JSON Lines.
 
     Raises:
         DataError: it is not a list of objects with question, db_id and query or SQL.
     """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        lines = [line for line in text.split("\n") if line.strip()]
+        each_is_one = len(lines) > 1 and all(line.startswith("{") for line in lines)
+        rows = [json.loads(line) for line in lines] if each_is_one else json.loads(text)
     except ValueError as error:
         raise DataError(f"{file} is not JSON in UTF-8 ({error}): fix it") from error
     if not isinstance(rows, list):

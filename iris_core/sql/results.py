@@ -33,7 +33,12 @@ def same_result(found: list[Row], expected: list[Row], *, ordered: bool) -> bool
         return True
     if len(found[0]) != len(expected[0]):
         return False
-    return _matches(_columns(found), _columns(expected), ordered, (), iter(range(MAX_TRIES)))
+    columns, wanted = _columns(found), _columns(expected)
+    candidates = _candidates(columns, wanted, ordered)
+    if all(len(each) == 1 for each in candidates):
+        order = tuple(index for each in candidates for index in each)
+        return len(set(order)) == len(order) and _equal(columns, wanted, ordered, order)
+    return _matches(columns, wanted, candidates, ordered, (), iter(range(MAX_TRIES)))
 
 
 def tells_something(rows: list[Row]) -> bool:
@@ -53,19 +58,33 @@ def _columns(rows: list[Row]) -> Columns:
     return [[canonical(value) for value in column] for column in zip(*rows, strict=True)]
 
 
-def _matches(found: Columns, expected: Columns, ordered: bool, order: tuple[int, ...], tries: Iterator[int]) -> bool:
+def _candidates(found: Columns, expected: Columns, ordered: bool) -> list[list[int]]:
+    """The columns of `found` that have the values of each one of `expected`."""
+    here, there = ([column if ordered else Counter(column) for column in each] for each in (found, expected))
+    return [[index for index, values in enumerate(here) if values == wanted] for wanted in there]
+
+
+def _matches(
+    found: Columns,
+    expected: Columns,
+    candidates: list[list[int]],
+    ordered: bool,
+    order: tuple[int, ...],
+    tries: Iterator[int],
+) -> bool:
     """Whether `order`, columns of `found` for the first ones of `expected`, can be completed."""
     if len(order) == len(expected):
         return True
     seen: Columns = []
-    for index, column in enumerate(found):
+    for index in candidates[len(order)]:
+        column = found[index]
         if index in order or column in seen:  # an equal column would not do better
             continue
         if next(tries, None) is None:
             return False
         seen.append(column)
         longer = (*order, index)
-        if _equal(found, expected, ordered, longer) and _matches(found, expected, ordered, longer, tries):
+        if _equal(found, expected, ordered, longer) and _matches(found, expected, candidates, ordered, longer, tries):
             return True
     return False
 

@@ -102,7 +102,7 @@ def is_constant(query: str) -> bool:
 def same_parts(first: str, second: str) -> bool:
     """Whether two queries have the same parts: sets of columns, tables, conditions and groups, and the same order.
 
-    This is Spider's exact-set match with values, approximately: see docs/sql.md.
+    It is stricter than Spider's exact-set match, which ignores values: see docs/sql.md.
     """
     if first == second:  # sqlglot may be unable to parse it
         return True
@@ -113,13 +113,19 @@ def same_parts(first: str, second: str) -> bool:
 
 
 def _without_aliases(tree: exp.Expr) -> exp.Expr:
-    """`tree` with names in lower case, tables' own names in place of aliases, and none where there is one table."""
+    """`tree` without what has no meaning: case of names, aliases of tables, a lone table's name, INNER, ASC."""
     tree = tree.copy()
     for column in list(tree.find_all(exp.Column)):
         if _is_text(column):
             column.replace(exp.Literal.string(column.name))
     for name in tree.find_all(exp.Identifier):
         name.replace(exp.to_identifier(name.name.lower()))
+    for join in tree.find_all(exp.Join):
+        if join.args.get("kind") == "INNER":
+            join.set("kind", None)
+    for ordered in tree.find_all(exp.Ordered):
+        if ordered.args.get("desc") is False:  # ASC is written
+            ordered.set("desc", None)
     tables = [table for table in tree.find_all(exp.Table) if table.name]
     own = {table.alias: table.name for table in tables if table.alias}
     if len(set(own.values())) < len(own):  # a table joined to itself: its aliases tell its two rows apart
@@ -154,7 +160,17 @@ def _parts(tree: exp.Expr) -> Any:
         )
     if isinstance(tree, exp.Subquery):
         return _parts(tree.unnest())
-    return tuple(_clause(tree.args.get(name)) for name in CLAUSES), _order(tree)
+    clauses = {name: _clause(tree.args.get(name)) for name in CLAUSES}
+    joins = tree.args.get("joins") or []
+    if all(map(_is_inner, joins)):  # tables in any order, with conditions that could as well be those of WHERE
+        clauses["from_"] |= _clause([join.this for join in joins])
+        clauses["where"] |= _clause([exp.Where(this=join.args["on"].copy()) for join in joins if join.args.get("on")])
+        clauses["joins"] = frozenset()
+    return tuple(clauses.values()), _order(tree)
+
+
+def _is_inner(join: exp.Join) -> bool:
+    return join.args.get("kind") in (None, "CROSS") and not any(map(join.args.get, ("side", "using", "method")))
 
 
 def _clause(value: Any) -> frozenset[str]:
@@ -169,6 +185,8 @@ def _clause(value: Any) -> frozenset[str]:
             on = joined.args.get("on")
             joined.set("on", None)
             found += [joined, *(_conditions(on) if on else [])]
+        elif isinstance(each, exp.From):
+            found.append(each.this)
         elif isinstance(each, exp.Expr):
             found.append(each)
     return frozenset(_text(each) for each in found)
@@ -176,6 +194,7 @@ def _clause(value: Any) -> frozenset[str]:
 
 def _conditions(condition: exp.Expr) -> list[exp.Expr]:
     """The conditions that AND joins, or the one that there is."""
+    condition = condition.unnest()
     return list(condition.flatten()) if isinstance(condition, exp.And) else [condition]
 
 
@@ -187,6 +206,10 @@ def _order(tree: exp.Expr) -> tuple[str, ...]:
 def _text(tree: exp.Expr) -> str:
     if isinstance(tree, exp.Alias):
         tree = tree.this
+    if isinstance(tree, exp.Paren):
+        tree = tree.unnest()
+    if isinstance(tree, exp.Connector):  # a OR b and b OR a
+        return f"({f' {tree.key.upper()} '.join(sorted(map(_text, tree.flatten())))})"
     if isinstance(tree, exp.EQ):  # a = b and b = a
         return " = ".join(sorted(side.sql(dialect="sqlite") for side in (tree.left, tree.right)))
     return tree.sql(dialect="sqlite", comments=False)

@@ -270,6 +270,19 @@ def test_prompts_of_the_held_out_file_are_not_trained_on(tiny_model, tmp_path):
     assert manifest.metrics["train_pairs"] == 11
 
 
+def test_more_held_out_pairs_than_asked_for_are_not_cut_by_their_order(tiny_model, tmp_path):
+    """The file may be sorted by subject: its first rows are no sample of it."""
+    rows = [{"prompt": f"Other {i}?", "response": "x"} for i in range(40)]
+    heldout, chosen = tmp_path / "heldout.jsonl", []
+    for file_of, seed in ((rows, 1), (rows[::-1], 1), (rows, 2)):
+        heldout.write_text(lines(file_of))
+        manifest = run(tiny_model, tmp_path, GOOD, heldout_path=str(heldout), heldout=20, split_seed=seed)
+        chosen.append([pair.prompt for pair in load_pairs(manifest.artifact("pairs"), "heldout")])
+    assert len(chosen[0]) == 20
+    assert chosen[0] == chosen[1][::-1] == chosen[2]
+    assert 4 <= sum(prompt in {row["prompt"] for row in rows[:20]} for prompt in chosen[0]) <= 16
+
+
 def prompts_file(tmp_path, rows):
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines(rows))

@@ -17,7 +17,7 @@ from iris_core.sql.execution import Limits, QueryFailed, database_file, execute
 pytestmark = pytest.mark.unit
 
 LIMITS = Limits(seconds=60)
-ROWS = "more than 10,000 rows"
+ROWS = "more than 100,000 rows"
 COUNT_UP = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT {} FROM c"
 
 

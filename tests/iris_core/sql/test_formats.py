@@ -108,6 +108,34 @@ def bird(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("place", ["dev_20240627/dev.json", "minidev/MINIDEV/mini_dev_sqlite.json"])
+def test_bird_as_its_archives_name_it(bird: Path, place: str, tmp_path: Path) -> None:
+    file = bird / place
+    file.parent.parent.mkdir(exist_ok=True)
+    (bird / "dev").rename(file.parent)
+    (file.parent / "dev.json").rename(file)
+    report = write_pairs(Folder(bird), tmp_path / "out", LONG)
+    assert report.written == {"pairs.jsonl": 3, "heldout.jsonl": 3}
+
+
+def test_databases_are_those_beside_the_questions(bird: Path) -> None:
+    """BIRD's dev set and Mini-Dev have different copies of some databases."""
+    other = bird / "minidev/MINIDEV"
+    database(other / "dev_databases/schools/schools.sqlite", "CREATE TABLE other (a TEXT)")
+    (other / "mini_dev_sqlite.json").write_text("[]")
+    found = Folder(bird)
+    assert len(found.heldout) == 3
+    assert found.databases["schools"] == bird / "dev/dev_databases/dev_databases/schools/schools.sqlite"
+
+
+def test_questions_in_json_lines(bird: Path) -> None:
+    """As BIRD's filtered training set is."""
+    before = Folder(bird).train
+    found = json.loads(bird_rows("lakes"))
+    (bird / "train/train.json").write_text("".join(json.dumps(each) + "\n" for each in found))
+    assert Folder(bird).train == before
+
+
 def test_spider_as_released(spider: Path, tmp_path: Path) -> None:
     report = write_pairs(Folder(spider), tmp_path / "out", LONG)
     assert report.written == {"pairs.jsonl": 1, "heldout.jsonl": 1}
@@ -167,9 +195,9 @@ def test_a_bad_file_is_named(bird: Path, content: bytes, message: str) -> None:
 def test_a_result_that_the_verifier_would_not_take_is_left_out(spider: Path, tmp_path: Path) -> None:
     numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT {}) SELECT n FROM c"
     train = [
-        {"db_id": "imdb", "question": f"Count to {most}.", "query": numbers.format(most)} for most in (10_000, 10_001)
+        {"db_id": "imdb", "question": f"Count to {most}.", "query": numbers.format(most)} for most in (100_000, 100_001)
     ]
     (spider / "train_spider.json").write_text(json.dumps(train))
     report = write_pairs(Folder(spider), tmp_path / "out", LONG)
-    assert [each["question"] for each in rows(tmp_path / "out" / "pairs.jsonl")] == ["Count to 10000."]
+    assert [each["question"] for each in rows(tmp_path / "out" / "pairs.jsonl")] == ["Count to 100000."]
     assert report.left_out["its query does not run, or is over a limit"] == 1

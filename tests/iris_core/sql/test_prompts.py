@@ -108,6 +108,20 @@ def test_related_tables_keep_their_keys(tables: list[Table]) -> None:
     assert found.text.splitlines()[1:3] == ["singer(id key)", "concert(id key, singer_id -> singer.id, year)"]
 
 
+def test_tables_that_join_related_ones_are_kept(tmp_path: Path) -> None:
+    """Names with digits count whole, as those of BIRD's database financial."""
+    with closing(sqlite3.connect(tmp_path / "d.sqlite")) as connection:
+        connection.executescript(
+            "CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT);"
+            "CREATE TABLE song (id INTEGER PRIMARY KEY, A11 INTEGER, A12 INTEGER);"
+            "CREATE TABLE made (s INTEGER REFERENCES Singer(id), t INTEGER REFERENCES song, note TEXT);"
+            "CREATE TABLE fan (s INTEGER REFERENCES singer(id), age INTEGER)"
+        )
+    tables = read_schema(tmp_path / "d.sqlite")
+    found = prompt("d", tables, "Which singers have A11 over 3?", words(1))
+    assert found.text.splitlines()[1:4] == ["singer(id key)", "song(id key, A11)", "made(s -> Singer.id, t -> song)"]
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
     file.write_text("not a database " * 100)
