@@ -122,6 +122,23 @@ def sql_pairs(
             show(console, f"{count:>8}  {label.format(name)}")
 
 
+@app.command("sql-predictions")
+@handle_errors
+def sql_predictions(
+    folder: Annotated[Path, typer.Argument(help="The folder that `iris sql-pairs` was given.")],
+    pairs: Annotated[Path, typer.Argument(help="The heldout.jsonl that it wrote.")],
+    answers: Annotated[Path, typer.Argument(help="The heldout.parquet of a run on them, an artifact in MLflow.")],
+    out: Annotated[Path, typer.Option(help="File to write: for BIRD's script if it ends in .json, else for Spider's.")],
+) -> None:
+    """Write a run's queries as the scripts of Spider and BIRD read them."""
+    from deployments.terminal import show
+    from iris_core.sql.predictions import write_predictions
+    from iris_core.sql.questions import Folder
+
+    questions, missing = write_predictions(Folder(folder), pairs, answers, out)
+    show(console, f"{questions:>8}  questions in {out}, {missing} of them without an answer")
+
+
 @app.command("synthesize-sql")
 @handle_errors
 def synthesize_sql(

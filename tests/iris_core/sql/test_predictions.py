@@ -1,0 +1,77 @@
+"""Queries for the scripts of Spider and BIRD."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from iris_core.common.errors import DataError
+from iris_core.sql.predictions import one_line, write_predictions
+from iris_core.sql.prompts import Budget
+from iris_core.sql.questions import Folder, write_pairs
+
+pytestmark = pytest.mark.unit
+
+ASKED = [("How many?", "SELECT COUNT(*) FROM t"), ("Which?", "SELECT b FROM t"), ("Who?", "SELECT a FROM t")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The query of the second question does not run."""
+    for db_id in ("one", "two"):
+        file = tmp_path / "database" / db_id / f"{db_id}.sqlite"
+        file.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(file)) as connection:
+            connection.executescript("CREATE TABLE t (a INTEGER); INSERT INTO t VALUES (1)")
+    for name, db_id in (("train_spider.json", "one"), ("dev.json", "two")):
+        rows = [{"db_id": db_id, "question": question, "query": query} for question, query in ASKED]
+        (tmp_path / name).write_text(json.dumps(rows))
+    write_pairs(Folder(tmp_path), tmp_path, Budget(len, 10_000))
+    return tmp_path
+
+
+def answers(folder: Path, *responses: str) -> Path:
+    prompts = [json.loads(line)["prompt"] for line in (folder / "heldout.jsonl").read_text().splitlines()]
+    pq.write_table(pa.table({"prompt": prompts[::-1], "response": list(responses)[::-1]}), folder / "heldout.parquet")
+    return folder / "heldout.parquet"
+
+
+def test_each_question_has_a_query_in_its_place(folder: Path) -> None:
+    found = answers(folder, "Here:\n```sql\nSELECT 1 -- one\nFROM t;\n```", "SELECT a FROM t")
+    out = folder / "predict.txt"
+    assert write_predictions(Folder(folder), folder / "heldout.jsonl", found, out) == (3, 1)
+    assert out.read_text() == "SELECT 1 FROM t\nSELECT NULL\nSELECT a FROM t\n"
+    write_predictions(Folder(folder), folder / "heldout.jsonl", found, folder / "predict.json")
+    assert json.loads((folder / "predict.json").read_text()) == {
+        "0": "SELECT 1 -- one\nFROM t\t----- bird -----\ttwo",
+        "1": "SELECT NULL\t----- bird -----\ttwo",
+        "2": "SELECT a FROM t\t----- bird -----\ttwo",
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "line"),
+    [
+        ("SELECT a\r\n  FROM t\n", "SELECT a FROM t"),
+        ("SELECT '--x', \"/*\" /* c\n */ FROM t -- '", "SELECT '--x', \"/*\" FROM t"),
+    ],
+)
+def test_a_query_on_one_line(query: str, line: str) -> None:
+    assert one_line(query) == line
+
+
+def test_files_of_something_else_are_named(folder: Path) -> None:
+    found, pairs = answers(folder, "x", "y"), folder / "heldout.jsonl"
+    with pytest.raises(DataError, match=r"dev\.json is not the answers of a run"):
+        write_predictions(Folder(folder), pairs, folder / "dev.json", folder / "out")
+    with pytest.raises(DataError, match=r"heldout\.parquet is not held-out pairs of `iris sql-pairs`"):
+        write_predictions(Folder(folder), found, found, folder / "out")
+    with pytest.raises(DataError, match=r"no answer is to a prompt of \S+pairs\.jsonl"):
+        write_predictions(Folder(folder), folder / "pairs.jsonl", found, folder / "out")
+    assert not (folder / "out").exists()
