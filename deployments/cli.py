@@ -116,7 +116,7 @@ def sql_pairs(
         "{}": found.written,
         "of {}: the query finds nothing": found.unproven,
         "in a shorter prompt: {}": found.shortened,
-        "left out: {}": found.left_out,
+        "left out of {}": found.left_out,
     }.items():
         for name, count in counts.items():
             show(console, f"{count:>8}  {label.format(name)}")

@@ -110,7 +110,7 @@ class Report:
 
     Attributes:
         written: pairs, by file.
-        left_out: questions that are not used, by reason.
+        left_out: questions that are not used, by file and reason.
         shortened: prompts with less than the whole schema, by the detail that they have.
         unproven: pairs whose query finds nothing, so that the result of another query proves nothing, by file.
     """
@@ -178,7 +178,7 @@ def write_pairs(source: Folder, out: Path, budget: Budget, limits: Limits = GOLD
     report, heldout = Report(), source.heldout_databases
     train = [each for each in source.train if each.db_id not in heldout]
     if left_out := len(source.train) - len(train):
-        report.left_out["on a held-out database"] = left_out
+        report.left_out["pairs.jsonl: on a held-out database"] = left_out
     for name, questions in (("pairs", train), ("heldout", source.heldout)):
         file = f"{name}.jsonl"
         rows = list(pairs(questions, source.databases, budget, limits, report, file))
@@ -199,22 +199,22 @@ def pairs(
     seen: set[tuple[str, str]] = set()
     for each in questions:
         if problem := _problem(each, databases, seen):
-            report.left_out[problem] += 1
+            report.left_out[f"{file}: {problem}"] += 1
             continue
         if each.db_id not in schemas:
             schemas[each.db_id] = read_schema(databases[each.db_id])
         try:
             result = execute(databases[each.db_id], each.query, limits)
         except QueryStopped:
-            report.left_out["its query takes more time or memory than the verifier allows"] += 1
+            report.left_out[f"{file}: its query takes more time or memory than the verifier allows"] += 1
             continue
         except QueryFailed:
-            report.left_out["its query does not run, or is over a limit"] += 1
+            report.left_out[f"{file}: its query does not run, or is over a limit"] += 1
             continue
         seen.add((each.db_id, each.question))
         made = prompt(each.db_id, schemas[each.db_id], each.question, budget, each.evidence)
         if not made.fits:
-            report.left_out["its prompt is too long"] += 1
+            report.left_out[f"{file}: its prompt is too long"] += 1
             continue
         if made.detail != DETAILS[0].name:
             report.shortened[made.detail] += 1

@@ -150,12 +150,11 @@ def _parts(tree: exp.Expr) -> Any:
     if isinstance(tree, exp.SetOperation):
         sides = (_parts(tree.left.unnest()), _parts(tree.right.unnest()))
         swaps = not isinstance(tree, exp.Except)
-        clauses = tuple(_clause(tree.args.get(name)) for name in ("with_", "limit", "offset"))
         return (
             type(tree).__name__,
             bool(tree.args.get("distinct")),
             frozenset(sides) if swaps else sides,
-            clauses,
+            tuple(_clause(tree.args.get(name)) for name in ("with_", "limit", "offset")),
             _order(tree),
         )
     if isinstance(tree, exp.Subquery):

@@ -205,7 +205,7 @@ def test_pairs_for_text_to_sql_are_written_and_counted(tmp_path: Path, tiny_mode
         "160 pairs.jsonl",
         "82 heldout.jsonl",
         "1 of heldout.jsonl: the query finds nothing",
-        "1 left out: its query does not run, or is over a limit",
-        "1 left out: its database is missing",
+        "1 left out of heldout.jsonl: its query does not run, or is over a limit",
+        "1 left out of heldout.jsonl: its database is missing",
     ]
     assert (out / "databases" / "hospital" / "hospital.sqlite").is_file()

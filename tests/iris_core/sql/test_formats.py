@@ -200,4 +200,4 @@ def test_a_result_that_the_verifier_would_not_take_is_left_out(spider: Path, tmp
     (spider / "train_spider.json").write_text(json.dumps(train))
     report = write_pairs(Folder(spider), tmp_path / "out", LONG)
     assert [each["question"] for each in rows(tmp_path / "out" / "pairs.jsonl")] == ["Count to 100000."]
-    assert report.left_out["its query does not run, or is over a limit"] == 1
+    assert report.left_out["pairs.jsonl: its query does not run, or is over a limit"] == 1

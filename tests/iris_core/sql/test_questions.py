@@ -68,10 +68,10 @@ def test_spider(spider: Path, tmp_path: Path) -> None:
     assert [each["db_id"] for each in rows(tmp_path / "out" / "heldout.jsonl")] == ["three"]
     assert report.written == {"pairs.jsonl": 2, "heldout.jsonl": 1}
     assert report.left_out == {
-        "on a held-out database": 1,
-        "asked twice": 1,
-        "its query does not run, or is over a limit": 1,
-        "its database is missing": 1,
+        "pairs.jsonl: on a held-out database": 1,
+        "pairs.jsonl: asked twice": 1,
+        "pairs.jsonl: its query does not run, or is over a limit": 1,
+        "pairs.jsonl: its database is missing": 1,
     }
     link = tmp_path / "out" / "databases" / "two" / "two.sqlite"
     assert link.read_bytes() == (spider / "database" / "two" / "two.sqlite").read_bytes()
@@ -103,8 +103,8 @@ def test_short_prompts_are_counted(spider: Path, tmp_path: Path) -> None:
     whole = "Database one:\nt(a integer: 1)\nAnswer with one SQLite query and nothing else.\nQuestion: How many?"
     report = write_pairs(Folder(spider), tmp_path / "out", Budget(len, len(whole)))
     assert report.shortened == {"no sample values": 1}  # "three" has a longer name
-    assert report.left_out["its prompt is too long"] == 0
-    with pytest.raises(DataError, match=r"no usable question for pairs\.jsonl.*'its prompt is too long': 2"):
+    assert report.left_out["pairs.jsonl: its prompt is too long"] == 0
+    with pytest.raises(DataError, match=r"for pairs\.jsonl.*'pairs.jsonl: its prompt is too long': 2"):
         write_pairs(Folder(spider), tmp_path / "out", Budget(len, 10))
 
 
@@ -138,7 +138,7 @@ def test_a_query_that_the_verifier_would_stop_is_left_out(spider: Path, tmp_path
     slow = "WITH RECURSIVE c(n) AS (SELECT a FROM t UNION ALL SELECT n + 1 FROM c) SELECT COUNT(*) FROM c"
     questions(spider / "train_others.json", {"db_id": "two", "question": "How slow?", "query": slow})
     report = write_pairs(Folder(spider), tmp_path / "out", LONG, Limits(seconds=0.2))
-    assert report.left_out["its query takes more time or memory than the verifier allows"] == 1
+    assert report.left_out["pairs.jsonl: its query takes more time or memory than the verifier allows"] == 1
 
 
 def test_a_damaged_database_is_named(spider: Path, tmp_path: Path) -> None:
