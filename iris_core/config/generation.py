@@ -54,8 +54,8 @@ class GenerationPart(Part):
         samples = self.samples or VERIFIED_SAMPLES
         if samples == 1 and objective.name != "rft":
             raise ValueError(
-                f"generation.samples is 1, and {objective.name} learns from verdicts only where a prompt has right and "
-                f"wrong responses: raise it (left out: {VERIFIED_SAMPLES}), or set objective.verified: false"
+                f"generation.samples is 1, and {objective.name} learns from a wrong response only where the prompt has "
+                f"a right one, too: raise it (left out: {VERIFIED_SAMPLES}), or set objective.verified: false"
             )
         if samples > 1 and self.temperature == 0:
             raise ValueError(

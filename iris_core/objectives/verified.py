@@ -1,13 +1,13 @@
 """Verified self-play: the objectives on n samples of each prompt that a verifier judged right or wrong.
 
-With p̂ the share of right samples among the decided ones of a prompt, a right sample weighs U = ρ(1 − p̂)/n and a wrong
-one D = ρ·p̂/n. The loss of a pair is, per token whose likelihood is raised,
+With p̂ the share of right samples among the decided ones of a prompt, a right sample weighs U = ρ(1 − κp̂)/n and a wrong
+one D = ρκp̂/n. The loss of a pair is, per token whose likelihood is raised,
 
     the objective's annotated part − Σ_k U_k·r'_k + Σ_k D_k·(the objective's push on r'_k)
 
 The reward r' of a right sample is that of the whole response, the reward of a wrong one that of a single token: the
-first at which it leaves every right response to its prompt (`iris_core.training.samples`). Prompts whose decided
-samples are all right or all wrong have no weight. docs/objective.md derives it.
+first at which it leaves every right response to its prompt (`iris_core.training.samples`). Prompts without a right
+sample have no weight. docs/objective.md derives it.
 
 Leading axes are independent runs, as in `iris_core.objectives.losses`.
 """
@@ -26,29 +26,21 @@ from iris_core.objectives.losses import OBJECTIVES, Objective, Parameters, Rewar
 Loss = Callable[[Rewards, Parameters], Tensor]
 
 
-def sample_weights(right: Tensor, wrong: Tensor, annotated: Tensor, weight: float | Tensor) -> SampleWeights:
-    """U = ρ(1 − p̂)·right/n and D = ρ·p̂·wrong/n.
+def sample_weights(
+    right: Tensor, wrong: Tensor, annotated: Tensor, weight: float | Tensor, baseline: float
+) -> SampleWeights:
+    """U = ρ(1 − κp̂)·right/n and D = ρκp̂·wrong/n.
 
     Args:
         right: 1 for each right sample, else 0, shape [..., pairs, n].
         wrong: the same of wrong samples; an undecided one is neither.
         annotated: 1, or 0 where the prompt has no annotated response, shape [..., pairs].
         weight: ρ.
+        baseline: κ; 0 for `rft`.
     """
-    share = share_right(right, wrong)
-    known, samples = share.nan_to_num().unsqueeze(-1), right.shape[-1]
-    return SampleWeights(annotated, weight * (1 - known) * right / samples, weight * known * wrong / samples, share)
-
-
-def right_weights(right: Tensor, wrong: Tensor, annotated: Tensor, weight: float | Tensor) -> SampleWeights:
-    """U = ρ·right/n and D = 0, for `rft`; arguments as for `sample_weights`."""
-    up = weight * right / right.shape[-1]
-    return SampleWeights(annotated, up, torch.zeros_like(up), share_right(right, wrong))
-
-
-def share_right(right: Tensor, wrong: Tensor) -> Tensor:
-    """p̂, the share of right samples among the decided ones, shape [..., pairs]; NaN where none is decided."""
-    return right.sum(dim=-1) / (right + wrong).sum(dim=-1)
+    share = right.sum(dim=-1) / (right + wrong).sum(dim=-1)  # NaN where no sample is decided
+    subtracted, scale = baseline * share.nan_to_num().unsqueeze(-1), weight / right.shape[-1]
+    return SampleWeights(annotated, scale * (1 - subtracted) * right, scale * subtracted * wrong, share)
 
 
 def verified(annotated: Loss, push: Loss) -> Loss:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from iris_core.common.errors import ConfigError, StoreError
 from iris_core.config import Experiment, ObjectiveName, parse_experiment
-from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, default_beta
+from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, defaults
 from iris_core.pipeline.plan import execution_of
 from iris_core.pipeline.specs import CompareSpec, Member
 from iris_core.store import Artifact, Store, versions
@@ -47,8 +47,8 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
     trained: ObjectiveName = "iris" if name == "verified" else name
     verified = name == "verified"
     if (trained, verified) != (objective.name, bool(objective.verified)):
-        changes = {"name": trained, "verified": verified, "beta": default_beta(trained, verified)}
-        objective = objective.model_copy(update=changes)
+        changes = {"name": trained, "verified": verified}
+        objective = objective.model_copy(update={**changes, **defaults(trained, verified)})
     if data.split_seed is None:
         data = data.model_copy(update={"split_seed": experiment.seed})
     if objective.learns_from_verdicts:  # which leaves out no right response

@@ -12,7 +12,7 @@ from pydantic import Field
 from iris_core.common.digest import model_digest
 from iris_core.common.strict import Strict
 from iris_core.config import Experiment, Packing, yaml12
-from iris_core.config.objective import WITH_INITIAL_RESPONSES
+from iris_core.config.objective import VERIFIED_BASELINE, WITH_INITIAL_RESPONSES
 from iris_core.data import hub
 from iris_core.data.sources import pin, source_digest
 from iris_core.objectives.gap import Gap
@@ -155,6 +155,7 @@ def train_spec(experiment: Experiment, prepared: Prepared, state: LoopState, gen
         synthetic=[generated.artifact("responses"), *mixed],
         verdicts=[generated.artifact("verdicts"), *mixed_verdicts] if learns else [],
         wrong_samples="first-token" if experiment.objective.verified else None,
+        baseline=VERIFIED_BASELINE if experiment.objective.verified else None,
         initial_synthetic=state.first if experiment.objective.name in WITH_INITIAL_RESPONSES else None,
         objective=experiment.objective,
         order=state.order,

@@ -121,7 +121,8 @@ class TrainSpec(Spec):
     """Fine-tune the policy, starting from `policy`, against `opponent`.
 
     `synthetic` holds the opponent's responses, the newest first, and `verdicts` what a verifier says of each of them,
-    where the objective learns from that; `wrong_samples` says which tokens of wrong ones a push is on.
+    where the objective learns from that; `wrong_samples` says which tokens of wrong ones a push is on, and
+    `baseline` is κ, the part of the share of right ones that is subtracted from verdicts.
     `initial_synthetic` holds those of the initial model, for T-SPIN. Both sides are compared up to `max_new_tokens`
     tokens, because no synthetic response is longer.
 
@@ -139,6 +140,7 @@ class TrainSpec(Spec):
     synthetic: list[Artifact]
     verdicts: list[Artifact] = Field(default=[], exclude_if=lambda verdicts: not verdicts)
     wrong_samples: Literal["first-token"] | None = Field(None, exclude_if=is_none)  # None: of a version that pushed all
+    baseline: float | None = Field(None, exclude_if=is_none)  # None: for rft, or of a version that subtracted all
     initial_synthetic: Artifact | None = None
     objective: ObjectivePart
     order: float

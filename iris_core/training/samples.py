@@ -15,7 +15,7 @@ from iris_core.config import SyntheticPart
 from iris_core.data.packing import Group
 from iris_core.data.pairs import Pair, load_pairs
 from iris_core.objectives.losses import SampleWeights
-from iris_core.objectives.verified import right_weights, sample_weights
+from iris_core.objectives.verified import sample_weights
 from iris_core.pipeline.specs import TrainSpec
 from iris_core.store import Artifact
 from iris_core.training.groups import Response, intact, kinds_of, load_groups, load_responses
@@ -90,11 +90,12 @@ def load_trained(spec: TrainSpec) -> Trained:
     if not spec.objective.learns_from_verdicts:
         groups, counts = load_groups(spec, "train")
         return Trained(groups, None, counts)
-    if spec.objective.verified and spec.wrong_samples is None:
-        raise DataError(
-            "wrong_samples: null: the spec is of a version of IRIS that trained on whole wrong responses: run the loop "
-            "again, which writes a new one"
-        )
+    for name in ("wrong_samples", "baseline"):
+        if spec.objective.verified and getattr(spec, name) is None:
+            raise DataError(
+                f"{name}: null: the spec is of a version of IRIS that weighed responses otherwise: run the loop again, "
+                "which writes a new one"
+            )
     found, counts = _found(spec)
     return Trained(*_padded(found, spec.max_new_tokens), counts)
 
@@ -163,8 +164,8 @@ def _verdicts(spec: TrainSpec, pair: Pair, samples: Sequence[Sample], counts: Co
 def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWeights:
     """Weights by verdicts of shape [pairs, n]."""
     annotated = torch.tensor([float(pair.annotated) for pair in pairs])
-    weigh = right_weights if spec.objective.name == "rft" else sample_weights
-    return weigh((verdicts > 0).float(), (verdicts < 0).float(), annotated, spec.objective.verified_weight)
+    right, wrong = (verdicts > 0).float(), (verdicts < 0).float()
+    return sample_weights(right, wrong, annotated, spec.objective.verified_weight, spec.baseline or 0.0)
 
 
 def _parts(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.study.verified.losses import Baseline, Negatives
 from benchmarks.study.verified.regimes import Regime
-from iris_core.config.objective import ObjectiveName, default_beta
+from iris_core.config.objective import VERIFIED_BASELINE, ObjectiveName, default_beta
 
 Prompts = Literal["annotated", "all", "unannotated"]
 
@@ -24,6 +24,7 @@ LABELS = {  # of a method's changes in its name
     "noise": "{:.0%} wrong verdicts",
     "baseline": "{} p̂",
     "beta": "β {:g}",
+    "strength": "κ {:g}",
     "normalized": "normalised",
     "negatives": "{} negatives",
     "refreshed": "refreshed",
@@ -44,7 +45,7 @@ class Method:
         budget: epochs in place of one.
         adaptive: whether the order falls from 2 to 1 with the gap.
         beta: reward scale with a verifier; without one it belongs to the grid.
-        strength: κ of the negatives.
+        strength: κ, the part of p̂ that is subtracted from verdicts.
         baseline: whose share p̂ is.
         noise: share of wrong verdicts.
         positives: whether right samples have weight.
@@ -60,7 +61,7 @@ class Method:
     budget: int = 1
     adaptive: bool = False
     beta: float = 1.0
-    strength: float = 1.0
+    strength: float = VERIFIED_BASELINE
     baseline: Baseline = "prompt"
     noise: float = 0.0
     positives: bool = True
@@ -134,6 +135,8 @@ def forms(prompts: Prompts) -> list[Method]:
         {"negatives": "suffix"},
         {"beta": 0.1},
         {"beta": 2.0},
+        {"strength": 1.0},
+        {"strength": 1.0, "negatives": "whole"},
         {"normalized": True},
         {"refreshed": True},
         {"positives": False},

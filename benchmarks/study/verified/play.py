@@ -190,7 +190,7 @@ class _Game:
 
     def _parameters(self, normalizer: Normalizer, rewards: Rewards) -> Parameters:
         log_normalizers = normalizer.log_values(rewards.annotated)
-        parameters = Parameters.of(ObjectivePart(), self.orders)
+        parameters = Parameters.of(ObjectivePart().resolved(judged=self.method.verified), self.orders)
         return replace(parameters, log_normalizers=log_normalizers, mean_tokens=self._tokens(rewards))
 
     def _tokens(self, rewards: Rewards) -> Tensor:

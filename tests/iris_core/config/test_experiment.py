@@ -183,8 +183,8 @@ MATH = {"verification": {"kind": "math"}}
         ),
         (
             {**MATH, "generation": {"samples": 1}},
-            r"^experiment: generation.samples is 1, and iris learns from verdicts only where a prompt has right and "
-            r"wrong responses: raise it \(left out: 4\), or set objective.verified: false$",
+            r"^experiment: generation.samples is 1, and iris learns from a wrong response only where the prompt has a "
+            r"right one, too: raise it \(left out: 4\), or set objective.verified: false$",
         ),
         (
             {**MATH, "generation": {"temperature": 0}},

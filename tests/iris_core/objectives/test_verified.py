@@ -19,7 +19,7 @@ from iris_core.objectives.losses import (
     gradient_coefficients,
 )
 from iris_core.objectives.normalizer import Normalizer, weighted_log_mean_exp
-from iris_core.objectives.verified import VERIFIED, right_weights, sample_weights
+from iris_core.objectives.verified import VERIFIED, sample_weights
 
 pytestmark = pytest.mark.unit
 
@@ -36,8 +36,8 @@ def given_parameters(**changed: Any) -> Parameters:
 
 
 def one_pair(annotated: float = 1.0) -> SampleWeights:
-    """One right sample of four, ρ = 3."""
-    return sample_weights(RIGHT[None], WRONG[None], torch.tensor([annotated], dtype=torch.float64), 3.0)
+    """One right sample of four, ρ = 3, κ = 1."""
+    return sample_weights(RIGHT[None], WRONG[None], torch.tensor([annotated], dtype=torch.float64), 3.0, 1.0)
 
 
 def random_batch(seed: int = 0, pairs: int = 6, samples: int = 4) -> Rewards:
@@ -45,7 +45,7 @@ def random_batch(seed: int = 0, pairs: int = 6, samples: int = 4) -> Rewards:
     torch.manual_seed(seed)
     verdicts = torch.randint(-1, 2, (pairs, samples))
     annotated = (torch.arange(pairs) % 3 > 0).double()
-    weights = sample_weights((verdicts > 0).double(), (verdicts < 0).double(), annotated, 3.0)
+    weights = sample_weights((verdicts > 0).double(), (verdicts < 0).double(), annotated, 3.0, 0.5)
     assert weights.up.any()
     assert weights.down.any()
     sides = torch.randn(pairs, 1 + samples, dtype=torch.float64)
@@ -64,9 +64,24 @@ def test_weights_of_four_samples():
     assert weights.share.tolist() == [0.25]
 
 
+def test_a_part_of_the_share_is_subtracted():
+    """κ = ½, ρ = 3: with p̂ = 1/4, 3·(1 − ⅛)/4 = .65625 and 3·⅛/4 = .09375; all right: 3·½/4 each; κ = 0 is RFT."""
+    here = torch.ones(1, dtype=torch.float64)
+    weights = sample_weights(RIGHT[None], WRONG[None], here, 3.0, 0.5)
+    assert weights.up.tolist() == [[0.65625, 0, 0, 0]]
+    assert weights.down.tolist() == [[0, 0.09375, 0.09375, 0.09375]]
+    all_right = sample_weights(torch.ones(1, 4), torch.zeros(1, 4), here, 3.0, 0.5)
+    assert all_right.up.tolist() == [[0.375] * 4]
+    assert not all_right.down.any()
+    all_wrong = sample_weights(torch.zeros(1, 4), torch.ones(1, 4), here, 3.0, 0.5)
+    assert not all_wrong.up.any()
+    assert not all_wrong.down.any()
+
+
 @pytest.mark.parametrize(("right", "wrong"), [((1, 1, 1), (0, 0, 0)), ((0, 0, 0), (1, 1, 1)), ((0, 1, 0), (0, 0, 0))])
-def test_prompts_whose_decided_samples_agree_get_no_push(right, wrong):
-    weights = sample_weights(torch.tensor([right]).double(), torch.tensor([wrong]).double(), torch.ones(1), 3.0)
+def test_prompts_whose_decided_samples_agree_get_no_push_from_the_advantage(right, wrong):
+    """κ = 1."""
+    weights = sample_weights(torch.tensor([right]).double(), torch.tensor([wrong]).double(), torch.ones(1), 3.0, 1.0)
     assert not weights.up.any()
     assert not weights.down.any()
 
@@ -74,10 +89,10 @@ def test_prompts_whose_decided_samples_agree_get_no_push(right, wrong):
 def test_undecided_samples_are_neither_counted_nor_pushed():
     """Right, wrong, undecided, undecided: p̂ = 1/2. Whatever the undecided ones' rewards, loss and gradient stay."""
     right, wrong = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])
-    weights = sample_weights(right, wrong, torch.ones(1), 4.0)
+    weights = sample_weights(right, wrong, torch.ones(1), 4.0, 1.0)
     assert weights.up.tolist() == [[0.5, 0, 0, 0]]
     assert weights.down.tolist() == [[0, 0.5, 0, 0]]
-    none = sample_weights(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), 4.0)
+    none = sample_weights(torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1), 4.0, 1.0)
     assert none.share.isnan().all()
     assert not none.up.any()
     assert not none.down.any()
@@ -123,7 +138,7 @@ def test_losses_are_per_token(name):
 
 def test_rft_on_paper():
     """log p = −3 of the annotated response, −2 of the right one of four; R = 3/4; 9 tokens: (3 + .75·2)/9 = .5."""
-    weights = right_weights(RIGHT[None], WRONG[None], torch.ones(1), 3.0)
+    weights = sample_weights(RIGHT[None], WRONG[None], torch.ones(1), 3.0, 0.0)
     assert weights.up.tolist() == [[0.75, 0, 0, 0]]
     assert not weights.down.any()
     rewards = Rewards(torch.tensor([-3.0]), torch.tensor([[-2.0, -5.0, -5.0, -7.0]]), weights=weights)
@@ -131,13 +146,15 @@ def test_rft_on_paper():
 
 
 def test_rft_without_right_samples_is_sft():
-    nothing = right_weights(torch.zeros(2, 4), torch.ones(2, 4), torch.ones(2), 3.0)
+    nothing = sample_weights(torch.zeros(2, 4), torch.ones(2, 4), torch.ones(2), 3.0, 0.0)
     rewards = Rewards(torch.tensor([-3.0, -1.0]), torch.randn(2, 4), rest=torch.tensor([-1.0, 0.0]), weights=nothing)
     parameters = given_parameters(mean_tokens=7.0)
     assert torch.equal(VERIFIED["rft"].loss(rewards, parameters), OBJECTIVES["sft"].loss(rewards, parameters))
 
 
-def expected_gradient(name: str, samples: int, annotated: float, **parameters: float) -> torch.Tensor:
+def expected_gradient(
+    name: str, samples: int, annotated: float, baseline: float = 1.0, **parameters: float
+) -> torch.Tensor:
     """Exact gradient of the expected loss at r = 0 by the logits of p_θ, over all outcomes of n samples."""
     logits = OPPONENT.log().requires_grad_()
     logprobs = logits.log_softmax(0)
@@ -145,22 +162,21 @@ def expected_gradient(name: str, samples: int, annotated: float, **parameters: f
     drawn = torch.tensor(list(itertools.product(range(3), repeat=samples)))
     right = IS_RIGHT[drawn]
     here = torch.full((len(drawn),), annotated, dtype=torch.float64)
-    weigh = right_weights if name == "rft" else sample_weights
-    rewards = Rewards(
-        annotated * reward[:1].expand(len(drawn)), reward[drawn], weights=weigh(right, 1 - right, here, 3.0)
-    )
+    weights = sample_weights(right, 1 - right, here, 3.0, 0.0 if name == "rft" else baseline)
+    rewards = Rewards(annotated * reward[:1].expand(len(drawn)), reward[drawn], weights=weights)
     losses = VERIFIED[name].loss(rewards, given_parameters(**parameters))
     (gradient,) = torch.autograd.grad((OPPONENT[drawn].prod(dim=1) * losses).sum(), logits)
     return gradient
 
 
+@pytest.mark.parametrize("baseline", [0.5, 1.0])
 @pytest.mark.parametrize("samples", [2, 3, 5])
 @pytest.mark.parametrize("name", ["iris", "spif"])
-def test_the_expected_gradient_at_the_start_is_that_of_rft(name, samples):
-    """(n − 1)/n of it, since p̂ contains the sample itself; E_t ∇log p = 0 removes the rest of the baseline."""
-    found, rft = (expected_gradient(each, samples, annotated=0.0) for each in (name, "rft"))
+def test_the_expected_gradient_at_the_start_is_that_of_rft(name, samples, baseline):
+    """1 − κ/n of it, since p̂ contains the sample itself; E_t ∇log p = 0 removes the rest of the baseline."""
+    found, rft = (expected_gradient(each, samples, annotated=0.0, baseline=baseline) for each in (name, "rft"))
     assert rft.abs().max() > 0.1
-    torch.testing.assert_close(found, rft * (samples - 1) / samples)
+    torch.testing.assert_close(found, rft * (1 - baseline / samples))
 
 
 def test_the_expected_gradient_on_paper():
@@ -173,14 +189,14 @@ def test_the_expected_gradient_on_paper():
 
 
 def test_two_answers_on_paper():
-    """p_t = (¾, ¼), the second right; n = 2, ρ = 2: both drawn, in either order, with probability 2·¾·¼ = 3/8.
+    """p_t = (¾, ¼), the second right; n = 2, ρ = 2, κ = 1: both drawn, in either order, with probability 2·¾·¼ = 3/8.
 
     Then U = D = 2·½/2 = ½ and the gradient by the second logit is −½·¾ − ½·¼ = −½, in expectation −3/16. RFT:
     −2·E[right]·¾ = −2·¼·¾ = −3/8, twice as much: (n − 1)/n = ½.
     """
     probabilities = torch.tensor([0.75, 0.25], dtype=torch.float64)
     right = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    weights = sample_weights(right, 1 - right, torch.zeros(1), 2.0)
+    weights = sample_weights(right, 1 - right, torch.zeros(1), 2.0, 1.0)
     assert (weights.up.tolist(), weights.down.tolist()) == ([[0, 0.5]], [[0.5, 0]])
     logits = probabilities.log().requires_grad_()
     reward = logits.log_softmax(0) - probabilities.log()
@@ -193,7 +209,7 @@ def test_two_answers_on_paper():
 def test_the_push_on_a_wrong_sample_fades_and_is_clipped():
     rewards = Rewards(torch.zeros(3), torch.tensor([[0.0, -1.0], [0.0, -30.0], [0.0, 5.0]]))
     right = torch.tensor([[1.0, 0.0]] * 3)
-    weighed = rewards._replace(weights=sample_weights(right, 1 - right, torch.zeros(3), 4.0))
+    weighed = rewards._replace(weights=sample_weights(right, 1 - right, torch.zeros(3), 4.0, 1.0))
     _, down = gradient_coefficients(VERIFIED["iris"], weighed, given_parameters())
     assert down[:, 0].tolist() == [-1.0] * 3
     assert down[:, 1].tolist() == pytest.approx([math.exp(-1), 0, 1], abs=1e-6)

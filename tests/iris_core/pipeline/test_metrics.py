@@ -133,8 +133,9 @@ def test_mlflow_names_the_verifier_and_has_the_shares_of_verdicts(judged: SmallE
 def test_training_gets_the_verdicts_on_its_responses(judged: SmallExperiment) -> None:
     spec = TrainSpec.of(manifest(judged, "train"))
     assert spec.verdicts == [manifest(judged, "generate").artifact("verdicts")]
-    assert spec.wrong_samples == "first-token"
-    assert spec.key() != spec.model_copy(update={"wrong_samples": None}).key()  # that of a version with another form
+    assert (spec.wrong_samples, spec.baseline) == ("first-token", 0.5)
+    for form in ("wrong_samples", "baseline"):  # None: of a version with another one
+        assert spec.key() != spec.model_copy(update={form: None}).key()
     assert spec.objective.verified is True
 
 

@@ -69,6 +69,7 @@ def spec(tmp_path: Path) -> TrainSpec:
         **write(tmp_path, SAMPLES),
         objective=VERIFIED,
         wrong_samples="first-token",
+        baseline=0.5,
         order=1.0,
         training=TrainingPart(),
         learning_rate=1e-4,
@@ -81,44 +82,50 @@ def spec(tmp_path: Path) -> TrainSpec:
 
 
 def test_groups_and_weights_on_paper(spec):
-    """ρ = 4, n = 4. a: p̂ = 2/3, the right one twice: U = 2·(1 − 2/3), D = 2/3. b: all right. c: p̂ = 1/4, thrice D = ¼.
+    """ρ = 4, n = 4, κ = ½. a: p̂ = 2/3, the right one twice: U = 2·(1 − 1/3), D = 1/3. b: all right, U = ½ for each.
 
-    d is all wrong without annotation and left out. Wrong samples end at the token that no right one has there.
+    c: p̂ = 1/4, U = 1 − 1/8, thrice D = 1/8. d is all wrong without annotation and left out. Wrong samples end at the
+    token that no right one has there.
     """
     trained = load_trained(spec)
     assert trained.groups == [
         Group([50], ([1, 2, 3, 4, 5], [7, 2], [8]), 3, (0, 0, 0)),
-        Group([50], ([6, 2], [], []), 3, (0, 0, 0)),
+        Group([50], ([6, 2], [7, 2], [8, 2]), 3, (0, 0, 0)),
         Group([50], ([], [4, 2], [5]), 3, (0, 0, 0)),
     ]
-    assert [group.sums for group in trained.groups] == [[3, 2, 2, 1], [2, 0, 0, 0], [0, 0, 2, 1]]
+    assert [group.sums for group in trained.groups] == [[3, 2, 2, 1], [2, 0, 2, 2], [0, 0, 2, 1]]
     assert trained.weights is not None
     assert trained.weights.annotated.tolist() == [1, 1, 0]
-    assert trained.weights.up.flatten().tolist() == pytest.approx([2 / 3, 0, 0, 0, 3 / 4, 0])
-    assert trained.weights.down.flatten().tolist() == pytest.approx([0, 2 / 3, 0, 0, 0, 3 / 4])
+    assert trained.weights.up.flatten().tolist() == pytest.approx([4 / 3, 0, 1, 1 / 2, 7 / 8, 0])
+    assert trained.weights.down.flatten().tolist() == pytest.approx([0, 1 / 3, 0, 0, 0, 3 / 8])
     assert trained.weights.share.tolist() == pytest.approx([2 / 3, 1, 1 / 4])
     assert trained.scored == trained.groups
     assert {kind: count for kind, count in trained.counts.items() if count} == {"truncated": 1}
 
 
 def test_spin_leaves_out_what_it_has_no_push_for(spec, tmp_path):
-    """Its annotated part is in the push on wrong samples: "b", all right, would only fill batches."""
+    """Its annotated part is in the push on wrong samples: "b", all wrong, would only fill batches."""
     spin = spec.model_copy(update={"objective": VERIFIED.model_copy(update={"name": "spin"})})
-    assert [group.responses[0] for group in load_trained(spin).groups] == [[1, 2, 3, 4, 5], []]
-    nothing = write(tmp_path / "right", {name: [([7, 2], R)] * 4 for name in ANNOTATED})
+    wrong = write(tmp_path / "wrong", {**SAMPLES, "b": [([7, 2], W)] * 4})
+    found = load_trained(spin.model_copy(update=wrong)).groups
+    assert [group.responses[0] for group in found] == [[1, 2, 3, 4, 5], []]
+    assert len(load_trained(spec.model_copy(update=wrong)).groups) == 3
+    nothing = write(tmp_path / "nothing", {name: [([7, 2], W)] * 4 for name in ANNOTATED})
     assert len(load_trained(spin.model_copy(update=nothing)).groups) == 2  # and a warning that there is no weight
 
 
-def test_a_spec_of_the_older_form_is_refused(spec):
-    with pytest.raises(DataError, match="wrong_samples: null: the spec is of a version of IRIS that trained on whole"):
-        load_trained(spec.model_copy(update={"wrong_samples": None}))
+@pytest.mark.parametrize("name", ["wrong_samples", "baseline"])
+def test_a_spec_of_an_older_form_is_refused(spec, name):
+    with pytest.raises(DataError, match=f"{name}: null: the spec is of a version of IRIS that weighed responses"):
+        load_trained(spec.model_copy(update={name: None}))
 
 
 def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
     """Its tokens before that are read only, those after it are left out; equal ones share their weight.
 
-    ρ = 4, n = 8, p̂ = 2/8: each wrong one weighs 4·¼/8 = 1/8. Two part from [7, 3, 5, 2] at their third token, one
-    after two tokens of [7, 3, 2], and two at their first. One has the tokens of a right one: nothing tells them apart.
+    ρ = 4, n = 8, κ = ½, p̂ = 2/8: each wrong one weighs 4·⅛/8 = 1/16. Two part from [7, 3, 5, 2] at their third token,
+    one after two tokens of [7, 3, 2], and two at their first. One has the tokens of a right one: nothing tells them
+    apart.
     """
     wrong = [[7, 3, 6, 2], [7, 3, 6, 9], [7, 4, 2], [8, 3, 5, 2], [8, 2], [7, 3, 2]]
     sampled = [([7, 3, 5, 2], R), *((ids, W) for ids in wrong), ([7, 3, 2], R)]
@@ -129,8 +136,8 @@ def test_a_wrong_sample_counts_where_it_leaves_the_right_ones(spec, tmp_path):
     assert trained.groups[0] == Group([50], ([1, 2, 3, 4, 5], *responses), 4, (0, 0, 0, 2, 1, 0))
     assert trained.groups[0].sums == [4, 1, 4, 3, 1, 1, 1]
     assert trained.weights is not None
-    assert trained.weights.up[0].tolist() == [3 / 8, 3 / 8, 0, 0, 0]
-    assert trained.weights.down[0].tolist() == [0, 0, 2 / 8, 1 / 8, 2 / 8]
+    assert trained.weights.up[0].tolist() == [7 / 16, 7 / 16, 0, 0, 0]
+    assert trained.weights.down[0].tolist() == [0, 0, 2 / 16, 1 / 16, 2 / 16]
 
 
 @given(wrong=TOKENS, right=st.lists(TOKENS, min_size=1, max_size=4))
@@ -157,7 +164,7 @@ def test_the_annotated_response_is_a_right_one(spec, tmp_path):
 
 
 def test_rft_has_right_samples_alone(spec):
-    trained = load_trained(spec.model_copy(update={"objective": RFT}))
+    trained = load_trained(spec.model_copy(update={"objective": RFT, "baseline": None}))
     assert [group.responses[1:] for group in trained.groups] == [([7, 2], []), ([7, 2], [8, 2]), ([4, 2], [])]
     assert trained.weights is not None
     assert trained.weights.up.tolist() == [[2, 0], [2, 1], [1, 0]]
@@ -181,7 +188,7 @@ def test_samples_that_are_masked_or_dropped_are_undecided(spec, handling, tmp_pa
     changed = spec.model_copy(update=write(tmp_path / "cut", cut))
     assert load_trained(changed).groups[0].responses[1:] == ([7, 2], [8])
     masked = load_trained(changed.model_copy(update={"handling": SyntheticPart(truncated=handling)}))
-    assert masked.groups[0].responses == ([1, 2, 3, 4, 5], [], [])
+    assert masked.groups[0].responses == ([1, 2, 3, 4, 5], [7, 2], [])
     assert masked.counts["masked"] == 1
 
 
@@ -200,7 +207,7 @@ def test_responses_mixed_in_have_groups_of_their_own(spec, tmp_path):
     trained = load_trained(spec.model_copy(update=mixed))
     assert len(trained.groups) == 3 + 4
     assert trained.weights is not None
-    assert torch.equal(trained.weights.up[3:], torch.ones(4, 1) @ torch.tensor([[1.0, 0.0]]))  # 4·½/2
+    assert torch.equal(trained.weights.up[3:], torch.ones(4, 1) @ torch.tensor([[1.5, 0.0]]))  # 4·(1 − ¼)/2
 
 
 def test_wrong_samples_are_compared_with_the_right_ones_of_all_sources(spec, tmp_path):

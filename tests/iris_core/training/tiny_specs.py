@@ -48,7 +48,8 @@ def specs(folder: Path, model: Path, pairs: Path) -> Callable[..., TrainSpec]:
         changes = {"policy": policy, "opponent": policy, "dtype": dtype, "packing": packing}
         if objective:
             resolved = objective.resolved(judged=True)
-            changes |= {"objective": resolved, "wrong_samples": "first-token" if resolved.verified else None, **samples}
+            form = {"wrong_samples": "first-token", "baseline": 0.5} if resolved.verified else {}
+            changes |= {"objective": resolved, **form, **samples}
         return spec.model_copy(update={**changes, "execution": Execution()})
 
     return make
