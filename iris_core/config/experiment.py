@@ -306,8 +306,9 @@ class Experiment(Part):
         return self
 
     @model_validator(mode="after")
-    def _sampled(self) -> Experiment:
-        return self.model_copy(update={"generation": self.generation.resolved(self.objective)})
+    def _filled_in(self) -> Experiment:
+        generation, objective = self.generation.resolved(self.objective), self.objective.weighed(self.schedule.is_one)
+        return self.model_copy(update={"generation": generation, "objective": objective})
 
     @property
     def tracking_uri(self) -> str:

@@ -25,8 +25,6 @@ WITH_INITIAL_RESPONSES = ("tspin",)  # these also use the initial model's respon
 RESPONSES = {"tspin": 3, "sft": 1}  # of a pair that a step computes; 2 for the others
 PUBLISHED_BETA = {"space": 1.0, "tspin": 1.0}  # 0.1 for the others
 VERIFIED_BETA = {"iris": 1.0}  # where it learns from verdicts: a push is then in proportion to the token's probability
-LIKELIHOOD = 1.0  # λ
-VERIFIED_LIKELIHOOD = 0.0  # where it learns from verdicts: an annotated response weighs w, which is 1 at order 1
 VERIFIED_BASELINE = 0.5  # κ, the part of the share of right samples that is subtracted from verdicts
 SPACE_RATIO = 1.0  # μ, synthetic responses per annotated one
 SPIF_CURVATURE = 1.0  # c; the rewards at the optimum lie in [−1/c, 1/c]
@@ -38,12 +36,9 @@ def default_beta(name: ObjectiveName, verified: bool) -> float:
     return {**PUBLISHED_BETA, **(VERIFIED_BETA if verified else {})}.get(name, 0.1)
 
 
-def defaults(name: ObjectiveName, verified: bool) -> dict[str, float]:
-    """The settings of an objective that depend on whether it learns from verdicts, where they are left out."""
-    return {
-        "beta": default_beta(name, verified),
-        "likelihood_weight": VERIFIED_LIKELIHOOD if verified else LIKELIHOOD,
-    }
+def default_likelihood(verified: bool, order_is_one: bool) -> float:
+    """λ of an objective that learns from verdicts, or does not. At order 1 an annotated response weighs w = 1."""
+    return 0.0 if verified and order_is_one else 1.0
 
 
 class ObjectivePart(Part):
@@ -66,10 +61,10 @@ class ObjectivePart(Part):
     )
     weight_clip: float = Field(1.0, gt=0, description="Largest weight of iris, where 1 is the mean of uniform weights.")
     likelihood_weight: float = Field(
-        default_factory=lambda: LIKELIHOOD,
+        default_factory=lambda: default_likelihood(verified=False, order_is_one=False),
         ge=0,
         description="Weight λ of the annotated log-likelihood in iris; 0: the two tilted risks alone; left out: 0 "
-        "where it learns from verdicts, else 1.",
+        "where it learns from verdicts at order 1, else 1.",
     )
     opponent: Literal["previous", "initial"] = Field(
         "previous",
@@ -90,7 +85,7 @@ class ObjectivePart(Part):
         return self.name == "rft" or bool(self.verified)
 
     def resolved(self, judged: bool) -> ObjectivePart:
-        """These settings with `verified` set where responses are `judged`, and None where they are not, β and λ.
+        """These settings with `verified` set where responses are `judged`, and None where they are not, and their β.
 
         Raises:
             ValueError: verdicts are needed, and there is no verifier.
@@ -104,9 +99,14 @@ class ObjectivePart(Part):
                 f"choose one of {', '.join(VERIFIABLE)}"
             )
         learns = judged and self.name in VERIFIABLE and self.verified is not False
-        given = self.model_fields_set
-        left_out = {name: value for name, value in defaults(self.name, learns).items() if name not in given}
-        return self.model_copy(update={"verified": learns if judged else None, **left_out})
+        beta = self.beta if "beta" in self.model_fields_set else default_beta(self.name, learns)
+        return self.model_copy(update={"verified": learns if judged else None, "beta": beta})
+
+    def weighed(self, order_is_one: bool) -> ObjectivePart:
+        """These settings with their λ, after `resolved`."""
+        if "likelihood_weight" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"likelihood_weight": default_likelihood(bool(self.verified), order_is_one)})
 
     @model_serializer(mode="wrap")
     def _without_verifier(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -41,6 +41,11 @@ class SchedulePart(Part):
             )
         return self
 
+    @property
+    def is_one(self) -> bool:
+        """Whether the order is 1 in every iteration."""
+        return self.kind == "constant" and self.max_order == 1
+
     def resolved(self, verified: bool) -> SchedulePart:
         """These settings, with the order of verified self-play where that is trained and no order is set."""
         given = self.model_fields_set

@@ -61,9 +61,9 @@ def verified(annotated: Loss, push: Loss) -> Loss:
 
 
 def iris_annotated(rewards: Rewards, parameters: Parameters) -> Tensor:
-    """−w·r − λ·r, the second r of the whole response."""
+    """−(w + λ)·r of the whole response, w by the reward of its first L tokens."""
     w = tilted_weights(rewards.annotated, parameters.order - 1, parameters.log_normalizers[0], parameters.clip)
-    return -w * rewards.annotated - parameters.likelihood_weight * rewards.whole
+    return -(w + parameters.likelihood_weight) * rewards.whole
 
 
 def iris_push(rewards: Rewards, parameters: Parameters) -> Tensor:

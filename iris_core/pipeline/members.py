@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from iris_core.common.errors import ConfigError, StoreError
-from iris_core.config import Experiment, ObjectiveName, parse_experiment
-from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, defaults
+from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
+from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, default_beta, default_likelihood
 from iris_core.pipeline.plan import execution_of
 from iris_core.pipeline.specs import CompareSpec, Member
 from iris_core.store import Artifact, Store, versions
@@ -43,12 +43,15 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
     Raises:
         ConfigError: the seed is out of range, the loop's name gets too long, or there is no verifier.
     """
-    objective, data = experiment.objective, experiment.data
+    objective, data, schedule = experiment.objective, experiment.data, experiment.schedule
     trained: ObjectiveName = "iris" if name == "verified" else name
     verified = name == "verified"
     if (trained, verified) != (objective.name, bool(objective.verified)):
-        changes = {"name": trained, "verified": verified}
-        objective = objective.model_copy(update={**changes, **defaults(trained, verified)})
+        settings = {setting: getattr(objective, setting) for setting in ObjectivePart.model_fields}
+        if objective.likelihood_weight == default_likelihood(bool(objective.verified), schedule.is_one):
+            del settings["likelihood_weight"]  # the member has its own
+        changes = {"name": trained, "verified": verified, "beta": default_beta(trained, verified)}
+        objective = ObjectivePart(**{**settings, **changes})
     if data.split_seed is None:
         data = data.model_copy(update={"split_seed": experiment.seed})
     if objective.learns_from_verdicts:  # which leaves out no right response
@@ -57,7 +60,7 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
         "name": f"{experiment.name}-{name}-seed-{seed}",
         "data": data,
         "objective": objective,
-        "schedule": experiment.schedule.model_dump(exclude_unset=True),  # the rest is the objective's
+        "schedule": schedule.model_dump(exclude_unset=True),  # the rest is the objective's
         "seed": seed,
     }
     return parse_experiment({**experiment.model_dump(), **changed}, "comparison")

@@ -108,6 +108,7 @@ def prepare_spec(experiment: Experiment) -> PrepareSpec:
         data=data,
         data_digest=source_digest("data.path", data, data.path),
         heldout_digest=source_digest("data.heldout_path", data, data.heldout_path),
+        heldout_chosen="by digest" if data.heldout_path is not None else None,
         prompts_digest=source_digest("data.prompts_path", data, data.prompts_path),
         verification=experiment.verification,
         verifier_digest=verifier_digest(experiment.verification),

@@ -56,6 +56,7 @@ class PrepareSpec(Spec):
     data: DataPart
     data_digest: str | None
     heldout_digest: str | None
+    heldout_chosen: Literal["by digest"] | None = Field(None, exclude_if=is_none)  # with a file: None before that rule
     prompts_digest: str | None = Field(None, exclude_if=is_none)
     verification: Verification = VerificationPart()
     verifier_digest: str | None = Field(None, exclude_if=is_none)

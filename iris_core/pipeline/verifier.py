@@ -12,6 +12,7 @@ from iris_core.config import VerificationPart
 from iris_core.store import versions
 
 DATABASES = ("*/*.sqlite",)
+SQL_RULES = "2"  # by which results and parts are compared; another number with other verdicts
 PACKAGES = {
     "math": ("math-verify", "sympy", "latex2sympy2-extended"),
     "json_schema": ("jsonschema",),
@@ -21,7 +22,7 @@ PACKAGES = {
 
 def verifier_versions(settings: VerificationPart) -> dict[str, str]:
     """The versions of what decides verdicts."""
-    engine = {"SQLite": sqlite3.sqlite_version} if settings.kind == "sql" else {}
+    engine = {"SQLite": sqlite3.sqlite_version, "SQL rules": SQL_RULES} if settings.kind == "sql" else {}
     return {**versions(*PACKAGES.get(settings.kind, ())), **engine}
 
 

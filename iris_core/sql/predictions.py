@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from iris_core.common.errors import DataError, first_line
-from iris_core.common.files import write_atomic
-from iris_core.sql.questions import Folder
+from iris_core.sql.questions import Folder, write_text
 from iris_core.sql.statements import query_in
 
 NOTHING = "SELECT NULL"  # for a question without an answer: it runs, and is wrong
@@ -39,7 +38,7 @@ def write_predictions(source: Folder, pairs: Path, answers: Path, out: Path) -> 
         How many questions there are, and how many of them have no answer.
 
     Raises:
-        DataError: a file cannot be read, or nothing in it belongs to the questions.
+        DataError: a file cannot be read or written, or nothing in it belongs to the questions.
     """
     given = _answers(answers)
     prompts = {(row["db_id"], row["question"]): row["prompt"] for row in _rows(pairs)}
@@ -52,14 +51,14 @@ def write_predictions(source: Folder, pairs: Path, answers: Path, out: Path) -> 
         each = zip(queries, source.heldout, strict=True)
         text = json.dumps({str(n): f"{query}{BIRD}{asked.db_id}" for n, (query, asked) in enumerate(each)}, indent=2)
     else:
-        text = "".join(f"{one_line(query)}\n" for query in queries)
-    write_atomic(out, text)
+        text = "".join(f"{one_line(query) or NOTHING}\n" for query in queries)
+    write_text(out, text)
     return len(found), missing
 
 
 def one_line(query: str) -> str:
-    """The query without comments, on one line."""
-    return PIECES.sub(lambda piece: piece[1] or " ", query).replace("\n", " ").strip()
+    """The query without comments, on one line, and without tabs, at which Spider's script cuts it."""
+    return re.sub(r"[\r\n\t]", " ", PIECES.sub(lambda piece: piece[1] or " ", query)).strip()
 
 
 def _answers(file: Path) -> dict[str, str]:
@@ -73,7 +72,7 @@ def _answers(file: Path) -> dict[str, str]:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
         return [{name: row[name] for name in ("db_id", "question", "prompt")} for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is not held-out pairs of `iris sql-pairs` ({first_line(error)}): give them") from None

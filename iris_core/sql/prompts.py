@@ -114,8 +114,8 @@ def _names(table: Table) -> list[str]:
 
 def _refers(table: Table, other: Table) -> bool:
     """Whether a key of `table` refers to `other`."""
-    keys = (column.refers.lower() for column in table.columns if column.refers)
-    return any(key == other.name.lower() or key.startswith(f"{other.name.lower()}.") for key in keys)
+    keys, name = (column.refers.lower() for column in table.columns if column.refers), quoted(other.name).lower()
+    return any(key == name or key.startswith(f"{name}.") for key in keys)
 
 
 def _column(column: Column, detail: Detail) -> str:

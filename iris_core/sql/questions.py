@@ -29,7 +29,7 @@ from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table, read_schema
 
 TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
-HELDOUT = ("dev.json", "dev*/dev.json", "**/mini_dev_sqlite.json")
+HELDOUT = ("dev.json", "dev*/dev.json", *(f"{at}mini_dev_sqlite.json" for at in ("", "*/", "*/*/")))
 DATABASES = ("database", "train_databases", "dev_databases")  # beside the questions, or in the folder itself
 Row = dict[str, Any]  # of a file of pairs
 
@@ -186,7 +186,7 @@ def write_pairs(source: Folder, out: Path, budget: Budget, limits: Limits = GOLD
             raise DataError(f"{source.path} has no usable question for {file}: {dict(report.left_out)}")
         write_rows(out / file, rows)
         report.written[file] = len(rows)
-    with _writing(out):
+    with writing(out):
         link_databases(source.databases, out / "databases")
     return report
 
@@ -256,11 +256,20 @@ def write_rows(file: Path, rows: list[Row]) -> None:
     Raises:
         DataError: it cannot be written, or is a folder.
     """
+    write_text(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file that the user names, replacing it, but no folder.
+
+    Raises:
+        DataError: it cannot be written, or is a folder.
+    """
     if file.is_dir():
         raise DataError(f"{file} is a folder, and a file is to be written there: remove it, or give another --out")
-    with _writing(file):
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows))
+        write_atomic(file, text)
 
 
 def link_databases(databases: dict[str, Path], folder: Path) -> None:
@@ -276,7 +285,7 @@ def link_databases(databases: dict[str, Path], folder: Path) -> None:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """The system's refusal to write as an error that says what to do. A full disk is another matter."""
     try:
         yield

@@ -25,7 +25,6 @@ ORDER = re.compile(
 CLAUSES = (
     "with_",
     "from_",
-    "joins",
     "where",
     "group",
     "having",
@@ -121,14 +120,18 @@ def _without_aliases(tree: exp.Expr) -> exp.Expr:
     for name in tree.find_all(exp.Identifier):
         name.replace(exp.to_identifier(name.name.lower()))
     for join in tree.find_all(exp.Join):
-        if join.args.get("kind") == "INNER":
+        if join.args.get("kind") in ("INNER", "OUTER"):  # OUTER has a side, or is FULL
             join.set("kind", None)
+        if join.args.get("on") == exp.true():  # none is written
+            join.set("on", None)
     for ordered in tree.find_all(exp.Ordered):
         if ordered.args.get("desc") is False:  # ASC is written
             ordered.set("desc", None)
     tables = [table for table in tree.find_all(exp.Table) if table.name]
-    own = {table.alias: table.name for table in tables if table.alias}
-    if len(set(own.values())) < len(own):  # a table joined to itself: its aliases tell its two rows apart
+    named = {(table.alias, table.name) for table in tables if table.alias}
+    own = dict(named)
+    # a table joined to itself, or two tables with one alias: the aliases tell them apart
+    if any(map(_joins_itself, tree.find_all(exp.Select))) or not len(named) == len(own) == len(set(own.values())):
         return tree
     for table in tables:
         table.set("alias", None)
@@ -137,6 +140,13 @@ def _without_aliases(tree: exp.Expr) -> exp.Expr:
             qualifier = None if len(tables) == 1 else exp.to_identifier(own.get(column.table, column.table))
             column.set("table", qualifier)
     return tree
+
+
+def _joins_itself(select: exp.Select) -> bool:
+    """Whether a table is there twice, of which one may have no alias."""
+    sources = [select.args.get("from_"), *(select.args.get("joins") or [])]
+    names = [source.this.name for source in sources if source and isinstance(source.this, exp.Table)]
+    return len(set(names)) < len(names)
 
 
 def _is_text(column: exp.Column) -> bool:
@@ -160,12 +170,25 @@ def _parts(tree: exp.Expr) -> Any:
     if isinstance(tree, exp.Subquery):
         return _parts(tree.unnest())
     clauses = {name: _clause(tree.args.get(name)) for name in CLAUSES}
-    joins = tree.args.get("joins") or []
-    if all(map(_is_inner, joins)):  # tables in any order, with conditions that could as well be those of WHERE
-        clauses["from_"] |= _clause([join.this for join in joins])
-        clauses["where"] |= _clause([exp.Where(this=join.args["on"].copy()) for join in joins if join.args.get("on")])
-        clauses["joins"] = frozenset()
+    joins: list[exp.Join] = tree.args.get("joins") or []
+    if not all(map(_is_inner, joins)):
+        return tuple(clauses.values()), tuple(map(_joined, joins)), _order(tree)
+    # tables in any order, with conditions that could as well be those of WHERE
+    clauses["from_"] |= _clause([join.this for join in joins])
+    clauses["where"] |= frozenset().union(*map(_on, joins))
     return tuple(clauses.values()), _order(tree)
+
+
+def _joined(join: exp.Join) -> tuple[str, frozenset[str]]:
+    """A join whose place counts, and its conditions."""
+    copied = join.copy()
+    copied.set("on", None)
+    return _text(copied), _on(join)
+
+
+def _on(join: exp.Join) -> frozenset[str]:
+    condition = join.args.get("on")
+    return frozenset(map(_text, _conditions(condition))) if condition else frozenset()
 
 
 def _is_inner(join: exp.Join) -> bool:
@@ -179,11 +202,6 @@ def _clause(value: Any) -> frozenset[str]:
             found += _conditions(each.this)
         elif isinstance(each, exp.Group):
             found += each.expressions
-        elif isinstance(each, exp.Join):
-            joined = each.copy()
-            on = joined.args.get("on")
-            joined.set("on", None)
-            found += [joined, *(_conditions(on) if on else [])]
         elif isinstance(each, exp.From):
             found.append(each.this)
         elif isinstance(each, exp.Expr):
@@ -193,8 +211,13 @@ def _clause(value: Any) -> frozenset[str]:
 
 def _conditions(condition: exp.Expr) -> list[exp.Expr]:
     """The conditions that AND joins, or the one that there is."""
-    condition = condition.unnest()
-    return list(condition.flatten()) if isinstance(condition, exp.And) else [condition]
+    return _flat(condition, exp.And)
+
+
+def _flat(tree: exp.Expr, kind: type[exp.Expr]) -> list[exp.Expr]:
+    """What `kind` joins, through parentheses."""
+    tree = tree.unnest()
+    return [part for each in tree.flatten() for part in _flat(each, kind)] if isinstance(tree, kind) else [tree]
 
 
 def _order(tree: exp.Expr) -> tuple[str, ...]:
@@ -208,7 +231,7 @@ def _text(tree: exp.Expr) -> str:
     if isinstance(tree, exp.Paren):
         tree = tree.unnest()
     if isinstance(tree, exp.Connector):  # a OR b and b OR a
-        return f"({f' {tree.key.upper()} '.join(sorted(map(_text, tree.flatten())))})"
+        return f"({f' {tree.key.upper()} '.join(sorted(map(_text, _flat(tree, type(tree)))))})"
     if isinstance(tree, exp.EQ):  # a = b and b = a
         return " = ".join(sorted(side.sql(dialect="sqlite") for side in (tree.left, tree.right)))
     return tree.sql(dialect="sqlite", comments=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.study.verified.losses import Baseline, Negatives
 from benchmarks.study.verified.regimes import Regime
-from iris_core.config.objective import VERIFIED_BASELINE, ObjectiveName, default_beta
+from iris_core.config.objective import VERIFIED_BASELINE, ObjectiveName, ObjectivePart, default_beta
 
 Prompts = Literal["annotated", "all", "unannotated"]
 
@@ -73,6 +73,11 @@ class Method:
     def verified(self) -> bool:
         """Whether there is a verifier."""
         return self.samples > 0
+
+    @property
+    def settings(self) -> ObjectivePart:
+        """The product's settings, where none is set."""
+        return ObjectivePart().resolved(self.verified).weighed(order_is_one=True)
 
     @property
     def cells(self) -> list[tuple[float, float]]:

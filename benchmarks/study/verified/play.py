@@ -22,7 +22,7 @@ from benchmarks.study.verified.losses import (
 from benchmarks.study.verified.measures import Measures, measure
 from benchmarks.study.verified.methods import Method
 from benchmarks.study.verified.regimes import MAX_NORM, World, table_of
-from iris_core.config import ObjectivePart, SchedulePart
+from iris_core.config import SchedulePart
 from iris_core.objectives.gap import variational_gap
 from iris_core.objectives.losses import Parameters, Rewards, SampleWeights
 from iris_core.objectives.normalizer import Normalizer
@@ -190,7 +190,7 @@ class _Game:
 
     def _parameters(self, normalizer: Normalizer, rewards: Rewards) -> Parameters:
         log_normalizers = normalizer.log_values(rewards.annotated)
-        parameters = Parameters.of(ObjectivePart().resolved(judged=self.method.verified), self.orders)
+        parameters = Parameters.of(self.method.settings, self.orders)
         return replace(parameters, log_normalizers=log_normalizers, mean_tokens=self._tokens(rewards))
 
     def _tokens(self, rewards: Rewards) -> Tensor:

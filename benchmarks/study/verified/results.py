@@ -18,7 +18,6 @@ from benchmarks.study.selfplay import Runs
 from benchmarks.study.verified import exact, losses, measures, play, regimes
 from benchmarks.study.verified.methods import Method
 from benchmarks.study.verified.regimes import Regime, build_world
-from iris_core.config import ObjectivePart
 from iris_core.objectives.losses import Parameters, Rewards
 from iris_core.objectives.normalizer import Normalizer
 
@@ -50,7 +49,7 @@ def _coefficients(method: Method) -> list[float]:
     normalizer = Normalizer("anchored", 1.5)
     if method.objective != "sft":
         normalizer.update(rewards)
-    parameters = replace(Parameters.of(ObjectivePart(), 1.5), log_normalizers=normalizer.log_values(annotated))
+    parameters = replace(Parameters.of(method.settings, 1.5), log_normalizers=normalizer.log_values(annotated))
     objective = losses.OBJECTIVES_OF_STUDY[method.verified][method.objective]
     gradients = torch.autograd.grad(objective.loss(rewards, parameters).sum(), leaves, materialize_grads=True)
     return [round(value, 3) for gradient in gradients for value in gradient.flatten().tolist()]

@@ -312,6 +312,24 @@ def test_the_order_is_1_where_verdicts_are_learned_from_and_none_is_set(content,
     assert (schedule.kind, schedule.max_order, schedule.min_order) == orders
 
 
+@pytest.mark.parametrize(
+    ("content", "likelihood"),
+    [
+        ({}, 1.0),
+        (MATH, 0.0),
+        ({**MATH, "objective": {"likelihood_weight": 0.5}}, 0.5),
+        ({**MATH, "objective": {"verified": False}}, 1.0),
+        ({**MATH, "schedule": {"kind": "adaptive"}}, 1.0),  # other orders let the weight of annotated responses fade
+        ({**MATH, "schedule": {"kind": "constant", "max_order": 1, "min_order": 1}}, 0.0),
+        ({**MATH, "schedule": {"kind": "constant", "max_order": 2}}, 1.0),
+    ],
+)
+def test_annotated_responses_weigh_1_at_order_1_where_verdicts_are_learned_from(content, likelihood):
+    experiment = parse_experiment({**BASE, **content})
+    assert experiment.objective.likelihood_weight == likelihood
+    assert parse_experiment(yaml12.read(recipe_yaml(experiment)).value) == experiment
+
+
 def test_forms_fill_in_no_order():
     """A default in the schema would come back as if it had been set."""
     properties = SchedulePart.model_json_schema()["properties"]

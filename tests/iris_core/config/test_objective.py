@@ -40,9 +40,5 @@ def test_the_scale_that_is_left_out_depends_on_the_verifier():
     assert ObjectivePart(beta=0.1).resolved(judged=True).beta == 0.1
     assert ObjectivePart(verified=False).resolved(judged=True).beta == 0.1
     assert ObjectivePart().resolved(judged=False).beta == 0.1
-    likelihood = [ObjectivePart().resolved(judged).likelihood_weight for judged in (True, False)]
-    assert likelihood == [0, 1]
-    assert ObjectivePart(likelihood_weight=0.5).resolved(judged=True).likelihood_weight == 0.5
-    assert ObjectivePart(verified=False).resolved(judged=True).likelihood_weight == 1
     assert ObjectivePart().resolved(judged=True).resolved(judged=True).beta == 1
     assert [ObjectivePart(name=name).resolved(judged=True).beta for name in ("spin", "space", "spif")] == [0.1, 1, 0.1]

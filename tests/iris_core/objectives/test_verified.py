@@ -129,6 +129,17 @@ def test_losses_against_hand_arithmetic():
     assert loss("spif", annotated=0.0) == pytest.approx(-0.46125, abs=1e-6)
 
 
+@pytest.mark.parametrize("likelihood", [0.0, 1.0])
+def test_annotated_responses_are_learned_to_their_end(likelihood):
+    """log p = −1 of the tokens up to L, −2 of those after it: IRIS, α = 1, raises both alike, as RFT does."""
+    rest = torch.tensor([-2.0]).double().requires_grad_()
+    annotated = torch.tensor([-1.0]).double().requires_grad_()
+    for name, weight in (("iris", 1 + likelihood), ("rft", 1.0)):
+        rewards = Rewards(annotated, torch.zeros(1, 4).double(), rest=rest, weights=one_pair())
+        loss = VERIFIED[name].loss(rewards, given_parameters(likelihood_weight=likelihood)).sum()
+        assert [side.item() for side in torch.autograd.grad(loss, (annotated, rest))] == [-weight, -weight]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_per_token(name):
     batch = random_batch()

@@ -92,6 +92,24 @@ def test_members_have_the_orders_of_their_objective() -> None:
     assert {loop.schedule.kind for loop in members(linear, None, [0])} == {"linear"}
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"iris": 1.0, "spin": 1.0, "verified": 0.0}),
+        ({"verified": False}, {"iris": 1.0, "spin": 1.0, "verified": 0.0}),
+        ({"name": "sft"}, {"iris": 1.0, "spin": 1.0, "verified": 0.0}),
+        ({"likelihood_weight": 0.5}, {"iris": 0.5, "spin": 0.5, "verified": 0.5}),
+        ({"likelihood_weight": 0.5, "verified": False}, {"iris": 0.5, "spin": 0.5, "verified": 0.5}),
+    ],
+)
+def test_members_have_the_likelihood_weight_of_their_objective(own: dict[str, Any], expected: dict[str, float]) -> None:
+    """That of the recipe where it sets one; and ρ, whether or not its own objective uses it."""
+    base = experiment(objective={"verified_weight": 7.0, **own}, **JUDGED)
+    found = {name: member(base, name, 0).objective for name in ("iris", "spin", "verified")}
+    assert {name: objective.likelihood_weight for name, objective in found.items()} == expected
+    assert found["verified"].verified_weight == 7
+
+
 def test_members_that_learn_from_verdicts_keep_equal_responses() -> None:
     data = {"path": "d", "synthetic": {"equal": "drop"}}
     base = parse_experiment(

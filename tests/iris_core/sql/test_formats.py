@@ -108,6 +108,14 @@ def bird(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_mini_dev_behind_a_link(bird: Path, tmp_path: Path) -> None:
+    (bird / "dev").rename(tmp_path / "MINIDEV")
+    (tmp_path / "MINIDEV/dev.json").rename(tmp_path / "MINIDEV/mini_dev_sqlite.json")
+    (bird / "MINIDEV").symlink_to(tmp_path / "MINIDEV")
+    assert len(Folder(bird).heldout) == 3
+    assert sorted(Folder(bird).databases) == ["lakes", "schools"]
+
+
 @pytest.mark.parametrize("place", ["dev_20240627/dev.json", "minidev/MINIDEV/mini_dev_sqlite.json"])
 def test_bird_as_its_archives_name_it(bird: Path, place: str, tmp_path: Path) -> None:
     file = bird / place

@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def answers(folder: Path, *responses: str) -> Path:
-    prompts = [json.loads(line)["prompt"] for line in (folder / "heldout.jsonl").read_text().splitlines()]
+    prompts = [json.loads(line)["prompt"] for line in (folder / "heldout.jsonl").read_text().split("\n") if line]
     pq.write_table(pa.table({"prompt": prompts[::-1], "response": list(responses)[::-1]}), folder / "heldout.parquet")
     return folder / "heldout.parquet"
 
@@ -58,12 +58,35 @@ def test_each_question_has_a_query_in_its_place(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "line"),
     [
+        ("-- I cannot answer this", ""),
+        ("SELECT 'x\r\ny\tz'", "SELECT 'x  y z'"),
         ("SELECT a\r\n  FROM t\n", "SELECT a FROM t"),
         ("SELECT '--x', \"/*\" /* c\n */ FROM t -- '", "SELECT '--x', \"/*\" FROM t"),
     ],
 )
 def test_a_query_on_one_line(query: str, line: str) -> None:
     assert one_line(query) == line
+
+
+def test_an_answer_without_a_query_keeps_its_line(folder: Path) -> None:
+    """Spider's script takes an empty line for the end of a conversation."""
+    found = answers(folder, "-- I cannot answer this", "SELECT a FROM t")
+    write_predictions(Folder(folder), folder / "heldout.jsonl", found, folder / "new" / "predict.txt")
+    assert (folder / "new" / "predict.txt").read_text() == "SELECT NULL\nSELECT NULL\nSELECT a FROM t\n"
+
+
+def test_ends_of_lines_that_json_does_not_escape(folder: Path) -> None:
+    for name in ("dev.json", "heldout.jsonl"):
+        (folder / name).write_text((folder / name).read_text().replace("Who?", "Who\u2028is it?"))
+    found = answers(folder, "SELECT 1", "SELECT a FROM t")
+    assert write_predictions(Folder(folder), folder / "heldout.jsonl", found, folder / "out.txt") == (3, 1)
+
+
+def test_a_folder_in_the_way_stays(folder: Path) -> None:
+    found = answers(folder, "x", "y")
+    with pytest.raises(DataError, match=r"database is a folder, and a file is to be written there"):
+        write_predictions(Folder(folder), folder / "heldout.jsonl", found, folder / "database")
+    assert (folder / "database" / "one").is_dir()
 
 
 def test_files_of_something_else_are_named(folder: Path) -> None:

@@ -115,11 +115,19 @@ def test_tables_that_join_related_ones_are_kept(tmp_path: Path) -> None:
             "CREATE TABLE singer (id INTEGER PRIMARY KEY, name TEXT);"
             "CREATE TABLE song (id INTEGER PRIMARY KEY, A11 INTEGER, A12 INTEGER);"
             "CREATE TABLE made (s INTEGER REFERENCES Singer(id), t INTEGER REFERENCES song, note TEXT);"
-            "CREATE TABLE fan (s INTEGER REFERENCES singer(id), age INTEGER)"
+            "CREATE TABLE fan (s INTEGER REFERENCES singer(id), age INTEGER);"
+            'CREATE TABLE "big hall" (id INTEGER PRIMARY KEY, seats INTEGER);'
+            'CREATE TABLE played (t INTEGER REFERENCES song, h INTEGER REFERENCES "big hall"(id))'
         )
     tables = read_schema(tmp_path / "d.sqlite")
     found = prompt("d", tables, "Which singers have A11 over 3?", words(1))
     assert found.text.splitlines()[1:4] == ["singer(id key)", "song(id key, A11)", "made(s -> Singer.id, t -> song)"]
+    found = prompt("d", tables, "Which seats had a song?", words(1))
+    assert found.text.splitlines()[1:4] == [
+        "song(id key)",
+        '"big hall"(id key, seats)',
+        'played(t -> song, h -> "big hall".id)',
+    ]
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) 
 
 def test_another_sqlite_judges_anew(databases: Path) -> None:
     assert verifier_versions(settings(databases))["SQLite"] == sqlite3.sqlite_version
+    assert verifier_versions(settings(databases))["SQL rules"] == "2"
     assert "SQLite" not in verifier_versions(VerificationPart(kind="math"))
 
 
