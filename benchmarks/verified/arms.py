@@ -31,8 +31,8 @@ BASE: dict[str, Any] = {
     "evaluation": {"benchmarks": [], "initial": False},
     "verification": {"kind": "answer"},
 }
-# Once over the annotated and unannotated prompts, in batches of eight. Prompts without annotation and without a weight
-# are left out, so that the steps are fewer than the others take; the report says how many.
+# Once over the annotated and unannotated prompts, in batches of eight. Prompts without annotation and without a right
+# sample are left out, so that the steps are fewer than the others take; the report says how many.
 VERIFIED: dict[str, Any] = {"generation": {"samples": SAMPLES}, "training": {"epochs": 1, "batch_size": 8}}
 ARMS: dict[str, dict[str, Any]] = {
     "SFT continued": {"objective": {"name": "sft"}},
