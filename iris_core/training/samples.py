@@ -165,7 +165,9 @@ def _weigh(spec: TrainSpec, verdicts: Tensor, pairs: Sequence[Pair]) -> SampleWe
     """Weights by verdicts of shape [pairs, n]."""
     annotated = torch.tensor([float(pair.annotated) for pair in pairs])
     right, wrong = (verdicts > 0).float(), (verdicts < 0).float()
-    return sample_weights(right, wrong, annotated, spec.objective.verified_weight, spec.baseline or 0.0)
+    baseline = spec.baseline if spec.objective.verified else 0.0
+    assert baseline is not None
+    return sample_weights(right, wrong, annotated, spec.objective.verified_weight, baseline)
 
 
 def _parts(

@@ -164,7 +164,7 @@ def test_the_annotated_response_is_a_right_one(spec, tmp_path):
 
 
 def test_rft_has_right_samples_alone(spec):
-    trained = load_trained(spec.model_copy(update={"objective": RFT, "baseline": None}))
+    trained = load_trained(spec.model_copy(update={"objective": RFT}))
     assert [group.responses[1:] for group in trained.groups] == [([7, 2], []), ([7, 2], [8, 2]), ([4, 2], [])]
     assert trained.weights is not None
     assert trained.weights.up.tolist() == [[2, 0], [2, 1], [1, 0]]
