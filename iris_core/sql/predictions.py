@@ -11,11 +11,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from iris_core.common.errors import DataError, first_line
+from iris_core.common.errors import DataError
+from iris_core.data.rows import read_rows
 from iris_core.sql.questions import Folder, write_text
 from iris_core.sql.statements import query_in
 
@@ -40,8 +39,9 @@ def write_predictions(source: Folder, pairs: Path, answers: Path, out: Path) -> 
     Raises:
         DataError: a file cannot be read or written, or nothing in it belongs to the questions.
     """
-    given = _answers(answers)
-    prompts = {(row["db_id"], row["question"]): row["prompt"] for row in _rows(pairs)}
+    given = dict(_columns(answers, "the heldout.parquet of a run", "prompt", "response"))
+    known = _columns(pairs, "the heldout.jsonl of `iris sql-pairs`", "db_id", "question", "prompt")
+    prompts = {(db_id, question): prompt for db_id, question, prompt in known}
     found = [given.get(prompts.get((each.db_id, each.question), "")) for each in source.heldout]
     missing = found.count(None)
     if missing == len(found):
@@ -61,18 +61,9 @@ def one_line(query: str) -> str:
     return re.sub(r"[\r\n\t]", " ", PIECES.sub(lambda piece: piece[1] or " ", query)).strip()
 
 
-def _answers(file: Path) -> dict[str, str]:
-    """The response to each prompt."""
+def _columns(file: Path, what: str, *names: str) -> list[tuple[Any, ...]]:
+    """The values of some columns of a file, row by row; `what` says what the file should be."""
     try:
-        table = pq.read_table(file, columns=["prompt", "response"])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file} is not the answers of a run ({first_line(error)}): give its heldout.parquet") from None
-    return dict(zip(table["prompt"].to_pylist(), table["response"].to_pylist(), strict=True))
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-        return [{name: row[name] for name in ("db_id", "question", "prompt")} for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is not held-out pairs of `iris sql-pairs` ({first_line(error)}): give them") from None
+        return [tuple(row[name] for name in names) for row in read_rows(file)]
+    except KeyError as error:
+        raise DataError(f"{file} has no column {error}: give {what}") from None

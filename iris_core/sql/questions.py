@@ -186,7 +186,7 @@ def write_pairs(source: Folder, out: Path, budget: Budget, limits: Limits = GOLD
             raise DataError(f"{source.path} has no usable question for {file}: {dict(report.left_out)}")
         write_rows(out / file, rows)
         report.written[file] = len(rows)
-    with writing(out):
+    with _writing(out):
         link_databases(source.databases, out / "databases")
     return report
 
@@ -267,7 +267,7 @@ def write_text(file: Path, text: str) -> None:
     """
     if file.is_dir():
         raise DataError(f"{file} is a folder, and a file is to be written there: remove it, or give another --out")
-    with writing(file):
+    with _writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, text)
 
@@ -285,7 +285,7 @@ def link_databases(databases: dict[str, Path], folder: Path) -> None:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[None]:
+def _writing(out: Path) -> Iterator[None]:
     """The system's refusal to write as an error that says what to do. A full disk is another matter."""
     try:
         yield

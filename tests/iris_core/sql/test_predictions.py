@@ -91,9 +91,9 @@ def test_a_folder_in_the_way_stays(folder: Path) -> None:
 
 def test_files_of_something_else_are_named(folder: Path) -> None:
     found, pairs = answers(folder, "x", "y"), folder / "heldout.jsonl"
-    with pytest.raises(DataError, match=r"dev\.json is not the answers of a run"):
+    with pytest.raises(DataError, match=r"dev\.json has no column 'prompt': give the heldout\.parquet of a run"):
         write_predictions(Folder(folder), pairs, folder / "dev.json", folder / "out")
-    with pytest.raises(DataError, match=r"heldout\.parquet is not held-out pairs of `iris sql-pairs`"):
+    with pytest.raises(DataError, match=r"heldout\.parquet has no column 'db_id': give the heldout\.jsonl of"):
         write_predictions(Folder(folder), found, found, folder / "out")
     with pytest.raises(DataError, match=r"no answer is to a prompt of \S+pairs\.jsonl"):
         write_predictions(Folder(folder), folder / "pairs.jsonl", found, folder / "out")

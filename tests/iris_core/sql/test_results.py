@@ -40,6 +40,9 @@ pytestmark = pytest.mark.unit
         ([("Ann",)], [("ann",)], False),
         ([(b"A",)], [(b"A",)], True),
         ([(float("inf"),)], [(float("inf"),)], True),
+        ([(1, 3), (2, 3)], [(1, 1), (2, 2)], False),  # one column is not two
+        ([(1, 1), (2, 2)], [(1, 1), (2, 2)], True),
+        ([(1, 2), (2, 1)], [(1, 1), (2, 2)], False),  # the same values in other rows
     ],
 )
 def test_without_order(found: list[tuple[object, ...]], expected: list[tuple[object, ...]], same: bool) -> None:
