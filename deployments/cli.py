@@ -132,8 +132,8 @@ def sql_predictions(
 ) -> None:
     """Write a run's queries as the scripts of Spider and BIRD read them."""
     from deployments.terminal import show
-    from iris_core.sql.predictions import write_predictions
     from iris_core.sql.questions import Folder
+    from iris_core.sql_predictions import write_predictions
 
     questions, missing = write_predictions(Folder(folder), pairs, answers, out)
     show(console, f"{questions:>8}  questions in {out}, {missing} of them without an answer")

@@ -36,7 +36,7 @@ SUBPACKAGES = (
     "evaluation",
     "reporting",
 )
-MODULES = {"__init__", *STAGES, "load", "doctor", "mirror", "synthesize_sql"}
+MODULES = {"__init__", *STAGES, "load", "doctor", "mirror", "sql_predictions", "synthesize_sql"}
 
 
 def imports(file: Path) -> Iterator[str]:

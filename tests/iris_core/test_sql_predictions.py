@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from iris_core.common.errors import DataError
-from iris_core.sql.predictions import one_line, write_predictions
 from iris_core.sql.prompts import Budget
 from iris_core.sql.questions import Folder, write_pairs
+from iris_core.sql_predictions import one_line, write_predictions
 
 pytestmark = pytest.mark.unit
 
