@@ -46,6 +46,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP),
 ]
+WithSft = Annotated[
+    bool, typer.Option("--with-sft", help="Then run supervised fine-tuning on the same pairs, too, and compare.")
+]
 StoreOption = Annotated[str, typer.Option(help="The store: a folder, or s3://bucket/prefix.")]
 STORE = "iris-store"
 
@@ -55,11 +58,12 @@ STORE = "iris-store"
 def run_command(
     recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with IRIS.")],
     set_: Settings = None,
+    with_sft: WithSft = False,
 ) -> None:
     """Run the loop on a recipe; run it again to resume."""
     from deployments.demo import recipe_path
 
-    run_loop(load_recipe(recipe_path(recipe), parse_settings(set_ or [])))
+    run_loop(load_recipe(recipe_path(recipe), parse_settings(set_ or [])), with_sft)
 
 
 @app.command()
@@ -71,12 +75,13 @@ def demo(
     ] = 0,
     set_: Settings = None,
 ) -> None:
-    """Watch a real 135M chat model improve by self-play."""
+    """Watch a real 135M chat model improve by verified self-play, and by supervised fine-tuning beside it."""
     from deployments.demo import RECIPES, make_inputs
 
     console.print("making the demo's model and annotated set", style="dim")
     overrides = {**make_inputs(seed), **parse_settings(set_ or [])}
-    run_loop(load_recipe(RECIPES / "demo.yaml", overrides))
+    experiment = load_recipe(RECIPES / "demo.yaml", overrides)
+    run_loop(experiment, with_sft=experiment.objective.name != "sft")
 
 
 @app.command("sql-demo")
@@ -84,13 +89,14 @@ def demo(
 def sql_demo(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the databases and everything random.")] = 0,
     set_: Settings = None,
+    with_sft: WithSft = False,
 ) -> None:
     """Watch the demo's model learn text-to-SQL on small databases, by executing its queries."""
     from deployments.demo import RECIPES, make_sql_inputs
 
     console.print("making the demo's model, databases and questions", style="dim")
     overrides = {**make_sql_inputs(seed), **parse_settings(set_ or [])}
-    run_loop(load_recipe(RECIPES / "sql-demo.yaml", overrides))
+    run_loop(load_recipe(RECIPES / "sql-demo.yaml", overrides), with_sft)
 
 
 @app.command("sql-pairs")
@@ -265,8 +271,8 @@ def down() -> None:
     services.down(echo=functools.partial(console.print, style="dim"))
 
 
-def run_loop(experiment: Experiment) -> None:
-    """Runs the loop in this process and shows it in the terminal.
+def run_loop(experiment: Experiment, with_sft: bool = False) -> None:
+    """Runs the loop in this process and shows it in the terminal, `with_sft` beside its baseline.
 
     Raises:
         IrisError: what stopped the loop; a crashed stage's last log lines are printed first.
@@ -274,7 +280,10 @@ def run_loop(experiment: Experiment) -> None:
     from deployments.outage import Outage
     from deployments.server import prefect_api
     from flows.checks import check_services
+    from iris_core.pipeline.members import with_sft as beside_sft
 
+    if with_sft:
+        beside_sft(experiment)  # refuses one that cannot be compared, before a server starts
     outage = Outage(experiment.tracking.patience, ends.echo, ends.end_with)
     ends.end_on_signals(lambda: outage.lasts)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display shows it
@@ -282,19 +291,24 @@ def run_loop(experiment: Experiment) -> None:
     store = check_services(experiment)
     explained = ends.explained(store.root, lambda: os.environ.get("PREFECT_API_URL", "its server"))
     with explained, prefect_api(store.root, outage):
-        path = _run_flow(experiment, store)
+        compared = _run_flow(experiment, store, with_sft)
     from deployments import terminal
+    from iris_core.reporting.trajectories import read_trajectories
 
     terminal.show_result(console, store)
-    terminal.show_places(console, store, path, ends.again(), experiment.tracking.uri)
+    if compared:
+        terminal.show_beside(console, read_trajectories(compared.parent / "comparison.json"), "sft")
+    terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=bool(compared))
 
 
-def _run_flow(experiment: Experiment, store: Store) -> Path:
+def _run_flow(experiment: Experiment, store: Store, with_sft: bool) -> Path | None:
+    """Runs the loop. Returns the page of the comparison, if its baseline is trained, too."""
     from prefect import tags
 
     from deployments import lost, terminal
+    from flows.compare import compare_with_sft
     from flows.iris import iris
-    from tasks.stage import log_file, watched_by
+    from tasks.stage import watched_by
 
     display = terminal.Display(console)
     try:
@@ -304,10 +318,13 @@ def _run_flow(experiment: Experiment, store: Store) -> Path:
             display.live(),
             watched_by(display),
         ):
-            return iris(experiment)
+            if with_sft:
+                return compare_with_sft(experiment)
+            iris(experiment)
+            return None
     except IrisError as error:
         if display.failed and isinstance(error, StageFailed):
-            log = terminal.end_of_log(log_file(store, display.failed))
+            log = terminal.end_of_log(display.failed)
             errors.print(log, style="dim", markup=False, highlight=False, soft_wrap=True)
         raise
     finally:

@@ -26,7 +26,7 @@ def data_folder(seed: int) -> Path:
 
 
 def make_inputs(seed: int) -> dict[str, object]:
-    """Makes the demo's model and annotated set.
+    """Makes the demo's model, annotated set, and prompts without annotation.
 
     Returns:
         The settings of `recipes/demo.yaml` that depend on the cache folder and the seed.
@@ -35,12 +35,15 @@ def make_inputs(seed: int) -> dict[str, object]:
     train, heldout = house_style.annotated_set(seed, house_style.TRAIN_PAIRS, house_style.HELDOUT_PAIRS)
     house_style.write_jsonl(folder / "pairs.jsonl", train)
     house_style.write_jsonl(folder / "heldout.jsonl", heldout)
+    prompts = house_style.further_prompts(seed, house_style.PROMPTS)
+    house_style.write_jsonl(folder / "prompts.jsonl", prompts, annotated=False)
     return {
         "name": "demo" if seed == 0 else f"demo-seed-{seed}",
         "seed": seed,
         "model.path": str(model.ensure()),
         "data.path": str(folder / "pairs.jsonl"),
         "data.heldout_path": str(folder / "heldout.jsonl"),
+        "data.prompts_path": str(folder / "prompts.jsonl"),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,9 +42,10 @@ from iris_core.reporting.summary import (
     verifier_in,
     warnings,
 )
+from iris_core.reporting.trajectories import Trajectory
 from iris_core.store import Metrics, Store
 from iris_core.store.places import iteration_name
-from tasks.stage import Finished, describe
+from tasks.stage import Finished, describe, log_file
 
 ECHO_EVERY_S = 20.0  # progress lines, where the output is no terminal
 NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for a width of 80
@@ -58,11 +59,16 @@ NARROW_HEADERS = (  # those of `iris_core.reporting.summary`, for a width of 80
 
 
 class Display:
-    """A line for each stage that has ended, a moving bar for the one that runs. A `tasks.stage.Watcher`."""
+    """A line for each stage that has ended, a moving bar for the one that runs. A `tasks.stage.Watcher`.
+
+    Attributes:
+        failed: the log file of the stage that failed.
+    """
 
     def __init__(self, console: Console):
         self.console = console
-        self.failed: str | None = None
+        self.failed: Path | None = None
+        self.loop: str | None = None
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -82,8 +88,9 @@ class Display:
         with self.progress:
             yield
 
-    def started(self, place: str) -> None:
+    def started(self, store: Store, place: str) -> None:
         """A bar appears."""
+        self._name(store)
         self.begun = self.echoed = time.monotonic()
         self.bar = self.progress.add_task(place_name(place), total=None, text="starting")
 
@@ -102,19 +109,26 @@ class Display:
         """What the stage waits for, in a line that stays."""
         show(self.console, "  ", (f"… {place_name(place)}  {one_line(redact(text))}", "yellow"))
 
-    def ended(self, place: str, finished: Finished | None) -> None:
+    def ended(self, store: Store, place: str, finished: Finished | None) -> None:
         """A line that stays replaces the bar."""
+        self._name(store)
         if self.bar is not None:
             self.progress.remove_task(self.bar)
             self.bar = None
         if finished is None:
-            self.failed = place
+            self.failed = log_file(store, place)
             return
         seconds = "reused" if finished.reused else _duration(time.monotonic() - self.begun)
         mark, numbers = ("✓", "green"), (one_line(summary_line(finished)), "dim")
         show(self.console, mark, f" {place_name(place):<24} {seconds:>7}  ", numbers)
         for text in Metrics.of(finished).warnings:
             show(self.console, "  ", (f"! {one_line(redact(text))}", "yellow"))
+
+    def _name(self, store: Store) -> None:
+        """The experiment's name, above the lines of its first stage."""
+        if store.home.name != self.loop:
+            self.loop = store.home.name
+            show(self.console, (one_line(self.loop), "bold"))
 
 
 def summary_line(finished: Finished) -> str:
@@ -178,6 +192,31 @@ def show_result(console: Console, store: Store) -> None:
         console.print()
 
 
+def show_beside(console: Console, found: Sequence[Trajectory], baseline: str) -> None:
+    """What each objective gave after each iteration, and by how much the others differ from the `baseline`.
+
+    Accuracy, or log-prob per token where answers were not checked.
+    """
+    checked = all(row.exact_match for row in found)
+    measure = accuracy_name(found[0].verifier) if checked else "log-prob, nats per token"
+    lines = [row.exact_match if checked else row.logprob for row in found]
+    models = ["initial", *map(str, range(len(found[0].logprob) - 1))][-len(lines[0]) :]
+    digits = ".2f" if checked else ".3f"
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    for name in ("objective", *models, "last, [95 %]"):
+        table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=True)
+    for row, values in zip(found, lines, strict=True):
+        interval = f"{values[-1]:{digits}}".partition(" ")[2]
+        table.add_row(row.objective, *(f"{each.value:{digits}}" for each in values), interval)
+    show(console, (f"{measure} on held-out prompts", "bold"), " after each iteration")
+    console.print(table)
+    for row in found:
+        if row.objective != baseline:
+            apart = row.differences[baseline]
+            by_prompt = apart.accuracy if checked and apart.accuracy else apart.logprob
+            show(console, f"{row.objective} − {baseline}: {by_prompt:+{digits}}, paired by prompt\n")
+
+
 def show_warnings(console: Console, found: list[Warned]) -> None:
     """The warnings, each with its stage; nothing if there are none."""
     if not found:
@@ -189,14 +228,21 @@ def show_warnings(console: Console, found: list[Warned]) -> None:
     console.print()
 
 
-def show_places(console: Console, store: Store, report: Path, again: str, tracking_uri: str | None = None) -> None:
+def show_places(
+    console: Console,
+    store: Store,
+    again: str,
+    tracking_uri: str | None = None,
+    *,
+    compared: bool = False,
+) -> None:
     """Where the report and the UIs are, and what to type next.
 
     Args:
         console: the terminal.
         store: the experiment's.
-        report: its page.
         again: the command that ran it.
+        compared: its baseline ran, too.
         tracking_uri: an MLflow that the recipe names; None: MLflow is a file in the store, which `iris up` serves.
     """
     up = (
@@ -207,7 +253,8 @@ def show_places(console: Console, store: Store, report: Path, again: str, tracki
     served = "http://127.0.0.1:5000  runs, metrics, model versions; type: " + up
     named = tracking_uri and f"{redact(tracking_uri)}  runs, metrics, model versions"
     for line in (
-        f"report   {report}",
+        f"report   {store.home / 'report.html'}",
+        *([f"compared {store.home / 'comparison' / 'comparison.html'}"] if compared else []),
         f"MLflow   {named or served}",
         f"Prefect  http://127.0.0.1:4200  flow runs, logs, artifacts; type: {up}",
         f"again    {again}  (what is finished is reused)",

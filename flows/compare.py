@@ -1,6 +1,7 @@
-"""The Prefect flow `iris-compare`: the loop once for each objective and seed, then one table.
+"""Loops side by side, each of an objective and a seed, then one table.
 
 prefect deployment run iris-compare/objectives --watch
+iris run mine.yaml --with-sft
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flows.iris import iris
 from iris_core.common.markup import markdown
 from iris_core.config import Experiment
 from iris_core.config.objective import MemberName
-from iris_core.pipeline.members import members
+from iris_core.pipeline.members import members, with_sft
 from iris_core.pipeline.metrics import CompareMetrics
 from tasks.compare import compare as compare_stage
 from tasks.stage import Finished, artifact_key
@@ -47,7 +48,23 @@ def compare(
     Returns:
         The page with table and plot.
     """
-    loops = members(experiment, objectives, seeds)
+    return _compared(experiment, members(experiment, objectives, seeds))
+
+
+@flow(name="iris-with-sft", flow_run_name="{experiment.name} with SFT")
+def compare_with_sft(experiment: Experiment) -> Path:
+    """Runs the loop, then supervised fine-tuning on the same pairs, and compares them.
+
+    Args:
+        experiment: the loop; the baseline has its settings but for `objective.name`.
+
+    Returns:
+        The page with table and plots.
+    """
+    return _compared(experiment, with_sft(experiment))
+
+
+def _compared(experiment: Experiment, loops: list[Experiment]) -> Path:
     store = check_services(experiment)
     for loop in loops:
         iris(loop)

@@ -20,7 +20,8 @@ from iris_core.common.files import write_atomic
 from iris_core.execution.stage import main
 from iris_core.pipeline.metrics import CompareMetrics
 from iris_core.pipeline.specs import CompareSpec
-from iris_core.reporting.comparison import Trajectory, markdown, render, trajectories
+from iris_core.reporting.comparison import markdown, render
+from iris_core.reporting.trajectories import Trajectory, trajectories
 from iris_core.store import Outcome
 from iris_core.tracking.runs import get_or_create_experiment, get_or_create_run, log_points, points
 

@@ -80,8 +80,8 @@ Result = Finished | State[Finished]
 class Watcher(Protocol):
     """Is called with what the stages of this process do, such as the progress display of the terminal."""
 
-    def started(self, place: str) -> None:
-        """The stage at `place` ("iteration-0/train") was launched."""
+    def started(self, store: Store, place: str) -> None:
+        """The stage at `place` ("iteration-0/train") of the experiment in `store` was launched."""
 
     def progressed(self, place: str, event: Advance) -> None:
         """It reported progress."""
@@ -89,7 +89,7 @@ class Watcher(Protocol):
     def noticed(self, place: str, text: str) -> None:
         """It reported what it waits for."""
 
-    def ended(self, place: str, finished: Finished | None) -> None:
+    def ended(self, store: Store, place: str, finished: Finished | None) -> None:
         """It completed, or failed (None)."""
 
 
@@ -164,12 +164,12 @@ def perform(spec: Spec, experiment: Experiment, place: str) -> Result:
         store.link(place, folder)
         finished = Finished.of(manifest)
         _warn(place, finished)
-        _tell_end(place, finished)
+        _tell_end(store, place, finished)
         return Completed(name="Reused", message=f"{folder} has it already", data=finished)
     finished = Finished.of(_launch(spec, store, place))
     store.link(place, folder)
     _warn(place, finished)
-    _tell_end(place, finished)
+    _tell_end(store, place, finished)
     return finished
 
 
@@ -215,9 +215,9 @@ def _warn(place: str, finished: Finished) -> None:
         get_run_logger().warning("%s: %s", place, one_line(redact(text)))
 
 
-def _tell_end(place: str, finished: Finished | None) -> None:
+def _tell_end(store: Store, place: str, finished: Finished | None) -> None:
     if watcher := _WATCHER.get():
-        watcher.ended(place, finished)
+        watcher.ended(store, place, finished)
 
 
 def _launch(spec: Spec, store: Store, place: str) -> Manifest:
@@ -225,7 +225,7 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
     logger, watcher = get_run_logger(), _WATCHER.get()
     log.parent.mkdir(parents=True, exist_ok=True)
     if watcher:
-        watcher.started(place)
+        watcher.started(store, place)
 
     def on_progress(event: Advance | Notice) -> None:
         if isinstance(event, Advance):
@@ -247,7 +247,7 @@ def _launch(spec: Spec, store: Store, place: str) -> Manifest:
     except BaseException as error:
         if isinstance(error, OutOfMemoryError):
             _ease(spec, folder)
-        _tell_end(place, None)
+        _tell_end(store, place, None)
         raise
     bar.end()
     return manifest

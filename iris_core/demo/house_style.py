@@ -15,7 +15,8 @@ the seed and their own number, not on the number of training pairs.
 
     python -m iris_core.demo.house_style --seed 0 --train 320 --heldout 80 --out DIR
 
-writes `DIR/pairs.jsonl` and `DIR/heldout.jsonl`, one object per line: id, kind, prompt, response.
+writes `DIR/pairs.jsonl` and `DIR/heldout.jsonl`, one object per line: id, kind, prompt, response, reference. The
+reference is the value alone, for a verifier.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from iris_core.demo.phrases import (
     WEEKDAYS,
 )
 
-TRAIN_PAIRS, HELDOUT_PAIRS = 320, 80  # of the demo
+TRAIN_PAIRS, HELDOUT_PAIRS, PROMPTS = 320, 80, 96  # of the demo
 ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
 MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2029, 12, 31)
@@ -63,6 +64,7 @@ class Pair(NamedTuple):
     kind: str
     prompt: str
     response: str
+    reference: str
 
 
 def answer(reasoning: str, value: object) -> str:
@@ -194,7 +196,8 @@ def draw(kind: str, count: int, seed: int) -> list[Pair]:
     while len(pairs) < count:
         prompt, response = KINDS[kind](rng)
         if prompt not in seen and response not in seen:
-            pairs.append(Pair(f"{kind}-{len(pairs):03}", kind, prompt, response))
+            value = response.rpartition("Answer: ")[2]
+            pairs.append(Pair(f"{kind}-{len(pairs):03}", kind, prompt, response, value))
             seen |= {prompt, response}
             redraws = 0
         elif (redraws := redraws + 1) == MAX_REDRAWS:
@@ -243,9 +246,19 @@ def annotated_set(seed: int, train: int, heldout: int) -> tuple[list[Pair], list
     return train_pairs, heldout_pairs
 
 
-def write_jsonl(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write pairs as JSON lines, replacing the file."""
-    lines = (json.dumps(pair._asdict()) + "\n" for pair in pairs)
+def further_prompts(seed: int, count: int) -> list[Pair]:
+    """Pairs beside those of the demo's two files, whose prompts it uses without their responses."""
+    train, _ = annotated_set(seed, TRAIN_PAIRS, HELDOUT_PAIRS)
+    more, _ = annotated_set(seed, TRAIN_PAIRS + count, HELDOUT_PAIRS)
+    known = {pair.id for pair in train}
+    return [pair for pair in more if pair.id not in known]
+
+
+def write_jsonl(path: Path, pairs: Sequence[Pair], annotated: bool = True) -> None:
+    """Write pairs as JSON lines, replacing the file; without responses if they are not to be `annotated`."""
+    rows = (pair._asdict() for pair in pairs)
+    kept = (row if annotated else {name: row[name] for name in row if name != "response"} for row in rows)
+    lines = (json.dumps(row) + "\n" for row in kept)
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

@@ -29,12 +29,21 @@ def members(experiment: Experiment, objectives: Sequence[MemberName] | None, see
     names = compared_by_default(experiment) if objectives is None else objectives
     _check_listed("objectives", names)
     _check_listed("seeds", seeds)
-    if experiment.schedule.stop_when_converged:
-        raise ConfigError(
-            "comparison: schedule.stop_when_converged is true, and loops that end after different numbers of "
-            "iterations cannot be compared: set it to false"
-        )
+    _check_equally_long(experiment)
     return [member(experiment, name, seed) for seed in seeds for name in names]
+
+
+def with_sft(experiment: Experiment) -> list[Experiment]:
+    """The experiment, and its baseline: supervised fine-tuning on the same pairs, with the same seed and settings.
+
+    Raises:
+        ConfigError: the experiment is itself supervised fine-tuning, or the two could end after different numbers of
+            iterations.
+    """
+    if experiment.objective.name == "sft":
+        raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it without --with-sft")
+    _check_equally_long(experiment)
+    return [experiment, member(experiment, "sft", experiment.seed)]
 
 
 def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
@@ -79,6 +88,15 @@ def compare_spec(experiment: Experiment, loops: Sequence[Experiment]) -> Compare
         members=[_finished(loop) for loop in loops],
         versions=versions("mlflow"),
     )
+
+
+def _check_equally_long(experiment: Experiment) -> None:
+    """Raises ConfigError if loops could end after different numbers of iterations."""
+    if experiment.schedule.stop_when_converged:
+        raise ConfigError(
+            "comparison: schedule.stop_when_converged is true, and loops that end after different numbers of "
+            "iterations cannot be compared: set it to false"
+        )
 
 
 def _check_listed(parameter: str, values: Sequence[object]) -> None:

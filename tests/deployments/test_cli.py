@@ -92,6 +92,20 @@ def test_a_wrong_setting_is_named_before_a_server_starts(
     assert not (tmp_path / "store" / ".prefect").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("objective.name=sft", "objective.name is sft, which is the baseline itself"),
+        ("schedule.stop_when_converged=true", "loops that end after different numbers of iterations"),
+    ],
+)
+def test_what_has_no_baseline_is_refused_before_a_server_starts(
+    recipe: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    assert message in " ".join(run("run", str(recipe), "--with-sft", "--set", setting).split())
+    assert not (tmp_path / "store").exists()
+
+
 def test_full_disk(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 99, 1))

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deployments.terminal import Display, show_places, show_result, summary_line
+from deployments.terminal import Display, show_beside, show_places, show_result, summary_line
 from iris_core.common.progress import Advance
+from iris_core.pipeline.members import compare_spec
 from iris_core.reporting.summary import Sample, Warned
+from iris_core.reporting.trajectories import trajectories
 from iris_core.store import Manifest, Store
 from tasks.stage import Finished
 from tests.iris_core.small_experiment import SmallExperiment
@@ -47,8 +49,9 @@ def finished(small: SmallExperiment, place: str) -> Finished:
 def test_a_warning_comes_with_its_stage_once(small: SmallExperiment, reused: bool) -> None:
     shown = console()
     done = finished(small, "iteration-0/generate").model_copy(update={"reused": reused})
-    Display(shown).ended("iteration-0/generate", done)
-    first, second = text_of(shown).splitlines()
+    Display(shown).ended(small.store, "iteration-0/generate", done)
+    name, first, second = text_of(shown).splitlines()
+    assert name == small.store.home.name
     assert first.startswith("✓ iteration 0 · generate")
     assert second == f"  ! {WARNING}"
 
@@ -114,13 +117,13 @@ def test_the_table_is_80_columns_wide_even_with_other_settings(small: SmallExper
 
 def test_what_to_type_is_one_command_wherever_the_store_is() -> None:
     console = Console(file=StringIO(), width=80)
-    show_places(console, Store(Path("/my store"), "e"), Path("/my store/report.html"), "iris demo")
+    show_places(console, Store(Path("/my store"), "e"), "iris demo")
     assert "type: iris up --store '/my store'\n" in console.file.getvalue()
 
 
 def test_another_mlflow_is_where_the_recipe_says() -> None:
     shown = console()
-    show_places(shown, Store(Path("/s"), "e"), Path("/s/report.html"), "iris demo", "http://me:secret@mlflow:5000")
+    show_places(shown, Store(Path("/s"), "e"), "iris demo", "http://me:secret@mlflow:5000")
     (line,) = (line for line in text_of(shown).splitlines() if line.startswith("MLflow"))
     assert line == "MLflow   http://***@mlflow:5000  runs, metrics, model versions"
 
@@ -138,3 +141,56 @@ def test_verdicts_and_the_name_of_the_verifier(tmp_path: Path) -> None:
     header = text_of(shown).splitlines()[2:6]
     assert "accur." in header[0] + header[1]
     assert max(map(len, text_of(shown).splitlines()[:9])) <= 80
+
+
+def test_loops_are_named_once_each_and_the_failed_one_has_its_log(small: SmallExperiment) -> None:
+    shown, other = console(), Store(small.store.root, "other")
+    display = Display(shown)
+    done = finished(small, "iteration-0/generate")
+    for store in (small.store, small.store, other):
+        display.ended(store, "iteration-0/generate", done)
+    names = [line for line in text_of(shown).splitlines() if line in (small.store.home.name, "other")]
+    assert names == [small.store.home.name, "other"]
+    display.ended(other, "iteration-0/train", None)
+    assert display.failed == other.home / "logs" / "iteration-0-train.log"
+
+
+def test_the_baseline_stands_beside(tmp_path: Path) -> None:
+    """4 of 8 answers more are right; its interval is tested with the comparison."""
+    members = []
+    for name, right in (("sft", 0.25), ("iris", 0.75)):
+        member = SmallExperiment(
+            tmp_path / name,
+            [0.3],
+            exact=[0.125, right],
+            logprobs=[-1.7, -1.2],
+            objective={"name": name},
+            verification={"kind": "math"},
+        )
+        member.initial()
+        member.iterations()
+        members.append(member.experiment)
+    found = trajectories(compare_spec(members[0], members).members)
+    shown = console()
+    show_beside(shown, found, "sft")
+    lines = [" ".join(line.split()) for line in text_of(shown).splitlines()]
+    assert lines[0] == "accuracy (math) on held-out prompts after each iteration"
+    assert any(line.startswith("iris verified 0.12 0.75 [") for line in lines)
+    assert any(line.startswith("sft 0.12 0.25 [") for line in lines)
+    assert "iris verified − sft: +0.50 [+0.04, +0.76], paired by prompt" in lines
+    assert max(map(len, text_of(shown).splitlines())) <= 80
+
+    unchecked = [row.model_copy(update={"exact_match": []}) for row in found]
+    shown = console()
+    show_beside(shown, unchecked, "sft")
+    assert "log-prob, nats per token on held-out prompts" in text_of(shown)
+    assert "iris verified − sft: +0.000 [" in text_of(shown)
+
+
+def test_the_page_of_the_comparison_is_among_the_places() -> None:
+    shown = console()
+    show_places(shown, Store(Path("/s"), "e"), "iris demo", compared=True)
+    assert text_of(shown).splitlines()[:2] == [
+        "report   /s/e/report.html",
+        "compared /s/e/comparison/comparison.html",
+    ]

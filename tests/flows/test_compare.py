@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.compare import compare
+from flows.compare import compare, compare_with_sft
 from iris_core.config import Experiment, parse_experiment
 from iris_core.pipeline.members import member
 from iris_core.pipeline.plan import Prepared, generate_spec
+from iris_core.reporting.trajectories import read_trajectories
 from iris_core.store import Manifest, Store
 from tests.prefect_server import new_server
 
@@ -98,6 +99,20 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     assert "http://" not in text.replace("http://www.w3.org", "")
 
     check_tracked(experiment, rows)
+    check_baseline(experiment.model_copy(update={"name": "own", "iterations": 1}))
+
+
+def check_baseline(experiment: Experiment) -> None:
+    """A recipe's loop keeps its name and has its report; fine-tuning on the pairs beside it shares what it can."""
+    page = compare_with_sft(experiment)
+    own, sft = Store.of(experiment), Store.of(member(experiment, "sft", 0))
+    assert page.samefile(own.home / "comparison" / "comparison.html")
+    assert (own.home / "report.html").is_file()
+    for place in ("prepare", "initial/evaluate"):
+        assert (own.home / place).resolve() == (sft.home / place).resolve()
+    found = {row.objective: row for row in read_trajectories(page.parent / "comparison.json")}
+    assert set(found) == {"iris verified", "sft"}
+    assert set(found["iris verified"].differences) == {"sft"}
 
 
 def check_tracked(experiment: Experiment, rows: dict[str, Any]) -> None:

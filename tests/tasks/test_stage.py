@@ -165,7 +165,8 @@ def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
     seen: list[tuple[object, ...]] = []
 
     class Watcher:
-        def started(self, place: str) -> None:
+        def started(self, store: Store, place: str) -> None:
+            assert store.home.name == experiment.name
             seen.append(("started", place))
 
         def progressed(self, place: str, event: Advance) -> None:
@@ -174,7 +175,8 @@ def test_watcher_sees_start_progress_and_end(experiment: Experiment) -> None:
         def noticed(self, place: str, text: str) -> None:
             seen.append(("noticed", place, text))
 
-        def ended(self, place: str, finished: Finished | None) -> None:
+        def ended(self, store: Store, place: str, finished: Finished | None) -> None:
+            assert store.home.name == experiment.name
             seen.append(("ended", finished and finished.reused))
 
     with watched_by(Watcher()):

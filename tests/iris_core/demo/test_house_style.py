@@ -17,7 +17,18 @@ from pathlib import Path
 import pytest
 
 from iris_core.common.errors import ConfigError
-from iris_core.demo.house_style import ANSWER_PATTERN, KINDS, Pair, annotated_set, draw, main
+from iris_core.demo.house_style import (
+    ANSWER_PATTERN,
+    HELDOUT_PAIRS,
+    KINDS,
+    TRAIN_PAIRS,
+    Pair,
+    annotated_set,
+    draw,
+    further_prompts,
+    main,
+    write_jsonl,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -258,8 +269,25 @@ def test_files_hold_the_documented_columns(tmp_path: Path) -> None:
     for name, pairs in zip(("pairs.jsonl", "heldout.jsonl"), expected, strict=True):
         text = (tmp_path / "new" / name).read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
-        assert [list(row) for row in rows] == [["id", "kind", "prompt", "response"]] * len(pairs)
+        assert [list(row) for row in rows] == [["id", "kind", "prompt", "response", "reference"]] * len(pairs)
         assert [Pair(**row) for row in rows] == pairs
+
+
+def test_the_reference_is_what_the_pattern_captures() -> None:
+    for pair in annotated_set(3, 70, 21)[0]:
+        assert captured(pair) == pair.reference
+
+
+def test_further_prompts_are_none_of_the_pairs_and_have_no_response(tmp_path: Path) -> None:
+    train, heldout = annotated_set(3, TRAIN_PAIRS, HELDOUT_PAIRS)
+    prompts = further_prompts(3, 40)
+    assert len(prompts) == 40
+    assert not {pair.prompt for pair in prompts} & {pair.prompt for pair in train + heldout}
+    write_jsonl(tmp_path / "prompts.jsonl", prompts, annotated=False)
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"id": pair.id, "kind": pair.kind, "prompt": pair.prompt, "reference": pair.reference} for pair in prompts
+    ]
 
 
 def test_more_questions_than_a_kind_has_is_an_error() -> None:

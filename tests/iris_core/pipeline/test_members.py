@@ -10,7 +10,7 @@ import pytest
 from iris_core.common.errors import ConfigError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES
-from iris_core.pipeline.members import compared_by_default, member, members
+from iris_core.pipeline.members import compared_by_default, member, members, with_sft
 from iris_core.pipeline.plan import Prepared, generate_spec, prepare_spec, recipe_yaml
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Artifact, Policy
@@ -142,6 +142,22 @@ def test_loops_that_may_end_early_are_not_compared() -> None:
     stopping = experiment(schedule={"stop_when_converged": True})
     with pytest.raises(ConfigError, match=r"^comparison: schedule.stop_when_converged is true.*: set it to false$"):
         members(stopping, ["iris"], [0])
+
+
+def test_the_baseline_is_the_recipe_by_supervised_fine_tuning() -> None:
+    base = experiment(seed=3, training={"epochs": 5}, objective={"beta": 0.3}, **JUDGED)
+    own, sft = with_sft(base)
+    assert own == base
+    assert (sft.name, sft.seed, sft.data.split_seed) == ("both-sft-seed-3", 3, 3)
+    assert (sft.objective.name, sft.objective.learns_from_verdicts) == ("sft", False)
+    assert (sft.training, sft.verification, sft.store) == (base.training, base.verification, base.store)
+
+
+def test_no_baseline_for_the_baseline_or_a_loop_that_may_end_early() -> None:
+    with pytest.raises(ConfigError, match=r"^comparison: objective.name is sft, .*: run it without --with-sft$"):
+        with_sft(experiment(objective={"name": "sft"}))
+    with pytest.raises(ConfigError, match=r"^comparison: schedule.stop_when_converged is true"):
+        with_sft(experiment(schedule={"stop_when_converged": True}))
 
 
 def prepared_keys(seed: int, **data: Any) -> list[str]:

@@ -15,8 +15,9 @@ from iris_core.common.errors import DataError
 from iris_core.common.intervals import Interval
 from iris_core.pipeline.members import compare_spec
 from iris_core.reporting import figures
-from iris_core.reporting.comparison import Trajectory, cells, headers, plots, render, trajectories
+from iris_core.reporting.comparison import cells, headers, plots, render
 from iris_core.reporting.paired import Difference
+from iris_core.reporting.trajectories import Trajectory, trajectories
 from iris_core.store import Outcome
 from tests.iris_core.small_experiment import PROMPTS, SmallExperiment
 
@@ -67,12 +68,21 @@ def test_differences_are_paired_by_prompt(found: list[Trajectory]) -> None:
 def test_the_page_has_the_frontier_and_the_differences(found: list[Trajectory]) -> None:
     page = render("both", found)
     alts = re.findall(r'aria-label="([^"]*ends at[^"]*)"', page)
+    assert re.search("sft ends at 0.25; iris verified ends at 0.75$", alts[1])
     assert re.fullmatch(
-        r"sft ends at 0\.25 \[.*\], log-prob -1\.200; iris verified ends at 0\.75 \[.*\], log-prob -1\.400", alts[1]
+        r"sft ends at 0\.25 \[.*\], log-prob -1\.200; iris verified ends at 0\.75 \[.*\], log-prob -1\.400", alts[2]
     )
     assert "accuracy (math), percentage points" in page
     assert '<b>+50.0</b> <span class="interval">[+3.9, +76.1]</span>' in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+
+
+def test_accuracy_begins_where_it_was_checked(found: list[Trajectory]) -> None:
+    """Without an evaluation of the initial model there is a value less than models."""
+    unscored = [row.model_copy(update={"exact_match": row.exact_match[1:]}) for row in found]
+    for rows, models in ((found, ["initial", "0"]), (unscored, ["0"])):
+        (plot,) = (plot for plot in plots(rows) if plot.title == "Accuracy (math)")
+        assert [model for model in ("initial", "0") if f">{model}</text>" in plot.svg] == models
 
 
 def test_plots_have_the_colours_of_the_page_light_and_dark(found: list[Trajectory]) -> None:
