@@ -13,11 +13,12 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from string import whitespace
 from typing import Any
+
+from iris_core.sql.statements import without_start
 
 Row = tuple[Any, ...]
 
@@ -105,21 +106,21 @@ def execute(database: Path, query: str, limits: Limits) -> list[Row]:
 def reads_data(database: Path, query: str, limits: Limits) -> bool:
     """Whether a query that has a result reads a table of the database: SQLite's program for it opens one.
 
-    One that cannot be explained may do so.
-
     Args:
         database: as of `execute`.
         query: one that `execute` has run.
         limits: as of `execute`.
 
     Raises:
-        QueryStopped: the database cannot be read.
+        QueryStopped: the database cannot be read, or SQLite does not explain the query.
     """
-    with _errors(limits), closing(_open(database, limits)) as connection, suppress(sqlite3.Error):
-        program = connection.execute(f"EXPLAIN {query.lstrip(';' + whitespace)}").fetchall()
+    with _errors(limits), closing(_open(database, limits)) as connection:
+        try:
+            program = connection.execute(f"EXPLAIN {without_start(query)}").fetchall()
+        except sqlite3.Error as error:
+            raise QueryStopped(f"it cannot be explained: {error}") from None
         # of the database itself (0), and not its schema (page 1); columns are addr, opcode, p1, p2, p3, …
         return any(row[1] in OPENS and row[4] == 0 and row[3] > 1 for row in program)
-    return True
 
 
 def database_file(folder: Path, db_id: str) -> Path:

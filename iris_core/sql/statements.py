@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
 
 # a block, on one line where it names its language; then code within a line, which is none
 FENCE = re.compile(
-    r"```[ \t]*(?:(?:sqlite|sql)\b|\w*[ \t]*\r?\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE
+    r"```[ \t]*(?:(sqlite|sql)\b|\w*[ \t]*\r?\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE
 )
 SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
 # what may hold a parenthesis or ORDER BY that is none: text, names, comments; then parentheses and ORDER BY
@@ -42,9 +42,19 @@ class NotParsed(Exception):
 
 
 def query_in(response: str) -> str:
-    """The query in a response: the last block between fences, or all of the text. A semicolon at its end is cut off."""
-    blocks = [block for block in FENCE.findall(response) if block.strip()]
-    return (blocks[-1] if blocks else response).strip().removesuffix(";").strip()
+    """The query in a response: the last block of SQL, the last block between fences, or all of the text.
+
+    A semicolon at its end is cut off.
+    """
+    blocks = [(language, block) for language, block in FENCE.findall(response) if block.strip()]
+    named = [block for language, block in blocks if language]
+    chosen = [response, *(block for _, block in blocks), *named][-1]
+    return chosen.strip().removesuffix(";").strip()
+
+
+def without_start(query: str) -> str:
+    """The query from its first word on: without the semicolons, comments and spaces that SQLite skips before it."""
+    return re.sub(rf"\A(?:;|\ufeff|{SPACE})+", "", query)
 
 
 def parse(query: str) -> exp.Query:
@@ -98,8 +108,23 @@ def is_constant(query: str) -> bool:
     return tree.find(exp.Table) is None or tree.find(*READING) is None
 
 
+def is_written(query: str) -> bool:
+    """Whether each value in the result is written in the query, whatever decides how often."""
+    try:
+        tree = parse(query)
+    except NotParsed:
+        return False
+    return not any(value.find(*READING) for select in _outermost(tree) for value in select.expressions)
+
+
+def _outermost(tree: exp.Expr) -> list[exp.Expr]:
+    """The SELECTs whose rows the result has."""
+    tree = tree.unnest()
+    return [*_outermost(tree.left), *_outermost(tree.right)] if isinstance(tree, exp.SetOperation) else [tree]
+
+
 def same_parts(first: str, second: str) -> bool:
-    """Whether two queries have the same parts: sets of columns, tables, conditions and groups, and the same order.
+    """Whether two queries have the same parts: columns and tables, sets of conditions and groups, the same order.
 
     It is stricter than Spider's exact-set match, which ignores values: see docs/sql.md.
     """
@@ -156,7 +181,7 @@ def _is_text(column: exp.Column) -> bool:
 
 
 def _parts(tree: exp.Expr) -> Any:
-    """The parts of a query, comparable: a frozenset where the order does not count."""
+    """The parts of a query, comparable: sorted, or a frozenset, where the order does not count."""
     if isinstance(tree, exp.SetOperation):
         sides = (_parts(tree.left.unnest()), _parts(tree.right.unnest()))
         swaps = not isinstance(tree, exp.Except)
@@ -169,12 +194,13 @@ def _parts(tree: exp.Expr) -> Any:
         )
     if isinstance(tree, exp.Subquery):
         return _parts(tree.unnest())
-    clauses = {name: _clause(tree.args.get(name)) for name in CLAUSES}
+    clauses: dict[str, Any] = {name: _clause(tree.args.get(name)) for name in CLAUSES}
+    clauses["expressions"] = tuple(sorted(map(_text, tree.expressions)))  # one that is there twice counts twice
     joins: list[exp.Join] = tree.args.get("joins") or []
     if not all(map(_is_inner, joins)):
         return tuple(clauses.values()), tuple(map(_joined, joins)), _order(tree)
     # tables in any order, with conditions that could as well be those of WHERE
-    clauses["from_"] |= _clause([join.this for join in joins])
+    clauses["from_"] = tuple(sorted([*clauses["from_"], *(_text(join.this) for join in joins)]))
     clauses["where"] |= frozenset().union(*map(_on, joins))
     return tuple(clauses.values()), _order(tree)
 

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from iris_core import synthesize_sql
 from iris_core.common.errors import ConfigError, DataError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.demo.sql_databases import write_folder
@@ -53,6 +54,7 @@ class Planted:
     """A model whose answers are known, by how the prompts begin and end."""
 
     budget = Budget(len, 10_000)
+    digest = "model"
 
     def __init__(self, settings: Experiment, answers: list[list[list[str]]]):
         self.experiment, self.answers, self.prompts = settings, answers, list[list[str]]()
@@ -104,6 +106,48 @@ def test_what_the_model_makes_is_kept_where_it_holds(folder: Path, tmp_path: Pat
     assert query_prompt.startswith("Database zoo:\nkeeper(id integer key")
     assert all(question_prompt.endswith("Question:") for question_prompt in question_prompts)
     assert answer_prompts[1].endswith("Question: Who is the oldest keeper?")
+
+
+@pytest.mark.unit
+def test_each_question_has_the_verdicts_on_its_own_answers(folder: Path, tmp_path: Path) -> None:
+    settings = experiment(folder, tmp_path, tmp_path)
+    model = Planted(settings, [[[DESERT, DESERT], ["no idea", "no idea"]]])
+    asked = [
+        Question("zoo", "Which exhibits have a desert climate?", DESERT),
+        Question("zoo", "Who is the oldest keeper?", OLDEST),
+    ]
+    with open_verifier(settings.verification, None) as verifier:
+        steps = Synthesis(cast(Model, model), verifier, {"zoo": open_databases(settings)["zoo"]}, [], Report())
+        assert steps.checked(asked, 2) == asked[:1]
+
+
+@pytest.mark.unit
+def test_a_query_that_is_annotated_is_not_new(folder: Path, tmp_path: Path) -> None:
+    settings = experiment(folder, tmp_path, tmp_path)
+    model = Planted(settings, [[[DESERT, OLDEST]]])
+    annotated = [Question("zoo", "Which ones are dry?", DESERT)]
+    with open_verifier(settings.verification, None) as verifier:
+        steps = Synthesis(cast(Model, model), verifier, {"zoo": open_databases(settings)["zoo"]}, annotated, Report())
+        assert [each.query for each in steps.queries(2)] == [OLDEST]
+    assert steps.report.left_out == {"query: known": 1}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("answers", "kept"), [(1, [OLDEST]), (0, [DESERT, OLDEST])])
+def test_the_file_holds_checked_pairs_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: int, kept: list[str]
+) -> None:
+    """All of them where no answers are asked for."""
+    settings = experiment(folder, tmp_path, tmp_path)
+    zoo = {"zoo": open_databases(settings)["zoo"]}
+    asked = [["Which exhibits have a desert climate?"], ["Who is the oldest keeper?"]]
+    planted = Planted(settings, [[[DESERT, OLDEST]], asked, [[COUNT], [OLDEST]]])
+    monkeypatch.setattr(synthesize_sql, "open_databases", lambda _: zoo)
+    monkeypatch.setattr(synthesize_sql, "Model", lambda *_: planted)
+    report = synthesize(settings, tmp_path / "more.jsonl", queries=8, answers=answers)
+    rows = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows] == kept
+    assert (report.pairs, rows[0]["model"]) == (len(kept), "model")
 
 
 @pytest.mark.unit

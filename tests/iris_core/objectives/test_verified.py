@@ -129,6 +129,16 @@ def test_losses_against_hand_arithmetic():
     assert loss("spif", annotated=0.0) == pytest.approx(-0.46125, abs=1e-6)
 
 
+def test_both_weights_of_iris_on_paper():
+    """α = 3, log Z = .2 and .5: w = e^(2·(−.4) − .2), v = e^(3·(−.6) − .5)."""
+    synthetic = torch.tensor([[0.4, -0.6, -0.6, -0.6]]).double()
+    rewards = Rewards(torch.tensor([-0.4]).double(), synthetic, weights=one_pair())
+    parameters = given_parameters(order=3.0, clip=10.0, log_normalizers=(0.2, 0.5))
+    up, down = gradient_coefficients(VERIFIED["iris"], rewards, parameters)
+    assert up.item() == pytest.approx(math.exp(-1.0))
+    assert down[0].tolist() == pytest.approx([-0.5625, *[0.1875 * math.exp(-2.3)] * 3])
+
+
 @pytest.mark.parametrize("likelihood", [0.0, 1.0])
 def test_annotated_responses_are_learned_to_their_end(likelihood):
     """log p = −1 of the tokens up to L, −2 of those after it: IRIS, α = 1, raises both alike, as RFT does."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from iris_core.common.digest import file_digest
-from iris_core.sql.execution import Limits, QueryFailed, database_file, execute
+from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, _errors, database_file, execute, reads_data
 
 pytestmark = pytest.mark.unit
 
@@ -114,6 +114,25 @@ def test_a_damaged_or_missing_file(tmp_path: Path) -> None:
     file.write_text("this is no database, but a text that is long enough to be taken for a header" * 20)
     with pytest.raises(QueryFailed, match="not a database"):
         execute(file, "SELECT * FROM t", LIMITS)
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CANTOPEN])
+def test_a_fault_of_a_file_is_not_the_querys(code: int) -> None:
+    """Disks report theirs by extended codes."""
+    error = sqlite3.OperationalError("x")
+    error.sqlite_errorcode = code
+    with pytest.raises(QueryStopped), _errors(LIMITS):
+        raise error
+
+
+def test_text_counts_by_its_length(database: Path) -> None:
+    with pytest.raises(QueryFailed, match="1,000 bytes"):
+        execute(database, "SELECT hex(zeroblob(300)) FROM pet LIMIT 2", Limits(result_bytes=1000))
+
+
+def test_a_query_that_is_not_explained_decides_nothing(database: Path) -> None:
+    with pytest.raises(QueryStopped, match="it cannot be explained: "):
+        reads_data(database, "EXPLAIN SELECT 1", LIMITS)
 
 
 def test_a_wide_table_is_read(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import random
 
 import pytest
 
-from iris_core.sql.results import same_result
+from iris_core.sql.results import same_result, tells_something
 
 pytestmark = pytest.mark.unit
+
+COUNTS = ((3, 1, 1, 2), (2, 2, 2, 1))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ pytestmark = pytest.mark.unit
         ([(0.3,), (0.1 + 0.2,)], [(0.1 + 0.2,), (0.3,)], True),
         ([(1234567891,)], [(1234567891.0,)], True),
         ([(1234567891,)], [(1234567892,)], False),
+        ([(1234567890123.0,)], [(1234567890123,)], True),  # whole ones in all digits
+        ([(1234567890123.0,)], [(1234567890124.0,)], False),
+        ([(1.000000000001,)], [(1.0,)], True),
         ([("3",)], [(3,)], False),
         ([("Ann",)], [("ann",)], False),
         ([(b"A",)], [(b"A",)], True),
@@ -47,6 +52,25 @@ pytestmark = pytest.mark.unit
 )
 def test_without_order(found: list[tuple[object, ...]], expected: list[tuple[object, ...]], same: bool) -> None:
     assert same_result(found, expected, ordered=False) is same
+
+
+def test_how_often_a_row_occurs_counts() -> None:
+    """Each column alone has the same values."""
+    kinds = [(1, 1), (1, 2), (2, 1), (2, 2)]
+    found, expected = ([kind for kind, n in zip(kinds, ns, strict=True) for _ in range(n)] for ns in COUNTS)
+    assert not same_result(found, expected, ordered=False)
+
+
+def test_columns_with_the_same_values_are_told_apart() -> None:
+    rng = random.Random(0)
+    columns = [rng.sample(range(20), 20) for _ in range(12)]
+    found, expected = (list(zip(*each, strict=True)) for each in (columns[::-1], columns))
+    assert same_result(found, expected, ordered=False)
+
+
+def test_what_tells_something() -> None:
+    assert not tells_something([("", None, 0)])
+    assert tells_something([("", None, 0), (0, "a", None)])
 
 
 def test_order_counts_where_it_is_asked_for() -> None:

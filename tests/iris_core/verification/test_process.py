@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +16,9 @@ import pytest
 
 from iris_core.common.errors import VerificationError
 from iris_core.config import VerificationPart
+from iris_core.verification import worker
 from iris_core.verification.process import NoVerdict, Process
-from iris_core.verification.verdicts import Case, parse_verdict
+from iris_core.verification.verdicts import Case, Verdict, parse_verdict
 from iris_core.verification.verifier import open_verifier
 from tests.processes import below, command_line, environment, pid_lives, wait_for
 
@@ -86,6 +90,14 @@ def test_hostile_json(judge, tmp_path) -> None:
         ("undecided", "memory"),
         ("right", "valid"),
     ]
+
+
+def test_a_reference_to_another_file_is_not_followed(judge, tmp_path) -> None:
+    (tmp_path / "far.json").write_text('{"type": "string"}')
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps({"properties": {"far": {"$ref": (tmp_path / "far.json").as_uri()}}}))
+    (found,) = judge("json_schema", [('{"far": 1}', None)], schema_path=str(path))
+    assert found.verdict == "undecided"
 
 
 def test_odd_characters_arrive_as_they_are(judge) -> None:
@@ -223,6 +235,41 @@ def test_a_program_that_ends_after_its_verdict_is_started_anew(tmp_path) -> None
             process._process.wait()
     process.close()
     assert [each.verdict for each in found] == ["right"] * 3
+
+
+def test_a_second_verdict_is_not_that_of_the_next_response(tmp_path) -> None:
+    twice = f"""
+        import json, pathlib, sys, time
+        for line in sys.stdin:
+            verdict = json.dumps(dict(verdict="wrong" if json.loads(line)["response"] == "2" else "right"))
+            print(verdict, flush=True)
+            time.sleep(0.2)
+            print(verdict, flush=True)
+            pathlib.Path({str(tmp_path)!r}, "second").touch()
+    """
+    process = Process(VerificationPart(kind="command", timeout=60.0, **program(tmp_path, twice)), None)
+    assert process.judge(Case("", "1", None)).verdict == "right"
+    wait_for((tmp_path / "second").exists)
+    with pytest.raises(NoVerdict, match="^output that no response asks for$"):
+        process.judge(Case("", "2", None))
+    process.close()
+
+
+def test_the_processors_time_is_that_of_each_case(monkeypatch) -> None:
+    """What a process has used for others is not counted."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(worker, "_limit", lambda kind, soft: limits.append((kind, soft)))
+    monkeypatch.setattr(os, "times", lambda: (90.0, 10.0, 0.0, 0.0, 0.0))
+    request = worker.Request(settings=VerificationPart(kind="answer", timeout=5.0), answer_pattern=None, parent=1)
+    worker.serve(request, [Case("", "1", "1").line()], io.StringIO())
+    monkeypatch.undo()
+    assert limits == [(resource.RLIMIT_CPU, 106)]
+
+
+@pytest.mark.parametrize("reason", ["timeout", "timeout: it ran longer than 4 s", "memory", "memory: it needs more"])
+def test_what_is_at_a_limit(reason) -> None:
+    assert Verdict("undecided", reason).at_limit
+    assert not Verdict("wrong", reason).at_limit
 
 
 def test_what_a_program_starts_is_killed_with_it(tmp_path) -> None:

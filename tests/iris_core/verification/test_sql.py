@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -88,6 +89,17 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
         ("SELECT COUNT(*) FROM pet", "SELECT SUM(1) FROM pet", "right"),
         ("SELECT COUNT(*) FROM pet", " ; SELECT SUM(1) FROM pet", "right"),
         ("SELECT COUNT(*) > 0 FROM pet", "SELECT EXISTS (SELECT 1 FROM pet)", "right"),
+        ("SELECT COUNT(*) FROM pet", "/**/; -- x\n SELECT SUM(1) FROM pet", "right"),
+        ("SELECT name FROM pet WHERE age = 5", " ; WITH pet(name) AS (SELECT 'Tom') SELECT name FROM pet", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "/**/;WITH pet(name) AS (SELECT 'Tom') SELECT name FROM pet", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "-- x\n;WITH p(n) AS (SELECT 'Tom') SELECT n FROM p", "wrong"),
+        ("SELECT COUNT(*) FROM pet WHERE age = 5", "SELECT COUNT(*) FROM sqlite_master", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet WHERE age LIKE '%' LIMIT 1", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT DISTINCT 'Tom' FROM pet WHERE age > 0", "wrong"),
+        ("SELECT name FROM pet", "SELECT 'Rex' FROM pet WHERE age = 3 UNION SELECT 'Tom' UNION SELECT 'Ida'", "wrong"),
+        ("SELECT 'yes' FROM pet WHERE age = 5", "SELECT 'yes' FROM pet WHERE name = 'Tom'", "right"),
+        ("SELECT name FROM pet WHERE age > 9", "SELECT age FROM pet WHERE age > 9", "undecided"),
+        ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT atom FROM pet, json_tree(age) WHERE name = 'Tom'", "right"),
         ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT value FROM pet, json_each(age) WHERE name = 'Tom'", "right"),
     ],
 )
@@ -147,6 +159,34 @@ def test_a_database_that_cannot_be_read_decides_nothing(databases: Path, tmp_pat
     assert [judge(case(PETS)).verdict, judge(case(PETS)).reason] == ["undecided", f"there is no database {file}"]
 
 
+def test_half_a_database_decides_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "pets" / "pets.sqlite"
+    file.parent.mkdir()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE pet (name TEXT, age INTEGER)")
+        connection.executemany("INSERT INTO pet VALUES (?, ?)", [(f"pet {n}", n) for n in range(2000)])
+        connection.commit()
+    sql = "SELECT name FROM pet WHERE age = 1999"
+    judge, last = open_judge(settings(tmp_path)), case(sql, sql)
+    assert judge(last).verdict == "right"
+    os.truncate(file, file.stat().st_size // 4096 // 2 * 4096)
+    assert (judge(last).verdict, judge(last).reason) == ("undecided", "database disk image is malformed")
+
+
+def test_changes_beside_a_linked_database_are_refused(databases: Path, tmp_path: Path) -> None:
+    """`iris sql-pairs` writes links."""
+    shutil.copytree(databases / "pets", tmp_path / "real")
+    link = tmp_path / "links" / "pets" / "pets.sqlite"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "real" / "pets.sqlite")
+    with closing(sqlite3.connect(tmp_path / "real" / "pets.sqlite")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO pet VALUES ('Leo', 9)")
+        connection.commit()
+        with pytest.raises(DataError, match=r"pets\.sqlite-wal beside it holds"):
+            check(settings(tmp_path / "links"))
+
+
 def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) -> None:
     shutil.copytree(databases / "pets", tmp_path / "pets")
     with closing(sqlite3.connect(tmp_path / "pets" / "pets.sqlite")) as connection:
@@ -162,7 +202,7 @@ def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) 
 
 def test_another_sqlite_judges_anew(databases: Path) -> None:
     assert verifier_versions(settings(databases))["SQLite"] == sqlite3.sqlite_version
-    assert verifier_versions(settings(databases))["SQL rules"] == "2"
+    assert verifier_versions(settings(databases))["SQL rules"] == "3"
     assert "SQLite" not in verifier_versions(VerificationPart(kind="math"))
 
 
