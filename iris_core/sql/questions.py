@@ -134,6 +134,8 @@ def read_questions(file: Path) -> list[Question]:
         rows = [json.loads(line) for line in lines] if each_is_one else json.loads(text)
     except ValueError as error:
         raise DataError(f"{file} is not JSON in UTF-8 ({error}): fix it") from error
+    if isinstance(rows, dict) and "question" in rows:  # JSON Lines of one question
+        rows = [rows]
     if not isinstance(rows, list):
         raise DataError(f"{file} is {type(rows).__name__}, not a list of questions: give the file as released")
     return [_question(row, f"{file}, row {number}") for number, row in enumerate(rows, start=1)]

@@ -140,8 +140,9 @@ def test_questions_in_json_lines(bird: Path) -> None:
     """As BIRD's filtered training set is."""
     before = Folder(bird).train
     found = json.loads(bird_rows("lakes"))
-    (bird / "train/train.json").write_text("".join(json.dumps(each) + "\n" for each in found))
-    assert Folder(bird).train == before
+    for count in (len(found), 1):
+        (bird / "train/train.json").write_text("".join(json.dumps(each) + "\n" for each in found[:count]))
+        assert Folder(bird).train == before[:count]
 
 
 def test_spider_as_released(spider: Path, tmp_path: Path) -> None:
