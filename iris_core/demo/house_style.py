@@ -51,7 +51,7 @@ from iris_core.demo.phrases import (
     WEEKDAYS,
 )
 
-TRAIN_PAIRS, HELDOUT_PAIRS, PROMPTS = 320, 80, 96  # of the demo
+TRAIN_PAIRS, HELDOUT_PAIRS, PROMPTS = 320, 80, 64  # of the demo
 ANSWER_PATTERN = r"(?m)^Answer: (.+?)\s*$"
 MAX_REDRAWS = 10_000  # repeats in a row after which a kind counts as exhausted
 FIRST_DAY, LAST_DAY = date(1990, 1, 1), date(2029, 12, 31)
