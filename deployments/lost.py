@@ -47,7 +47,7 @@ from deployments import credentials
 from iris_core.common.mirrors import is_remote, local_root
 
 TAG = "iris"
-FLOWS = ["iris", "iris-iteration", "iris-compare", "iris-evaluate"]
+FLOWS = ["iris", "iris-iteration", "iris-compare", "iris-with-sft", "iris-evaluate"]
 LOST = (
     "its process ended without a report (killed, or the machine went down): run the same command again to resume; "
     "what was finished is reused"

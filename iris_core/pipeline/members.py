@@ -43,7 +43,8 @@ def with_sft(experiment: Experiment) -> list[Experiment]:
     if experiment.objective.name == "sft":
         raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it without --with-sft")
     _check_equally_long(experiment)
-    return [experiment, member(experiment, "sft", experiment.seed)]
+    tracking = experiment.tracking.model_copy(update={"registered_model": None})  # not a version of the recipe's model
+    return [experiment, member(experiment.model_copy(update={"tracking": tracking}), "sft", experiment.seed)]
 
 
 def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:

@@ -54,7 +54,7 @@ def query_in(response: str) -> str:
 
 def without_start(query: str) -> str:
     """The query from its first word on: without the semicolons, comments and spaces that SQLite skips before it."""
-    return re.sub(rf"\A(?:;|\ufeff|{SPACE})+", "", query)
+    return re.sub(rf"\A(?:;|\ufeff|{SPACE})+", "", query, flags=re.DOTALL)
 
 
 def parse(query: str) -> exp.Query:

@@ -10,11 +10,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from uuid import UUID
 
 import pytest
-from prefect import flow, task
+from prefect import Flow, flow, task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import get_current_settings
 from prefect.states import Cancelling, Crashed, Running, State
@@ -243,3 +244,9 @@ def test_a_tag_that_names_no_lock_leads_to_no_file(api: str, tmp_path: Path, tag
         assert lost.end_lost_runs(tmp_path, api) == 0
         assert state_of(client, run.id) == "Running"
     assert (tmp_path / ".prefect" / "x").read_text() == "kept"
+
+
+def test_every_flow_is_looked_for() -> None:
+    modules = map(import_module, ("flows.compare", "flows.evaluation", "flows.iris", "flows.iteration"))
+    names = {each.name for module in modules for each in vars(module).values() if isinstance(each, Flow)}
+    assert names == set(lost.FLOWS)

@@ -145,8 +145,11 @@ def test_loops_that_may_end_early_are_not_compared() -> None:
 
 
 def test_the_baseline_is_the_recipe_by_supervised_fine_tuning() -> None:
-    base = experiment(seed=3, training={"epochs": 5}, objective={"beta": 0.3}, **JUDGED)
+    base = experiment(
+        seed=3, training={"epochs": 5}, objective={"beta": 0.3}, tracking={"registered_model": "prod"}, **JUDGED
+    )
     own, sft = with_sft(base)
+    assert (own.registered_model, sft.registered_model) == ("prod", "both-sft-seed-3")
     assert own == base
     assert (sft.name, sft.seed, sft.data.split_seed) == ("both-sft-seed-3", 3, 3)
     assert (sft.objective.name, sft.objective.learns_from_verdicts) == ("sft", False)

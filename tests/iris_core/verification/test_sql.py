@@ -92,6 +92,8 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
         ("SELECT COUNT(*) FROM pet", "/**/; -- x\n SELECT SUM(1) FROM pet", "right"),
         ("SELECT name FROM pet WHERE age = 5", " ; WITH pet(name) AS (SELECT 'Tom') SELECT name FROM pet", "wrong"),
         ("SELECT name FROM pet WHERE age = 5", "/**/;WITH pet(name) AS (SELECT 'Tom') SELECT name FROM pet", "wrong"),
+        ("SELECT COUNT(*) FROM pet", "/* a\nb */;\nSELECT SUM(1) FROM pet", "right"),
+        ("SELECT name FROM pet WHERE age = 5", "/* a\nb */;WITH p(n) AS (SELECT 'Tom') SELECT n FROM p", "wrong"),
         ("SELECT name FROM pet WHERE age = 5", "-- x\n;WITH p(n) AS (SELECT 'Tom') SELECT n FROM p", "wrong"),
         ("SELECT COUNT(*) FROM pet WHERE age = 5", "SELECT COUNT(*) FROM sqlite_master", "wrong"),
         ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet WHERE age LIKE '%' LIMIT 1", "wrong"),
