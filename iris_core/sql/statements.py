@@ -15,8 +15,9 @@ except ModuleNotFoundError as error:
 
 # a block, on one line where it names its language; then code within a line, which is none
 FENCE = re.compile(
-    r"```[ \t]*(?:(sqlite|sql)\b|\w*[ \t]*\r?\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE
+    r"```[ \t]*(?:(?:sqlite3?|sql)\b|\w*[ \t]*\r?\n)(.*?)(?:```|\Z)|```[^`\n]+```", re.DOTALL | re.IGNORECASE
 )
+BEGINNING = re.compile(r"\(*\s*(?:select|with|values)\b", re.IGNORECASE)  # of a query
 SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
 # what may hold a parenthesis or ORDER BY that is none: text, names, comments; then parentheses and ORDER BY
 ORDER = re.compile(
@@ -42,14 +43,13 @@ class NotParsed(Exception):
 
 
 def query_in(response: str) -> str:
-    """The query in a response: the last block of SQL, the last block between fences, or all of the text.
+    """The query in a response: the last block that begins as one, the last block between fences, or all of the text.
 
     A semicolon at its end is cut off.
     """
-    blocks = [(language, block) for language, block in FENCE.findall(response) if block.strip()]
-    named = [block for language, block in blocks if language]
-    chosen = [response, *(block for _, block in blocks), *named][-1]
-    return chosen.strip().removesuffix(";").strip()
+    blocks = [block for block in FENCE.findall(response) if block.strip()]
+    queries = [block for block in blocks if BEGINNING.match(without_start(block))]
+    return [response, *blocks, *queries][-1].strip().removesuffix(";").strip()
 
 
 def without_start(query: str) -> str:

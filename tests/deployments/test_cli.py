@@ -202,6 +202,9 @@ def test_demo_inputs_are_made_once_and_by_seed(
     assert (zero["name"], one["name"]) == ("demo", "demo-seed-1")
     files = [Path(str(inputs["data.path"])) for inputs in (zero, one)]
     assert files[0].read_text() != files[1].read_text()
+    assert {Path(str(one[f"data.{name}"])).parent for name in ("path", "heldout_path", "prompts_path")} == {
+        files[1].parent
+    }
     experiment = load_recipe(demo.RECIPES / "demo.yaml", zero)
     assert Path(experiment.model.path) == model.default_path()
 

@@ -8,6 +8,8 @@ from iris_core.sql.statements import NotParsed, is_ordered, normal_form, query_i
 
 pytestmark = pytest.mark.unit
 
+CTE = "-- all\nwith c as (select 1) select * from c"
+
 
 @pytest.mark.parametrize(
     ("response", "query"),
@@ -21,7 +23,11 @@ pytestmark = pytest.mark.unit
         ("```\r\nSELECT 1\r\n```", "SELECT 1"),
         ("```sql SELECT 1```", "SELECT 1"),
         ("```sql\nSELECT 1\n```\nIt prints:\n```\nRex\n```", "SELECT 1"),
-        ("```\nSELECT 1\n```\nIt prints:\n```text\nRex\n```", "Rex"),  # none says which is SQL
+        ("```\nSELECT 1\n```\nIt prints:\n```text\nRex\n```", "SELECT 1"),
+        ("```sql\nSELECT 1\n```\nWait, better:\n```\nSELECT 2\n```", "SELECT 2"),
+        ("```sql\nCREATE TABLE t (a)\n```\nSo:\n```\n-- all\nwith c as (select 1) select * from c\n```", CTE),
+        ("```sqlite3 SELECT 1```", "SELECT 1"),
+        ("```sql\nDROP TABLE t\n```", "DROP TABLE t"),
         ("Use ```x``` of t:\n```sql\nSELECT x\n```", "SELECT x"),
         ("I do not know.", "I do not know."),
         ("", ""),
