@@ -12,7 +12,7 @@ from iris_core.config import VerificationPart
 from iris_core.store import versions
 
 DATABASES = ("*/*.sqlite",)
-SQL_RULES = "3"  # by which results and parts are compared; another number with other verdicts
+SQL_RULES = "4"  # by which results and parts are compared; another number with other verdicts
 PACKAGES = {
     "math": ("math-verify", "sympy", "latex2sympy2-extended"),
     "json_schema": ("jsonschema",),

@@ -41,9 +41,17 @@ def same_result(found: list[Row], expected: list[Row], *, ordered: bool) -> bool
     return _matches(columns, wanted, candidates, ordered, (), iter(range(MAX_TRIES)))
 
 
-def tells_something(rows: list[Row]) -> bool:
-    """Whether a result has a value other than NULL, 0 and empty text. One that has none is that of many queries."""
-    return any(value not in (None, 0, "") for row in rows for value in row)
+def telling_values(rows: list[Row]) -> set[str]:
+    """The values of a result other than NULL, 0 and empty text. One that has none is the result of many queries."""
+    return {plain_value(value) for row in rows for value in row if value not in (None, 0, "")}
+
+
+def plain_value(value: Any) -> str:
+    """`value` as text, whatever its type: numbers without sign, as "30" for "30", -30 and 30.0."""
+    try:
+        return str(canonical(abs(float(value))))
+    except ValueError:
+        return str(value)
 
 
 def canonical(value: Any) -> Any:

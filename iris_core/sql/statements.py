@@ -35,6 +35,7 @@ CLAUSES = (
     "limit",
     "offset",
 )
+NO_RESULT = (exp.Limit, exp.Offset, exp.Exists)  # no value in them is in a result
 READING = (exp.Column, exp.Star, exp.AggFunc, exp.Window, exp.Exists)
 
 
@@ -115,6 +116,17 @@ def is_written(query: str) -> bool:
     except NotParsed:
         return False
     return not any(value.find(*READING) for select in _outermost(tree) for value in select.expressions)
+
+
+def values_in(query: str) -> set[str]:
+    """The numbers and texts that stand in a query, as they are written, where they could be in its result."""
+    try:
+        tree = parse(query)
+    except NotParsed:
+        return set()
+    # SQLite takes "Tom" for text where no column has that name
+    quoted = {name.name for name in tree.find_all(exp.Identifier) if name.quoted}
+    return quoted | {value.name for value in tree.find_all(exp.Literal) if not value.find_ancestor(*NO_RESULT)}
 
 
 def _outermost(tree: exp.Expr) -> list[exp.Expr]:

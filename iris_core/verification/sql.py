@@ -14,14 +14,15 @@ from typing import NamedTuple
 from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
 from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute, reads_data
-from iris_core.sql.results import same_result, tells_something
+from iris_core.sql.results import plain_value, same_result, telling_values
 from iris_core.sql.schema import check_complete
-from iris_core.sql.statements import is_constant, is_ordered, is_written, query_in, same_parts
+from iris_core.sql.statements import is_constant, is_ordered, is_written, query_in, same_parts, values_in
 from iris_core.verification.verdicts import Case, Judge, Verdict
 
 SAME_PARTS, SAME_RESULT = "same parts", "same result"  # why a response is right
 CONSTANT = "it reads nothing of the database"  # why one with the same result is wrong
 NOTHING_FOUND = "another query, and both find nothing"  # why one with the same result is undecided
+WRITTEN = "its result is written in it"  # so is this: the model may have taken it from the prompt
 TIME_SHARE = 0.4  # of the time for a verdict that one of the two queries may take
 MEMORY_SHARE = 0.25  # of the process's memory that SQLite may take
 KEPT = 4  # results of references: the responses to one prompt follow each other
@@ -105,14 +106,18 @@ def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
             return Verdict("wrong", f"another result: {len(rows)} rows, the reference has {len(wanted.rows)}")
         if same_parts(query, wanted.query):
             return Verdict("right", SAME_PARTS)
-        guessed = is_constant(query) or (is_written(query) and not is_written(wanted.query))
-        if guessed or not reads_data(wanted.database, query, limits):
+        if is_constant(query) or not reads_data(wanted.database, query, limits):
             return Verdict("wrong", CONSTANT)
     except QueryStopped as error:
         return Verdict("undecided", str(error))
     except QueryFailed as error:
         return Verdict("wrong", str(error))
-    return Verdict("right", SAME_RESULT) if tells_something(wanted.rows) else Verdict("undecided", NOTHING_FOUND)
+    if not (telling := telling_values(wanted.rows)):
+        return Verdict("undecided", NOTHING_FOUND)
+    may_be_guessed = (is_written, lambda each: telling <= set(map(plain_value, values_in(each))))
+    if any(guessed(query) and not guessed(wanted.query) for guessed in may_be_guessed):
+        return Verdict("undecided", WRITTEN)
+    return Verdict("right", SAME_RESULT)
 
 
 def _folder(settings: VerificationPart) -> Path:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from iris_core.sql.results import same_result, tells_something
+from iris_core.sql.results import same_result, telling_values
 
 pytestmark = pytest.mark.unit
 
@@ -68,9 +68,11 @@ def test_columns_with_the_same_values_are_told_apart() -> None:
     assert same_result(found, expected, ordered=False)
 
 
-def test_what_tells_something() -> None:
-    assert not tells_something([("", None, 0)])
-    assert tells_something([("", None, 0), (0, "a", None)])
+def test_values_that_tell_something_have_one_form_whatever_their_type() -> None:
+    assert telling_values([("", None, 0), (0.0, "", None)]) == set()
+    assert telling_values([("", None, 0), (0, "a", None)]) == {"a"}
+    rows = [(30, "30", -30.0, "030"), (2.5, "2.50", 0.1 + 0.2, "Tom"), (b"x", "nan", 1e400, 2**62)]
+    assert telling_values(rows) == {"30", "2.5", "0.3", "Tom", "b'x'", "nan", "inf", str(2**62)}
 
 
 def test_order_counts_where_it_is_asked_for() -> None:

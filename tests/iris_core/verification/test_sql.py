@@ -96,9 +96,33 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
         ("SELECT name FROM pet WHERE age = 5", "/* a\nb */;WITH p(n) AS (SELECT 'Tom') SELECT n FROM p", "wrong"),
         ("SELECT name FROM pet WHERE age = 5", "-- x\n;WITH p(n) AS (SELECT 'Tom') SELECT n FROM p", "wrong"),
         ("SELECT COUNT(*) FROM pet WHERE age = 5", "SELECT COUNT(*) FROM sqlite_master", "wrong"),
-        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet WHERE age LIKE '%' LIMIT 1", "wrong"),
-        ("SELECT name FROM pet WHERE age = 5", "SELECT DISTINCT 'Tom' FROM pet WHERE age > 0", "wrong"),
-        ("SELECT name FROM pet", "SELECT 'Rex' FROM pet WHERE age = 3 UNION SELECT 'Tom' UNION SELECT 'Ida'", "wrong"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' FROM pet WHERE age LIKE '%' LIMIT 1", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT DISTINCT 'Tom' FROM pet WHERE age > 0", "undecided"),
+        (
+            "SELECT name FROM pet",
+            "SELECT 'Rex' FROM pet WHERE age = 3 UNION SELECT 'Tom' UNION SELECT 'Ida'",
+            "undecided",
+        ),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT MAX('Tom') FROM pet", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", 'SELECT MAX("Tom") FROM pet', "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT n FROM (SELECT 'Tom' AS n, age FROM pet LIMIT 1)", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT IIF(COUNT(*) > 0, 'Tom', 'x') FROM pet", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT 'Tom' UNION SELECT name FROM pet WHERE 0", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT name FROM pet WHERE name = 'Tom'", "undecided"),
+        ("SELECT name FROM pet WHERE name = 'Tom'", "SELECT name FROM pet WHERE name LIKE 'Tom'", "right"),
+        ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT -age FROM pet WHERE age = 5", "wrong"),
+        ("SELECT -age FROM pet WHERE name = 'Tom'", "SELECT -MAX(5) FROM pet", "undecided"),
+        ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT age FROM pet WHERE age = '5.0'", "undecided"),
+        ("SELECT age FROM pet WHERE name = 'Ida'", "SELECT age FROM pet ORDER BY age LIMIT 1", "right"),
+        ("SELECT age FROM pet WHERE name = 'Ida'", "SELECT age FROM pet ORDER BY -age LIMIT 1 OFFSET 2", "right"),
+        ("SELECT name, age FROM pet WHERE age = 5", "SELECT name, age FROM pet WHERE name = 'Tom'", "right"),
+        ("SELECT CASE WHEN COUNT(*) > 2 THEN 'YES' END FROM pet", "SELECT 'YES' FROM pet LIMIT 1", "wrong"),
+        ("SELECT CASE WHEN COUNT(*) > 2 THEN 'YES' END FROM pet", "SELECT 'YES' FROM pet WHERE age = 5", "undecided"),
+        (
+            "SELECT CASE WHEN COUNT(*) > 2 THEN 'YES' END FROM pet",
+            "SELECT IIF(SUM(1) > 2, 'YES', 'NO') FROM pet",
+            "right",
+        ),
         ("SELECT 'yes' FROM pet WHERE age = 5", "SELECT 'yes' FROM pet WHERE name = 'Tom'", "right"),
         ("SELECT name FROM pet WHERE age > 9", "SELECT age FROM pet WHERE age > 9", "undecided"),
         ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT atom FROM pet, json_tree(age) WHERE name = 'Tom'", "right"),
@@ -109,6 +133,21 @@ def test_a_result_that_many_queries_have_does_not_make_one_right(
     databases: Path, sql: str, response: str, verdict: str
 ) -> None:
     assert open_judge(settings(databases))(case(response, sql)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("response", "verdict", "reason"),
+    [
+        ("SELECT 'Tom' FROM pet LIMIT 1", "wrong", "it reads nothing of the database"),
+        ("SELECT MAX('Tom') FROM pet", "undecided", "its result is written in it"),
+        ("SELECT 'Tom' FROM pet GROUP BY 1 HAVING COUNT(*) > 2", "undecided", "its result is written in it"),
+    ],
+)
+def test_what_could_be_taken_from_the_prompt_is_not_right(
+    databases: Path, response: str, verdict: str, reason: str
+) -> None:
+    found = open_judge(settings(databases))(case(response, "SELECT name FROM pet WHERE age = 5"))
+    assert (found.verdict, found.reason) == (verdict, reason)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +243,7 @@ def test_changes_beside_a_database_are_refused(databases: Path, tmp_path: Path) 
 
 def test_another_sqlite_judges_anew(databases: Path) -> None:
     assert verifier_versions(settings(databases))["SQLite"] == sqlite3.sqlite_version
-    assert verifier_versions(settings(databases))["SQL rules"] == "3"
+    assert verifier_versions(settings(databases))["SQL rules"] == "4"
     assert "SQLite" not in verifier_versions(VerificationPart(kind="math"))
 
 
