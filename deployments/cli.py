@@ -47,7 +47,10 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP),
 ]
 WithSft = Annotated[
-    bool, typer.Option("--with-sft", help="Then run supervised fine-tuning on the same pairs, too, and compare.")
+    bool,
+    typer.Option(
+        "--with-sft/--no-with-sft", help="Then run supervised fine-tuning on the same pairs, too, and compare."
+    ),
 ]
 StoreOption = Annotated[str, typer.Option(help="The store: a folder, or s3://bucket/prefix.")]
 STORE = "iris-store"
@@ -74,6 +77,7 @@ def demo(
         typer.Option(min=0, max=2**32 - 1, help="Of the annotated set and everything random."),
     ] = 0,
     set_: Settings = None,
+    with_sft: WithSft = True,
 ) -> None:
     """Watch a real 135M chat model improve by verified self-play, and by supervised fine-tuning beside it."""
     from deployments.demo import RECIPES, make_inputs
@@ -81,7 +85,7 @@ def demo(
     console.print("making the demo's model and annotated set", style="dim")
     overrides = {**make_inputs(seed), **parse_settings(set_ or [])}
     experiment = load_recipe(RECIPES / "demo.yaml", overrides)
-    run_loop(experiment, with_sft=experiment.objective.name != "sft")
+    run_loop(experiment, with_sft and experiment.objective.name != "sft")
 
 
 @app.command("sql-demo")
@@ -280,10 +284,10 @@ def run_loop(experiment: Experiment, with_sft: bool = False) -> None:
     from deployments.outage import Outage
     from deployments.server import prefect_api
     from flows.checks import check_services
-    from iris_core.pipeline.members import with_sft as beside_sft
+    from iris_core.pipeline import members
 
     if with_sft:
-        beside_sft(experiment)  # refuses one that cannot be compared, before a server starts
+        members.with_sft(experiment)  # refuses one that cannot be compared, before a server starts
     outage = Outage(experiment.tracking.patience, ends.echo, ends.end_with)
     ends.end_on_signals(lambda: outage.lasts)
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the display shows it
@@ -291,18 +295,21 @@ def run_loop(experiment: Experiment, with_sft: bool = False) -> None:
     store = check_services(experiment)
     explained = ends.explained(store.root, lambda: os.environ.get("PREFECT_API_URL", "its server"))
     with explained, prefect_api(store.root, outage):
-        compared = _run_flow(experiment, store, with_sft)
+        _run_flow(experiment, store, with_sft)
     from deployments import terminal
     from iris_core.reporting.trajectories import read_trajectories
+    from iris_core.store.places import COMPARISON
 
-    terminal.show_result(console, store)
-    if compared:
-        terminal.show_beside(console, read_trajectories(compared.parent / "comparison.json"), "sft")
-    terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=bool(compared))
+    compared = store.manifest(COMPARISON) if with_sft else None
+    if compared:  # the display has shown what each loop gave
+        terminal.show_beside(console, read_trajectories(compared.artifact("comparison").intact()), "sft")
+    else:
+        terminal.show_result(console, store)
+    terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=compared is not None)
 
 
-def _run_flow(experiment: Experiment, store: Store, with_sft: bool) -> Path | None:
-    """Runs the loop. Returns the page of the comparison, if its baseline is trained, too."""
+def _run_flow(experiment: Experiment, store: Store, with_sft: bool) -> None:
+    """Runs the loop, and `with_sft` its baseline."""
     from prefect import tags
 
     from deployments import lost, terminal
@@ -319,9 +326,9 @@ def _run_flow(experiment: Experiment, store: Store, with_sft: bool) -> Path | No
             watched_by(display),
         ):
             if with_sft:
-                return compare_with_sft(experiment)
-            iris(experiment)
-            return None
+                compare_with_sft(experiment)
+            else:
+                iris(experiment)
     except IrisError as error:
         if display.failed and isinstance(error, StageFailed):
             log = terminal.end_of_log(display.failed)

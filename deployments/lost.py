@@ -39,7 +39,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed
 
@@ -99,7 +99,10 @@ def end_lost_runs(store: Path, api: str) -> int:
 
 
 def watch(api: str) -> None:
-    """Lets the server mark flow runs that stop sending heartbeats, or never begin; automations that exist are kept."""
+    """Lets the server mark flow runs that stop sending heartbeats, or never begin.
+
+    Automations that it has are kept as they are, but for the flows that they are about.
+    """
     ends = [f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Crashed", "Cancelled")]
     beat, pending = "prefect.flow-run.heartbeat", "prefect.flow-run.Pending"
     # a server that refuses them to this user: the next process marks the runs
@@ -108,8 +111,11 @@ def watch(api: str) -> None:
             _crash_after("iris: flow runs without a heartbeat", {beat}, {beat, *ends}, MAX_SILENCE),
             _crash_after("iris: flow runs that never begin", {pending}, {"prefect.flow-run.*"}, MAX_START),
         ):
-            if not client.read_automations_by_name(automation.name):
+            known = client.read_automations_by_name(automation.name)
+            if not known:
                 client.create_automation(automation)
+            for each in known:
+                _update_flows(client, each, automation)
 
 
 def crash(client: SyncPrefectClient, runs: list[FlowRun], message: str) -> None:
@@ -139,6 +145,20 @@ def _crash_after(name: str, event: set[str], expected: set[str], within: datetim
     )
     action = ChangeFlowRunState(state=StateType.CRASHED, message=LOST)
     return AutomationCore(name=name, trigger=trigger, actions=[action])
+
+
+def _update_flows(client: SyncPrefectClient, known: Automation, wanted: AutomationCore) -> None:
+    """Makes an automation of an earlier version be about the same flows as `wanted`; the rest may be the user's."""
+    trigger, about = known.trigger, wanted.trigger
+    if (
+        isinstance(trigger, EventTrigger)
+        and isinstance(about, EventTrigger)
+        and trigger.match_related != about.match_related
+    ):
+        trigger.match_related = about.match_related
+        owned = {"id", "owner_resource"}  # by the server, which refuses them
+        content = {name: value for name, value in known if name not in owned}
+        client.update_automation(known.id, AutomationCore(**content))
 
 
 def _end_of(run: FlowRun, message: str) -> State[object]:

@@ -44,7 +44,7 @@ from iris_core.reporting.summary import (
 )
 from iris_core.reporting.trajectories import Trajectory
 from iris_core.store import Metrics, Store
-from iris_core.store.places import iteration_name
+from iris_core.store.places import COMPARISON, iteration_name
 from tasks.stage import Finished, describe, log_file
 
 ECHO_EVERY_S = 20.0  # progress lines, where the output is no terminal
@@ -63,12 +63,13 @@ class Display:
 
     Attributes:
         failed: the log file of the stage that failed.
+        store: of the loop whose stages run.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.failed: Path | None = None
-        self.loop: str | None = None
+        self.store: Store | None = None
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -90,7 +91,7 @@ class Display:
 
     def started(self, store: Store, place: str) -> None:
         """A bar appears."""
-        self._name(store)
+        self._enter(store)
         self.begun = self.echoed = time.monotonic()
         self.bar = self.progress.add_task(place_name(place), total=None, text="starting")
 
@@ -111,7 +112,7 @@ class Display:
 
     def ended(self, store: Store, place: str, finished: Finished | None) -> None:
         """A line that stays replaces the bar."""
-        self._name(store)
+        self._enter(store)
         if self.bar is not None:
             self.progress.remove_task(self.bar)
             self.bar = None
@@ -124,11 +125,14 @@ class Display:
         for text in Metrics.of(finished).warnings:
             show(self.console, "  ", (f"! {one_line(redact(text))}", "yellow"))
 
-    def _name(self, store: Store) -> None:
-        """The experiment's name, above the lines of its first stage."""
-        if store.home.name != self.loop:
-            self.loop = store.home.name
-            show(self.console, (one_line(self.loop), "bold"))
+    def _enter(self, store: Store) -> None:
+        """Above the first line of a loop: what the one before gave, and the loop's name."""
+        if self.store and store.home == self.store.home:
+            return
+        if self.store:
+            show_result(self.console, self.store)
+        self.store = store
+        show(self.console, (one_line(store.home.name), "bold"))
 
 
 def summary_line(finished: Finished) -> str:
@@ -172,10 +176,12 @@ def show_result(console: Console, store: Store) -> None:
     label = next((row.label for row in found if row.label), "average")
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     accuracy = _narrow_name(verifier_in(found))
-    for name in (*NARROW_HEADERS, f"{accuracy}\n[95 %]", f"{label}\n%"):
+    names = [*NARROW_HEADERS, f"{accuracy}\n[95 %]", f"{label}\n%"]
+    scored = any(cells(row)[-1] for row in found)  # no benchmark may have been asked for
+    for name in names if scored else names[:-1]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
-        table.add_row(*map(_narrow, cells(row)))
+        table.add_row(*map(_narrow, cells(row)[: len(table.columns)]))
     show(console, "\n", (one_line(store.home.name), "bold"), ": the model after each iteration")
     console.print(table)
     if best := champion(store):
@@ -197,24 +203,23 @@ def show_beside(console: Console, found: Sequence[Trajectory], baseline: str) ->
 
     Accuracy, or log-prob per token where answers were not checked.
     """
-    checked = all(row.exact_match for row in found)
-    measure = accuracy_name(found[0].verifier) if checked else "log-prob, nats per token"
-    lines = [row.exact_match if checked else row.logprob for row in found]
-    models = ["initial", *map(str, range(len(found[0].logprob) - 1))][-len(lines[0]) :]
-    digits = ".2f" if checked else ".3f"
+    checked = all(trajectory.exact_match for trajectory in found)
+    measure, digits = (accuracy_name(found[0].verifier), ".2f") if checked else ("log-prob, nats per token", ".3f")
+    values = [trajectory.exact_match if checked else trajectory.logprob for trajectory in found]
+    models = ["initial", *map(str, range(len(found[0].logprob) - 1))][-len(values[0]) :]
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
-    for name in ("objective", *models, "last, [95 %]"):
-        table.add_column(name, justify="left" if name == "objective" else "right", no_wrap=True)
-    for row, values in zip(found, lines, strict=True):
-        interval = f"{values[-1]:{digits}}".partition(" ")[2]
-        table.add_row(row.objective, *(f"{each.value:{digits}}" for each in values), interval)
-    show(console, (f"{measure} on held-out prompts", "bold"), " after each iteration")
+    for name in ("iter.", *(f"{trajectory.objective} [95 %]" for trajectory in found)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model, row in zip(models, zip(*values, strict=True), strict=True):
+        table.add_row(model, *(f"{value:{digits}}" for value in row))
+    table.add_row("steps", *(f"{trajectory.steps:.0f}" for trajectory in found))
+    show(console, "\n", (f"{measure} on held-out prompts", "bold"), " after each iteration, and steps of training")
     console.print(table)
-    for row in found:
-        if row.objective != baseline:
-            apart = row.differences[baseline]
-            by_prompt = apart.accuracy if checked and apart.accuracy else apart.logprob
-            show(console, f"{row.objective} − {baseline}: {by_prompt:+{digits}}, paired by prompt\n")
+    for trajectory in found:
+        if trajectory.objective != baseline:
+            difference = trajectory.differences[baseline]
+            shown = difference.accuracy if checked and difference.accuracy else difference.logprob
+            show(console, f"{trajectory.objective} − {baseline}: {shown:+{digits}}, paired by prompt\n")
 
 
 def show_warnings(console: Console, found: list[Warned]) -> None:
@@ -242,8 +247,8 @@ def show_places(
         console: the terminal.
         store: the experiment's.
         again: the command that ran it.
-        compared: its baseline ran, too.
         tracking_uri: an MLflow that the recipe names; None: MLflow is a file in the store, which `iris up` serves.
+        compared: its baseline ran, too.
     """
     up = (
         "iris up"
@@ -254,7 +259,7 @@ def show_places(
     named = tracking_uri and f"{redact(tracking_uri)}  runs, metrics, model versions"
     for line in (
         f"report   {store.home / 'report.html'}",
-        *([f"compared {store.home / 'comparison' / 'comparison.html'}"] if compared else []),
+        *([f"compared {store.home / COMPARISON / 'comparison.html'}"] if compared else []),
         f"MLflow   {named or served}",
         f"Prefect  http://127.0.0.1:4200  flow runs, logs, artifacts; type: {up}",
         f"again    {again}  (what is finished is reused)",

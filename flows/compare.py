@@ -20,6 +20,7 @@ from iris_core.config import Experiment
 from iris_core.config.objective import MemberName
 from iris_core.pipeline.members import members, with_sft
 from iris_core.pipeline.metrics import CompareMetrics
+from iris_core.store.places import COMPARISON
 from tasks.compare import compare as compare_stage
 from tasks.stage import Finished, artifact_key
 
@@ -65,13 +66,14 @@ def compare_with_sft(experiment: Experiment) -> Path:
 
 
 def _compared(experiment: Experiment, loops: list[Experiment]) -> Path:
-    store = check_services(experiment)
+    for each in (*loops, experiment):
+        store = check_services(each)
     for loop in loops:
         iris(loop)
     compared = compare_stage(experiment, loops)
     page = compared.manifest().artifact("page").path
     create_markdown_artifact(
-        _text(experiment, compared, page), key=artifact_key(store.home.name, "comparison"), description="comparison"
+        _text(experiment, compared, page), key=artifact_key(store.home.name, COMPARISON), description="comparison"
     )
     return page
 

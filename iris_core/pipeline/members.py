@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from iris_core.common.errors import ConfigError, StoreError
 from iris_core.config import Experiment, ObjectiveName, ObjectivePart, parse_experiment
+from iris_core.config.experiment import LONGEST_NAME
 from iris_core.config.objective import COMPARED, WITH_VERIFIER, MemberName, default_beta, default_likelihood
-from iris_core.pipeline.plan import execution_of
+from iris_core.pipeline.plan import execution_of, recipe_yaml
 from iris_core.pipeline.specs import CompareSpec, Member
 from iris_core.store import Artifact, Store, versions
 from iris_core.store.places import place_of
+
+FIGURES = "2"  # those that a comparison has; another number where they change
 
 
 def compared_by_default(experiment: Experiment) -> list[MemberName]:
@@ -41,8 +44,8 @@ def with_sft(experiment: Experiment) -> list[Experiment]:
             iterations.
     """
     if experiment.objective.name == "sft":
-        raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it without --with-sft")
-    _check_equally_long(experiment)
+        raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it with --no-with-sft")
+    _check_equally_long(experiment, ", or run the loop alone, with --no-with-sft")
     tracking = experiment.tracking.model_copy(update={"registered_model": None})  # not a version of the recipe's model
     return [experiment, member(experiment.model_copy(update={"tracking": tracking}), "sft", experiment.seed)]
 
@@ -66,8 +69,14 @@ def member(experiment: Experiment, name: MemberName, seed: int) -> Experiment:
         data = data.model_copy(update={"split_seed": experiment.seed})
     if objective.learns_from_verdicts:  # which leaves out no right response
         data = data.model_copy(update={"synthetic": data.synthetic.model_copy(update={"equal": "keep"})})
+    loop = f"{experiment.name}-{name}-seed-{seed}"
+    if len(loop) > LONGEST_NAME:
+        raise ConfigError(
+            f"comparison: name: its loop {name}, seed {seed}, would be called {loop!r}, which is longer than "
+            f"{LONGEST_NAME} characters: give the experiment a shorter one"
+        )
     changed = {
-        "name": f"{experiment.name}-{name}-seed-{seed}",
+        "name": loop,
         "data": data,
         "objective": objective,
         "schedule": schedule.model_dump(exclude_unset=True),  # the rest is the objective's
@@ -80,23 +89,23 @@ def compare_spec(experiment: Experiment, loops: Sequence[Experiment]) -> Compare
     """The finished `loops` side by side, from their manifests in the store.
 
     Raises:
-        StoreError: one of them has trained nothing.
+        StoreError: one of them has trained nothing, or other settings by now.
     """
     return CompareSpec(
         experiment=experiment.name,
         execution=execution_of(experiment),
         tracking_uri=experiment.tracking_uri,
         members=[_finished(loop) for loop in loops],
-        versions=versions("mlflow"),
+        versions={**versions("mlflow"), "figures": FIGURES},
     )
 
 
-def _check_equally_long(experiment: Experiment) -> None:
-    """Raises ConfigError if loops could end after different numbers of iterations."""
+def _check_equally_long(experiment: Experiment, or_else: str = "") -> None:
+    """Raises ConfigError if loops could end after different numbers of iterations; `or_else` is another remedy."""
     if experiment.schedule.stop_when_converged:
         raise ConfigError(
             "comparison: schedule.stop_when_converged is true, and loops that end after different numbers of "
-            "iterations cannot be compared: set it to false"
+            f"iterations cannot be compared: set it to false{or_else}"
         )
 
 
@@ -119,6 +128,11 @@ def _finished(loop: Experiment) -> Member:
     trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
     if not trained:
         raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
+    if not store.holds(recipe_yaml(loop)):
+        raise StoreError(
+            f"store: {store.home} was given to another run, with other settings, before the comparison: run again to "
+            "resume, and give the other run another `name`"
+        )
     return Member(
         objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
         beta=loop.objective.beta,

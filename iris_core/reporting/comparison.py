@@ -20,6 +20,7 @@ def headers(found: Sequence[Trajectory]) -> list[str]:
     return [
         "objective",
         "β",
+        "steps",
         "log-prob / token [95 %]",
         f"{accuracy} [95 %]",
         "gap D̂",
@@ -35,6 +36,7 @@ def cells(trajectory: Trajectory) -> list[str]:
     return [
         trajectory.objective,
         f"{trajectory.beta:g}",
+        f"{trajectory.steps:.0f}",
         f"{trajectory.logprob[-1]:.3f}",
         f"{trajectory.exact_match[-1]:.2f}" if trajectory.exact_match else "",
         f"{trajectory.gap:.2f}",

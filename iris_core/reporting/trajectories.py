@@ -14,7 +14,7 @@ from iris_core.common.intervals import Interval, crossed, crossed_proportion
 from iris_core.common.strict import Strict
 from iris_core.objectives.gap import variational_gap
 from iris_core.pipeline.comparable import verifier_of
-from iris_core.pipeline.metrics import EvaluateMetrics
+from iris_core.pipeline.metrics import EvaluateMetrics, TrainMetrics
 from iris_core.pipeline.specs import Member
 from iris_core.reporting.paired import Difference, check_prompts, difference, heldout_columns, heldout_of
 from iris_core.store import Manifest, named_manifest
@@ -31,6 +31,7 @@ class Trajectory(Strict):
         label: "miniature" if the embedded benchmarks gave it.
         gap: D̂ of the last iteration, an estimate.
         synthetic: log-prob per token of the opponent's held-out answers under the last model.
+        steps: of all its trainings, a mean over seeds.
         minutes: wall time of its trainings and evaluations, over all seeds; what objectives share counts for each.
         differences: how much more its last model gives than each other objective's, by prompt.
     """
@@ -45,6 +46,7 @@ class Trajectory(Strict):
     label: str | None
     gap: float
     synthetic: Interval
+    steps: float
     minutes: float
     differences: dict[str, Difference]
 
@@ -104,6 +106,7 @@ def _trajectory(members: Sequence[Member], differences: dict[str, Difference]) -
         label=next((scores.label for scores in last_scores), None),
         gap=float(variational_gap(*rewards).mean()),
         synthetic=crossed(last["synthetic_policy"], last["synthetic_tokens"]),
+        steps=sum(TrainMetrics.of(manifest).train.steps for run in trained for manifest in run) / len(members),
         minutes=sum(manifest.seconds for run in (*trained, *scored) for manifest in run) / 60,
         differences=differences,
     )

@@ -21,7 +21,7 @@ from iris_core.store import copies
 from iris_core.store.folders import MANIFEST, OBJECTS
 from iris_core.store.home import Home, link_to
 from iris_core.store.manifest import Manifest, read_manifest
-from iris_core.store.places import iteration_name, iterations_in
+from iris_core.store.places import links_of_one_recipe
 from iris_core.store.remote import remote
 from iris_core.store.spec import Spec
 
@@ -152,6 +152,11 @@ class Store:
         finally:
             os.close(folder)
 
+    def holds(self, recipe: str) -> bool:
+        """Whether the experiment's folder is that of `recipe`: of the newest run, which may be under way."""
+        self.pull()
+        return _holds(self.home / RECIPE, recipe)
+
     def folder(self, spec: Spec) -> Path:
         """The folder for the output of `spec`, which may not exist yet."""
         return self.root / OBJECTS / f"{spec.stage}-{spec.key()[:16]}"
@@ -162,11 +167,9 @@ class Store:
         self._in_bucket(lambda home: home.link(place, folder))
 
     def unlink(self) -> None:
-        """Removes the links to stages of the initial model and of iterations. The folders of the stages stay."""
-        for iteration in (None, *iterations_in(self.home)):
-            for link in (self.home / iteration_name(iteration)).glob("*"):
-                if link.is_symlink():
-                    link.unlink()
+        """Removes the links to the stages of a recipe and to its comparison. The folders of the stages stay."""
+        for link in links_of_one_recipe(self.home):
+            link.unlink()
         self._in_bucket(Home.unlink)
 
     def manifest(self, place: str) -> Manifest | None:

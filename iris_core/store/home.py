@@ -16,7 +16,7 @@ from iris_core.common.digest import text_digest
 from iris_core.common.errors import StoreError
 from iris_core.common.files import make_folder, replacing, write_atomic
 from iris_core.store.lease import Lease, is_over, parse
-from iris_core.store.places import INITIAL, PREFIX
+from iris_core.store.places import links_of_one_recipe, of_one_recipe
 from iris_core.store.remote import Remote
 
 LINK = ".link"
@@ -47,7 +47,7 @@ class Home:
             if found := self.remote.read(f"{self.name}/{name}"):
                 write_atomic(self.folder / name, found.content.decode(errors="replace"))
         links = {name.removesuffix(LINK) for name in names if name.endswith(LINK)}
-        for link in set(self.links()) - {self.folder / place for place in links}:
+        for link in set(links_of_one_recipe(self.folder)) - {self.folder / place for place in links}:
             link.unlink()
         for place in links:
             if found := self.remote.read(f"{self.name}/{place}{LINK}"):
@@ -63,15 +63,9 @@ class Home:
         self.remote.write(f"{self.name}/{place}{LINK}", json.dumps(target).encode())
 
     def unlink(self) -> None:
-        """Removes the links of the initial model and of iterations."""
-        names = self.remote.names(self.name)
-        links = [name for name in names if name.endswith(LINK) and name.startswith((f"{INITIAL}/", PREFIX))]
-        self.remote.remove(f"{self.name}/{name}" for name in links)
-
-    def links(self) -> list[Path]:
-        """The links here, of the initial model and of iterations."""
-        folders = [self.folder / INITIAL, *self.folder.glob(f"{PREFIX}*")]
-        return [link for folder in folders for link in folder.glob("*") if link.is_symlink()]
+        """Removes the links to the stages of a recipe and to its comparison."""
+        links = [name for name in self.remote.names(self.name) if name.endswith(LINK)]
+        self.remote.remove(f"{self.name}/{name}" for name in links if of_one_recipe(name.removesuffix(LINK)))
 
     @contextmanager
     def one_recipe(self, recipe: str, patience: float) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
     place_of(3, "train")         # "iteration-3/train"
     place_of(None, "evaluate")   # "initial/evaluate"
+    COMPARISON                   # "comparison", with other loops
 
 The initial model, before iteration 0, has the iteration None.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 
 INITIAL = "initial"
 PREFIX = "iteration-"
+COMPARISON = "comparison"
 
 
 def iteration_name(iteration: int | None) -> str:
@@ -28,3 +30,14 @@ def iterations_in(home: Path) -> list[int]:
     """The iterations that have a folder in an experiment's folder `home`, in order, finished or not."""
     numbers = [path.name.removeprefix(PREFIX) for path in home.glob(f"{PREFIX}*")]
     return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def of_one_recipe(place: str) -> bool:
+    """Whether a place is the output of one recipe, and wrong for another of the same model and data."""
+    return place == COMPARISON or place.startswith((f"{INITIAL}/", PREFIX))
+
+
+def links_of_one_recipe(home: Path) -> list[Path]:
+    """The links in an experiment's folder `home` whose places are those of one recipe."""
+    links = [link for link in (*home.glob("*"), *home.glob("*/*")) if link.is_symlink()]
+    return [link for link in links if of_one_recipe(link.relative_to(home).as_posix())]

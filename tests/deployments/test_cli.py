@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from deployments import demo, services
+from deployments import cli, demo, services
 from deployments.cli import app
 from iris_core.common.errors import ConfigError
 from iris_core.common.ports import free_port
@@ -96,7 +96,7 @@ def test_a_wrong_setting_is_named_before_a_server_starts(
     ("setting", "message"),
     [
         ("objective.name=sft", "objective.name is sft, which is the baseline itself"),
-        ("schedule.stop_when_converged=true", "loops that end after different numbers of iterations"),
+        ("schedule.stop_when_converged=true", "set it to false, or run the loop alone, with --no-with-sft"),
     ],
 )
 def test_what_has_no_baseline_is_refused_before_a_server_starts(
@@ -207,6 +207,30 @@ def test_demo_inputs_are_made_once_and_by_seed(
     }
     experiment = load_recipe(demo.RECIPES / "demo.yaml", zero)
     assert Path(experiment.model.path) == model.default_path()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beside"),
+    [
+        (["demo"], True),
+        (["demo", "--no-with-sft"], False),
+        (["demo", "--set", "objective.name=sft"], False),
+        (["sql-demo"], False),
+        (["sql-demo", "--with-sft"], True),
+    ],
+)
+def test_the_demo_has_its_baseline_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, arguments: list[str], beside: bool
+) -> None:
+    from iris_core.demo import model
+
+    runs = []
+    monkeypatch.setenv("IRIS_CACHE", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    os.symlink(tiny_model, model.default_path())
+    monkeypatch.setattr(cli, "run_loop", lambda experiment, with_sft: runs.append((experiment.name, with_sft)))
+    run(*arguments, code=0)
+    assert runs == [(arguments[0], beside)]
 
 
 def test_pairs_for_text_to_sql_are_written_and_counted(tmp_path: Path, tiny_model: Path) -> None:

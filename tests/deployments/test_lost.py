@@ -212,6 +212,27 @@ def test_the_server_marks_a_run_whose_heartbeat_stops(api: str, monkeypatch: pyt
         assert state_of(client, lively) == "Running"
 
 
+def test_an_automation_of_an_earlier_version_gets_the_flows_that_are_new(
+    api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the user has changed in it stays."""
+    with credentials.client(api) as client:
+        for known in client.read_automations():
+            client.delete_automation(known.id)
+        monkeypatch.setattr(lost, "FLOWS", ["iris"])
+        monkeypatch.setattr(lost, "MAX_START", datetime.timedelta(hours=1))
+        lost.watch(api)
+        monkeypatch.undo()
+        before = {each.name: each.trigger for each in client.read_automations()}
+        lost.watch(api)
+        after = {each.name: each.trigger for each in client.read_automations()}
+        assert len(before) == 2
+        assert before.keys() == after.keys()
+        for name, trigger in after.items():
+            assert trigger.match_related["prefect.resource.name"] == lost.FLOWS
+            assert (trigger.within, trigger.expect) == (before[name].within, before[name].expect)
+
+
 def test_a_run_that_waits_for_its_server_is_not_taken_for_lost() -> None:
     """A heartbeat may come just before an outage, the next just before its end; one more may be late."""
     patience = TrackingPart().patience

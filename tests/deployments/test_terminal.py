@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -149,8 +150,11 @@ def test_loops_are_named_once_each_and_the_failed_one_has_its_log(small: SmallEx
     done = finished(small, "iteration-0/generate")
     for store in (small.store, small.store, other):
         display.ended(store, "iteration-0/generate", done)
-    names = [line for line in text_of(shown).splitlines() if line in (small.store.home.name, "other")]
+    lines = text_of(shown).splitlines()
+    names = [line for line in lines if line in (small.store.home.name, "other")]
     assert names == [small.store.home.name, "other"]
+    result = lines.index(f"{small.store.home.name}: the model after each iteration")  # before the next loop begins
+    assert lines.index(small.store.home.name) < result < lines.index("other")
     display.ended(other, "iteration-0/train", None)
     assert display.failed == other.home / "logs" / "iteration-0-train.log"
 
@@ -173,18 +177,31 @@ def test_the_baseline_stands_beside(tmp_path: Path) -> None:
     found = trajectories(compare_spec(members[0], members).members)
     shown = console()
     show_beside(shown, found, "sft")
-    lines = [" ".join(line.split()) for line in text_of(shown).splitlines()]
-    assert lines[0] == "accuracy (math) on held-out prompts after each iteration"
-    assert any(line.startswith("iris verified 0.12 0.75 [") for line in lines)
-    assert any(line.startswith("sft 0.12 0.25 [") for line in lines)
-    assert "iris verified − sft: +0.50 [+0.04, +0.76], paired by prompt" in lines
+    lines = [" ".join(re.sub(r" \[[^]]*\]", "", line).split()) for line in text_of(shown).splitlines()]
+    assert lines[1] == "accuracy (math) on held-out prompts after each iteration, and steps of training"
+    assert lines[3] == "iter. sft iris verified"
+    assert lines[5:8] == ["initial 0.12 0.12", "0 0.25 0.75", "steps 6 6"]
+    assert "iris verified − sft: +0.50 [+0.04, +0.76], paired by prompt" in text_of(shown)
+
+    shown = console()  # the initial model was not evaluated, and there are many models
+    values = [found[0].exact_match[1]] * 12
+    many = [row.model_copy(update={"exact_match": values, "logprob": [*row.logprob[:1], *values]}) for row in found]
+    show_beside(shown, many, "sft")
+    assert re.findall(r"^ +(\w+) ", text_of(shown), re.MULTILINE) == [*map(str, range(12)), "steps"]
     assert max(map(len, text_of(shown).splitlines())) <= 80
 
-    unchecked = [row.model_copy(update={"exact_match": []}) for row in found]
+
+def test_what_was_not_checked_is_compared_by_log_prob(tmp_path: Path) -> None:
+    members = []
+    for name, logprob in (("sft", -1.2), ("spin", -1.4)):
+        member = SmallExperiment(tmp_path / name, [0.3], logprobs=[-1.7, logprob], objective={"name": name})
+        member.iterations()
+        members.append(member.experiment)
+    found = trajectories(compare_spec(members[0], members).members)
     shown = console()
-    show_beside(shown, unchecked, "sft")
+    show_beside(shown, [row.model_copy(update={"exact_match": []}) for row in found], "sft")
     assert "log-prob, nats per token on held-out prompts" in text_of(shown)
-    assert "iris verified − sft: +0.000 [" in text_of(shown)
+    assert "spin − sft: -0.200 [" in text_of(shown)
 
 
 def test_the_page_of_the_comparison_is_among_the_places() -> None:

@@ -1,8 +1,12 @@
-"""The flow `iris-compare`: two objectives by real loops on the tiny model, what they share, and the comparison."""
+"""Loops side by side on the tiny model, by the flow `iris-compare` and by the command, and what they share."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,10 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.compare import compare, compare_with_sft
+from flows.compare import compare
 from iris_core.config import Experiment, parse_experiment
 from iris_core.pipeline.members import member
-from iris_core.pipeline.plan import Prepared, generate_spec
+from iris_core.pipeline.plan import Prepared, generate_spec, recipe_yaml
 from iris_core.reporting.trajectories import read_trajectories
 from iris_core.store import Manifest, Store
 from tests.prefect_server import new_server
@@ -99,20 +103,6 @@ def test_objectives_are_compared(prefect_server, tiny_model, pairs_file, tmp_pat
     assert "http://" not in text.replace("http://www.w3.org", "")
 
     check_tracked(experiment, rows)
-    check_baseline(experiment.model_copy(update={"name": "own", "iterations": 1}))
-
-
-def check_baseline(experiment: Experiment) -> None:
-    """A recipe's loop keeps its name and has its report; fine-tuning on the pairs beside it shares what it can."""
-    page = compare_with_sft(experiment)
-    own, sft = Store.of(experiment), Store.of(member(experiment, "sft", 0))
-    assert page.samefile(own.home / "comparison" / "comparison.html")
-    assert (own.home / "report.html").is_file()
-    for place in ("prepare", "initial/evaluate"):
-        assert (own.home / place).resolve() == (sft.home / place).resolve()
-    found = {row.objective: row for row in read_trajectories(page.parent / "comparison.json")}
-    assert set(found) == {"iris verified", "sft"}
-    assert set(found["iris verified"].differences) == {"sft"}
 
 
 def check_tracked(experiment: Experiment, rows: dict[str, Any]) -> None:
@@ -127,3 +117,49 @@ def check_tracked(experiment: Experiment, rows: dict[str, Any]) -> None:
         "comparison.html",
         "comparison.json",
     }
+
+
+@pytest.mark.integration
+def test_a_recipe_and_its_baseline_by_the_command(tiny_model, pairs_file, tmp_path):
+    """Its loop keeps its name and report; fine-tuning beside it shares what it can; again, all of it is reused."""
+    content = settings(tmp_path, tiny_model, pairs_file)
+    content |= {"name": "own", "iterations": 1, "evaluation": {"benchmarks": []}, "verification": {"kind": "answer"}}
+    experiment = parse_experiment(content)
+    (tmp_path / "recipe.yaml").write_text(recipe_yaml(experiment))
+    own, sft = Store.of(experiment), Store.of(member(experiment, "sft", 0))
+
+    first = run_with_sft(tmp_path / "recipe.yaml")
+    for place in ("prepare", "initial/evaluate"):
+        assert (own.home / place).resolve() == (sft.home / place).resolve()
+    assert all((store.home / "report.html").is_file() for store in (own, sft))
+    page = own.home / "comparison" / "comparison.html"
+    assert page.is_file()
+    found = {row.objective: row for row in read_trajectories(page.with_suffix(".json"))}
+    assert set(found) == {"iris verified", "sft"}
+    assert set(found["iris verified"].differences) == {"sft"}
+    headings = ["own", "own: the model after each iteration", "own-sft-seed-0"]
+    headings += ["own-sft-seed-0: the model after each iteration", "own"]
+    assert [line for line in first if line in headings] == headings
+    (beside,) = (line for line in first if line.startswith("iris verified − sft: "))
+    assert re.fullmatch(r"iris verified − sft: [+-]\d\.\d\d \[.*\], paired by prompt", beside)
+    assert f"compared {page}" in first
+    shared = reused(first[first.index("own-sft-seed-0") :])
+    assert shared == ["✓ prepare", "✓ initial · evaluate", "✓ publish"]  # which the loop itself has published
+
+    again = run_with_sft(tmp_path / "recipe.yaml")
+    assert reused(again) == [line.split("  ")[0] for line in first if line.startswith("✓")]
+    assert beside in again
+
+
+def reused(lines: list[str]) -> list[str]:
+    """The stages that were not run, of lines that the command printed."""
+    return [line.split("  ")[0] for line in lines if re.match("✓.* reused", line)]
+
+
+def run_with_sft(recipe: Path) -> list[str]:
+    """The lines that the command prints."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    command = [sys.executable, "-m", "deployments.cli", "run", str(recipe), "--with-sft"]
+    result = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result.stdout.splitlines()

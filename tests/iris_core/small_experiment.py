@@ -82,6 +82,10 @@ class SmallExperiment:
             }
         )
         self.store = Store(root / "store", self.experiment.name)
+        self.store.check()
+        if not (self.store.home / "recipe.yaml").exists():  # else scored again, as `iris-evaluate` may
+            with self.store.one_recipe(plan.recipe_yaml(self.experiment)):
+                pass
         self.prepared = Prepared.of(self.run(plan.prepare_spec(self.experiment), "prepare", self.prepare))
 
     def run(self, spec: Spec, place: str, work: Any) -> Manifest:

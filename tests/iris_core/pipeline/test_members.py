@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from iris_core.common.errors import ConfigError
+from iris_core.common.errors import ConfigError, StoreError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES
-from iris_core.pipeline.members import compared_by_default, member, members, with_sft
+from iris_core.pipeline.members import compare_spec, compared_by_default, member, members, with_sft
 from iris_core.pipeline.plan import Prepared, generate_spec, prepare_spec, recipe_yaml
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Artifact, Policy
+from tests.iris_core.small_experiment import SmallExperiment
 
 pytestmark = pytest.mark.unit
 
@@ -157,10 +158,26 @@ def test_the_baseline_is_the_recipe_by_supervised_fine_tuning() -> None:
 
 
 def test_no_baseline_for_the_baseline_or_a_loop_that_may_end_early() -> None:
-    with pytest.raises(ConfigError, match=r"^comparison: objective.name is sft, .*: run it without --with-sft$"):
+    with pytest.raises(ConfigError, match=r"^comparison: objective.name is sft, .*: run it with --no-with-sft$"):
         with_sft(experiment(objective={"name": "sft"}))
-    with pytest.raises(ConfigError, match=r"^comparison: schedule.stop_when_converged is true"):
+    with pytest.raises(ConfigError, match=r"set it to false, or run the loop alone, with --no-with-sft$"):
         with_sft(experiment(schedule={"stop_when_converged": True}))
+
+
+def test_a_name_that_has_no_room_for_its_loops_is_named() -> None:
+    assert with_sft(experiment(name="a" * 189))[1].name == "a" * 189 + "-sft-seed-0"
+    with pytest.raises(ConfigError, match=r"^comparison: name: .* longer than 200 characters: give the experiment a s"):
+        with_sft(experiment(name="a" * 190))
+
+
+def test_a_loop_that_has_other_settings_by_now_is_not_compared(tmp_path: Path) -> None:
+    """Another run may take its name while the other loops of a comparison run."""
+    small = SmallExperiment(tmp_path, [0.3])
+    small.iterations()
+    assert len(compare_spec(small.experiment, [small.experiment]).members) == 1
+    changed = small.experiment.model_copy(update={"seed": 5})
+    with pytest.raises(StoreError, match=r"/small was given to another run, with other settings, .*: run again to res"):
+        compare_spec(changed, [changed])
 
 
 def prepared_keys(seed: int, **data: Any) -> list[str]:

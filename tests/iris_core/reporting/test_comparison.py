@@ -45,7 +45,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
 
 def test_members_are_named_by_objective_and_verdicts(found: list[Trajectory]) -> None:
     assert [row.objective for row in found] == ["sft", "iris verified"]  # the highest log-prob first
-    assert headers(found)[3] == "accuracy (math) [95 %]"
+    assert headers(found)[4] == "accuracy (math) [95 %]"
+    assert [cells(row)[2] for row in found] == ["6", "6"]  # steps
     assert [len(row.exact_match) for row in found] == [2, 2]
     assert [cells(row)[-1] for row in found] == ["30.0 (miniature)"] * 2
 

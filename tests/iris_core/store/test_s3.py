@@ -20,6 +20,7 @@ from iris_core.common.errors import ServiceError, StageFailed, StoreError
 from iris_core.store import Artifact, Execution, Manifest, Outcome, Store, completed, read_manifest, run_stage
 from iris_core.store.folders import DIGESTS, LOCK, MANIFEST, WORK
 from iris_core.store.inputs import fetch_inputs, localized
+from iris_core.store.places import COMPARISON
 from iris_core.store.remote import Remote
 from iris_core.store.units import Units
 from tests.processes import PATIENCE_S
@@ -320,6 +321,7 @@ def test_an_experiment_on_two_machines(uri: str, source: Artifact, on: Callable[
     with store.one_recipe("first: 1"):
         store.link("iteration-0/train", made.folder)
         store.link("prepare", made.folder)
+        store.link(COMPARISON, made.folder)
     on("b")
     other = Store(uri, "mine")
     other.check()
@@ -327,13 +329,17 @@ def test_an_experiment_on_two_machines(uri: str, source: Artifact, on: Callable[
     assert found
     assert found.files == made.files
     assert other.manifest("iteration-1/train") is None
+    assert other.holds("first: 1")
+    assert other.manifest(COMPARISON) is not None
     assert found.artifact("parts").intact().is_dir()
     with pytest.raises(StoreError, match=r"holds another experiment \(model was m, now n\)"):
         other.claim({"model": "n"})
     with other.one_recipe("second: 2"):
         assert other.manifest("iteration-0/train") is None
+        assert other.manifest(COMPARISON) is None
         assert other.manifest("prepare") is not None
         on("a")
+        assert not store.holds("first: 1")
         with pytest.raises(StoreError, match="with other settings is under way on"), store.one_recipe("first: 1"):
             pass
     with store.one_recipe("second: 2"):
