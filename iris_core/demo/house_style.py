@@ -10,7 +10,7 @@ spacing): two answers are the same if `ANSWER_PATTERN` captures the same text in
 a 135M model on two CPU cores: in SmolLM2's tokens, prompts and responses have at most 35 each (`--tokenizer` prints
 the lengths).
 
-No prompt and no answer occurs twice, within or across the two files. The held-out pairs are drawn first: they depend on
+No prompt and no answer occurs twice, within or across the files. The held-out pairs are drawn first: they depend on
 the seed and their own number, not on the number of training pairs.
 
     python -m iris_core.demo.house_style --seed 0 --train 320 --heldout 80 --out DIR

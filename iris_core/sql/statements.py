@@ -54,7 +54,7 @@ def query_in(response: str) -> str:
 
 
 def without_start(query: str) -> str:
-    """The query from its first word on: without the semicolons, comments and spaces that SQLite skips before it."""
+    """The query from its first word on, without what SQLite skips: a byte order mark, semicolons, comments, spaces."""
     return re.sub(rf"\A(?:;|\ufeff|{SPACE})+", "", query, flags=re.DOTALL)
 
 
