@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.verified import measures
 from benchmarks.verified.arms import ANNOTATED, ARMS, SAMPLES, TEST, UNANNOTATED, VALIDATION, arm_experiment, write_data
-from benchmarks.verified.measures import Measured
+from benchmarks.verified.measures import Measured, merge
 from benchmarks.verified.report import write_report
-
-pytestmark = pytest.mark.unit
+from iris_core.store import Artifact, Policy
 
 
 def test_no_prompt_is_in_two_sets(tmp_path: Path) -> None:
@@ -33,6 +34,7 @@ def test_no_prompt_is_in_two_sets(tmp_path: Path) -> None:
     assert len(set(everything)) == len(everything)
 
 
+@pytest.mark.unit
 def test_arms_with_verdicts_take_no_more_than_a_few_steps_more(tmp_path: Path) -> None:
     steps = {}
     for arm in ARMS:
@@ -44,6 +46,29 @@ def test_arms_with_verdicts_take_no_more_than_a_few_steps_more(tmp_path: Path) -
     assert steps == {"SFT continued": 48, "IRIS, plain": 48, "RFT": 50, "IRIS, verified": 50}
 
 
+@pytest.mark.integration
+def test_another_start_is_merged_anew(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start of an earlier run, under other settings, must not be taken for that of this one."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(measures, "alone", lambda work, **given: work(None, **given))
+    weights = []
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+        adapter = tmp_path / f"adapter-{seed}"
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).save_pretrained(adapter)
+        merged = merge(Policy(model=Artifact.of(tiny_model), adapter=Artifact.of(adapter)), "start-0", tmp_path)
+        weights.append(load_file(merged / "model.safetensors"))
+    name = next(name for name in weights[0] if name.endswith("q_proj.weight"))
+    assert torch.equal(weights[0][name], weights[2][name])
+    assert not torch.allclose(weights[0][name], weights[1][name])
+    assert len(list(tmp_path.glob("start-0-*"))) == 2
+
+
+@pytest.mark.unit
 def test_the_report_pairs_prompts(tmp_path: Path) -> None:
     """Ten prompts of two seeds; RFT answers two more of each seed than the others."""
     some, more = np.array([1.0] * 4 + [0.0] * 6), np.array([1.0] * 6 + [0.0] * 4)
@@ -63,6 +88,7 @@ def test_the_report_pairs_prompts(tmp_path: Path) -> None:
     assert by_name["IRIS, verified − RFT"][0].startswith("-20.0 [")
 
 
+@pytest.mark.unit
 def test_the_command_starts_and_no_seed_begins_too_late(tmp_path: Path) -> None:
     """Its workers import what they run: a package's `__main__` cannot be imported by them."""
     command = [sys.executable, "-m", "benchmarks.verified", "--minutes", "-1", "--out", str(tmp_path), "--jobs", "2"]

@@ -44,6 +44,16 @@ def test_generated_columns_are_columns(tmp_path: Path) -> None:
     assert schema_text("d", read_schema(tmp_path / "d.sqlite")).splitlines()[1] == "t(a int: 3, b int: 6, c int: 4)"
 
 
+def test_a_schema_without_the_changes_that_wait_beside_its_file_is_not_read(tmp_path: Path) -> None:
+    """It would lack tables that the questions are about."""
+    file = tmp_path / "d.sqlite"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript("CREATE TABLE t (a); PRAGMA journal_mode = WAL; CREATE TABLE u (b)")
+        with pytest.raises(DataError, match=r"d\.sqlite is not all of the database, d\.sqlite-wal beside it holds"):
+            read_schema(file)
+    assert [table.name for table in read_schema(file)] == ["t", "u"]
+
+
 def test_names_that_sql_would_not_take_as_they_are_written_are_quoted() -> None:
     found = {name: quoted(name) for name in ("year", "order", "Group", "current_date", "a b", "café", 'a"b', "match")}
     assert found == {
