@@ -18,6 +18,7 @@ from benchmarks.verified.report import write_report
 from iris_core.store import Artifact, Policy
 
 
+@pytest.mark.unit
 def test_no_prompt_is_in_two_sets(tmp_path: Path) -> None:
     write_data(0, tmp_path)
     prompts = {
