@@ -298,14 +298,15 @@ def run_loop(experiment: Experiment, with_sft: bool = False) -> None:
         _run_flow(experiment, store, with_sft)
     from deployments import terminal
     from iris_core.reporting.trajectories import read_trajectories
+    from iris_core.store import require_manifest
     from iris_core.store.places import COMPARISON
 
-    compared = store.manifest(COMPARISON) if with_sft else None
-    if compared:  # the display has shown what each loop gave
-        terminal.show_beside(console, read_trajectories(compared.artifact("comparison").intact()), "sft")
+    if with_sft:  # the display has shown what each loop gave
+        compared = require_manifest(store.home / COMPARISON).artifact("comparison").intact()
+        terminal.show_beside(console, read_trajectories(compared), "sft")
     else:
         terminal.show_result(console, store)
-    terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=compared is not None)
+    terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=with_sft)
 
 
 def _run_flow(experiment: Experiment, store: Store, with_sft: bool) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deployments.processes import end_of
+from iris_core.common.errors import IrisError
 from iris_core.common.markup import one_line, plain
 from iris_core.common.progress import Advance
 from iris_core.common.redaction import redact
@@ -129,9 +130,12 @@ class Display:
         """Above the first line of a loop: what the one before gave, and the loop's name."""
         if self.store and store.home == self.store.home:
             return
-        if self.store:
-            show_result(self.console, self.store)
-        self.store = store
+        before, self.store = self.store, store
+        if before:
+            try:
+                show_result(self.console, before)
+            except IrisError as error:  # a file is damaged, which the loop that begins does not need
+                show(self.console, ("!", "yellow"), f" {one_line(redact(str(error)))}")
         show(self.console, (one_line(store.home.name), "bold"))
 
 

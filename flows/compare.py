@@ -21,6 +21,7 @@ from iris_core.config.objective import MemberName
 from iris_core.pipeline.members import members, with_sft
 from iris_core.pipeline.metrics import CompareMetrics
 from iris_core.store.places import COMPARISON
+from iris_core.tracking.model_name import check_registered_model
 from tasks.compare import compare as compare_stage
 from tasks.stage import Finished, artifact_key
 
@@ -66,8 +67,9 @@ def compare_with_sft(experiment: Experiment) -> Path:
 
 
 def _compared(experiment: Experiment, loops: list[Experiment]) -> Path:
-    for each in (*loops, experiment):
-        store = check_services(each)
+    store = check_services(experiment)
+    for loop in loops:  # before the first one trains
+        check_registered_model(loop.tracking_uri, loop.registered_model)
     for loop in loops:
         iris(loop)
     compared = compare_stage(experiment, loops)

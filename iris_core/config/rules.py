@@ -21,7 +21,7 @@ from iris_core.common import mirrors, uris
 from iris_core.common.redaction import REFUSED, WITHOUT_SECRET, carries_secret
 from iris_core.common.strict import Strict
 
-LONGEST_NAME = 200  # leaves room for the suffixes of a comparison, in file names and in MLflow's databases
+LONGEST_NAME = 200  # in file names and MLflow's databases, with what is added there
 LONGEST_FILE_NAME = 255  # bytes
 LONGEST_STORE = 400  # bytes; SQLite opens paths of up to 511
 

@@ -24,7 +24,7 @@ from iris_core.common.errors import ConfigError
 from iris_core.common.files import write_atomic
 from iris_core.demo.sql_phrases import AGGREGATES, DATABASES, HELD_OUT, TEMPLATES, WITHOUT_QUESTIONS, Table
 from iris_core.sql.execution import Limits, execute
-from iris_core.sql.results import telling_values
+from iris_core.sql.results import tells_something
 
 QUESTIONS = 48  # of a database
 PARENTS, CHILDREN = 8, 24  # rows of the two tables
@@ -121,7 +121,7 @@ def draw(
         values = fill(tables, rows, "{p}" in query, rng)
         question, query = rng.choice(wordings).format(**values), query.format(**values)
         new = question not in found and query not in found.values()
-        if new and telling_values(execute(file, query, Limits())):
+        if new and tells_something(execute(file, query, Limits())):
             found[question] = query
             redraws = 0
         elif (redraws := redraws + 1) == MAX_REDRAWS:

@@ -44,7 +44,7 @@ def with_sft(experiment: Experiment) -> list[Experiment]:
             iterations.
     """
     if experiment.objective.name == "sft":
-        raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it with --no-with-sft")
+        raise ConfigError("comparison: objective.name is sft, which is the baseline itself: run it without --with-sft")
     _check_equally_long(experiment, ", or run the loop alone, with --no-with-sft")
     tracking = experiment.tracking.model_copy(update={"registered_model": None})  # not a version of the recipe's model
     return [experiment, member(experiment.model_copy(update={"tracking": tracking}), "sft", experiment.seed)]
@@ -125,19 +125,21 @@ def _finished(loop: Experiment) -> Member:
         found = [manifest for place in places if (manifest := store.manifest(place))]
         return [manifest.as_artifact() for manifest in found]
 
-    trained, initial = manifests("train"), store.manifest(place_of(None, "evaluate"))
-    if not trained:
-        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
+    trained, evaluated = manifests("train"), manifests("evaluate")
+    # where the loop does not evaluate it, `iris-evaluate` may have done so, for this loop alone
+    initial = store.manifest(place_of(None, "evaluate")) if loop.evaluation.initial else None
     if not store.holds(recipe_yaml(loop)):
         raise StoreError(
-            f"store: {store.home} was given to another run, with other settings, before the comparison: run again to "
-            "resume, and give the other run another `name`"
+            f"store: {store.home} has other settings than its loop, from a run that began since: give that run another "
+            "`name`, then run again to resume"
         )
+    if not trained:
+        raise StoreError(f"{loop.name} has trained nothing yet: run its loop first")
     return Member(
         objective=f"{loop.objective.name}{' verified' if loop.objective.verified else ''}",
         beta=loop.objective.beta,
         seed=loop.seed,
         train=trained,
-        evaluate=manifests("evaluate"),
+        evaluate=evaluated,
         initial=initial.as_artifact() if initial else None,
     )

@@ -25,7 +25,7 @@ from iris_core.common.errors import DataError, first_line
 from iris_core.common.files import replacing, write_atomic
 from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, execute
 from iris_core.sql.prompts import DETAILS, Budget, prompt
-from iris_core.sql.results import telling_values
+from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table, read_schema
 
 TRAIN = ("train_spider.json", "train_others.json", "train.json", "train/train.json")
@@ -220,7 +220,7 @@ def pairs(
             continue
         if made.detail != DETAILS[0].name:
             report.shortened[made.detail] += 1
-        if not telling_values(result):
+        if not tells_something(result):
             report.unproven[file] += 1
         yield row(made.text, each)
 

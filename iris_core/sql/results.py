@@ -8,13 +8,14 @@ equals the same text only, and numbers are equal if they agree to twelve digits,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from iris_core.sql.execution import Row
 
 Columns = list[list[Any]]
 
+NOTHING = (None, 0, "")  # values that tell nothing
 DIGITS = 12  # sums of floats in another order agree to more; few sums have a tie there, as 12345678.25 has at 9
 MAX_TRIES = 10_000  # orders of columns; only results with many equal values need more than their number of columns
 
@@ -41,17 +42,15 @@ def same_result(found: list[Row], expected: list[Row], *, ordered: bool) -> bool
     return _matches(columns, wanted, candidates, ordered, (), iter(range(MAX_TRIES)))
 
 
-def telling_values(rows: list[Row]) -> set[str]:
-    """The values of a result other than NULL, 0 and empty text. One that has none is the result of many queries."""
-    return {plain_value(value) for row in rows for value in row if value not in (None, 0, "")}
+def tells_something(rows: list[Row]) -> bool:
+    """Whether a result has a value other than NULL, 0 and empty text. One that has none is that of many queries."""
+    return any(value not in NOTHING for row in rows for value in row)
 
 
-def plain_value(value: Any) -> str:
-    """`value` as text, whatever its type: numbers without sign, as "30" for "30", -30 and 30.0."""
-    try:
-        return str(canonical(abs(float(value))))
-    except ValueError:
-        return str(value)
+def stands_in(rows: list[Row], texts: Iterable[str]) -> bool:
+    """Whether every value of a result that tells something is one of `texts`, whatever its type and sign."""
+    plain = set(map(_plain, texts))
+    return all(_plain(value) in plain for row in rows for value in row if value not in NOTHING)
 
 
 def canonical(value: Any) -> Any:
@@ -60,6 +59,14 @@ def canonical(value: Any) -> Any:
         rounded = value if value.is_integer() else float(f"{value:.{DIGITS}g}")
         return int(rounded) if rounded.is_integer() else rounded
     return value
+
+
+def _plain(value: Any) -> str:
+    """ "30" for "30", -30 and 30.0."""
+    try:
+        return str(canonical(abs(float(value))))
+    except ValueError:
+        return str(value)
 
 
 def _columns(rows: list[Row]) -> Columns:

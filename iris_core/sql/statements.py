@@ -23,6 +23,11 @@ SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
 ORDER = re.compile(
     rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|{SPACE}+|[()]|\border{SPACE}++by\b""", re.DOTALL | re.IGNORECASE
 )
+# comments and words, then text and numbers
+VALUE = re.compile(
+    rf"""{SPACE}+|[^\W\d]\w*|'((?:[^']|'')*)'|"((?:[^"]|"")*)"|((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)""",
+    re.DOTALL | re.IGNORECASE,
+)
 CLAUSES = (
     "with_",
     "from_",
@@ -35,7 +40,6 @@ CLAUSES = (
     "limit",
     "offset",
 )
-NO_RESULT = (exp.Limit, exp.Offset, exp.Exists)  # no value in them is in a result
 READING = (exp.Column, exp.Star, exp.AggFunc, exp.Window, exp.Exists)
 
 
@@ -119,14 +123,12 @@ def is_written(query: str) -> bool:
 
 
 def values_in(query: str) -> set[str]:
-    """The numbers and texts that stand in a query, as they are written, where they could be in its result."""
-    try:
-        tree = parse(query)
-    except NotParsed:
-        return set()
-    # SQLite takes "Tom" for text where no column has that name
-    quoted = {name.name for name in tree.find_all(exp.Identifier) if name.quoted}
-    return quoted | {value.name for value in tree.find_all(exp.Literal) if not value.find_ancestor(*NO_RESULT)}
+    """The numbers and texts that stand in a query, but for 1, which stands for what is counted, as in COUNT(1).
+
+    sqlglot is not asked, as in `is_ordered`. SQLite takes "Tom" for text, too, where no column has that name.
+    """
+    found = ("".join(match.groups("")) for match in VALUE.finditer(query))
+    return {each.replace("''", "'").replace('""', '"') for each in found} - {"", "1"}
 
 
 def _outermost(tree: exp.Expr) -> list[exp.Expr]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from iris_core.sql.execution import Limits, QueryFailed, Row, execute, reads_data
 from iris_core.sql.prompts import Budget, with_schema
 from iris_core.sql.questions import Question
-from iris_core.sql.results import telling_values
+from iris_core.sql.results import tells_something
 from iris_core.sql.schema import Table
 from iris_core.sql.statements import NotParsed, is_constant, normal_form, query_in
 
@@ -76,7 +76,7 @@ def problem(database: Path, query: str, known: set[str], limits: Limits) -> str:
 
 def problem_of_result(rows: list[Row]) -> str:
     """Why a result is not worth a question; "" if it is."""
-    if not telling_values(rows):
+    if not tells_something(rows):
         return "empty result"
     if len(rows) > MAX_ROWS or len(rows[0]) > MAX_COLUMNS:
         return "large result"

@@ -163,8 +163,8 @@ class Store:
 
     def link(self, place: str, folder: Path) -> None:
         """Links `<experiment>/<place>`, such as "iteration-0/train", to a stage's folder."""
+        self._in_bucket(lambda home: home.link(place, folder))  # first: a pull removes links that are not there
         link_to(self.home / place, folder)
-        self._in_bucket(lambda home: home.link(place, folder))
 
     def unlink(self) -> None:
         """Removes the links to the stages of a recipe and to its comparison. The folders of the stages stay."""

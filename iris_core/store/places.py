@@ -9,6 +9,7 @@ The initial model, before iteration 0, has the iteration None.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 INITIAL = "initial"
@@ -34,10 +35,10 @@ def iterations_in(home: Path) -> list[int]:
 
 def of_one_recipe(place: str) -> bool:
     """Whether a place is the output of one recipe, and wrong for another of the same model and data."""
-    return place == COMPARISON or place.startswith((f"{INITIAL}/", PREFIX))
+    return re.fullmatch(rf"{COMPARISON}|(?:{INITIAL}|{PREFIX}\d+)/[^/]+", place) is not None
 
 
 def links_of_one_recipe(home: Path) -> list[Path]:
     """The links in an experiment's folder `home` whose places are those of one recipe."""
-    links = [link for link in (*home.glob("*"), *home.glob("*/*")) if link.is_symlink()]
+    links = [link for link in (home / COMPARISON, *home.glob("*/*")) if link.is_symlink()]
     return [link for link in links if of_one_recipe(link.relative_to(home).as_posix())]

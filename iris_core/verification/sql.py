@@ -14,7 +14,7 @@ from typing import NamedTuple
 from iris_core.common.errors import ConfigError
 from iris_core.config import VerificationPart
 from iris_core.sql.execution import Limits, QueryFailed, QueryStopped, Row, database_file, execute, reads_data
-from iris_core.sql.results import plain_value, same_result, telling_values
+from iris_core.sql.results import same_result, stands_in, tells_something
 from iris_core.sql.schema import check_complete
 from iris_core.sql.statements import is_constant, is_ordered, is_written, query_in, same_parts, values_in
 from iris_core.verification.verdicts import Case, Judge, Verdict
@@ -112,9 +112,9 @@ def compare(response: str, wanted: Expected, limits: Limits) -> Verdict:
         return Verdict("undecided", str(error))
     except QueryFailed as error:
         return Verdict("wrong", str(error))
-    if not (telling := telling_values(wanted.rows)):
+    if not tells_something(wanted.rows):
         return Verdict("undecided", NOTHING_FOUND)
-    may_be_guessed = (is_written, lambda each: telling <= set(map(plain_value, values_in(each))))
+    may_be_guessed = (is_written, lambda each: stands_in(wanted.rows, values_in(each)))
     if any(guessed(query) and not guessed(wanted.query) for guessed in may_be_guessed):
         return Verdict("undecided", WRITTEN)
     return Verdict("right", SAME_RESULT)

@@ -223,14 +223,15 @@ def test_an_automation_of_an_earlier_version_gets_the_flows_that_are_new(
         monkeypatch.setattr(lost, "MAX_START", datetime.timedelta(hours=1))
         lost.watch(api)
         monkeypatch.undo()
-        before = {each.name: each.trigger for each in client.read_automations()}
+        client.pause_automation(client.read_automations()[0].id)
+        before = {each.id: each.model_dump(mode="json") for each in client.read_automations()}
         lost.watch(api)
-        after = {each.name: each.trigger for each in client.read_automations()}
-        assert len(before) == 2
-        assert before.keys() == after.keys()
-        for name, trigger in after.items():
-            assert trigger.match_related["prefect.resource.name"] == lost.FLOWS
-            assert (trigger.within, trigger.expect) == (before[name].within, before[name].expect)
+        after = {each.id: each.model_dump(mode="json") for each in client.read_automations()}
+        assert sorted(each["enabled"] for each in before.values()) == [False, True]
+        for each in before.values():
+            assert each["trigger"]["match_related"]["prefect.resource.name"] == "iris"
+            each["trigger"]["match_related"]["prefect.resource.name"] = lost.FLOWS
+        assert after == before
 
 
 def test_a_run_that_waits_for_its_server_is_not_taken_for_lost() -> None:

@@ -60,9 +60,10 @@ class SmallExperiment:
         label: str | None = "miniature",
         exact: list[float] | None = None,
         logprobs: list[float] | None = None,
+        steps: int = STEPS,
         **settings: Any,
     ):
-        self.root, self.averages, self.label = root, averages, label
+        self.root, self.averages, self.label, self.steps = root, averages, label, steps
         self.warnings: dict[str, list[str]] = {}  # by stage
         count = len(averages) + 1
         self.exact = exact or [0.1, *(0.3 + 0.2 * t for t in range(count))]
@@ -225,7 +226,7 @@ class SmallExperiment:
                     ess_synthetic=40.0,
                     reward_margin=0.4,
                     tokens_per_second=200.0,
-                    steps=STEPS,
+                    steps=self.steps,
                 ),
             )
             names = {"adapter": "adapter", "history": "history.jsonl", "heldout": "heldout.parquet"}

@@ -11,7 +11,7 @@ from iris_core.common.errors import ConfigError, StoreError
 from iris_core.config import Experiment, parse_experiment
 from iris_core.config.objective import COMPARED, OBJECTIVE_NAMES
 from iris_core.pipeline.members import compare_spec, compared_by_default, member, members, with_sft
-from iris_core.pipeline.plan import Prepared, generate_spec, prepare_spec, recipe_yaml
+from iris_core.pipeline.plan import Prepared, evaluate_spec, generate_spec, prepare_spec, recipe_yaml
 from iris_core.pipeline.specs import GenerateSpec
 from iris_core.store import Artifact, Policy
 from tests.iris_core.small_experiment import SmallExperiment
@@ -158,7 +158,7 @@ def test_the_baseline_is_the_recipe_by_supervised_fine_tuning() -> None:
 
 
 def test_no_baseline_for_the_baseline_or_a_loop_that_may_end_early() -> None:
-    with pytest.raises(ConfigError, match=r"^comparison: objective.name is sft, .*: run it with --no-with-sft$"):
+    with pytest.raises(ConfigError, match=r"^comparison: objective.name is sft, .*: run it without --with-sft$"):
         with_sft(experiment(objective={"name": "sft"}))
     with pytest.raises(ConfigError, match=r"set it to false, or run the loop alone, with --no-with-sft$"):
         with_sft(experiment(schedule={"stop_when_converged": True}))
@@ -176,8 +176,19 @@ def test_a_loop_that_has_other_settings_by_now_is_not_compared(tmp_path: Path) -
     small.iterations()
     assert len(compare_spec(small.experiment, [small.experiment]).members) == 1
     changed = small.experiment.model_copy(update={"seed": 5})
-    with pytest.raises(StoreError, match=r"/small was given to another run, with other settings, .*: run again to res"):
+    with pytest.raises(StoreError, match=r"/small has other settings than its loop, .*: give that run another `name`"):
         compare_spec(changed, [changed])
+
+
+def test_what_a_loop_does_not_evaluate_is_not_compared(tmp_path: Path) -> None:
+    """The flow `iris-evaluate` may have scored the initial model of one loop, and not of the others."""
+    small = SmallExperiment(tmp_path, [0.3], evaluation={"benchmarks": ["gsm8k"], "initial": False})
+    small.iterations()
+    spec = evaluate_spec(small.experiment, small.prepared, small.prepared.initial, None)
+    small.run(spec, "initial/evaluate", small.evaluate(0.2, 0.1))
+    (found,) = compare_spec(small.experiment, [small.experiment]).members
+    assert found.initial is None
+    assert len(found.evaluate) == 1
 
 
 def prepared_keys(seed: int, **data: Any) -> list[str]:

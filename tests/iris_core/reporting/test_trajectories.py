@@ -19,13 +19,11 @@ pytestmark = pytest.mark.unit
 
 
 def test_steps_are_those_of_all_iterations_and_a_mean_over_seeds(tmp_path: Path) -> None:
-    for seed, iterations in ((0, 1), (1, 2)):
-        small = SmallExperiment(tmp_path / str(seed), [0.3] * iterations, seed=seed)
-        small.iterations()
-        (found,) = trajectories(compare_spec(small.experiment, [small.experiment]).members)
-        assert found.steps == 6 * iterations
-    both = Rearranged(tmp_path / "a", range(PROMPTS), 0), Rearranged(tmp_path / "b", range(PROMPTS), 1)
-    assert compared(*both).steps == 6
+    small = [SmallExperiment(tmp_path / str(seed), [0.3, 0.3], seed=seed, steps=6 + 2 * seed) for seed in (0, 1)]
+    for each in small:
+        each.iterations()
+    assert [compared(each).steps for each in small] == [12, 16]
+    assert compared(*small).steps == 14
 
 
 def test_differences_are_paired_by_prompt(found: list[Trajectory]) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from iris_core.sql.results import same_result, telling_values
+from iris_core.sql.results import same_result, stands_in, tells_something
 
 pytestmark = pytest.mark.unit
 
@@ -68,11 +68,17 @@ def test_columns_with_the_same_values_are_told_apart() -> None:
     assert same_result(found, expected, ordered=False)
 
 
-def test_values_that_tell_something_have_one_form_whatever_their_type() -> None:
-    assert telling_values([("", None, 0), (0.0, "", None)]) == set()
-    assert telling_values([("", None, 0), (0, "a", None)]) == {"a"}
-    rows = [(30, "30", -30.0, "030"), (2.5, "2.50", 0.1 + 0.2, "Tom"), (b"x", "nan", 1e400, 2**62)]
-    assert telling_values(rows) == {"30", "2.5", "0.3", "Tom", "b'x'", "nan", "inf", str(2**62)}
+def test_what_tells_something() -> None:
+    assert not tells_something([("", None, 0), (0.0, "", None)])
+    assert tells_something([("", None, 0), (0, "a", None)])
+
+
+def test_values_stand_in_texts_whatever_their_type_and_sign() -> None:
+    rows = [(30, "30", -30.0, "030", None), (2.5, "2.50", 0.1 + 0.2, "Tom", 0), (b"x", "nan", 1e400, 2**62, "")]
+    texts = ["30.0", "2.5", ".3", "Tom", "b'x'", "nan", "inf", str(2**62)]
+    assert stands_in(rows, texts)
+    for text in texts:
+        assert not stands_in(rows, set(texts) - {text}), text
 
 
 def test_order_counts_where_it_is_asked_for() -> None:

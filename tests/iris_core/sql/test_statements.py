@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from iris_core.sql.statements import NotParsed, is_ordered, normal_form, query_in, same_parts
+from iris_core.sql.statements import NotParsed, is_ordered, normal_form, query_in, same_parts, values_in
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("query", "values"),
+    [
+        ("SELECT 'To''m', \"Tim\", '' FROM pet", {"To'm", "Tim"}),
+        ("SELECT T1.b2, -30, 3.50, 1e3, .5, 1 FROM t3 AS T1 LIMIT 2", {"30", "3.50", "1e3", ".5", "2"}),
+        ("SELECT a -- 5 'x'\nFROM t /* 6 */ WHERE b > 7 /* 8", {"7"}),
+        ("no query 'at all", set()),
+    ],
+)
+def test_values_in_a_query(query: str, values: set[str]) -> None:
+    assert values_in(query) == values
+
 
 CTE = "-- all\nwith c as (select 1) select * from c"
 
