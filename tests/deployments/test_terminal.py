@@ -159,6 +159,34 @@ def test_loops_are_named_once_each_and_the_failed_one_has_its_log(small: SmallEx
     assert display.failed == other.home / "logs" / "iteration-0-train.log"
 
 
+def test_a_damaged_answer_of_one_loop_does_not_stop_the_next(tmp_path: Path) -> None:
+    small, shown = SmallExperiment(tmp_path, [0.3]), console()
+    small.initial()
+    small.iterations()
+    display = Display(shown)
+    done = finished(small, "iteration-0/generate")
+    display.ended(small.store, "iteration-0/generate", done)
+    evaluated = small.store.manifest("iteration-0/evaluate")
+    assert evaluated
+    evaluated.artifact("heldout").path.write_bytes(b"damaged")
+    for place in ("iteration-0/generate", "iteration-0/train"):
+        display.ended(Store(small.store.root, "other"), place, done)
+    lines = text_of(shown).splitlines()
+    (said,) = (line for line in lines if "has changed since it was written" in line)
+    assert said.startswith("! ")
+    assert lines.index(said) < lines.index("other")
+    assert len([line for line in lines if line.startswith("✓")]) == 3
+
+
+def test_no_column_for_benchmarks_that_nobody_asked_for(tmp_path: Path) -> None:
+    for folder, average in (("without", None), ("with", 0.3)):
+        small = SmallExperiment(tmp_path / folder, [average], label=None)
+        small.iterations()
+        shown = console()
+        show_result(shown, small.store)
+        assert ("average" in text_of(shown)) == (average is not None)
+
+
 def test_the_baseline_stands_beside(tmp_path: Path) -> None:
     """4 of 8 answers more are right; its interval is tested with the comparison."""
     members = []
