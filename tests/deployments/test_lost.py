@@ -229,7 +229,7 @@ def test_an_automation_of_an_earlier_version_gets_the_flows_that_are_new(
         after = {each.id: each.model_dump(mode="json") for each in client.read_automations()}
         assert sorted(each["enabled"] for each in before.values()) == [False, True]
         for each in before.values():
-            assert each["trigger"]["match_related"]["prefect.resource.name"] == "iris"
+            assert each["trigger"]["match_related"]["prefect.resource.name"] == ["iris"]
             each["trigger"]["match_related"]["prefect.resource.name"] = lost.FLOWS
         assert after == before
 
