@@ -33,7 +33,7 @@ help: ## list the targets
 setup: ## install the locked environment and the demo model (seconds when it is there)
 	@sh deployments/setup.sh
 
-demo: setup ## watch a real 135M chat model improve by verified self-play
+demo: setup ## watch a real 135M chat model learn by verified self-play
 	$(BIN)/iris demo $(ARGS)
 
 test: lint ## linter, formatter, type checker, then every test

@@ -79,7 +79,7 @@ def demo(
     set_: Settings = None,
     with_sft: WithSft = True,
 ) -> None:
-    """Watch a real 135M chat model improve by verified self-play, and by supervised fine-tuning beside it."""
+    """Watch a real 135M chat model learn by verified self-play, and by supervised fine-tuning beside it."""
     from deployments.demo import RECIPES, make_inputs
 
     console.print("making the demo's model and annotated set", style="dim")

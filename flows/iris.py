@@ -30,7 +30,7 @@ from tasks.stage import Finished
 
 @flow(name="iris", flow_run_name="{experiment.name}")
 def iris(experiment: Experiment) -> Path:
-    """Improves a supervised fine-tuned model by self-play, iteration after iteration.
+    """Trains a supervised fine-tuned model further by self-play, iteration after iteration.
 
     Stages that an earlier run has finished are reused, so that running again resumes.
 
