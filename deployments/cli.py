@@ -302,8 +302,8 @@ def run_loop(experiment: Experiment, with_sft: bool = False) -> None:
     from iris_core.store.places import COMPARISON
 
     if with_sft:  # the display has shown what each loop gave
-        compared = require_manifest(store.home / COMPARISON).artifact("comparison").intact()
-        terminal.show_beside(console, read_trajectories(compared), "sft")
+        compared = require_manifest((store.home / COMPARISON).resolve()).artifact("comparison")
+        terminal.show_beside(console, read_trajectories(compared.intact()), "sft")
     else:
         terminal.show_result(console, store)
     terminal.show_places(console, store, ends.again(), experiment.tracking.uri, compared=with_sft)

@@ -48,9 +48,12 @@ def tells_something(rows: list[Row]) -> bool:
 
 
 def stands_in(rows: list[Row], texts: Iterable[str]) -> bool:
-    """Whether every value of a result that tells something is one of `texts`, whatever its type and sign."""
-    plain = set(map(_plain, texts))
-    return all(_plain(value) in plain for row in rows for value in row if value not in NOTHING)
+    """Whether every value of a result that tells something is one of `texts`, whatever its type, sign and case.
+
+    1 may be missing, and alone never is one of them: COUNT(1) and others have it.
+    """
+    telling = {_plain(value) for row in rows for value in row if value not in NOTHING} - {"1"}
+    return bool(telling) and telling <= set(map(_plain, texts))
 
 
 def canonical(value: Any) -> Any:
@@ -66,7 +69,7 @@ def _plain(value: Any) -> str:
     try:
         return str(canonical(abs(float(value))))
     except ValueError:
-        return str(value)
+        return str(value).casefold()
 
 
 def _columns(rows: list[Row]) -> Columns:

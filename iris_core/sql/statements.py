@@ -23,9 +23,9 @@ SPACE = r"(?:\s|--[^\n]*|/\*.*?(?:\*/|\Z))"
 ORDER = re.compile(
     rf"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|{SPACE}+|[()]|\border{SPACE}++by\b""", re.DOTALL | re.IGNORECASE
 )
-# comments and words, then text and numbers
+# comments, words and names, then text and numbers
 VALUE = re.compile(
-    rf"""{SPACE}+|[^\W\d]\w*|'((?:[^']|'')*)'|"((?:[^"]|"")*)"|((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)""",
+    rf"""{SPACE}+|[^\W\d]\w*|`[^`]*`|\[[^\]]*\]|'((?:[^']|'')*)'|"((?:[^"]|"")*)"|((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)""",
     re.DOTALL | re.IGNORECASE,
 )
 CLAUSES = (
@@ -123,12 +123,12 @@ def is_written(query: str) -> bool:
 
 
 def values_in(query: str) -> set[str]:
-    """The numbers and texts that stand in a query, but for 1, which stands for what is counted, as in COUNT(1).
+    """The numbers and texts that stand in a query.
 
     sqlglot is not asked, as in `is_ordered`. SQLite takes "Tom" for text, too, where no column has that name.
     """
     found = ("".join(match.groups("")) for match in VALUE.finditer(query))
-    return {each.replace("''", "'").replace('""', '"') for each in found} - {"", "1"}
+    return {each.replace("''", "'").replace('""', '"') for each in found} - {""}
 
 
 def _outermost(tree: exp.Expr) -> list[exp.Expr]:

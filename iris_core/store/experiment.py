@@ -168,9 +168,9 @@ class Store:
 
     def unlink(self) -> None:
         """Removes the links to the stages of a recipe and to its comparison. The folders of the stages stay."""
+        self._in_bucket(Home.unlink)  # first: a pull makes the links that are there
         for link in links_of_one_recipe(self.home):
-            link.unlink()
-        self._in_bucket(Home.unlink)
+            link.unlink(missing_ok=True)
 
     def manifest(self, place: str) -> Manifest | None:
         """The manifest at `<experiment>/<place>`, or None if that stage has not completed."""

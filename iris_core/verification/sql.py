@@ -75,7 +75,7 @@ def open_judge(settings: VerificationPart) -> Judge:
             wanted = expected(case.reference)
         except QueryStopped as error:
             return Verdict("undecided", f"{error} (the reference)")
-        except (QueryFailed, ValueError, KeyError, TypeError) as error:
+        except (QueryFailed, ValueError, KeyError, TypeError, RecursionError) as error:
             return Verdict("undecided", f"the reference: {error}")
         return compare(case.response, wanted, limits)
 
@@ -87,7 +87,7 @@ def read_reference(folder: Path, reference: str, limits: Limits) -> Expected:
 
     Raises:
         QueryFailed: it has no result.
-        ValueError, KeyError, TypeError: the reference is not what it must be.
+        ValueError, KeyError, TypeError, RecursionError: the reference is not what it must be.
     """
     found = json.loads(reference)
     database, query = database_file(folder, found["db_id"]), found["sql"]

@@ -79,6 +79,8 @@ def test_values_stand_in_texts_whatever_their_type_and_sign() -> None:
     assert stands_in(rows, texts)
     for text in texts:
         assert not stands_in(rows, set(texts) - {text}), text
+    assert stands_in([("TOM", 1)], ["tom"])
+    assert not stands_in([(1,), (0,)], ["1"])
 
 
 def test_order_counts_where_it_is_asked_for() -> None:

@@ -13,8 +13,9 @@ pytestmark = pytest.mark.unit
     ("query", "values"),
     [
         ("SELECT 'To''m', \"Tim\", '' FROM pet", {"To'm", "Tim"}),
-        ("SELECT T1.b2, -30, 3.50, 1e3, .5, 1 FROM t3 AS T1 LIMIT 2", {"30", "3.50", "1e3", ".5", "2"}),
+        ("SELECT T1.b2, -30, 3.50, 1e3, .5, 1 FROM t3 AS T1 LIMIT 2", {"30", "3.50", "1e3", ".5", "1", "2"}),
         ("SELECT a -- 5 'x'\nFROM t /* 6 */ WHERE b > 7 /* 8", {"7"}),
+        ("SELECT `Ages 5-17`, [it's 8] FROM t WHERE a = '9'", {"9"}),
         ("no query 'at all", set()),
     ],
 )

@@ -321,3 +321,18 @@ def test_links_make_the_store_walkable(spec, tmp_path):
     assert json.loads((tmp_path / "store/mine/iteration-0/count/manifest.json").read_text())["key"] == spec.key()
     assert mine.manifest("iteration-0/count").artifact("words").path.read_text() == "2"
     assert mine.manifest("iteration-1/count") is None
+
+
+def test_a_recipe_takes_its_own_links_with_it_and_no_others(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path, "e"), tmp_path / "objects" / "stage"
+    folder.mkdir(parents=True)
+    own = ["comparison", "initial/evaluate", "iteration-0/train", "iteration-10/train"]
+    others = ["prepare", "mine", "notes/comparison", "iteration-best/train", "comparison-of-mine"]
+    store.check()
+    with store.one_recipe("first: 1"):
+        for place in (*own, *others):
+            store.link(place, folder)
+    assert store.holds("first: 1")
+    with store.one_recipe("second: 2"):
+        assert not store.holds("first: 1")
+        assert {place for place in (*own, *others) if (store.home / place).is_symlink()} == set(others)

@@ -118,6 +118,8 @@ def test_the_order_counts_where_the_reference_asks_for_one(databases: Path) -> N
         ("SELECT COUNT(*) FROM pet WHERE age = 5", "SELECT SUM(CASE WHEN age = 5 THEN 1 ELSE 0 END) FROM pet", "right"),
         ("SELECT COUNT(*) FROM pet WHERE age > 1", "SELECT COUNT(*) FROM (SELECT 1 FROM pet LIMIT 2)", "undecided"),
         ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT MAX(5) FROM pet /* x", "undecided"),
+        ("SELECT name, age - 4 FROM pet WHERE age = 5", "SELECT MAX('Tom'), MAX(1) FROM pet", "undecided"),
+        ("SELECT name FROM pet WHERE age = 5", "SELECT name FROM pet WHERE name LIKE 'tom'", "undecided"),
         ("SELECT age FROM pet WHERE name = 'Tom'", "VALUES((SELECT MAX(5) FROM pet))", "undecided"),
         ("SELECT age FROM pet WHERE name = 'Tom'", "SELECT MAX(age) FROM pet -- not 5", "right"),
         ("SELECT name, age FROM pet WHERE age = 5", "SELECT name, age FROM pet WHERE name = 'Tom'", "right"),
@@ -169,7 +171,9 @@ def test_a_reference_without_result_decides_nothing(databases: Path, sql: str, d
     assert found.reason.startswith(reason)
 
 
-@pytest.mark.parametrize("reference", ["", "[]", "{}", '{"db_id": "pets"}', '{"db_id": 3, "sql": "x"}', PETS])
+@pytest.mark.parametrize(
+    "reference", ["", "[]", "[" * 100_000, "{}", '{"db_id": "pets"}', '{"db_id": 3, "sql": "x"}', PETS]
+)
 def test_what_is_no_reference_decides_nothing(databases: Path, reference: str) -> None:
     assert open_judge(settings(databases))(Case("?", PETS, reference)).verdict == "undecided"
 
