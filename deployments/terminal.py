@@ -181,16 +181,17 @@ def show_result(console: Console, store: Store) -> None:
     table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     accuracy = _narrow_name(verifier_in(found))
     names = [*NARROW_HEADERS, f"{accuracy}\n[95 %]", f"{label}\n%"]
-    scored = any(cells(row)[-1] for row in found)  # no benchmark may have been asked for
-    for name in names if scored else names[:-1]:
+    lines = [cells(row) for row in found]
+    shown = len(names) if any(line[-1] for line in lines) else len(names) - 1  # no benchmark may have been asked for
+    for name in names[:shown]:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in found:
-        table.add_row(*map(_narrow, cells(row)[: len(table.columns)]))
+    for line in lines:
+        table.add_row(*map(_narrow, line[:shown]))
     show(console, "\n", (one_line(store.home.name), "bold"), ": the model after each iteration")
     console.print(table)
     if best := champion(store):
-        line = f"champion  version {best.version}, {place_name(iteration_name(best.iteration))}"
-        show(console, f"{line}: {plain(best.note)}\n")
+        version = f"champion  version {best.version}, {place_name(iteration_name(best.iteration))}"
+        show(console, f"{version}: {plain(best.note)}\n")
     show_warnings(console, warnings(store))
     for sample in samples(store):
         answers = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

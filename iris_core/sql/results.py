@@ -65,7 +65,7 @@ def canonical(value: Any) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """ "30" for "30", -30 and 30.0."""
+    """The one form of values that differ in type, sign or case: "30" of "30", -30 and 30.0."""
     try:
         return str(canonical(abs(float(value))))
     except ValueError:

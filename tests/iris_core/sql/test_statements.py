@@ -8,6 +8,8 @@ from iris_core.sql.statements import NotParsed, is_ordered, normal_form, query_i
 
 pytestmark = pytest.mark.unit
 
+CTE = "-- all\nwith c as (select 1) select * from c"
+
 
 @pytest.mark.parametrize(
     ("query", "values"),
@@ -21,9 +23,6 @@ pytestmark = pytest.mark.unit
 )
 def test_values_in_a_query(query: str, values: set[str]) -> None:
     assert values_in(query) == values
-
-
-CTE = "-- all\nwith c as (select 1) select * from c"
 
 
 @pytest.mark.parametrize(
